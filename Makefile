@@ -1,0 +1,43 @@
+# `make` needs python3 3.11 or newer and the package index. All it makes is in .venv and .tox.
+
+PYTHON ?= python3
+# CI must have every Python; a developer tests with those there are, and is told which are not.
+MISSING = $(if $(CI),false,true)
+
+.PHONY: help copy test serve bench lock clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+copy: .venv/service ## see a file copied through the queue: starts the service, copies, compares, stops
+	@.venv/bin/python docs/demo.py $(FILE)
+
+test: .venv/tox ## run the tests on every Python there is, style and types (one: .venv/bin/tox run -e py311)
+	.venv/bin/tox run-parallel --parallel 2 --parallel-no-spinner --skip-missing-interpreters $(MISSING)
+
+serve: .venv/service ## serve on http://127.0.0.1:5000 (PORT=… for another), messages in queue.db
+	.venv/bin/gunicorn handler:app
+
+bench: .venv/service ## run the benchmarks and print their ratios
+	.venv/bin/python -m benchmarks
+
+lock: .venv/tox ## pin the requirements anew after a change in pyproject.toml
+	.venv/bin/tox run -e lock
+
+clean: ## remove what make made
+	rm -rf .venv .tox build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamp files: each set-up step is done once, and again when what it reads changes.
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit("python3 3.11 or newer is needed; name one with make PYTHON=…") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/service: .venv/made requirements.txt pyproject.toml
+	.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+.venv/tox: .venv/made
+	.venv/bin/python -m pip install -qq --disable-pip-version-check tox
+	@touch $@

@@ -1,0 +1,102 @@
+"""what a message's optional fields cost: sent, received with a lease and acked through the Store.
+
+Each feature in turn with plain messages, in batches of 100 and one by one. Keys are measured at a backlog of 100,000
+messages, of as many keys or all of one, against plain messages at the same backlog.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from benchmarks.report import Figure, Found, compare, ours_to_other, us
+from storage import open_store
+from storage.model import MAX_BATCH, NewMessage, Receive, Store
+
+BACKLOG = 100_000
+MOST = 1.5  # times the plain path
+ROUNDS = 11
+PATIENCE = 60.0  # seconds
+MESSAGES = {100: 1_000, 1: 100}  # of one round, by the size of its batches
+
+Kinds = dict[str, Callable[[], dict[str, object]]]  # by name: what a message has beside its text
+
+_number = itertools.count()
+
+
+def _key() -> dict[str, object]:
+    return {"key": f"key-{next(_number) % BACKLOG}"}
+
+
+def _one_key() -> dict[str, object]:
+    return {"key": "the only one"}
+
+
+# Each in a queue of its own, of the same name.
+WITHOUT_BACKLOG: Kinds = {
+    "plain": dict,
+    "priority": lambda: {"priority": next(_number) % 10},
+    "recipient": lambda: {"recipient": "worker-7"},
+    "delay": lambda: {"delay": 0.001},
+    "dedup_id": lambda: {"dedup_id": f"id-{next(_number)}"},
+}
+WITH_BACKLOG: Kinds = {
+    "plain-backlog": dict,
+    "100,000-keys": _key,
+    "one-key": _one_key,
+}
+
+
+def features() -> Found:
+    figures = []
+    with (
+        tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
+        closing(open_store(f"sqlite:///{Path(folder, 'queue.db')}")) as store,
+    ):
+        for name, fields in WITH_BACKLOG.items():
+            for _ in range(0, BACKLOG, MAX_BATCH):
+                store.send(name, _messages(fields, MAX_BATCH))
+        for batch in MESSAGES:
+            figures += _figures(store, WITHOUT_BACKLOG, batch) + _figures(store, WITH_BACKLOG, batch)
+    return Found("feature", "plain", figures)
+
+
+def _figures(store: Store, kinds: Kinds, batch: int) -> list[Figure]:
+    _round(store, kinds, batch)
+    rounds = [_round(store, kinds, batch) for _ in range(ROUNDS)]
+    plain, *others = kinds
+    how = f"in batches of {batch}" if batch > 1 else "one by one"
+    return [
+        compare(f"{name}, {how}", [(r[name], r[plain]) for r in rounds], us, ratio=ours_to_other, at_most=MOST)
+        for name in others
+    ]
+
+
+def _round(store: Store, kinds: Kinds, batch: int) -> dict[str, float]:
+    """Seconds a message takes, by kind."""
+    return {name: _pass(store, name, fields, batch) for name, fields in kinds.items()}
+
+
+def _pass(store: Store, queue: str, fields: Callable[[], dict[str, object]], batch: int) -> float:
+    """Seconds a message takes: as many are sent, and then received and acked."""
+    recipient = str(fields().get("recipient", ""))
+    start = time.perf_counter()
+    for _ in range(0, MESSAGES[batch], batch):
+        store.send(queue, _messages(fields, batch))
+    left = MESSAGES[batch]
+    while left:
+        if time.perf_counter() - start > PATIENCE:
+            raise RuntimeError(f"{left} messages of queue {queue} did not come")
+        leased = store.receive(Receive((queue,), batch, 60.0, recipient))
+        if leased:  # else a delay has not ended yet
+            store.ack([str(message.receipt) for message in leased])
+            left -= len(leased)
+    return (time.perf_counter() - start) / MESSAGES[batch]
+
+
+def _messages(fields: Callable[[], dict[str, object]], count: int) -> list[NewMessage]:
+    return [NewMessage.from_document({"text": "x" * 60, **fields()}) for _ in range(count)]

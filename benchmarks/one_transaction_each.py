@@ -1,0 +1,70 @@
+"""The same app with the plain design, to measure against: a transaction a request, a connection a thread.
+
+No group commit and no lock among processes: each request takes SQLite's write lock for itself, by BEGIN IMMEDIATE
+and SQLite's own busy wait, and pays a fsync of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+
+from handler import Application
+from storage.commit import GroupCommit
+from storage.model import Store
+from storage.sqlite import SqliteStore
+from storage.sqlite_work import Work
+
+T = TypeVar("T")
+
+PATIENCE = 60_000  # ms SQLite's busy wait goes on: longer than any benchmark, so that no request is given up
+
+
+class OneTransactionEach(GroupCommit[Work]):
+    """Stands where the group commit does."""
+
+    def __init__(self, connect: Callable[[], apsw.Connection], work: Callable[[apsw.Connection], Work]) -> None:
+        self._connect = connect
+        self._work = work
+        self._own = threading.local()
+
+    def run(self, operation: Callable[[Work], T]) -> T:
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = operation(self._work(connection))
+            connection.execute("COMMIT")
+            return result
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+    def _connection(self) -> apsw.Connection:
+        if not hasattr(self._own, "connection"):
+            self._own.connection = self._connect()
+            self._own.connection.set_busy_timeout(PATIENCE)
+        connection: apsw.Connection = self._own.connection
+        return connection
+
+
+class PlainStore(SqliteStore):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._commits = OneTransactionEach(self._file.connect, lambda connection: Work(connection, self._clock))
+
+
+class PlainApplication(Application):
+    @property
+    def store(self) -> Store:
+        with self._opening:
+            if self._store is None:
+                path = self.settings.database_url.removeprefix("sqlite:///")
+                self._store = PlainStore(Path(path))
+            return self._store
+
+
+app = PlainApplication()

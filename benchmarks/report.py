@@ -1,0 +1,133 @@
+"""What a benchmark found, and how it is told: a table of ratios, each beside what is required of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+A_DISK = 20e-6  # seconds: no fsync of a real one is faster
+
+
+class Figure(NamedTuple):
+    """One row: two values as told to a reader, and their ratio. A bound of None requires nothing."""
+
+    what: str
+    ours: str
+    other: str
+    ratio: float
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = "×"  # of the ratio and its bounds
+
+    @property
+    def required(self) -> str:
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g} {self.unit}"
+        return "" if self.at_most is None else f"≤ {self.at_most:g} {self.unit}"
+
+    @property
+    def missed(self) -> bool:
+        return (self.at_least is not None and self.ratio < self.at_least) or (
+            self.at_most is not None and self.ratio > self.at_most
+        )
+
+    @property
+    def verdict(self) -> str:
+        return "" if not self.required else "MISSED" if self.missed else "reached"
+
+
+class Found(NamedTuple):
+    """What one benchmark found; `ours` and `other` head the columns of what is compared."""
+
+    ours: str
+    other: str
+    figures: list[Figure]
+
+
+def compare(
+    what: str,
+    rounds: Sequence[tuple[float, float]],
+    tell: Callable[[float], str],
+    *,
+    ratio: Callable[[float, float], float],
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Figure:
+    """A figure of (ours, other) in alternating rounds: the median of each, and the median of the rounds' ratios."""
+    ours, other = (statistics.median(values) for values in zip(*rounds, strict=True))
+    return Figure(what, tell(ours), tell(other), statistics.median(ratio(*pair) for pair in rounds), at_least, at_most)
+
+
+def ours_to_other(ours: float, other: float) -> float:
+    return ours / other
+
+
+def other_to_ours(ours: float, other: float) -> float:
+    return other / ours
+
+
+def table(found: Found) -> str:
+    """The figures in columns."""
+    rows = [("", found.ours, found.other, "ratio", "required", "")]
+    rows += [(f.what, f.ours, f.other, f"{f.ratio:.2f} {f.unit}", f.required, f.verdict) for f in found.figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        return f"  {'  '.join(cells)}".rstrip()
+
+    return "\n".join(map(line, rows))
+
+
+def machine() -> str:
+    """The machine and the programs, in a few lines."""
+    taken = fsync_time()
+    doubt = "; that is no disk, set TMPDIR to a directory on one" if taken < A_DISK else ""
+    return "\n".join(
+        [
+            f"machine   {os.cpu_count()} cores, {platform.system()} {platform.release()} {platform.machine()}, "
+            f"load {os.getloadavg()[0]:.1f}",
+            f"programs  Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, "
+            f"gunicorn {version('gunicorn')}, Bottle {version('bottle')}",
+            f"disk      {tempfile.gettempdir()}: 4 KiB appended and fsynced in {us(taken)} (median){doubt}",
+        ]
+    )
+
+
+def fsync_time(rounds: int = 300) -> float:
+    """Seconds (median) until 4 KiB appended to a file in the temporary directory are on disk."""
+    sync = getattr(os, "fdatasync", os.fsync)
+    taken = []
+    with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, Path(folder, "file").open("wb", 0) as file:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            file.write(bytes(4096))
+            sync(file.fileno())
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def percentile(ascending: Sequence[float], share: float) -> float:
+    """`share` is 0.99 for p99."""
+    return ascending[min(len(ascending) - 1, int(len(ascending) * share))]
+
+
+def per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s"
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+def us(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f} µs"

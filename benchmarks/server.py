@@ -1,0 +1,92 @@
+"""A real service for a benchmark: gunicorn with the repository's own settings, in a private directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STARTS_WITHIN = 20.0  # seconds
+STOPS_WITHIN = 40.0  # seconds: a little over gunicorn's graceful timeout
+
+
+class Service(NamedTuple):
+    """A service that answers; `pid` is its master's."""
+
+    port: int
+    pid: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def workers(self) -> list[int]:
+        """Their pids. On Linux."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+
+@contextmanager
+def service(app: str = "handler:app", database: Path | None = None) -> Iterator[Service]:
+    """One on a free port, with a database of its own or the one given; all of it is gone when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        probe.close()
+        log = Path(folder, "log")
+        process = _start(app, port, database or Path(folder, "queue.db"), log)
+        try:
+            _await_answer(f"http://127.0.0.1:{port}/ready", process, log)
+            yield Service(port, process.pid)
+        finally:
+            _stop(process)
+
+
+def settings() -> str:
+    """What decides the figures, beside the machine."""
+    return (
+        f"settings  gunicorn gthread, {os.environ.get('WEB_CONCURRENCY', '2')} workers of "
+        f"{os.environ.get('QUEUE_THREADS', '64')} threads; SQLite WAL, synchronous=FULL: every reply after its fsync"
+    )
+
+
+def _start(app: str, port: int, database: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", app],
+            cwd=REPOSITORY,
+            env=os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{database}"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + STARTS_WITHIN
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except OSError:  # refused, or an HTTP error: not ready yet
+            time.sleep(0.02)
+    raise RuntimeError(f"the service did not start:\n{log.read_text(errors='replace')}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOPS_WITHIN)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

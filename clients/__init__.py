@@ -1,0 +1,35 @@
+"""The client of a queue service: QueueClient, its messages and its errors."""
+
+from clients.client import QueueClient
+from clients.errors import (
+    BadRequest,
+    NotAllowed,
+    NotFound,
+    PreconditionFailed,
+    ProblemError,
+    QueueError,
+    QueueFull,
+    StaleReceipt,
+    Unavailable,
+    Unreachable,
+)
+from clients.messages import AckResult, Message, NextMessages, Outgoing, TransactionReply
+
+__all__ = [
+    "AckResult",
+    "BadRequest",
+    "Message",
+    "NextMessages",
+    "NotAllowed",
+    "NotFound",
+    "Outgoing",
+    "PreconditionFailed",
+    "ProblemError",
+    "QueueClient",
+    "QueueError",
+    "QueueFull",
+    "StaleReceipt",
+    "TransactionReply",
+    "Unavailable",
+    "Unreachable",
+]

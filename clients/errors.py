@@ -1,0 +1,96 @@
+"""What can go wrong at a client. Every fault the service tells of carries its problem document (RFC 9457).
+
+QueueError
+├── Unreachable             no usable reply within the time for trying; whether it was done is unknown
+└── ProblemError            the service answered, and refused
+    ├── BadRequest          400, 405, 411, 413, 415, 422: this request can never succeed as it is
+    ├── NotAllowed          401, 403: no token, or one that may not do this
+    ├── NotFound            404: no such queue or message
+    ├── StaleReceipt        409: the lease ended and somebody else holds the message now
+    ├── PreconditionFailed  412: the settings changed since they were read
+    ├── QueueFull           429: nothing was stored, now or in all the time for trying
+    └── Unavailable         5xx: nothing was done, now or in all the time for trying
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+class QueueError(Exception):
+    """Base of all faults a client reports; `str()` of it is one sentence."""
+
+
+class Unreachable(QueueError):
+    """No usable reply came within the time for trying. The request may or may not have been done."""
+
+
+class ProblemError(QueueError):
+    """The service refused. `status` and `code` are stable; `field`, `index` and `queue` say where it applies."""
+
+    def __init__(self, status: int, document: Mapping[str, Any], retry_after: float | None = None) -> None:
+        self.status = status
+        self.document = document
+        self.type = str(document.get("type", "about:blank"))
+        self.title = str(document.get("title", f"HTTP {status}"))
+        self.detail = str(document.get("detail", ""))
+        self.code = str(document.get("code", ""))
+        self.field: str | None = document.get("field")
+        self.index: int | None = document.get("index")
+        self.queue: str | None = document.get("queue")
+        self.retry_after = retry_after
+        super().__init__(self.detail or self.title)
+
+
+class BadRequest(ProblemError):
+    pass
+
+
+class NotAllowed(ProblemError):
+    pass
+
+
+class NotFound(ProblemError):
+    pass
+
+
+class StaleReceipt(ProblemError):
+    pass
+
+
+class PreconditionFailed(ProblemError):
+    pass
+
+
+class QueueFull(ProblemError):
+    pass
+
+
+class Unavailable(ProblemError):
+    pass
+
+
+_BY_STATUS: dict[int, type[ProblemError]] = {
+    401: NotAllowed,
+    403: NotAllowed,
+    404: NotFound,
+    409: StaleReceipt,
+    412: PreconditionFailed,
+    429: QueueFull,
+}
+
+
+def problem(status: int, body: bytes, retry_after: float | None) -> ProblemError:
+    """The exception for a reply that is no success; a body that is no problem document is quoted as the detail."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        document = {"detail": f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}"}
+    kind = _BY_STATUS.get(status, Unavailable if status >= 500 else BadRequest)
+    if not 300 <= status <= 599:
+        kind = ProblemError
+    return kind(status, document, retry_after)

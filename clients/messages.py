@@ -1,0 +1,176 @@
+"""Messages as a reader holds them and as a writer sends them, and their JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from clients.client import QueueClient
+
+Attribute = str | int | float | bool | None
+
+
+class Outgoing(TypedDict, total=False):
+    """A message to be sent. Only `text` is required; `queue` has a meaning in a transaction only.
+
+    key: messages of one key are delivered in order, one reader at a time. priority: 0–9, higher first.
+    recipient: only a reader that names it gets the message. delay, ttl: seconds; not delivered before, not after.
+    dedup_id: a second message with the same one, within the queue's window, is not stored.
+    """
+
+    text: str
+    key: str
+    priority: int
+    recipient: str
+    attributes: Mapping[str, Attribute]
+    delay: float
+    ttl: float
+    dedup_id: str
+    queue: str
+
+
+class Envelope(TypedDict, total=False):
+    """The optional fields of one message; Outgoing says what each means."""
+
+    key: str
+    priority: int
+    recipient: str
+    attributes: Mapping[str, Attribute]
+    delay: float
+    ttl: float
+    dedup_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A message as it was received. `id` and `sent_at` are None in a plain read of several: the wire has none.
+
+    With a lease it is invisible to others until `leased_until`, and has to be settled by its `receipt`: by ack,
+    release or reject. Whoever holds it for longer extends the lease.
+    """
+
+    text: str
+    queue: str
+    id: str | None = None
+    sent_at: datetime | None = None
+    receive_count: int | None = None
+    receipt: str | None = None
+    leased_until: datetime | None = None
+    key: str | None = None
+    priority: int = 0
+    recipient: str | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    delay: float | None = None
+    ttl: float | None = None
+    dedup_id: str | None = None
+    state: str | None = None  # in a peek only
+    _client: QueueClient | None = field(default=None, repr=False, compare=False)
+
+    def ack(self) -> None:
+        """Done with: the message is gone. Raises StaleReceipt or NotFound if it is no longer ours."""
+        self._holder().ack(self)
+
+    def extend(self, lease: float) -> None:
+        """The lease ends `lease` seconds from now."""
+        self._holder().extend(self, lease)
+
+    def release(self, delay: float = 0) -> None:
+        """Give it back: it is delivered again, at once or in `delay` seconds."""
+        self._holder().release(self, delay=delay)
+
+    def reject(self, reason: str | None = None) -> None:
+        """Move it to the dead letters now."""
+        self._holder().reject(self, reason=reason)
+
+    def complete(self, send: Iterable[str | Outgoing] = ()) -> TransactionReply:
+        """Ack it and send what came of it, in one commit: both or neither."""
+        return self._holder().transact(ack=[self], send=send)
+
+    def _holder(self) -> QueueClient:
+        if self._client is None:
+            raise ValueError("this message was made by hand: settle it through a QueueClient")
+        return self._client
+
+
+class Source(TypedDict, total=False):
+    """Where messages are read from: a queue, or several in order of preference; and as whom."""
+
+    queue: str | None
+    queues: Sequence[str] | None
+    recipient: str | None
+
+
+class Ask(Source, total=False):
+    """What is read: `wait` in seconds, `lease` in seconds or "default"."""
+
+    limit: int
+    wait: float
+    lease: float | str | None
+
+
+class NextMessages(TypedDict, total=False):
+    """What a transaction receives after its commit, always with a lease; as in Ask."""
+
+    queue: str | None
+    recipient: str | None
+    limit: int
+    wait: float
+    lease: float | str
+
+
+@dataclass(frozen=True, slots=True)
+class AckResult:
+    """What became of a batch of receipts. Stale: somebody else holds the message. Missing: it is gone."""
+
+    acked: int
+    stale: list[str]
+    missing: list[str]
+
+    def __add__(self, other: AckResult) -> AckResult:
+        return AckResult(self.acked + other.acked, self.stale + other.stale, self.missing + other.missing)
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionReply:
+    """The ids of what a transaction sent, in order, and the messages it received."""
+
+    ids: list[str]
+    messages: list[Message]
+
+
+def encode(document: object) -> bytes:
+    """JSON as the service takes it. Raises ValueError for NaN, an infinity or a lone surrogate."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def outgoing(message: str | Outgoing) -> Outgoing:
+    """A bare string is a message's text."""
+    return {"text": message} if isinstance(message, str) else message
+
+
+def received(document: Mapping[str, Any], queue: str, client: QueueClient | None) -> Message:
+    """The message that a reply's JSON tells of; fields this client does not know are left out."""
+    known = {name: document[name] for name in _PLAIN_FIELDS if name in document}
+    known.setdefault("queue", queue)
+    for name in ("sent_at", "leased_until"):
+        if isinstance(document.get(name), str):
+            known[name] = _moment(document[name])
+    return Message(**known, _client=client)
+
+
+@lru_cache(256)  # the messages of a batch share theirs
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+_PLAIN_FIELDS = (
+    "text", "queue", "id", "receive_count", "receipt", "key", "priority", "recipient", "attributes",
+    "delay", "ttl", "dedup_id", "state",
+)  # fmt: skip

@@ -1,0 +1,162 @@
+"""One HTTP call, tried again until it is answered: connections, timeouts, retries with backoff."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+
+from clients.errors import ProblemError, Unreachable, problem
+
+FIRST_PAUSE = 0.05  # seconds before the second retry; doubled at each one after it
+LONGEST_PAUSE = 5.0  # seconds
+CONNECTIONS_KEPT = 64  # idle ones, for as many threads that share a client
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A success. `tries` over 1 means that an earlier try of the same call may have been done already."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    tries: int
+
+
+class Transport:
+    """Calls to one service; safe to share between threads, and to go on using in a forked child.
+
+    Raises ValueError for a URL that is not http(s)://host. `timeout` and `retry_for` are seconds: how long one
+    try may take, and for how long a call that failed may be tried again.
+    """
+
+    def __init__(
+        self, url: str, *, token: str | None, timeout: float, retry_for: float, trust_env: bool, verify: bool | str
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"not the URL of a service: {url!r}")
+        self.url = url.rstrip("/")
+        self._timeout = timeout
+        self._retry_for = retry_for
+        self._headers = {"Accept": "application/json", "User-Agent": "queue-service-client"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._options: dict[str, Any] = {"verify": verify, "proxies": {}}
+        if trust_env:
+            found = requests.Session().merge_environment_settings(self.url, {}, None, verify, None)
+            self._options = {"verify": found["verify"], "proxies": found["proxies"]}
+        self._closing = threading.Event()
+        self._connect()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        waits: float = 0,
+        retry_for: float | None = None,
+        done_if_lost: tuple[int, ...] = (),
+    ) -> Reply:
+        """The reply, a success. `waits` is how long the service may hold the call back, in seconds.
+
+        A refusal with one of the statuses `done_if_lost` after a try whose reply was lost is a success too: it
+        was that try which did it. Raises ProblemError, or Unreachable when no try was answered in time.
+        """
+        request = self._request(method, path, body, headers)
+        give_up = time.monotonic() + (self._retry_for if retry_for is None else retry_for)
+        tries, lost = 0, False
+        while True:
+            tries += 1
+            fault: ProblemError | Unreachable
+            try:
+                status, got, content = self._try_once(request, waits)
+            except requests.RequestException as error:
+                fault, lost = Unreachable(f"{self.url} does not answer: {_reason(error)}"), True
+            else:
+                if 200 <= status < 300:
+                    return Reply(status, got, content, tries if lost else 1)
+                if lost and status in done_if_lost:
+                    return Reply(status, got, b"", tries)
+                fault = problem(status, content, retry_after(got))
+                if status not in (429, 502, 503, 504):
+                    raise fault
+            pause = _pause(tries, fault)
+            if time.monotonic() + pause > give_up or self._closing.wait(pause):
+                raise fault
+
+    def close(self) -> None:
+        """Close idle connections; calls that wait for their next try give up."""
+        self._closing.set()
+        self._adapter.close()
+
+    def _connect(self) -> None:
+        # An adapter, not a Session: it is safe to share between threads, and looks up no proxy, cookie, netrc
+        # or redirect at each call, which is half of what a request costs.
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
+        self._process = os.getpid()
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> requests.PreparedRequest:
+        request = requests.PreparedRequest()
+        request.method = method
+        request.url = self.url + path
+        request.headers = CaseInsensitiveDict(self._headers)
+        request.headers.update(headers or {})
+        request.hooks = {}
+        if body is not None:
+            request.body = body
+            request.headers.setdefault("Content-Type", "application/json")
+        if body is not None or method not in ("GET", "HEAD"):
+            request.headers["Content-Length"] = str(len(body or b""))
+        return request
+
+    def _try_once(self, request: requests.PreparedRequest, waits: float) -> tuple[int, Mapping[str, str], bytes]:
+        if self._process != os.getpid():  # a fork: the connections are the parent's
+            self._connect()
+        response = self._adapter.send(request, timeout=(self._timeout, self._timeout + waits), **self._options)
+        return response.status_code, response.headers, response.content  # reading it all frees the connection
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from a Retry-After header that says so."""
+    try:
+        return max(0.0, float(headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _pause(tries: int, fault: ProblemError | Unreachable) -> float:
+    """Seconds until the next try. Random, so that clients which failed together do not come back together."""
+    if isinstance(fault, ProblemError) and fault.retry_after is not None:
+        return fault.retry_after * random.uniform(1.0, 1.25)
+    if tries == 1:
+        return 0.0  # mostly a kept connection which the service had closed
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 2, 16)) * random.uniform(0.5, 1.0)
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "no reply in time"
+    text = str(error)
+    for sign, reason in (
+        ("refused", "connection refused"),
+        ("resolve", "no such host"),
+        ("Name or service", "no such host"),
+        ("SSL", "TLS: the certificate or the protocol is not accepted"),
+    ):
+        if sign in text:
+            return reason
+    return "the connection broke"

@@ -1,0 +1,1 @@
+"""What stands between the network and the store beside the native routes of handler.py."""

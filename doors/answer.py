@@ -1,0 +1,115 @@
+"""HTTP answered: messages, queues and problems as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from bottle import HTTPResponse
+
+from storage.model import Message, NewMessage, Queue, Receive, Transacted, rfc3339
+
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
+RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 for want of a place to wait
+
+
+def nothing(**headers: str) -> HTTPResponse:
+    return HTTPResponse(status=204, headers={"Cache-Control": "no-store"}, **headers)
+
+
+def value(told: object, headers: dict[str, str] | None = None) -> HTTPResponse:
+    return _text(json.dumps(told, ensure_ascii=False), headers=headers)
+
+
+def stored(number: int, message: NewMessage) -> HTTPResponse:
+    return _text(f'{{"id": "{number}", {_as_written(message.text, message.fields)[1:]}')
+
+
+def ids(numbers: list[int]) -> HTTPResponse:
+    return value({"ids": [str(number) for number in numbers]})
+
+
+def delivery(messages: list[Message], ask: Receive, many: bool, ndjson: bool) -> HTTPResponse:
+    """What a read brought: with its envelope when it is leased, else just as it was written."""
+    if not messages:
+        return nothing()
+    if ask.lease is not None:
+        told = [envelope(message) for message in messages]
+    else:
+        told = [_as_written(message.text, message.fields) for message in messages]
+        if many and len(ask.queues) > 1:
+            told = [f'{{"queue": "{message.queue}", {one[1:]}' for message, one in zip(messages, told, strict=True)]
+    return batch(told, ndjson) if many else _text(told[0], headers=_delivery_headers(messages[0]))
+
+
+def batch(told: list[str], ndjson: bool) -> HTTPResponse:
+    if ndjson:
+        return _text("\n".join(told), kind="application/x-ndjson")
+    return _text(f"[{','.join(told)}]")
+
+
+def extended(until: int) -> HTTPResponse:
+    return value({"leased_until": rfc3339(until)})
+
+
+def transacted(done: Transacted, asked: Receive | None) -> HTTPResponse:
+    numbers = json.dumps([str(number) for number in done.ids])
+    if asked is None:
+        return _text(f'{{"ids": {numbers}}}')
+    headers = {"Retry-After": str(RETRY_AFTER)} if done.crowded else {}
+    return _text(f'{{"ids": {numbers}, "messages": [{",".join(map(envelope, done.messages))}]}}', headers=headers)
+
+
+def stats(queue: Queue) -> dict[str, Any]:
+    return {"queue": queue.name, "stats": queue.stats._asdict()}
+
+
+def description(queue: Queue) -> HTTPResponse:
+    return value(stats(queue) | {"settings": asdict(queue.settings)}, {"ETag": f'"{queue.version}"'})
+
+
+def envelope(message: Message, state: str | None = None) -> str:
+    """A message as the service tells of it, as JSON. What is not escaped here is the service's own ASCII."""
+    told = f'{{"id": "{message.id}", "queue": "{message.queue}"'
+    if state is not None:
+        told += f', "state": "{state}"'
+    told += f', "sent_at": "{rfc3339(message.sent_at)}", "receive_count": {message.receive_count}'
+    if message.receipt is not None:
+        told += f', "receipt": "{message.receipt}"'
+    if message.leased_until is not None:
+        told += f', "leased_until": "{rfc3339(message.leased_until)}"'
+    return f"{told}, {_as_written(message.text, message.fields)[1:]}"
+
+
+def problem(
+    status: int, code: str, title: str, detail: str, headers: dict[str, str] | None = None, **more: object
+) -> HTTPResponse:
+    """RFC 9457."""
+    told = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
+    told |= {name: value for name, value in more.items() if value is not None}
+    headers = headers or ({"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {})
+    return _text(json.dumps(told, ensure_ascii=False), status, "application/problem+json", headers)
+
+
+def _as_written(text: str, fields: str | None) -> str:
+    """A message as its writer put it, as JSON. `fields` is JSON already, so it is put in as it is."""
+    told = f'{{"text": {_quoted(text)}'
+    return f"{told}}}" if fields is None or fields == "{}" else f"{told}, {fields[1:]}"
+
+
+def _delivery_headers(message: Message) -> dict[str, str]:
+    return {
+        "Message-Id": str(message.id),
+        "Message-Queue": message.queue,
+        "Message-Sent-At": rfc3339(message.sent_at),
+    }
+
+
+def _text(
+    text: str, status: int = 200, kind: str = "application/json", headers: dict[str, str] | None = None
+) -> HTTPResponse:
+    headers = {"Content-Type": kind, "Cache-Control": "no-store"} | (headers or {})
+    # A lone surrogate, cited from a request, becomes its JSON escape.
+    body = f"{text}\n".encode("utf-8", "backslashreplace") if text else b""
+    return HTTPResponse(body, status, headers)

@@ -1,0 +1,244 @@
+"""What each route's request may say: from query and body to the store's own words, or InvalidInput."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from doors.wire import BadRequest, Environ, Query, UnsupportedMediaType, media_type, parse_json, utf8
+from storage.errors import InvalidInput
+from storage.model import (
+    MAX_BATCH,
+    MAX_LEASE,
+    MAX_LIMIT,
+    MAX_REASON,
+    MAX_WAIT,
+    NewMessage,
+    Receive,
+    State,
+    check_name,
+    check_queue_name,
+    milliseconds,
+)
+
+
+class Body(NamedTuple):
+    """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
+
+    messages: list[NewMessage]
+    batch: bool
+
+
+class Ask(NamedTuple):
+    """A read, as the query puts it. `batch`: the reader set a `limit`, so it gets an array whatever comes."""
+
+    receive: Receive
+    batch: bool
+
+
+class LeaseChange(NamedTuple):
+    """What the holder of a receipt wants, in seconds: more time, or (lease 0) to give back, or to bury."""
+
+    lease: float
+    delay: float
+    dead: bool
+    reason: str
+
+
+class Transaction(NamedTuple):
+    ack: list[str]
+    send: list[tuple[str, NewMessage]]
+    receive: Receive | None
+
+
+def nothing(environ: Environ) -> None:
+    """A route that takes no query."""
+    Query(environ).done()
+
+
+def messages(environ: Environ, body: bytes) -> Body:
+    """The messages a body holds, by its Content-Type."""
+    kind = media_type(environ)
+    if kind == "text/plain":
+        return Body([NewMessage.from_document({"text": utf8(body)})], batch=False)
+    if kind == "application/x-ndjson":
+        return Body(_batch(_ndjson(body)), batch=True)
+    document = parse_json(body)
+    if isinstance(document, list):
+        return Body(_batch(document), batch=True)
+    return Body([NewMessage.from_document(document)], batch=False)
+
+
+def ask(environ: Environ, queue: str | None) -> Ask:
+    """The read asked for at a queue's own route, or (queue None) at /messages, where `queue` may be given."""
+    query = Query(environ)
+    names = tuple(dict.fromkeys(query.many("queue"))) or ("default",) if queue is None else (queue,)
+    limit = query.whole("limit", 1, MAX_LIMIT)
+    wait = query.number("wait", 0, MAX_WAIT)
+    recipient = query.one("recipient")
+    lease = query.number_or("lease", 1, MAX_LEASE, "default")
+    query.done()
+    receive = Receive(
+        tuple(check_queue_name(name) for name in names),
+        limit or 1,
+        lease,
+        "" if recipient is None else check_name("recipient", recipient),
+        wait or 0.0,
+    )
+    return Ask(receive, batch=limit is not None)
+
+
+def peek(environ: Environ) -> tuple[int, int, State | None]:
+    """limit, after and state."""
+    query = Query(environ)
+    limit, after, state = query.whole("limit", 1, MAX_LIMIT), query.whole("after", 0, 2**63 - 1), query.one("state")
+    query.done()
+    if state is not None and state not in list(State):
+        raise InvalidInput(f"'state' is one of {', '.join(State)}", field="state")
+    return limit or 100, after or 0, None if state is None else State(state)
+
+
+def receipts(environ: Environ, body: bytes) -> list[str]:
+    return _receipts(_object(environ, body, "receipts"), "receipts", least=1)
+
+
+def lease_change(environ: Environ, body: bytes) -> LeaseChange:
+    change = _object(environ, body, "lease", "delay", "dead", "reason")
+    if "dead" in change:
+        _only(change, "dead", "reason")
+        if change["dead"] is not True:
+            raise InvalidInput("'dead' can only be true", field="dead")
+        return LeaseChange(0, 0, True, check_name("reason", change.get("reason", "rejected"), MAX_REASON))
+    _only(change, "lease", "delay")
+    lease = milliseconds(change.get("lease"), "lease", most=MAX_LEASE) / 1000
+    if lease:
+        _only(change, "lease")
+        milliseconds(change["lease"], "lease", least=1, most=MAX_LEASE)
+    return LeaseChange(lease, milliseconds(change.get("delay", 0), "delay") / 1000, False, "")
+
+
+def transaction(environ: Environ, body: bytes) -> Transaction:
+    document = _object(environ, body, "ack", "send", "receive")
+    if not document:
+        raise InvalidInput("a transaction has at least one of 'ack', 'send' and 'receive'")
+    sends = document.get("send", [])
+    if not isinstance(sends, list) or len(sends) > MAX_BATCH:
+        raise InvalidInput(f"'send' is an array of at most {MAX_BATCH} messages", field="send")
+    return Transaction(
+        _receipts(document, "ack", least=0),
+        [_addressed(item, index) for index, item in enumerate(sends)],
+        _receive(document["receive"]) if "receive" in document else None,
+    )
+
+
+def settings(environ: Environ, body: bytes) -> dict[str, Any]:
+    """The changes, not checked yet: QueueSettings.changed does."""
+    return _object(environ, body)
+
+
+def empty(environ: Environ, body: bytes) -> None:
+    """No body, or an object with nothing in it: a purge of some messages only is not to be had."""
+    if body and _object(environ, body):
+        raise InvalidInput("this route takes no body")
+
+
+def limit(environ: Environ, body: bytes) -> int | None:
+    """Of a redrive; None for all."""
+    given = _object(environ, body, "limit").get("limit") if body else None
+    return None if given is None else _whole(given, "limit", 2**53)
+
+
+def if_match(environ: Environ) -> int | None:
+    """The version an If-Match names; None when there is none, 0 (which no queue has) when it is no ETag of ours."""
+    tag = environ.get("HTTP_IF_MATCH", "*").strip()
+    if tag == "*":
+        return None
+    number = tag.removeprefix('"').removesuffix('"')
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 0
+
+
+def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
+    """A JSON object, with no other members than `names` where these are given."""
+    if media_type(environ) != "application/json":
+        raise UnsupportedMediaType("this route takes application/json")
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise InvalidInput("the body is a JSON object")
+    if names:
+        _only(document, *names)
+    return document
+
+
+def _only(document: Mapping[str, Any], *names: str) -> None:
+    for name in document:
+        if name not in names:
+            raise InvalidInput(f"only {' and '.join(names)} can stand here", field=name[:128])
+
+
+def _batch(documents: Iterable[object]) -> list[NewMessage]:
+    batch = []
+    for index, document in enumerate(documents):
+        if index == MAX_BATCH:
+            raise InvalidInput(f"a batch has at most {MAX_BATCH} messages", index=index)
+        batch.append(NewMessage.from_document(document, index))
+    if not batch:
+        raise InvalidInput("a batch has at least one message")
+    return batch
+
+
+def _ndjson(body: bytes) -> Iterator[object]:
+    lines = body.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    for index, line in enumerate(lines):
+        try:
+            yield parse_json(line)
+        except BadRequest as fault:
+            fault.index = index
+            raise
+
+
+def _receipts(document: Mapping[str, Any], field: str, least: int) -> list[str]:
+    given = document.get(field, [])
+    if not isinstance(given, list) or not least <= len(given) <= MAX_BATCH:
+        raise InvalidInput(f"'{field}' is an array of {least} to {MAX_BATCH} receipts", field=field)
+    if not all(isinstance(receipt, str) for receipt in given):
+        raise InvalidInput("a receipt is a string", field=field)
+    return given
+
+
+def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
+    """A message with the queue it is for."""
+    if not isinstance(item, dict):
+        raise InvalidInput("a message is a JSON object with a 'text'", field="send", index=index)
+    document = dict(item)
+    queue = document.pop("queue", "default")
+    try:
+        return check_queue_name(queue if isinstance(queue, str) else ""), NewMessage.from_document(document, index)
+    except InvalidInput as fault:
+        fault.index = index
+        raise
+
+
+def _receive(document: object) -> Receive:
+    if not isinstance(document, dict):
+        raise InvalidInput("'receive' is an object", field="receive")
+    _only(document, "queue", "limit", "lease", "wait", "recipient")
+    read: dict[str, Callable[[Any], Any]] = {
+        "queue": lambda given: check_queue_name(given if isinstance(given, str) else ""),
+        "limit": lambda given: _whole(given, "limit", MAX_LIMIT),
+        "lease": lambda given: (
+            given if given == "default" else milliseconds(given, "lease", least=1, most=MAX_LEASE) / 1000
+        ),
+        "wait": lambda given: milliseconds(given, "wait", most=MAX_WAIT) / 1000,
+        "recipient": lambda given: check_name("recipient", given),
+    }
+    given = {"queue": "default", "lease": "default"} | document
+    found = {name: read[name](value) for name, value in given.items()}
+    return Receive(queues=(found.pop("queue"),), **found)
+
+
+def _whole(given: object, field: str, most: int) -> int:
+    if type(given) is not int or not 1 <= given <= most:
+        raise InvalidInput(f"'{field}' is a whole number from 1 to {most}", field=field)
+    return given

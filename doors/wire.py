@@ -1,0 +1,209 @@
+"""HTTP read strictly: bodies, JSON, query strings. What is not plainly right is refused, never guessed at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import select
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl
+
+from storage.errors import InvalidInput, StoreError
+from storage.model import Once
+
+Environ = dict[str, Any]
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+class WireError(StoreError):
+    """A request that is wrong as HTTP, before the store is asked. `index`: the line of a batch."""
+
+    index: int | None = None
+
+
+class BadRequest(WireError):
+    pass
+
+
+class BodyTooLarge(WireError):
+    pass
+
+
+class UnsupportedMediaType(WireError):
+    pass
+
+
+class Query:
+    """A query string. Each reader of a value names it; `done` refuses what nobody has asked for."""
+
+    def __init__(self, environ: Environ) -> None:
+        raw = environ.get("QUERY_STRING", "")
+        self._values: dict[str, list[str]] = {}
+        if _BROKEN_PERCENT.search(raw) or not raw.isascii():
+            raise InvalidInput("the query is not percent-encoded UTF-8")
+        try:
+            pairs = parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=100)
+        except ValueError:  # UnicodeDecodeError too
+            raise InvalidInput("the query is not of the form name=value&… in percent-encoded UTF-8") from None
+        for name, value in pairs:
+            self._values.setdefault(name, []).append(value)
+
+    def many(self, name: str) -> list[str]:
+        return self._values.pop(name, [])
+
+    def one(self, name: str) -> str | None:
+        values = self.many(name)
+        if len(values) > 1:
+            raise InvalidInput(f"'{name}' is given more than once", field=name)
+        return values[0] if values else None
+
+    def number(self, name: str, least: float, most: float) -> float | None:
+        value = self.one(name)
+        if value is None:
+            return None
+        if not _NUMBER.fullmatch(value) or not least <= float(value) <= most:
+            raise InvalidInput(f"'{name}' is a number from {least:g} to {most:g}", field=name)
+        return float(value)
+
+    def number_or(self, name: str, least: float, most: float, word: str) -> float | str | None:
+        """A number, or one certain word."""
+        if self._values.get(name) == [word]:
+            return self.one(name)
+        return self.number(name, least, most)
+
+    def whole(self, name: str, least: int, most: int) -> int | None:
+        value = self.one(name)
+        if value is None:
+            return None
+        if not (value.isascii() and value.isdigit() and len(value) < 20 and least <= int(value) <= most):
+            raise InvalidInput(f"'{name}' is a whole number from {least} to {most}", field=name)
+        return int(value)
+
+    def done(self) -> None:
+        for name in self._values:
+            raise InvalidInput("the query has a parameter this route does not know", field=name[:128])
+
+
+def parse_json(raw: bytes) -> Any:
+    """A JSON value (RFC 8259, UTF-8 without a BOM); raises BadRequest for all else, doubled names and NaN too."""
+    try:
+        return _DECODER.decode(utf8(raw))
+    except BadRequest:
+        raise
+    except RecursionError:
+        raise BadRequest("the JSON is nested too deeply") from None
+    except ValueError as fault:
+        place = f" at character {fault.pos}" if isinstance(fault, json.JSONDecodeError) else ""
+        raise BadRequest(f"the body is not valid JSON{place}") from None
+
+
+def read_body(environ: Environ, limit: int) -> bytes:
+    """The whole body, of at most `limit` bytes. Bottle would take a short one, and spool a long one to disk."""
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        raise UnsupportedMediaType("a body with a Content-Encoding is not taken")
+    length = environ.get("CONTENT_LENGTH") or None
+    if length is not None and not (length.isascii() and length.isdigit()):
+        raise BadRequest("the Content-Length is not a number")
+    if length is not None and int(length) > limit:
+        raise BodyTooLarge(f"a body has at most {limit} bytes")
+    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":  # "gzip, chunked" passes gunicorn
+        raise BadRequest("the only Transfer-Encoding taken is chunked")
+    if length is None and "HTTP_TRANSFER_ENCODING" not in environ:
+        return b""
+    wanted = limit + 1 if length is None else int(length)
+    try:
+        body = _read(environ["wsgi.input"].read, wanted)
+    except (
+        Exception
+    ) as fault:  # a client that stalled or broke off; for chunks that are none gunicorn has kinds of its own
+        raise BadRequest("the body broke off") from fault
+    if length is None and len(body) > limit:
+        raise BodyTooLarge(f"a body has at most {limit} bytes")
+    if length is not None and len(body) < wanted:
+        raise BadRequest("the body is shorter than its Content-Length")
+    return body
+
+
+def read_once(environ: Environ, body: bytes = b"") -> Once | None:
+    """The Idempotency-Key, with a digest of all that the request asks for."""
+    key = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        return None
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidInput("an Idempotency-Key is 1 to 255 visible ASCII characters", field="Idempotency-Key")
+    digest = hashlib.sha256()
+    for part in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE"):
+        digest.update(environ.get(part, "").encode() + b"\0")
+    digest.update(body)
+    return Once(key, digest.digest())
+
+
+def presence(environ: Environ) -> Callable[[], bool]:
+    """Asks whether the client is still connected, where the server shows us the socket (gunicorn does)."""
+    sock = environ.get("gunicorn.socket")
+    if sock is None:
+        return lambda: True
+    poll = select.poll()
+    poll.register(sock, getattr(select, "POLLRDHUP", select.POLLHUP) | select.POLLHUP | select.POLLERR)
+    return lambda: not poll.poll(0)
+
+
+def wants_ndjson(environ: Environ) -> bool:
+    return "application/x-ndjson" in environ.get("HTTP_ACCEPT", "")
+
+
+def _read(read: Callable[[int], bytes], wanted: int) -> bytes:
+    """Up to `wanted` bytes, in pieces, so that a declared length alone takes no memory."""
+    pieces = []
+    while wanted and (piece := read(min(wanted, 65_536))):
+        pieces.append(piece)
+        wanted -= len(piece)
+    return b"".join(pieces)
+
+
+def media_type(environ: Environ) -> str:
+    """The body's type; curl's default form type, and none, count as JSON."""
+    given: str = environ.get("CONTENT_TYPE", "")
+    kind, _, parameters = given.lower().partition(";")
+    kind = kind.strip()
+    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
+    if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType("text is UTF-8")
+    if kind in ("", "application/x-www-form-urlencoded"):
+        return "application/json"
+    if kind not in ("application/json", "application/x-ndjson", "text/plain"):
+        raise UnsupportedMediaType("a body is application/json, application/x-ndjson or text/plain")
+    return kind
+
+
+def utf8(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not UTF-8") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return members
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if number in (float("inf"), float("-inf")) or (number == 0 and re.search("[1-9]", re.split("[eE]", literal)[0])):
+        raise ValueError("a number too large or too small")
+    return number
+
+
+def _no_constant(literal: str) -> None:
+    raise ValueError(f"{literal} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)

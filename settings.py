@@ -1,0 +1,60 @@
+"""The service's configuration: read from the environment once, here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class BadSetting(Exception):
+    """An environment variable that cannot be used; `str()` says which and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the operator decides. docs/operations.md lists the environment variables."""
+
+    database_url: str = "sqlite:///queue.db"  # QUEUE_DATABASE_URL
+    host: str = "127.0.0.1"  # QUEUE_HOST
+    port: int = 5000  # PORT
+    workers: int = 2  # WEB_CONCURRENCY: processes
+    threads: int = 64  # QUEUE_THREADS: of each process
+    max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
+    allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve others than this machine without access control
+
+    @property
+    def pollers(self) -> int:
+        """Readers that may wait at once in a process: half its threads, so that writers always find one."""
+        return max(1, self.threads // 2)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Raises BadSetting."""
+        env = os.environ if env is None else env
+        default = cls()
+        return cls(
+            database_url=env.get("QUEUE_DATABASE_URL") or default.database_url,
+            host=env.get("QUEUE_HOST") or default.host,
+            port=_number(env, "PORT", default.port, 0, 65_535),
+            workers=_number(env, "WEB_CONCURRENCY", default.workers, 1, 256),
+            threads=_number(env, "QUEUE_THREADS", default.threads, 2, 1_000),
+            max_body=_number(env, "QUEUE_MAX_BODY", default.max_body, 1, 256 * 1024 * 1024),
+            allow_anonymous=_yes(env, "QUEUE_ALLOW_ANONYMOUS"),
+        )
+
+
+def _number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = env.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        raise BadSetting(f"{name} must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def _yes(env: Mapping[str, str], name: str) -> bool:
+    text = env.get(name, "").lower()
+    if text not in ("", "yes", "no"):
+        raise BadSetting(f"{name} must be yes or no")
+    return text == "yes"

@@ -1,0 +1,93 @@
+"""What can go wrong in a store. The store names the fault; each door says it in its own protocol's words.
+
+StoreError
+├── InvalidInput            the caller asked for something that cannot be (field and index say where)
+├── QueueNotFound           no queue of this name
+├── MessageNotFound         the receipt's message is gone: settled, expired, purged or dead-lettered
+├── StaleReceipt            the message was leased again since: somebody else holds it now
+├── IdempotencyMismatch     this Idempotency-Key was used before, for another request
+├── PreconditionFailed      the queue's settings changed since the caller read them
+├── QueueFull               max_messages or max_bytes would be exceeded; nothing was stored
+├── TooManyPollers          nothing to deliver, and no place left to wait for it; ask again later
+├── Unavailable             the storage failed; what became of the operation is not known
+│   ├── Busy                the write lock could not be had in time; nothing was done
+│   └── DiskFull            the disk has no room for this write; nothing was done
+└── UnusableDatabase        refused at opening: wrong version, foreign file, no access; never raised later
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Base of all faults a store reports; `str()` of it is one sentence that may be shown to a client."""
+
+
+class InvalidInput(StoreError):
+    """A value outside the API's rules. `field` names the part, `index` the message's place in a batch."""
+
+    def __init__(self, detail: str, *, field: str | None = None, index: int | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
+        self.index = index
+
+
+class QueueError(StoreError):
+    """A fault of one named queue."""
+
+    def __init__(self, detail: str, *, queue: str) -> None:
+        super().__init__(detail)
+        self.queue = queue
+
+
+class QueueNotFound(QueueError):
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"there is no queue '{queue}'", queue=queue)
+
+
+class QueueFull(QueueError):
+    pass
+
+
+class PreconditionFailed(QueueError):
+    pass
+
+
+class MessageNotFound(StoreError):
+    def __init__(self) -> None:
+        super().__init__("no such message: it was settled, expired, purged or dead-lettered, or never was")
+
+
+class StaleReceipt(StoreError):
+    """`index`: the receipt's place in a transaction, all of which it stops."""
+
+    def __init__(self, index: int | None = None) -> None:
+        super().__init__("the lease of this receipt ended, and the message has been leased again or settled since")
+        self.index = index
+
+
+class IdempotencyMismatch(StoreError):
+    def __init__(self) -> None:
+        super().__init__("this Idempotency-Key was used before with a different request")
+
+
+class TooManyPollers(StoreError):
+    def __init__(self) -> None:
+        super().__init__("nothing to deliver, and as many readers are waiting as this process allows")
+
+
+class Unavailable(StoreError):
+    pass
+
+
+class Busy(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("the write lock could not be had in time; nothing was done")
+
+
+class DiskFull(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("there is no room left to store this; nothing was done")
+
+
+class UnusableDatabase(StoreError):
+    pass

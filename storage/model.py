@@ -1,0 +1,411 @@
+"""The domain: messages, queues, settings, and the Store protocol that every engine keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+from storage.errors import InvalidInput, MessageNotFound
+
+MAX_BATCH = 10_000  # messages in one write, receipts in one ack
+MAX_LIMIT = 1_000  # messages in one read
+MAX_LEASE = 43_200.0  # seconds
+MAX_WAIT = 20.0  # seconds
+MAX_DURATION = 10 * 366 * 86_400.0  # seconds: the longest delay, ttl, retention or dedup_window
+MAX_NAME = 128  # characters of a key, recipient or dedup_id
+MAX_REASON = 1_024  # characters of the reason of a rejection
+MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON
+MAX_READ_BYTES = 16 * 1024 * 1024  # bytes of text in one read; the first message always comes, whatever its size
+
+_as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder at every call
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})~([0-9a-f]{1,16})")
+
+
+class State(StrEnum):
+    """Where a message stands. Only a ready one is delivered."""
+
+    READY = "ready"
+    LEASED = "leased"
+    DELAYED = "delayed"
+    BLOCKED = "blocked"  # an earlier message of its key is not settled yet
+    DEAD = "dead"  # in the dead-letter queue; told of the queue it came from
+
+
+class NewMessage(NamedTuple):
+    """What a client writes, checked. Durations are in ms."""
+
+    text: str
+    fields: str | None = None  # the optional fields just as written, as a JSON object; None: only text was given
+    key: str | None = None
+    priority: int = 0
+    recipient: str = ""  # "" means unaddressed
+    delay: int = 0
+    ttl: int | None = None
+    dedup_id: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes it counts for in max_bytes and the queue's `bytes`: text and optional fields, in UTF-8."""
+        return len(self.text.encode()) + len((self.fields or "").encode())
+
+    @classmethod
+    def from_document(cls, document: object, index: int | None = None) -> NewMessage:
+        """Checks a decoded JSON value by the API's rules; raises InvalidInput naming the field (and the index)."""
+        try:
+            if not isinstance(document, dict):
+                raise InvalidInput("a message is a JSON object with a 'text'")
+            if not isinstance(document.get("text"), str):
+                raise InvalidInput("'text' is required and is a string", field="text")
+            _no_lone_surrogates(document["text"], "text")
+            if len(document) == 1:
+                return cls(document["text"])
+            return _with_fields(document)
+        except InvalidInput as fault:
+            fault.index = index
+            raise
+
+
+class Message(NamedTuple):
+    """A message as a store gives it out. Times are ms since 1970, by the wall clock."""
+
+    id: int
+    queue: str
+    text: str
+    fields: str | None
+    sent_at: int
+    receive_count: int
+    receipt: str | None = None  # on a leased read
+    leased_until: int | None = None  # on a leased read, and of a leased message in peek
+    state: State = State.READY  # told by peek
+
+
+class Once(NamedTuple):
+    """Makes a request idempotent: `key` as the client named it, `fingerprint` a digest of all it asked for."""
+
+    key: str
+    fingerprint: bytes
+
+
+class Receipt(NamedTuple):
+    """The handle of one delivery. Its text names the queue, the message and a token new at every delivery."""
+
+    queue: str
+    id: int
+    token: int
+
+    def __str__(self) -> str:
+        return f"{self.queue}~{self.id}~{self.token:x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Receipt:
+        """Raises MessageNotFound for what cannot be a receipt of ours."""
+        match = _RECEIPT.fullmatch(text)
+        if match is None:
+            raise MessageNotFound
+        queue, number, token = match.groups()
+        receipt = cls(queue, int(number), int(token, 16))
+        if max(receipt.id, receipt.token) >= 2**63:
+            raise MessageNotFound
+        return receipt
+
+
+class AckResult(NamedTuple):
+    """What became of a batch of receipts; `stale` and `missing` are the receipts that did not work, as given."""
+
+    acked: int
+    stale: list[str]
+    missing: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """A queue's settings; durations in seconds."""
+
+    lease: float = 30.0  # for readers that say lease=default
+    max_receives: int = 0  # deliveries without an ack before a message is dead-lettered; 0: no limit
+    dead_letter_queue: str | None = None  # None: "{queue}.dead"
+    retention: float | None = None  # an upper bound of every message's ttl; None: kept until read
+    max_messages: int | None = None
+    max_bytes: int | None = None
+    dedup_window: float = 300.0
+    dead_letter_expired: bool = False
+    paused: bool = False  # nothing is delivered; writes go on
+
+    def changed(self, changes: Mapping[str, Any]) -> QueueSettings:
+        """These settings with the changes, checked; None sets a setting back. Raises InvalidInput naming the field."""
+        for name, value in changes.items():
+            check = _SETTINGS.get(name)
+            if check is None:
+                raise InvalidInput(f"unknown setting '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
+            if value is not None:
+                check(name, value)
+        default = QueueSettings()
+        return replace(
+            self, **{name: getattr(default, name) if value is None else value for name, value in changes.items()}
+        )
+
+
+class QueueStats(NamedTuple):
+    """A queue now, and its running totals since it came into being."""
+
+    ready: int
+    leased: int
+    delayed: int
+    blocked: int
+    dead: int  # messages that came from this queue and lie in a dead-letter queue
+    oldest_age: float  # seconds since the oldest message was sent; 0.0 when there is none
+    bytes: int
+    sent: int
+    received: int
+    acked: int
+    expired: int
+    dead_lettered: int
+
+
+class Queue(NamedTuple):
+    name: str
+    version: int  # rises with every change of the settings
+    settings: QueueSettings
+    stats: QueueStats
+
+
+class Receive(NamedTuple):
+    """What a reader asks for. `lease` in seconds, "default" for the queue's setting, None to remove and take."""
+
+    queues: tuple[str, ...] = ("default",)  # in order of preference
+    limit: int = 1
+    lease: float | str | None = None
+    recipient: str = ""
+    wait: float = 0.0  # seconds
+
+
+class Transacted(NamedTuple):
+    """What a transaction brought: the ids of what was sent, and the next messages."""
+
+    ids: list[int]
+    messages: list[Message]
+    crowded: bool = False  # no place was left to wait for messages: ask again later
+
+
+class Store(Protocol):
+    """A durable set of queues. Every method that returns has its change on disk (fsync) before it does.
+
+    Any method may raise Busy or DiskFull, nothing having been done, or Unavailable, when what became of it is not
+    known. All are safe to call from many threads and many processes at once.
+    """
+
+    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> list[int]:
+        """All messages are stored, in order, behind all that were there, or none is; their ids are returned.
+
+        A message whose dedup_id was used within the queue's dedup window is not stored: its id is the first
+        one's. With `once`, a repeated call stores nothing and returns the first call's ids. The queue comes
+        into being if it was not there. Raises QueueFull, IdempotencyMismatch.
+        """
+
+    def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = ...) -> list[Message]:
+        """At most `limit` messages in delivery order, or none when `wait` seconds brought none.
+
+        Without a lease they are removed; with one they are invisible until it ends. `present` is asked right
+        before messages are taken: when it says False (the reader has gone) nothing is. With `once`, a repeated
+        call gets the same messages and receipts. Raises TooManyPollers, IdempotencyMismatch.
+        """
+
+    def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
+        """The messages whose receipts hold are removed; the others are told. Receipts not of `queue` are missing."""
+
+    def settle(self, receipt: str, queue: str | None = None) -> None:
+        """The message is removed. Raises MessageNotFound, StaleReceipt."""
+
+    def extend(self, receipt: str, lease: float, queue: str | None = None) -> int:
+        """The lease ends `lease` seconds from now; that moment (ms, wall clock). Raises as `settle` does."""
+
+    def release(self, receipt: str, delay: float = 0.0, queue: str | None = None) -> None:
+        """The message is given back, to be delivered again after `delay` seconds. Raises as `settle` does."""
+
+    def reject(self, receipt: str, reason: str = "rejected", queue: str | None = None) -> None:
+        """The message goes to the dead-letter queue now. Raises as `settle` does."""
+
+    def transact(
+        self,
+        ack: Sequence[str],
+        send: Sequence[tuple[str, NewMessage]],
+        receive: Receive | None = None,
+        once: Once | None = None,
+        present: Callable[[], bool] = ...,
+    ) -> Transacted:
+        """In one commit: all receipts are settled, all messages sent to their queues, the next messages leased.
+
+        Nothing happens at all when a receipt is stale or missing (StaleReceipt, with its index) or a queue full.
+        Waiting for messages, if asked for, comes after that commit.
+        """
+
+    def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
+        """Messages with an id above `after`, in order of id, changing nothing; empty for a queue not there."""
+
+    def queues(self) -> list[Queue]:
+        """All queues, in order of name."""
+
+    def queue(self, name: str) -> Queue:
+        """Raises QueueNotFound."""
+
+    def configure(self, name: str, changes: Mapping[str, Any], version: int | None = None) -> Queue:
+        """These of QueueSettings are changed, the others stay; the queue comes into being if it was not there.
+
+        With `version`, only if that is still the settings' version, else PreconditionFailed. Raises InvalidInput.
+        """
+
+    def delete_queue(self, name: str) -> None:
+        """The queue is gone and all in it, its settings and totals too. Raises QueueNotFound."""
+
+    def purge(self, queue: str) -> int:
+        """All messages that were in the queue at the call are gone; their number. Raises QueueNotFound."""
+
+    def redrive(self, queue: str, limit: int | None = None) -> int:
+        """Dead letters in this queue, or from it, go back where they came from, in order, with a fresh count.
+
+        At most `limit`; how many went. Leased ones stay. Raises QueueNotFound.
+        """
+
+    def check_ready(self) -> None:
+        """Returns when a write could be committed just now."""
+
+    def time(self) -> int:
+        """The service's time in ms since 1970, as the wall clock shows it."""
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """`call` is called, once, when the storage has failed so that only opening it anew can help.
+
+        From then on every method raises Unavailable.
+        """
+
+    def stop_waiting(self) -> None:
+        """All that wait in `receive` return empty-handed at once, and nobody waits from now on."""
+
+    def close(self) -> None:
+        """Frees files, connections and threads; no other method may be called after."""
+
+
+def check_queue_name(name: str, field: str | None = "queue") -> str:
+    """The name itself; raises InvalidInput."""
+    if not _QUEUE_NAME.fullmatch(name):
+        raise InvalidInput(
+            "a queue name is 1 to 80 of A-Z a-z 0-9 . _ - and starts with a letter or a digit", field=field
+        )
+    return name
+
+
+@lru_cache(maxsize=4096)
+def rfc3339(moment: int) -> str:
+    """A time in ms since 1970 as RFC 3339, UTC, with milliseconds."""
+    seconds, ms = divmod(moment, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
+
+
+def milliseconds(value: object, field: str, *, least: float = 0.0, most: float = MAX_DURATION) -> int:
+    """A duration in seconds as whole ms, rounded up so that nothing greater than 0 becomes 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InvalidInput(f"'{field}' is a number of seconds from {least:g} to {most:g}", field=field)
+    return math.ceil(value * 1000)
+
+
+def _with_fields(document: Mapping[str, Any]) -> NewMessage:
+    fields = {name: value for name, value in document.items() if name != "text"}
+    for name, value in fields.items():
+        check = _CHECKS.get(name)
+        if check is None:
+            raise InvalidInput(f"unknown field '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
+        check(name, value)
+    written = _as_json(fields)
+    if "attributes" in fields:  # all other fields are checked, and small
+        _no_lone_surrogates(written, "attributes")
+        if len(written.encode()) > MAX_ATTRIBUTES:
+            raise InvalidInput(f"'attributes' take more than {MAX_ATTRIBUTES} bytes", field="attributes")
+    return NewMessage(
+        text=document["text"],
+        fields=written,
+        key=fields.get("key"),
+        priority=fields.get("priority", 0),
+        recipient=fields.get("recipient", ""),
+        delay=milliseconds(fields.get("delay", 0), "delay"),
+        ttl=milliseconds(fields["ttl"], "ttl") if "ttl" in fields else None,
+        dedup_id=fields.get("dedup_id"),
+    )
+
+
+def check_name(field: str, value: object, most: int = MAX_NAME) -> str:
+    """A key, recipient or dedup_id (or reason): the string itself; raises InvalidInput."""
+    if not isinstance(value, str) or not 1 <= len(value) <= most:
+        raise InvalidInput(f"'{field}' is a string of 1 to {most} characters", field=field)
+    _no_lone_surrogates(value, field)
+    return value
+
+
+def _check_priority(field: str, value: object) -> None:
+    if type(value) is not int or not 0 <= value <= 9:
+        raise InvalidInput("'priority' is a whole number from 0 to 9", field=field)
+
+
+def _check_attributes(field: str, value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(item, _SCALARS) for item in value.values()):
+        raise InvalidInput("'attributes' is an object of strings, numbers, booleans and nulls", field=field)
+
+
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def _check_ttl(field: str, value: object) -> None:
+    if milliseconds(value, field) == 0:
+        raise InvalidInput(f"'{field}' is a number of seconds greater than 0", field=field)
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "key": check_name,
+    "priority": _check_priority,
+    "recipient": check_name,
+    "attributes": _check_attributes,
+    "delay": lambda field, value: milliseconds(value, field),
+    "ttl": _check_ttl,
+    "dedup_id": check_name,
+}
+
+
+def _check_whole(field: str, value: object, least: int) -> None:
+    if type(value) is not int or not least <= value < 2**53:
+        raise InvalidInput(f"'{field}' is a whole number from {least}", field=field)
+
+
+def _check_yes_or_no(field: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"'{field}' is true or false", field=field)
+
+
+def _check_queue(field: str, value: object) -> None:
+    check_queue_name(value if isinstance(value, str) else "", field)
+
+
+_SETTINGS: dict[str, Callable[[str, Any], object]] = {
+    "lease": lambda field, value: milliseconds(value, field, least=1, most=MAX_LEASE),
+    "max_receives": lambda field, value: _check_whole(field, value, 0),
+    "dead_letter_queue": _check_queue,
+    "retention": _check_ttl,
+    "max_messages": lambda field, value: _check_whole(field, value, 1),
+    "max_bytes": lambda field, value: _check_whole(field, value, 1),
+    "dedup_window": lambda field, value: milliseconds(value, field),
+    "dead_letter_expired": _check_yes_or_no,
+    "paused": _check_yes_or_no,
+}
+
+
+def _no_lone_surrogates(text: str, field: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"'{field}' has a lone surrogate, which is no Unicode text", field=field) from None

@@ -1,0 +1,337 @@
+"""The default engine: one SQLite file, in WAL mode, shared by all processes of one machine."""
+
+from __future__ import annotations
+
+import queue as threadsafe
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from storage import sqlite_managing as managing
+from storage import sqlite_settling as settling
+from storage.clock import Clock
+from storage.commit import GroupCommit
+from storage.errors import (
+    InvalidInput,
+    PreconditionFailed,
+    QueueNotFound,
+    TooManyPollers,
+    Unavailable,
+)
+from storage.model import (
+    AckResult,
+    Message,
+    NewMessage,
+    Once,
+    Queue,
+    QueueSettings,
+    QueueStats,
+    Receive,
+    State,
+    Transacted,
+)
+from storage.sqlite_commit import Committer
+from storage.sqlite_file import DatabaseFile
+from storage.sqlite_sending import send
+from storage.sqlite_taking import Room, take
+from storage.sqlite_watch import Sight, Upkeep
+from storage.sqlite_work import CHUNK, STATES, QueueRow, Work, read_settings, told
+from storage.waiting import Interest, Waiting
+
+T = TypeVar("T")
+
+NO_QUEUE = 0  # the scope of an Idempotency-Key for a request over several queues …
+TRANSACTION_WINDOW = 300.0  # … and the seconds it is remembered
+
+
+class SqliteStore:
+    """The Store on a SQLite file. Open one in each process, after any fork."""
+
+    def __init__(self, path: Path, *, pollers: int = 32, clock: Clock | None = None) -> None:
+        """`pollers` readers may wait at once in this process. Raises UnusableDatabase."""
+        self._file = DatabaseFile(path)
+        self._clock: Clock = clock or self._file.clock
+        self._failed: Callable[[], None] = lambda: None
+        self._readers: threadsafe.SimpleQueue[apsw.Connection] = threadsafe.SimpleQueue()
+        self._waiting = Waiting(lambda: Sight(self._file.connect(), self._clock), pollers)
+        self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
+        self._commits: GroupCommit[Work] = GroupCommit(self._committer.run_group)
+        self._upkeep = Upkeep(self._file.connect, self._clock, self._commits)
+
+    # -- the verbs on messages
+
+    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> list[int]:
+        def operation(work: Work) -> list[int]:
+            row = work.queue_for_writing(queue)
+            runs = work.once(row.id, once, row.settings.dedup_window, lambda: _runs(send(work, row, messages)))
+            return [number for first, count in runs for number in range(first, first + count)]
+
+        return self._commits.run(operation)
+
+    def receive(
+        self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True
+    ) -> list[Message]:
+        def claim() -> list[Message]:
+            while (found := self._commits.run(lambda work: self._claim(work, ask, once) if present() else [])) is None:
+                pass
+            return found
+
+        return self._waiting.receive(claim, Interest(ask.queues, ask.recipient), ask.wait, present)
+
+    def _claim(self, work: Work, ask: Receive, once: Once | None) -> list[Message] | None:
+        """None: ask again, more has fallen due than one transaction deals with."""
+        rows = [row for row in map(work.find_queue, ask.queues) if row is not None]
+        # A key over several queues is no one queue's: what came from which must not depend on which is there now.
+        scope, window = (
+            (rows[0].id, rows[0].settings.dedup_window)
+            if rows and len(ask.queues) == 1
+            else (NO_QUEUE, TRANSACTION_WINDOW)
+        )
+        found = work.once(scope, once, window, lambda: _take_from(work, rows, ask))
+        return None if found is None else [Message(*message) for message in found]
+
+    def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
+        return self._commits.run(lambda work: settling.ack(work, receipts, queue))
+
+    def settle(self, receipt: str, queue: str | None = None) -> None:
+        self._commits.run(lambda work: settling.remove(work, [settling.hold(work, receipt, queue)]))
+
+    def extend(self, receipt: str, lease: float, queue: str | None = None) -> int:
+        def operation(work: Work) -> int:
+            until = work.now + round(lease * 1000)
+            settling.extend(work, settling.hold(work, receipt, queue), until)
+            return self._clock.wall(until)
+
+        return self._commits.run(operation)
+
+    def release(self, receipt: str, delay: float = 0.0, queue: str | None = None) -> None:
+        self._commits.run(lambda work: settling.release(work, settling.hold(work, receipt, queue), round(delay * 1000)))
+
+    def reject(self, receipt: str, reason: str = "rejected", queue: str | None = None) -> None:
+        def operation(work: Work) -> None:
+            held = settling.hold(work, receipt, queue)
+            work.bury(held.queue, [held.id], reason)
+
+        self._commits.run(operation)
+
+    def transact(
+        self,
+        ack: Sequence[str],
+        send: Sequence[tuple[str, NewMessage]],
+        receive: Receive | None = None,
+        once: Once | None = None,
+        present: Callable[[], bool] = lambda: True,
+    ) -> Transacted:
+        def operation(work: Work) -> list[Any]:
+            settling.remove(work, settling.hold_all(work, ack))
+            return [_send_to_queues(work, send), self._claim(work, receive, None) if receive and present() else []]
+
+        ids, found = self._commits.run(
+            lambda work: work.once(NO_QUEUE, once, TRANSACTION_WINDOW, lambda: operation(work))
+        )
+        if receive is not None and (found is None or (receive.wait > 0 and not found)):
+            return self._receive_after(ids, receive, once, present)
+        return Transacted(ids, [Message(*message) for message in found])
+
+    def _receive_after(
+        self, ids: list[int], ask: Receive, once: Once | None, present: Callable[[], bool]
+    ) -> Transacted:
+        """What a transaction's reader waits for. The transaction is done and has to be told, so nothing is raised."""
+        # A name of its own, which no header can hold: the transaction's reply is remembered under the client's.
+        once = once and Once(f"{once.key}\n", once.fingerprint)
+        try:
+            return Transacted(ids, self.receive(ask, once, present))
+        except (TooManyPollers, Unavailable):
+            return Transacted(ids, [], crowded=True)
+
+    # -- the verbs on queues
+
+    def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
+        if not self._bring_up_to_date(queue):
+            return []
+        which = "origin = :name" if state is State.DEAD else "queue_id = (SELECT id FROM queues WHERE name = :name)"
+        if state not in (None, State.DEAD):
+            which += " AND state = :state"
+        with self._reading() as connection:
+            rows: list[Any] = connection.execute(
+                "SELECT id, text, fields, death, sent_at, receive_count, due_at, state FROM messages "
+                f"WHERE {which} AND id > :after ORDER BY id LIMIT :limit",
+                {
+                    "name": queue,
+                    "after": after,
+                    "limit": limit,
+                    "state": STATES.index(state) if state in STATES else None,
+                },
+            ).fetchall()
+        wall = self._clock.wall
+        return [
+            Message(
+                number, queue, text, told(fields, death), wall(sent_at), count,
+                leased_until=wall(due_at) if STATES[at] == State.LEASED else None,
+                state=State.DEAD if state is State.DEAD else State(STATES[at]),
+            )
+            for number, text, fields, death, sent_at, count, due_at, at in rows
+        ]  # fmt: skip
+
+    def queues(self) -> list[Queue]:
+        with self._reading() as connection:
+            names = [row[0] for row in connection.execute("SELECT name FROM queues WHERE name IS NOT NULL")]
+        for name in names:
+            self._bring_up_to_date(name)
+        return self._describe(None)
+
+    def queue(self, name: str) -> Queue:
+        self._bring_up_to_date(name)
+        found = self._describe(name)
+        if not found:
+            raise QueueNotFound(name)
+        return found[0]
+
+    def _describe(self, name: str | None) -> list[Queue]:
+        with self._reading() as connection:
+            rows: list[Any] = connection.execute(
+                """
+                SELECT name, version, settings, ready, leased, delayed, blocked,
+                       (SELECT count(*) FROM messages WHERE origin = queues.name),
+                       (SELECT sent_at FROM messages WHERE queue_id = queues.id ORDER BY id LIMIT 1),
+                       bytes, sent, received, acked, expired, dead_lettered
+                  FROM queues
+                 WHERE name IS NOT NULL AND (?1 IS NULL OR name = ?1)
+                 ORDER BY name
+                """,
+                (name,),
+            ).fetchall()
+        now = self._clock.now()
+
+        def describe(name: str, version: int, settings: str, *counts: Any) -> Queue:
+            oldest = counts[5]
+            age = 0.0 if oldest is None else max(0, now - oldest) / 1000
+            return Queue(name, version, read_settings(settings), QueueStats._make((*counts[:5], age, *counts[6:])))
+
+        return [describe(*row) for row in rows]
+
+    def configure(self, name: str, changes: Mapping[str, Any], version: int | None = None) -> Queue:
+        if changes.get("dead_letter_queue") == name:
+            raise InvalidInput("a queue cannot be its own dead-letter queue", field="dead_letter_queue")
+
+        def operation(work: Work) -> None:
+            found = work.find_queue(name)
+            if version is not None and (found is None or managing.version(work, found) != version):
+                raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
+            managing.configure(work, found or work.queue_for_writing(name), changes)
+
+        self._commits.run(operation)
+        return self.queue(name)
+
+    def delete_queue(self, name: str) -> None:
+        number = self._commits.run(lambda work: managing.disown(work, work.queue(name)))
+        while self._commits.run(lambda work: managing.clear(work, number)):
+            pass
+
+    def purge(self, queue: str) -> int:
+        last = self._commits.run(lambda work: managing.last_id(work, work.queue(queue)))
+        purged = 0
+        while count := self._commits.run(lambda work: managing.purge(work, work.queue(queue), last)):
+            purged += count
+        return purged
+
+    def redrive(self, queue: str, limit: int | None = None) -> int:
+        moved = 0
+        while limit is None or moved < limit:
+            most = CHUNK if limit is None else limit - moved
+            count = self._commits.run(lambda work, most=most: managing.redrive(work, queue, most))  # type: ignore[misc]
+            moved += count
+            if count < min(most, CHUNK):
+                break
+        return moved
+
+    # -- the service's own needs
+
+    def check_ready(self) -> None:
+        self._commits.run(managing.touch)
+
+    def time(self) -> int:
+        return self._clock.wall(self._clock.now())
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        self._failed = call
+
+    def stop_waiting(self) -> None:
+        self._waiting.stop()
+
+    def close(self) -> None:
+        self._upkeep.close()
+        self._waiting.close()
+        while not self._readers.empty():
+            self._readers.get().close()
+        self._committer.close()
+        self._file.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[apsw.Connection]:
+        """A connection for statements that only read; every cursor on it must be finished inside."""
+        try:
+            connection = self._readers.get_nowait()
+        except threadsafe.Empty:
+            connection = self._file.connect()
+        try:
+            yield connection
+        finally:
+            self._readers.put(connection)
+
+    def _bring_up_to_date(self, name: str) -> bool:
+        """Lets a reading verb see what time has done; False when there is no such queue."""
+        with self._reading() as connection:
+            work = Work(connection, self._clock)
+            found = work.find_queue(name)
+            late = found is not None and any(at is not None and at <= work.now for at in work.next_due(found.id))
+        while late:
+            late = self._commits.run(lambda work: work.catch_up(name))
+        return found is not None
+
+
+def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> list[Message] | None:
+    """What these queues have for the reader, in its order of preference; None when one has yet to be caught up with."""
+    taken: list[Message] = []
+    room = Room()
+    for row in rows:
+        if len(taken) == ask.limit or room.full:
+            break
+        if work.bring_up_to_date(row):
+            return taken or None
+        taken += take(work, row, ask.limit - len(taken), ask.recipient, _lease(ask, row.settings), room)
+    return taken
+
+
+def _send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> list[int]:
+    """The ids, in the order given; each queue gets its own in that order."""
+    places: dict[str, list[int]] = {}
+    for place, (name, _) in enumerate(messages):
+        places.setdefault(name, []).append(place)
+    ids = [0] * len(messages)
+    for name, where in places.items():
+        sent = send(work, work.queue_for_writing(name), [messages[place][1] for place in where])
+        for place, number in zip(where, sent, strict=True):
+            ids[place] = number
+    return ids
+
+
+def _lease(ask: Receive, settings: QueueSettings) -> int | None:
+    """The lease in ms that a reader asks for, None for none."""
+    if ask.lease is None:
+        return None
+    return round(1000 * (settings.lease if isinstance(ask.lease, str) else ask.lease))
+
+
+def _runs(ids: list[int]) -> list[list[int]]:
+    """Ids as [first, count] of each run of successive ones: what a batch's reply is remembered as."""
+    runs: list[list[int]] = []
+    for number in ids:
+        if runs and number == runs[-1][0] + runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, 1])
+    return runs

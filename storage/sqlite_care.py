@@ -1,0 +1,125 @@
+"""What an operator does to a SQLite file: look at it, check it, back it up, compact it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+
+from storage.errors import StoreError, UnusableDatabase
+from storage.sqlite_file import DatabaseFile
+from storage.sqlite_work import STATES
+
+
+class Unsound(StoreError):
+    """A check has found something wrong; `str()` tells what."""
+
+
+def info(path: Path) -> str:
+    """What is in the database, a line a fact."""
+    with _opened(path) as connection:
+        page, pages, free = map(connection.pragma, ("page_size", "page_count", "freelist_count"))
+        lines = [
+            f"file      {path} (schema version {connection.pragma('user_version')})",
+            f"size      {pages * page:,} bytes, of which {free * page:,} free",
+            f"log       {_size_of_log(path):,} bytes",
+            f"sqlite    {apsw.sqlite_lib_version()}",
+        ]
+        for name, bytes_there, *counts in connection.execute(
+            f"SELECT name, bytes, {', '.join(STATES)} FROM queues WHERE name IS NOT NULL ORDER BY name"
+        ):
+            states = ", ".join(f"{count:,} {state}" for state, count in zip(STATES, counts, strict=True))
+            lines.append(f"queue     {name}: {states}; {bytes_there:,} bytes")
+    return "\n".join(lines)
+
+
+def check(path: Path) -> str:
+    """Says that the file is sound, all of it having been read. Raises Unsound."""
+    with _opened(path) as connection, connection:  # one snapshot for all of it
+        faults = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall() if row[0] != "ok"]
+        faults += [
+            f"queue '{name}' counts {told} {what} but has {real}"
+            for name, what, told, real in connection.execute(_RECOUNT).fetchall()
+        ]
+        if faults:
+            raise Unsound("\n".join(faults))
+        messages = connection.execute("SELECT count(*) FROM messages").get
+        queues = connection.execute("SELECT count(*) FROM queues WHERE name IS NOT NULL").get
+    return f"ok: {messages:,} messages in {queues:,} queues"
+
+
+def backup(path: Path, target: Path) -> str:
+    """A consistent copy at `target`, as of one moment, safe on disk. The service may go on meanwhile.
+
+    Raises UnusableDatabase if `target` is there or cannot be written.
+    """
+    if target.exists():
+        raise UnusableDatabase(f"{target} is there already")
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        with _opened(path) as connection:
+            # Not the backup API: that begins anew whenever another process writes, so it may never end under load.
+            connection.execute("VACUUM INTO ?", (str(part),))
+        _sync(part)
+        os.link(part, target)  # unlike a rename, does not replace what came there meanwhile
+        part.unlink()
+        _sync(target.parent)
+    except (OSError, apsw.Error) as fault:
+        raise UnusableDatabase(f"no backup was made: {fault}") from fault
+    return f"{target}: {target.stat().st_size:,} bytes"
+
+
+def vacuum(path: Path) -> str:
+    """The file has no free pages left. Meanwhile writers wait, and are told they are too late after 5 s."""
+    before = path.stat().st_size
+    with _opened(path) as connection:
+        connection.execute("VACUUM")
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    return f"{path}: from {before:,} to {path.stat().st_size:,} bytes"
+
+
+# The counts in each queue's row beside those of the messages themselves; rows only where they differ.
+_RECOUNT = " UNION ALL ".join(
+    f"""
+    SELECT name, '{what}', {what}, coalesce(real, 0)
+      FROM queues LEFT JOIN (SELECT queue_id, {sum_} AS real FROM messages {where} GROUP BY queue_id) ON queue_id = id
+     WHERE name IS NOT NULL AND {what} <> coalesce(real, 0)
+    """
+    for what, sum_, where in [
+        *((state, "count(*)", f"WHERE state = {number}") for number, state in enumerate(STATES)),
+        ("bytes", "sum(octet_length(text) + coalesce(octet_length(fields), 0))", ""),
+    ]
+)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[apsw.Connection]:
+    """A connection to a file that must be there; it is not made one."""
+    if not path.exists():
+        raise UnusableDatabase(f"{path} does not exist")
+    file = DatabaseFile(path)
+    try:
+        connection = file.connect()
+        try:
+            yield connection
+        finally:
+            connection.close()
+    finally:
+        file.close()
+
+
+def _size_of_log(path: Path) -> int:
+    log = Path(f"{path}-wal")
+    return log.stat().st_size if log.exists() else 0
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,133 @@
+"""Runs groups of operations as durable SQLite transactions."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import apsw
+
+from storage.clock import Clock
+from storage.commit import Ticket
+from storage.errors import Busy, DiskFull, Unavailable
+from storage.sqlite_file import DatabaseFile
+from storage.sqlite_work import Work
+
+# A program that is not ours may hold SQLite's own lock for long. Nobody then keeps the others' lock while he waits for
+# it: their requests too have to be answered in time.
+TURN = 0.25  # seconds
+PAUSE = 0.01  # seconds
+
+_log = logging.getLogger(__name__)
+
+
+class Committer:
+    """The one writing connection of this process.
+
+    `committed` is told, after each commit, the queues in which something became ready; `failed` is called when the
+    disk has failed a write. After that nothing is written any more: what an fsync that failed has left in the page
+    cache is no base for further acknowledgements (https://www.usenix.org/conference/atc20/presentation/rebello).
+    """
+
+    def __init__(
+        self, file: DatabaseFile, clock: Clock, committed: Callable[[set[str]], None], failed: Callable[[], None]
+    ) -> None:
+        self._file = file
+        self._clock = clock
+        self._committed = committed
+        self._failed = failed
+        self._connection = file.connect()
+        self._broken = False
+
+    def run_group(self, tickets: Sequence[Ticket[Work]]) -> None:
+        """Runs the operations in one transaction, each in a savepoint of its own, and commits."""
+        try:
+            woken = self._transact(tickets)
+        except (apsw.IOError, apsw.CorruptError) as fault:
+            self._give_up(fault)
+            _refuse(tickets, fault)
+        except apsw.BusyError as fault:
+            _refuse(tickets, fault)
+        except Exception as fault:
+            if len(tickets) == 1:
+                _refuse(tickets, fault)
+            else:
+                self._run_each_alone(tickets)
+        else:
+            self._committed(woken)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _transact(self, tickets: Sequence[Ticket[Work]]) -> set[str]:
+        if self._broken:
+            raise Unavailable("the disk has failed; the service is stopping")
+        with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # who has waited longest gives up in time
+            try:
+                for ticket in tickets:
+                    self._run_one(work, ticket)
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+        return work.woken
+
+    @contextmanager
+    def _begun(self, deadline: float) -> Iterator[Work]:
+        """A transaction, alone among all processes. Raises BusyError when it could not begin by the deadline."""
+        while True:
+            with self._file.locked():
+                patience = min(TURN, max(0.0, deadline - time.monotonic()))
+                self._connection.set_busy_timeout(round(patience * 1000))
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                except apsw.BusyError:
+                    if time.monotonic() >= deadline:
+                        raise
+                else:
+                    yield Work(self._connection, self._clock, nearly_full=self._file.is_nearly_full())
+                    return
+            time.sleep(PAUSE)  # who frees a flock and takes it again at once gets it before those that wait for it
+
+    def _run_one(self, work: Work, ticket: Ticket[Work]) -> None:
+        self._connection.execute("SAVEPOINT operation")
+        try:
+            ticket.result = ticket.operation(work)
+        except (apsw.IOError, apsw.CorruptError):
+            raise
+        except Exception as fault:
+            if not self._connection.in_transaction:
+                raise  # SQLite has rolled back all of it, as it may when the disk is full
+            self._connection.execute("ROLLBACK TO operation")
+            ticket.error = _translate(fault)
+        self._connection.execute("RELEASE operation")
+
+    def _run_each_alone(self, tickets: Sequence[Ticket[Work]]) -> None:
+        """The transaction was lost to one of them: alone, only that one fails."""
+        for ticket in tickets:
+            ticket.result = ticket.error = None
+            self.run_group([ticket])
+
+    def _give_up(self, fault: Exception) -> None:
+        if not self._broken:
+            self._broken = True
+            _log.critical("the storage has failed: %s", fault)
+            self._failed()
+
+
+def _refuse(tickets: Sequence[Ticket[Work]], fault: Exception) -> None:
+    for ticket in tickets:
+        ticket.error = _translate(fault)
+
+
+def _translate(fault: Exception) -> Exception:
+    """SQLite's faults in the store's words; any other as it is."""
+    if isinstance(fault, apsw.BusyError):
+        return Busy()
+    if isinstance(fault, apsw.FullError):
+        return DiskFull()
+    if isinstance(fault, apsw.Error):
+        return Unavailable("the storage failed; what became of this is not known")
+    return fault

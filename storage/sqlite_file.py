@@ -1,0 +1,169 @@
+"""Opening a SQLite file for the queue: what is refused, how connections are set, how the schema comes to be."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import apsw
+
+from storage.clock import BootClock, boot_id, first_offset
+from storage.errors import Busy, UnusableDatabase
+
+APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: what tells our files from others
+_STEPS = ["sqlite.sql"]  # the script at place n brings a file from version n to n + 1
+SCHEMA_VERSION = len(_STEPS)  # in the file's user_version
+MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it has been checkpointed
+
+RESERVE = 64 * 1024 * 1024  # bytes of the disk that sends leave free, or a quarter of a small one
+
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ncpfs", "fuse.sshfs"}
+_PRAGMAS = f"""
+    PRAGMA synchronous = FULL;          -- NORMAL may lose acknowledged writes at a power cut
+    PRAGMA mmap_size = 0;               -- a read error is an error, not a SIGBUS
+    PRAGMA journal_size_limit = {MAX_WAL};
+    PRAGMA temp_store = MEMORY;
+    PRAGMA cache_size = -16384;
+"""
+
+
+class DatabaseFile:
+    """A path that has been found fit, with a queue schema in it. Opened in each process for itself, after a fork."""
+
+    def __init__(self, path: Path) -> None:
+        """Creates the file where there is none. Raises UnusableDatabase with the reason, Busy while it is locked."""
+        refuse_unsafe_sqlite(apsw.sqlite_lib_version())
+        self.path = path.absolute()
+        _refuse_unfit_place(self.path)
+        try:
+            # Beside the database and never the database itself: closing any descriptor of that file would
+            # drop this process's POSIX locks on it, and another process could delete the log under us.
+            self._lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with self.locked():
+                self.clock = self._prepare()
+        except apsw.BusyError:
+            raise Busy from None
+        except apsw.Error as fault:
+            raise UnusableDatabase(f"{self.path} cannot be used: {fault}") from fault
+        except OSError as fault:
+            raise UnusableDatabase(f"{self.path} cannot be used: {fault.strerror}") from fault
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the lock among processes that makes turns at writing fair (SQLite's own busy wait polls)."""
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def connect(self) -> apsw.Connection:
+        """A connection for one thread at a time."""
+        connection = apsw.Connection(str(self.path), statementcachesize=128)
+        connection.set_busy_timeout(5_000)
+        connection.execute(_PRAGMAS).fetchall()  # some answer with a row, and those after it wait until it is read
+        return connection
+
+    def is_nearly_full(self) -> bool:
+        """Whether the disk has only the room left that reads and acks need: these too write before they free."""
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize < min(RESERVE, disk.f_blocks * disk.f_frsize // 4)
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def _prepare(self) -> BootClock:
+        connection = self.connect()
+        try:
+            _refuse_foreign(connection, self.path)
+            kept = _kept_clock(connection)
+            if kept is not None:
+                return kept  # nothing to write: a worker that is replaced must not wait for whoever is writing
+            connection.pragma("journal_mode", "wal")
+            connection.execute("BEGIN IMMEDIATE")
+            _migrate(connection)
+            clock = _set_clock(connection)
+            connection.execute("COMMIT")
+            return clock
+        finally:
+            connection.close()
+
+
+def refuse_unsafe_sqlite(version: str) -> None:
+    """Raises UnusableDatabase for a SQLite with the WAL-reset bug (https://sqlite.org/wal.html#walresetbug)."""
+    numbers = tuple(int(part) for part in version.split("."))
+    mended = numbers >= (3, 51, 3) or (3, 50, 7) <= numbers < (3, 51) or (3, 44, 6) <= numbers < (3, 45)
+    if not mended:
+        raise UnusableDatabase(
+            f"SQLite {version} can corrupt a database in WAL mode (the WAL-reset bug); "
+            "3.51.3 or newer is needed: install a newer apsw"
+        )
+
+
+def _refuse_unfit_place(path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise UnusableDatabase(f"the directory {folder} does not exist")
+    if path.is_dir():
+        raise UnusableDatabase(f"{path} is a directory")
+    # The log and the lock live beside the file, so the directory too must be writable.
+    for place in (folder, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise UnusableDatabase(f"{place} is not writable")
+    kind = _filesystem(folder)
+    if kind in _NETWORK:
+        raise UnusableDatabase(f"{folder} is on a network filesystem ({kind}), where SQLite's locks do not hold")
+
+
+def _filesystem(folder: Path) -> str:
+    """The type of the filesystem a directory is on, by /proc/self/mounts; "" where that cannot be told."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    real, best, kind = folder.resolve(), -1, ""
+    for _, where, name, *_ in mounts:
+        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), where))
+        if real.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), name
+    return kind
+
+
+def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
+    try:
+        owner, version = connection.pragma("application_id"), connection.pragma("user_version")
+        empty = connection.execute("SELECT count(*) = 0 FROM sqlite_schema").get
+    except apsw.NotADBError:
+        raise UnusableDatabase(f"{path} is not a SQLite database") from None
+    if not empty and owner != APPLICATION_ID:
+        raise UnusableDatabase(f"{path} is a SQLite database of another program")
+    if owner == APPLICATION_ID and version > SCHEMA_VERSION:
+        raise UnusableDatabase(f"{path} has schema version {version}; this program knows up to {SCHEMA_VERSION}")
+
+
+def _migrate(connection: apsw.Connection) -> None:
+    for script in _STEPS[connection.pragma("user_version") :]:
+        connection.execute((resources.files("storage") / script).read_text())
+    connection.pragma("application_id", APPLICATION_ID)
+    connection.pragma("user_version", SCHEMA_VERSION)
+
+
+def _kept_clock(connection: apsw.Connection) -> BootClock | None:
+    """The clock of a file that is as this version wants it, and was opened since the boot; else None."""
+    if connection.pragma("journal_mode") != "wal" or connection.pragma("user_version") != SCHEMA_VERSION:
+        return None
+    kept = connection.execute("SELECT boot_id, offset_ms FROM clock").get
+    return BootClock(kept[1]) if kept is not None and kept[0] == boot_id() != "" else None
+
+
+def _set_clock(connection: apsw.Connection) -> BootClock:
+    last = connection.execute("SELECT sent_at FROM messages ORDER BY id DESC LIMIT 1").get
+    offset = first_offset(not_before=last or 0)
+    connection.execute("DELETE FROM clock")
+    connection.execute("INSERT INTO clock (boot_id, offset_ms) VALUES (?, ?)", (boot_id(), offset))
+    return BootClock(offset)

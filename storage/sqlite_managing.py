@@ -1,0 +1,130 @@
+"""What is done to whole queues: settings, purge, deletion, redrive; and what upkeep clears away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from storage.model import QueueSettings
+from storage.sqlite_work import CHUNK, QueueRow, Work, int_array
+
+
+def _lifetime(ttl: str, retention: str) -> str:
+    """SQL: the ms a message may live by its ttl and the queue's retention (s or NULL); NULL: without end."""
+    return f"CAST(ceil(1000 * min(coalesce({ttl}, {retention}), coalesce({retention}, {ttl}))) AS INTEGER)"
+
+
+_LIFETIME = _lifetime("fields ->> 'ttl'", "?1")
+_TTL = "iif(origin IS NULL, fields ->> 'ttl', NULL)"  # a dead letter's ttl is over and done with
+# ms when a message's life began: its sending, but for one that was redriven or died since
+_BEGINNING = f"""coalesce(expires_at - {_lifetime(_TTL, "?2")},
+                          CAST(1000 * unixepoch(death ->> 'dead_letter_at', 'subsec') AS INTEGER), sent_at)"""
+
+
+def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> None:
+    """Changes settings; a new retention holds for all messages that are there. Raises InvalidInput."""
+    settings, default = asdict(queue.settings.changed(changes)), asdict(QueueSettings())
+    kept = json.dumps({name: value for name, value in settings.items() if value != default[name]})
+    work.execute("UPDATE queues SET settings = ?, version = version + 1 WHERE id = ?", (kept, queue.id))
+    if settings["retention"] != queue.settings.retention:
+        work.execute(
+            f"UPDATE messages SET expires_at = {_BEGINNING} + {_lifetime(_TTL, '?1')} WHERE queue_id = ?3",
+            (settings["retention"], queue.settings.retention, queue.id),
+        )
+
+
+def version(work: Work, queue: QueueRow) -> int:
+    """Of the settings."""
+    version: int = work.execute("SELECT version FROM queues WHERE id = ?", (queue.id,)).get
+    return version
+
+
+def last_id(work: Work, queue: QueueRow) -> int:
+    """The highest id in the queue, 0 when it is empty."""
+    return work.execute("SELECT max(id) FROM messages WHERE queue_id = ?", (queue.id,)).get or 0
+
+
+def purge(work: Work, queue: QueueRow, last: int) -> int:
+    """Removes (CHUNK at most) messages up to id `last`, newest first: no key's next one shows up. How many."""
+    ids = [
+        row[0]
+        for row in work.all(
+            "SELECT id FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
+            (queue.id, last, CHUNK),
+        )
+    ]
+    return len(work.remove(queue, ids))
+
+
+def disown(work: Work, queue: QueueRow) -> int:
+    """The queue is gone for everybody; its number, by which `clear` removes what is left of it."""
+    work.execute("UPDATE queues SET name = NULL WHERE id = ?", (queue.id,))
+    return queue.id
+
+
+def clear(work: Work, queue_id: int) -> bool:
+    """Removes (CHUNK at most) messages of a disowned queue, in the end itself; True when more is left."""
+    work.execute(
+        "DELETE FROM messages WHERE id IN (SELECT id FROM messages WHERE queue_id = ? LIMIT ?)", (queue_id, CHUNK)
+    )
+    if work.connection.changes() == CHUNK:
+        return True
+    work.execute("DELETE FROM queues WHERE id = ? AND name IS NULL", (queue_id,))
+    return False
+
+
+def redrive(work: Work, name: str, limit: int) -> int:
+    """Dead letters that lie in this queue or came from it go back, in order of death; how many (CHUNK at most)."""
+    queue = work.queue(name)
+    rows = work.all(
+        "SELECT id, queue_id, origin FROM messages WHERE state <> 1 AND origin IS NOT NULL "
+        "AND (queue_id = ? OR origin = ?) ORDER BY id LIMIT ?",
+        (queue.id, name, min(limit, CHUNK)),
+    )
+    ways: dict[tuple[int, str], list[int]] = {}
+    for number, grave_id, origin in rows:
+        ways.setdefault((grave_id, origin), []).append(number)
+    for (grave_id, origin), ids in ways.items():
+        _raise_dead(work, _queue_by_id(work, grave_id), work.queue_for_writing(origin), ids)
+    return len(rows)
+
+
+def _raise_dead(work: Work, grave: QueueRow, home: QueueRow, ids: Sequence[int]) -> None:
+    rows = work.all(
+        f"""
+        INSERT INTO messages (queue_id, sent_at, state, priority, recipient, key, expires_at, fields, text)
+        SELECT ?2, sent_at, iif(key IS NULL, 0, 3), priority, recipient, key,
+               ?3 + {_LIFETIME},
+               fields, text
+          FROM messages WHERE id IN carray(?4) ORDER BY id
+        RETURNING state, key, octet_length(text) + coalesce(octet_length(fields), 0)
+        """,
+        (home.settings.retention, home.id, work.now, int_array(ids)),
+    )
+    work.arrived(home, rows)
+    work.remove(grave, ids)
+
+
+def _queue_by_id(work: Work, number: int) -> QueueRow:
+    return work.queue(work.execute("SELECT name FROM queues WHERE id = ?", (number,)).get)
+
+
+def forget(work: Work) -> None:
+    """Forgets (CHUNK of each at most) the keys and dedup_ids whose window has passed."""
+    work.execute(
+        "DELETE FROM replies WHERE (queue_id, key) IN "
+        "(SELECT queue_id, key FROM replies WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
+        (work.now, CHUNK),
+    )
+    work.execute(
+        "DELETE FROM dedup WHERE (queue_id, dedup_id) IN "
+        "(SELECT queue_id, dedup_id FROM dedup WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
+        (work.now, CHUNK),
+    )
+
+
+def touch(work: Work) -> None:
+    """Writes without changing anything, to learn whether a write can be committed."""
+    work.execute("UPDATE clock SET offset_ms = offset_ms")

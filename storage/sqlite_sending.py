@@ -1,0 +1,121 @@
+"""Storing new messages: room, dedup, order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from storage.errors import DiskFull, QueueFull
+from storage.model import NewMessage
+from storage.sqlite_work import BLOCKED, DELAYED, READY, STATES, QueueRow, Work
+
+
+def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
+    """Stores the messages in order; their ids, for a dedup_id known already the first message's."""
+    if any(message.dedup_id is not None for message in messages):
+        return _send_deduplicated(work, queue, messages)
+    return _insert(work, queue, messages)
+
+
+def _send_deduplicated(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
+    # A message without a dedup_id goes by its place, which is no string and so equals no dedup_id.
+    names = [place if message.dedup_id is None else message.dedup_id for place, message in enumerate(messages)]
+    given = [name for name in names if isinstance(name, str)]
+    known: dict[str | int, int] = dict(
+        work.all(
+            "SELECT dedup_id, message_id FROM dedup WHERE queue_id = ? AND forget_at > ? "
+            "AND dedup_id IN (SELECT value FROM json_each(?))",
+            (queue.id, work.now, json.dumps(given, ensure_ascii=False)),
+        )
+    )
+    fresh: dict[str | int, NewMessage] = {}
+    for name, message in zip(names, messages, strict=True):
+        if name not in known:
+            fresh.setdefault(name, message)
+    stored = dict(zip(fresh, _insert(work, queue, list(fresh.values())) if fresh else (), strict=True))
+    work.execute(
+        "INSERT OR REPLACE INTO dedup (queue_id, dedup_id, message_id, forget_at) "
+        "SELECT ?, value->>0, value->>1, ? FROM json_each(?)",
+        (
+            queue.id,
+            work.now + round(queue.settings.dedup_window * 1000),
+            json.dumps([item for item in stored.items() if isinstance(item[0], str)], ensure_ascii=False),
+        ),
+    )
+    return [known.get(name) or stored[name] for name in names]
+
+
+def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
+    queue = _make_room(work, queue, messages)
+    plain = queue.settings.retention is None and all(message.fields is None for message in messages)
+    if plain and len(messages) > 1:
+        states = Counter({READY: len(messages)})
+        _insert_plain(work, queue, [message.text for message in messages])
+    else:
+        rows = [_row(work, queue, message) for message in messages]
+        states = Counter(row[0] for row in rows)
+        _insert_rows(work, queue, rows)
+    last = work.connection.last_insert_rowid()
+    work.count(
+        queue,
+        sent=len(messages),
+        bytes=sum(message.size for message in messages),
+        **{name: states[state] for state, name in enumerate(STATES)},
+    )
+    work.promote(queue, {message.key for message in messages if message.key is not None})
+    return list(range(last - len(messages) + 1, last + 1))
+
+
+def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> QueueRow:
+    if work.nearly_full:
+        raise DiskFull
+    settings = queue.settings
+    if settings.max_messages is None and settings.max_bytes is None:
+        return queue
+    count, size = len(messages), sum(message.size for message in messages)
+
+    def full() -> bool:
+        return (settings.max_messages is not None and queue.messages + count > settings.max_messages) or (
+            settings.max_bytes is not None and queue.bytes + size > settings.max_bytes
+        )
+
+    if full():
+        while work.bring_up_to_date(queue):  # what has expired by now leaves its place
+            pass
+        queue = work.queue(queue.name)
+    if full():
+        raise QueueFull(f"queue '{queue.name}' is full; nothing was stored", queue=queue.name)
+    return queue
+
+
+def _row(work: Work, queue: QueueRow, message: NewMessage) -> tuple[Any, ...]:
+    due_at = work.now + message.delay if message.delay else 0
+    # One with a key starts blocked, and is promoted at once if it turns out to be the key's first.
+    state = BLOCKED if message.key is not None else DELAYED if due_at else READY
+    expires_at = work.expiry(queue, message.ttl)
+    return state, message.priority, message.recipient, message.key, due_at, expires_at, message.fields, message.text
+
+
+def _insert_plain(work: Work, queue: QueueRow, texts: list[str]) -> None:
+    work.execute(
+        "INSERT INTO messages (queue_id, state, sent_at, text) SELECT ?, 0, ?, value FROM json_each(?)",
+        (queue.id, work.now, json.dumps(texts, ensure_ascii=False)),
+    )
+
+
+def _insert_rows(work: Work, queue: QueueRow, rows: list[tuple[Any, ...]]) -> None:
+    columns = "queue_id, sent_at, state, priority, recipient, key, due_at, expires_at, fields, text"
+    if len(rows) == 1:
+        work.execute(
+            f"INSERT INTO messages ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (queue.id, work.now, *rows[0]),
+        )
+        return
+    work.execute(
+        f"INSERT INTO messages ({columns}) "
+        "SELECT ?, ?, value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7 "
+        "FROM json_each(?)",
+        (queue.id, work.now, json.dumps(rows, ensure_ascii=False)),
+    )

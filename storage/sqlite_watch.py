@@ -1,0 +1,136 @@
+"""What looks into the SQLite file without being asked by a request: the sight of long polls, and upkeep."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import apsw
+
+from storage.clock import Clock
+from storage.commit import GroupCommit
+from storage.sqlite_managing import clear, forget
+from storage.sqlite_work import Work
+from storage.waiting import Interest, Outlook
+
+UPKEEP_EVERY = 1.0  # seconds
+
+_log = logging.getLogger(__name__)
+
+
+class Sight:
+    """Lets storage/waiting.py see what could be taken."""
+
+    def __init__(self, connection: apsw.Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._version: int | None = None
+
+    def changed(self) -> bool:
+        version: int = self._connection.pragma("data_version")
+        before, self._version = self._version, version
+        return version != before
+
+    def outlook(self, interest: Interest, most: int) -> Outlook:
+        work = Work(self._connection, self._clock)
+        count, moments = 0, []
+        for name in interest.queues:
+            queue = work.find_queue(name)
+            if queue is None or queue.settings.paused:
+                continue
+            ready, next_due = _outlook(work, queue.id, interest.recipient, most)
+            count += ready
+            if next_due is not None:
+                moments.append(next_due)
+        return Outlook(min(count, most), (min(moments) - work.now) / 1000 if moments else None)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Upkeep:
+    """A thread that does, every second, what no request need wait for.
+
+    Expired messages leave, dead letters get where they are read, remembered keys are forgotten, deleted queues are
+    cleared, a grown log is cut.
+    """
+
+    def __init__(self, connect: Callable[[], apsw.Connection], clock: Clock, commits: GroupCommit[Work]) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._commits = commits
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        connection = self._connect()
+        try:
+            while not self._closing.wait(UPKEEP_EVERY):
+                try:
+                    self._once(connection)
+                except Exception:  # whatever it was, the next second may go better, and no request depends on it
+                    _log.exception("upkeep failed")
+        finally:
+            connection.close()
+
+    def _once(self, connection: apsw.Connection) -> None:
+        work = Work(connection, self._clock)
+        for name in _late_queues(work):
+            while self._commits.run(lambda work, name=name: work.catch_up(name)):  # type: ignore[misc]
+                pass
+        for number in _disowned(work):
+            self._commits.run(lambda work, number=number: clear(work, number))  # type: ignore[misc]
+        if _has_to_forget(work):
+            self._commits.run(forget)
+
+
+def _outlook(work: Work, queue_id: int, recipient: str, most: int) -> tuple[int, int | None]:
+    """How many messages could be taken now (told up to `most`), and when the next lease or delay ends."""
+    row: tuple[int, int | None] = work.execute(
+        """
+        SELECT (SELECT count(*) FROM (SELECT 1 FROM messages
+                                       WHERE queue_id = ?1 AND recipient = ?2 AND state = 0 LIMIT ?3))
+             + (SELECT count(*) FROM (SELECT 1 FROM messages
+                                       WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?4 LIMIT ?3)),
+               (SELECT min(due_at) FROM messages WHERE queue_id = ?1 AND state IN (1, 2) AND due_at > ?4)
+        """,
+        (queue_id, recipient, most, work.now),
+    ).get
+    return row
+
+
+def _late_queues(work: Work) -> list[str]:
+    """Queues in which a lease or delay has ended, or a message expired, and no request has come by to see it."""
+    return [
+        row[0]
+        for row in work.all(
+            """
+            SELECT name FROM queues
+             WHERE name IS NOT NULL
+               AND (EXISTS (SELECT 1 FROM messages WHERE queue_id = queues.id AND state IN (1, 2) AND due_at <= ?1)
+                 OR EXISTS (SELECT 1 FROM messages WHERE queue_id = queues.id AND expires_at IS NOT NULL
+                                                     AND state <> 1 AND expires_at <= ?1))
+            """,
+            (work.now,),
+        )
+    ]
+
+
+def _disowned(work: Work) -> list[int]:
+    return [row[0] for row in work.all("SELECT id FROM queues WHERE name IS NULL", ())]
+
+
+def _has_to_forget(work: Work) -> bool:
+    return bool(
+        work.execute(
+            "SELECT EXISTS (SELECT 1 FROM replies WHERE forget_at <= ?1) "
+            "OR EXISTS (SELECT 1 FROM dedup WHERE forget_at <= ?1)",
+            (work.now,),
+        ).get
+    )

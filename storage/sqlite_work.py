@@ -1,0 +1,290 @@
+"""One SQLite transaction on the queues: the changes of state every verb is made of.
+
+Whatever changes the state of a message goes through here, together with the counts of it in its queue's row.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import apsw
+
+from storage.clock import Clock
+from storage.errors import IdempotencyMismatch, QueueNotFound
+from storage.model import Once, QueueSettings, rfc3339
+
+READY, LEASED, DELAYED, BLOCKED = range(4)
+STATES = ("ready", "leased", "delayed", "blocked")
+CHUNK = 10_000  # rows one transaction moves at most in work without a bound of its own, so that no other waits long
+
+_TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
+_COUNT = f"UPDATE queues SET {', '.join(f'{name} = {name} + ?' for name in STATES + _TOTALS)} WHERE id = ?"
+
+
+class QueueRow(NamedTuple):
+    id: int
+    name: str
+    settings: QueueSettings
+    messages: int
+    bytes: int
+
+    @property
+    def dead_letter_queue(self) -> str:
+        return self.settings.dead_letter_queue or f"{self.name[:75]}.dead"
+
+
+class Work:
+    """One transaction. `now` is its time; `woken` gathers the queues in which something became ready."""
+
+    def __init__(self, connection: apsw.Connection, clock: Clock, nearly_full: bool = False) -> None:
+        self.connection = connection
+        self.nearly_full = nearly_full
+        self.execute = connection.execute
+        self.now = clock.now()
+        self.wall = clock.wall
+        self.woken: set[str] = set()
+
+    def all(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        """All rows at once: a cursor left open would hold the transaction, and RETURNING has no order anyway."""
+        return self.execute(sql, values).fetchall()
+
+    # -- queues
+
+    def queue(self, name: str) -> QueueRow:
+        found = self.find_queue(name)
+        if found is None:
+            raise QueueNotFound(name)
+        return found
+
+    def find_queue(self, name: str) -> QueueRow | None:
+        row = self.execute(
+            "SELECT id, settings, ready + leased + delayed + blocked, bytes FROM queues WHERE name = ?", (name,)
+        ).get
+        return None if row is None else QueueRow(row[0], name, read_settings(row[1]), row[2], row[3])
+
+    def queue_for_writing(self, name: str) -> QueueRow:
+        """The queue, which comes into being if it was not there."""
+        found = self.find_queue(name)
+        if found is None:
+            self.execute("INSERT INTO queues (name) VALUES (?)", (name,))
+            found = QueueRow(self.connection.last_insert_rowid(), name, QueueSettings(), 0, 0)
+        return found
+
+    def count(self, queue: QueueRow, **changes: int) -> None:
+        """Adds to the queue's counts of states and its totals."""
+        if changes.get("ready", 0) > 0:
+            self.woken.add(queue.name)
+        self.execute(_COUNT, (*(changes.get(name, 0) for name in STATES + _TOTALS), queue.id))
+
+    # -- idempotency
+
+    def once(self, queue_id: int, once: Once | None, window: float, do: Callable[[], Any]) -> Any:
+        """What `do` returned (a JSON value) the first time this key was used within `window` seconds."""
+        if once is None:
+            return do()
+        known = self.execute(
+            "SELECT fingerprint, reply FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
+            (queue_id, once.key, self.now),
+        ).get
+        if known is not None:
+            if known[0] != once.fingerprint:
+                raise IdempotencyMismatch
+            return json.loads(known[1])
+        reply = do()
+        if reply:  # an empty read has done nothing, so asking again may find something
+            self.execute(
+                "INSERT OR REPLACE INTO replies (queue_id, key, fingerprint, reply, forget_at) VALUES (?, ?, ?, ?, ?)",
+                (queue_id, once.key, once.fingerprint, json.dumps(reply), self.now + round(window * 1000)),
+            )
+        return reply
+
+    # -- time passing
+
+    def bring_up_to_date(self, queue: QueueRow) -> bool:
+        """What time has done by now: leases and delays that ended, messages that expired; True when more is left.
+
+        At most CHUNK of each, so that half a million leases that end at once do not stop everybody.
+        """
+        due, expires = self.next_due(queue.id)
+        returned = self._return_due(queue) if due is not None and due <= self.now else 0
+        if returned:
+            expires = 0  # one whose lease ended may have expired meanwhile
+        dropped = self._drop_expired(queue) if expires is not None and expires <= self.now else 0
+        return CHUNK in (returned, dropped)
+
+    def catch_up(self, name: str) -> bool:
+        """As bring_up_to_date, of a queue that may be gone meanwhile."""
+        queue = self.find_queue(name)
+        return queue is not None and self.bring_up_to_date(queue)
+
+    def next_due(self, queue_id: int) -> tuple[int | None, int | None]:
+        """When the next lease or delay ends, and when the next message expires."""
+        row: tuple[int | None, int | None] = self.execute(
+            """
+            SELECT (SELECT min(due_at) FROM messages WHERE queue_id = ?1 AND state IN (1, 2)),
+                   (SELECT min(expires_at) FROM messages
+                     WHERE queue_id = ?1 AND expires_at IS NOT NULL AND state <> 1)
+            """,
+            (queue_id,),
+        ).get
+        return row
+
+    def _return_due(self, queue: QueueRow) -> int:
+        rows = self.all(
+            "SELECT id, key, state, receive_count FROM messages "
+            "WHERE queue_id = ? AND state IN (1, 2) AND due_at <= ? ORDER BY due_at, id LIMIT ?",
+            (queue.id, self.now, CHUNK),
+        )
+        most = queue.settings.max_receives
+        spent = {row[0] for row in rows if most and row[2] == LEASED and row[3] >= most}
+        self.bury(queue, sorted(spent), "max_receives")
+        back = [row for row in rows if row[0] not in spent]
+        self.give_back(queue, [row[0] for row in back], {row[1] for row in back if row[1] is not None})
+        return len(rows)
+
+    def _drop_expired(self, queue: QueueRow) -> int:
+        ids = [
+            row[0]
+            for row in self.all(
+                "SELECT id FROM messages WHERE queue_id = ? AND expires_at IS NOT NULL AND state <> 1 "
+                "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
+                (queue.id, self.now, CHUNK),
+            )
+        ]
+        if queue.settings.dead_letter_expired:
+            self.bury(queue, ids, "expired", expired=len(ids))
+        else:
+            self.remove(queue, ids, expired=len(ids))
+        return len(ids)
+
+    def expiry(self, queue: QueueRow, ttl: int | None) -> int | None:
+        retention = queue.settings.retention
+        limits = [limit for limit in (ttl, None if retention is None else round(retention * 1000)) if limit is not None]
+        return self.now + min(limits) if limits else None
+
+    # -- changes of state
+
+    def give_back(self, queue: QueueRow, ids: Sequence[int], keys: Collection[str], due_at: int = 0) -> None:
+        """Leased or delayed messages wait for delivery again, from `due_at` on; `keys` are theirs.
+
+        One with a key waits blocked until the key's other leases are settled too (promote sees to that).
+        """
+        if not ids:
+            return
+        was = Counter(self.all("SELECT state FROM messages WHERE id IN carray(?)", (int_array(ids),)))
+        rows = self.all(
+            "UPDATE messages SET state = iif(key IS NOT NULL, 3, iif(?1 > 0, 2, 0)), due_at = ?1 "
+            "WHERE id IN carray(?2) RETURNING state",
+            (due_at, int_array(ids)),
+        )
+        now = Counter(rows)
+        self.count(queue, **{name: now[(state,)] - was[(state,)] for state, name in enumerate(STATES)})
+        self.promote(queue, keys)
+
+    def remove(self, queue: QueueRow, ids: Sequence[int], **totals: int) -> list[tuple[Any, ...]]:
+        """The messages are gone, and the next of their keys take their places.
+
+        Returns rows of id, text, fields, death, sent_at, receive_count, state, key and size, in no order.
+        """
+        if not ids:
+            return []
+        rows = self.all(
+            "DELETE FROM messages WHERE id IN carray(?) RETURNING id, text, fields, death, sent_at, receive_count, "
+            "state, key, octet_length(text) + coalesce(octet_length(fields), 0)",
+            (int_array(ids),),
+        )
+        states = Counter(row[6] for row in rows)
+        self.count(
+            queue,
+            bytes=-sum(row[8] for row in rows),
+            **{name: -states[state] for state, name in enumerate(STATES)},
+            **totals,
+        )
+        self.promote(queue, {row[7] for row in rows if row[7] is not None})
+        return rows
+
+    def bury(self, queue: QueueRow, ids: Sequence[int], reason: str, **totals: int) -> None:
+        """The messages move to the dead-letter queue, in order, with the story of their death and a fresh count."""
+        if not ids:
+            return
+        grave = self.queue_for_writing(queue.dead_letter_queue)
+        rows = self.all(
+            """
+            INSERT INTO messages (queue_id, sent_at, state, priority, recipient, key, expires_at,
+                                  origin, death, fields, text)
+            SELECT ?, sent_at, iif(key IS NULL, 0, 3), priority, recipient, key, ?, ?,
+                   json_object('dead_letter_from', ?, 'dead_letter_reason', ?, 'dead_letter_at', ?,
+                               'dead_letter_id', CAST(id AS TEXT), 'dead_letter_receive_count', receive_count),
+                   fields, text
+              FROM messages WHERE id IN carray(?) ORDER BY id
+            RETURNING state, key, octet_length(text) + coalesce(octet_length(fields), 0)
+            """,
+            (grave.id, self.expiry(grave, None), queue.name, queue.name, reason,
+             rfc3339(self.wall(self.now)), int_array(ids)),
+        )  # fmt: skip
+        self.arrived(grave, rows)
+        self.remove(queue, ids, dead_lettered=len(ids), **totals)
+
+    def arrived(self, queue: QueueRow, rows: list[tuple[Any, ...]]) -> None:
+        states = Counter(row[0] for row in rows)
+        self.count(queue, ready=states[READY], blocked=states[BLOCKED], bytes=sum(row[2] for row in rows))
+        self.promote(queue, {row[1] for row in rows if row[1] is not None})
+
+    def promote(self, queue: QueueRow, keys: Collection[str]) -> None:
+        """The first message of each key becomes ready (or delayed, by its own delay) if none of the key is leased."""
+        if not keys:
+            return
+        rows = self.all(
+            """
+            UPDATE messages SET state = iif(due_at > ?1, 2, 0)
+             WHERE id IN (SELECT (SELECT min(id) FROM messages WHERE queue_id = ?2 AND key = wanted.value)
+                            FROM json_each(?3) AS wanted)
+               AND state = 3
+               AND NOT EXISTS (SELECT 1 FROM messages AS other
+                                WHERE other.queue_id = ?2 AND other.key = messages.key AND other.state = 1)
+            RETURNING state
+            """,
+            (self.now, queue.id, json.dumps(list(keys), ensure_ascii=False)),
+        )
+        if rows:
+            states = Counter(rows)
+            self.count(queue, blocked=-len(rows), ready=states[(READY,)], delayed=states[(DELAYED,)])
+
+    def block(self, queue: QueueRow, key: str) -> None:
+        """The key's first message waits, unless it is leased itself: one behind it has come to be leased again."""
+        state: int | None = self.execute(
+            "SELECT state FROM messages WHERE id = (SELECT min(id) FROM messages WHERE queue_id = ? AND key = ?)",
+            (queue.id, key),
+        ).get
+        if state in (READY, DELAYED):
+            self.execute(
+                "UPDATE messages SET state = 3 "
+                "WHERE id = (SELECT min(id) FROM messages WHERE queue_id = ? AND key = ?)",
+                (queue.id, key),
+            )
+            self.count(queue, **{STATES[state]: -1, "blocked": 1})
+
+
+@lru_cache(maxsize=1024)
+def read_settings(text: str) -> QueueSettings:
+    """The settings kept as JSON in a queue's row."""
+    return QueueSettings(**json.loads(text))
+
+
+def int_array(numbers: Sequence[int]) -> Any:
+    """Numbers bound as one value, for `IN carray(?)`; at least one."""
+    return apsw.carray(array("q", numbers))
+
+
+def told(fields: str | None, death: str | None) -> str | None:
+    """The optional fields as a reader gets them: a dead letter's story is told among its attributes."""
+    if death is None:
+        return fields
+    told = json.loads(fields or "{}")
+    told["attributes"] = {**told.get("attributes", {}), **json.loads(death)}
+    return json.dumps(told, ensure_ascii=False)

@@ -1,0 +1,161 @@
+"""Long polling, for every engine: readers that found nothing wait here until there is something for them.
+
+One thread a process looks for all of them: at once when this process has committed something they wait for, when
+another process has (the engine's `changed` is asked every LOOK_EVERY), and when a delay or a lease ends. It wakes,
+first come first served, no more readers than there are messages to take. It runs only while somebody waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import NamedTuple, Protocol, TypeVar
+
+from storage.errors import TooManyPollers
+
+T = TypeVar("T")
+
+LOOK_EVERY = 0.008  # seconds between two looks for another process's commits
+PRESENCE_EVERY = 1.0  # seconds between two checks that a waiting reader is still there
+
+
+class Interest(NamedTuple):
+    """What a reader waits for."""
+
+    queues: tuple[str, ...]
+    recipient: str
+
+
+class Outlook(NamedTuple):
+    """What an engine sees for an interest: `ready` messages could be taken now; `due_in` s (or None) until more may."""
+
+    ready: int
+    due_in: float | None
+
+
+class Sight(Protocol):
+    """How an engine lets waiting look into it; called only by the one looking thread."""
+
+    def changed(self) -> bool:
+        """Whether another process committed something since the last call."""
+
+    def outlook(self, interest: Interest, most: int) -> Outlook:
+        """`ready` is told up to `most`."""
+
+    def close(self) -> None: ...
+
+
+class _Waiter:
+    def __init__(self, interest: Interest) -> None:
+        self.interest = interest
+        self.woken = threading.Event()
+
+
+class Waiting:
+    """`open_sight` is called in the looking thread, once the first reader waits; `capacity` may wait at once."""
+
+    def __init__(self, open_sight: Callable[[], Sight], capacity: int) -> None:
+        self._open_sight = open_sight
+        self._capacity = capacity
+        self._guard = threading.Condition()
+        self._waiters: dict[_Waiter, None] = {}  # in order of arrival
+        self._look_now = threading.Event()
+        self._looker: threading.Thread | None = None
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def receive(
+        self, claim: Callable[[], list[T]], interest: Interest, wait: float, present: Callable[[], bool]
+    ) -> list[T]:
+        """What `claim` finds, at once or within `wait` s; empty when nothing came, the reader went or waiting stopped.
+
+        Raises TooManyPollers when nothing is there and `capacity` readers wait already.
+        """
+        found = claim()
+        if found or wait <= 0 or self._stopped:
+            return found
+        waiter = _Waiter(interest)
+        deadline = time.monotonic() + wait
+        self._join(waiter)
+        try:
+            while not self._stopped and (remaining := deadline - time.monotonic()) > 0:
+                woken = waiter.woken.wait(min(remaining, PRESENCE_EVERY))
+                if self._stopped or not present():
+                    break
+                if woken and (found := claim()):
+                    break
+                if woken:
+                    waiter.woken.clear()
+                    self._look_now.set()  # what it was woken for was taken by another: look again before it sleeps
+            return found
+        finally:
+            self._leave(waiter)
+
+    def notify(self, queues: Collection[str]) -> None:
+        """Something became ready in these queues by a commit of this process."""
+        if self._waiters and any(queue in queues for waiter in list(self._waiters) for queue in waiter.interest.queues):
+            self._look_now.set()
+
+    def stop(self) -> None:
+        """Sends all readers home, now and from now on. Takes no lock: it may be called by a signal handler."""
+        self._stopped = True
+        for waiter in list(self._waiters):
+            waiter.woken.set()
+        self._look_now.set()
+
+    def close(self) -> None:
+        self.stop()
+        with self._guard:
+            self._guard.notify_all()
+            looker = self._looker
+        if looker is not None:
+            looker.join()
+
+    def _join(self, waiter: _Waiter) -> None:
+        with self._guard:
+            if len(self._waiters) >= self._capacity:
+                raise TooManyPollers
+            self._waiters[waiter] = None
+            self._look_now.set()  # it may have come between this reader's claim and now
+            if self._looker is None:
+                self._looker = threading.Thread(target=self._look_out, name="queue-waiting", daemon=True)
+                self._looker.start()
+            self._guard.notify()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        with self._guard:
+            del self._waiters[waiter]
+        if waiter.woken.is_set():
+            self._look_now.set()  # it may have been woken for a message that it did not take
+
+    def _look_out(self) -> None:
+        sight = self._open_sight()
+        due = 0.0
+        try:
+            while not self._stopped:
+                with self._guard:
+                    self._guard.wait_for(lambda: self._waiters or self._stopped)
+                told = self._look_now.wait(LOOK_EVERY)
+                self._look_now.clear()
+                if sight.changed() or told or time.monotonic() >= due:
+                    due = time.monotonic() + self._look(sight)
+        finally:
+            sight.close()
+
+    def _look(self, sight: Sight) -> float:
+        """Wakes whom there is something for; returns the seconds until something else falls due."""
+        by_interest: dict[Interest, list[_Waiter]] = {}
+        with self._guard:
+            for waiter in self._waiters:
+                by_interest.setdefault(waiter.interest, []).append(waiter)
+        next_due = 60.0
+        for interest, waiters in by_interest.items():
+            outlook = sight.outlook(interest, len(waiters))
+            for waiter in waiters[: outlook.ready]:  # one already awake will take the first of them
+                waiter.woken.set()
+            if outlook.due_in is not None:
+                next_due = min(next_due, outlook.due_in)
+        return next_due

@@ -1,0 +1,1 @@
+"""One suite of what the Store protocol promises; every engine has to pass it."""

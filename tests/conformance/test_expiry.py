@@ -1,0 +1,173 @@
+"""Time to live and retention: what is not delivered any more, and the room it leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from storage.errors import QueueFull
+from storage.model import Store
+from tests.conformance.engines import FakeClock
+from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take
+
+
+def test_a_message_is_not_delivered_after_its_ttl(store: Store, clock: FakeClock) -> None:
+    send(store, "short", ttl=5)
+    send(store, "long", ttl=60)
+    clock.advance(4.999)
+    assert peek(store) == ["short", "long"]
+    clock.advance(0.001)
+    assert take(store, 5) == ["long"]
+    assert (stats(store).expired, stats(store).ready, stats(store).bytes) == (1, 0, 0)
+
+
+def test_the_ttl_counts_from_the_sending_however_long_the_delay(store: Store, clock: FakeClock) -> None:
+    send(store, "never", delay=10, ttl=5)
+    send(store, "briefly", delay=10, ttl=11)
+    clock.advance(10)
+    assert take(store, 5) == ["briefly"]
+    assert stats(store).expired == 1
+
+
+def test_a_leased_message_does_not_expire_before_its_lease_ends(store: Store, clock: FakeClock) -> None:
+    send(store, "acked", "lost", ttl=5)
+    acked, _ = lease(store, 2, seconds=60)
+    clock.advance(6)
+    store.settle(acked.receipt)
+    assert (stats(store).leased, stats(store).expired) == (1, 0)
+    clock.advance(54)
+    assert take(store) == []
+    assert (stats(store).leased, stats(store).expired) == (0, 1)
+
+
+def test_a_message_given_back_after_its_ttl_is_gone(store: Store, clock: FakeClock) -> None:
+    send(store, "a", ttl=5)
+    held = lease_one(store, seconds=60)
+    clock.advance(6)
+    store.release(held.receipt)
+    assert take(store) == []
+    assert stats(store).expired == 1
+
+
+def test_many_that_expire_at_once_are_none_of_them_delivered(store: Store, clock: FakeClock) -> None:
+    for _ in range(3):
+        send(store, *["old"] * 8_000, ttl=5)
+    send(store, "fresh")
+    clock.advance(5)
+    assert take(store, 5) == ["fresh"]
+
+
+@pytest.mark.parametrize("batch", [["a"], ["a", "b", "c"]])
+def test_retention_bounds_the_life_of_every_message(store: Store, clock: FakeClock, batch: list[str]) -> None:
+    configure(store, retention=10)
+    send(store, *batch)
+    send(store, *batch, ttl=100)
+    send(store, *batch, ttl=20, key="k")
+    clock.advance(9.999)
+    assert len(peek(store)) == 3 * len(batch)
+    clock.advance(0.001)
+    assert take(store, 100) == []
+    assert stats(store).expired == 3 * len(batch)
+
+
+def test_a_shorter_ttl_holds_against_a_longer_retention(store: Store, clock: FakeClock) -> None:
+    configure(store, retention=10)
+    send(store, "a", ttl=5)
+    clock.advance(5)
+    assert take(store) == []
+
+
+def test_a_new_retention_holds_for_what_is_there_already(store: Store, clock: FakeClock) -> None:
+    send(store, "a", "b")
+    send(store, "c", ttl=5)
+    configure(store, retention=10)
+    clock.advance(5)
+    assert peek(store) == ["a", "b"]
+    clock.advance(5)
+    assert peek(store) == []
+
+
+def test_without_retention_each_message_has_its_own_ttl_again(store: Store, clock: FakeClock) -> None:
+    configure(store, retention=10)
+    send(store, "a")
+    send(store, "b", ttl=20)
+    configure(store, retention=None)
+    clock.advance(15)
+    assert peek(store) == ["a", "b"]
+    clock.advance(5)
+    assert peek(store) == ["a"]
+
+
+def test_an_expired_message_goes_to_the_dead_letters_if_the_queue_says_so(store: Store, clock: FakeClock) -> None:
+    configure(store, dead_letter_expired=True)
+    send(store, "a", ttl=5, attributes={"mine": 1})
+    clock.advance(5)
+    assert take(store) == []
+    assert peek(store, queue="q.dead") == ["a"]
+    now = stats(store)
+    assert (now.expired, now.dead_lettered, now.dead, now.bytes) == (1, 1, 1, 0)
+
+
+def test_an_expired_dead_letter_stays_there_although_its_ttl_is_over(store: Store, clock: FakeClock) -> None:
+    configure(store, dead_letter_expired=True)
+    send(store, "a", ttl=5)
+    clock.advance(5)
+    assert peek(store) == []
+    clock.advance(1_000)
+    assert take(store, queue="q.dead") == ["a"]
+
+
+@pytest.mark.parametrize("retentions", [[1_000], [1_000, None], [2_000, 1_000]])
+def test_a_dead_letter_queues_retention_counts_from_the_death(
+    store: Store, clock: FakeClock, retentions: list[float | None]
+) -> None:
+    configure(store, dead_letter_expired=True)
+    send(store, "a", ttl=5_000)
+    clock.advance(5_000)
+    assert peek(store) == []
+    for retention in retentions:
+        configure(store, "q.dead", retention=retention)
+    clock.advance(999)
+    assert peek(store, queue="q.dead") == ["a"]
+    clock.advance(1)
+    assert peek(store, queue="q.dead") == (["a"] if retentions[-1] is None else [])
+
+
+def test_a_redriven_message_lives_its_whole_ttl_again(store: Store, clock: FakeClock) -> None:
+    send(store, "a", ttl=10)
+    store.reject(lease_one(store).receipt)
+    clock.advance(100)
+    store.redrive("q")
+    configure(store, retention=50)
+    clock.advance(9)
+    assert peek(store) == ["a"]
+    clock.advance(1)
+    assert peek(store) == []
+
+
+@pytest.mark.parametrize("fields", [{"ttl": 5}, {"ttl": 5, "key": "k"}, {"ttl": 5, "delay": 60}])
+def test_expired_messages_leave_room_without_a_read_having_to_come_by(
+    store: Store, clock: FakeClock, fields: dict[str, Any]
+) -> None:
+    configure(store, max_messages=2)
+    send(store, "a", "b", **fields)
+    with pytest.raises(QueueFull):
+        send(store, "c")
+    clock.advance(5)
+    send(store, "c", "d")
+    with pytest.raises(QueueFull):
+        send(store, "e")
+    assert peek(store) == ["c", "d"]
+
+
+def test_one_whose_lease_and_ttl_are_both_over_leaves_room_too(store: Store, clock: FakeClock) -> None:
+    mortal = new("0123456789", ttl=5)
+    configure(store, max_bytes=mortal.size)
+    store.send("q", [mortal])
+    lease(store, seconds=60)
+    clock.advance(59)
+    with pytest.raises(QueueFull):
+        send(store, "c")
+    clock.advance(1)
+    store.send("q", [mortal])

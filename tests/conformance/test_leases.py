@@ -1,0 +1,250 @@
+"""Leases and receipts: who holds a message, and what the holder may do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from storage.errors import MessageNotFound, StaleReceipt
+from storage.model import Receive, Store
+from tests.conformance.engines import FakeClock
+from tests.conformance.shorthand import configure, in_threads, lease, lease_one, peek, send, stats, take
+
+
+def test_a_leased_message_is_invisible_until_its_lease_ends(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    lease(store, seconds=30)
+    clock.advance(29.999)
+    assert take(store) == []
+    clock.advance(0.001)
+    assert take(store) == ["a"]
+
+
+def test_a_leased_message_tells_its_receipt_and_until_when(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    message = lease_one(store, seconds=1.5).message
+    assert (message.leased_until, message.receive_count) == (clock.now() + 1_500, 1)
+
+
+def test_a_default_lease_is_as_long_as_the_queue_says(store: Store, clock: FakeClock) -> None:
+    configure(store, lease=7)
+    send(store, "a")
+    (message,) = store.receive(Receive(("q",), lease="default"))
+    assert message.leased_until == clock.now() + 7_000
+
+
+def test_an_acked_message_never_comes_back(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    held = lease_one(store)
+    store.settle(held.receipt)
+    clock.advance(1_000)
+    assert take(store) == []
+    assert (stats(store).leased, stats(store).acked) == (0, 1)
+
+
+def test_a_late_worker_cannot_ack_a_message_leased_again(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    late = lease_one(store, seconds=10)
+    clock.advance(10)
+    holder = lease_one(store, seconds=10)
+    for verb in (store.settle, store.release, store.reject, lambda receipt: store.extend(receipt, 60)):
+        with pytest.raises(StaleReceipt):
+            verb(late.receipt)
+    assert store.ack([late.receipt]) == (0, [late.receipt], [])
+    store.settle(holder.receipt)
+    assert peek(store) == []
+
+
+def test_a_late_worker_is_told_so_too_once_the_next_lease_has_ended_as_well(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    late = lease_one(store, seconds=10)
+    clock.advance(10)
+    lease_one(store, seconds=10)
+    clock.advance(10)
+    with pytest.raises(StaleReceipt):
+        store.settle(late.receipt)
+
+
+def test_a_receipt_whose_lease_ended_works_until_somebody_else_holds_the_message(
+    store: Store, clock: FakeClock
+) -> None:
+    send(store, "a", "b", "c")
+    acked, kept, back = lease(store, 3, seconds=10)
+    clock.advance(10)
+    assert stats(store).ready == 3
+    store.settle(acked.receipt)
+    assert store.extend(kept.receipt, 60) == clock.now() + 60_000
+    store.release(back.receipt, 5)
+    assert (stats(store).leased, stats(store).delayed) == (1, 1)
+    assert take(store, 5) == []
+    clock.advance(5)
+    assert take(store, 5) == ["c"]
+
+
+def test_receipts_are_new_at_every_delivery(store: Store) -> None:
+    send(store, "a")
+    seen = set()
+    for count in range(1, 6):
+        held = lease_one(store)
+        assert held.message.receive_count == count
+        seen.add(held.receipt)
+        store.release(held.receipt)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    ["", "x", "q", "q~1", "q~0~1", "q~1~", "q~1~g", "q~-1~1", "q~01~1", "q~1~1~1", "~1~1", "q~1~1 ",
+     f"q~{10**19 - 1}~1", "q~1~ffffffffffffffff", "q~1~00000000000000001", "../q~1~1", "q~１~1", "q~1~1\n", "\0",
+     "🙂~1~1"],
+)  # fmt: skip
+def test_what_is_no_receipt_is_no_message(store: Store, garbled: str) -> None:
+    send(store, "a")
+    with pytest.raises(MessageNotFound):
+        store.settle(garbled)
+    assert store.ack([garbled]) == (0, [], [garbled])
+    assert peek(store) == ["a"]
+
+
+def test_a_receipt_of_a_message_that_is_gone_is_missing(store: Store) -> None:
+    send(store, "a")
+    held = lease_one(store)
+    store.settle(held.receipt)
+    for verb in (store.settle, store.release, store.reject, lambda receipt: store.extend(receipt, 60)):
+        with pytest.raises(MessageNotFound):
+            verb(held.receipt)
+    assert store.ack([held.receipt]) == (0, [], [held.receipt])
+
+
+def test_a_guessed_receipt_does_not_settle_a_message_that_was_never_delivered(store: Store) -> None:
+    (number,) = send(store, "a")
+    for token in ("0", "1", "7fffffffffffffff"):
+        assert store.ack([f"q~{number}~{token}"]).acked == 0
+    assert peek(store) == ["a"]
+
+
+def test_a_receipt_works_in_its_own_queue_only(store: Store) -> None:
+    send(store, "a")
+    send(store, "b", queue="other")
+    held = lease_one(store)
+    for verb in (store.settle, store.release, store.reject):
+        with pytest.raises(MessageNotFound):
+            verb(held.receipt, queue="other")
+    with pytest.raises(MessageNotFound):
+        store.extend(held.receipt, 60, "other")
+    assert store.ack([held.receipt], "other") == (0, [], [held.receipt])
+    with pytest.raises(MessageNotFound):
+        store.settle(held.receipt.replace("q~", "other~"))
+    store.settle(held.receipt, "q")
+
+
+def test_a_receipt_does_nothing_to_a_queue_of_the_same_name_made_anew(store: Store) -> None:
+    send(store, "old")
+    held = lease_one(store)
+    store.delete_queue("q")
+    send(store, "new")
+    with pytest.raises(MessageNotFound):
+        store.settle(held.receipt)
+    assert peek(store) == ["new"]
+
+
+def test_receipts_hold_across_a_restart(open_again: Callable[[], Store]) -> None:
+    send(before := open_again(), "a")
+    held = lease_one(before)
+    open_again().settle(held.receipt)
+    assert peek(before) == []
+
+
+def test_a_batch_of_receipts_settles_those_that_hold_and_tells_the_others(store: Store, clock: FakeClock) -> None:
+    send(store, "a", "b", "c", "d")
+    stale = lease_one(store, seconds=1)
+    clock.advance(1)
+    lease_one(store)
+    good, gone, twice = lease(store, 3)
+    store.settle(gone.receipt)
+    asked = [good.receipt, stale.receipt, "nonsense", gone.receipt, twice.receipt, twice.receipt]
+    assert store.ack(asked) == (2, [stale.receipt], ["nonsense", gone.receipt])
+    assert peek(store) == ["a"]
+
+
+def test_ten_thousand_receipts_of_several_queues_are_acked_at_once(store: Store) -> None:
+    for queue in ("q", "r"):
+        send(store, *map(str, range(5_000)), queue=queue)
+    receipts = [held.receipt for queue in ("q", "r") for _ in range(5) for held in lease(store, 1_000, queue=queue)]
+    assert store.ack(receipts) == (10_000, [], [])
+    assert stats(store).leased == stats(store, "r").leased == 0
+
+
+def test_an_extended_lease_counts_from_now(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    held = lease_one(store, seconds=30)
+    clock.advance(20)
+    assert store.extend(held.receipt, 15) == clock.now() + 15_000
+    clock.advance(14)
+    assert take(store) == []
+    clock.advance(1)
+    assert take(store) == ["a"]
+
+
+def test_a_lease_can_be_made_shorter(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    held = lease_one(store, seconds=3600)
+    store.extend(held.receipt, 1)
+    clock.advance(1)
+    assert take(store) == ["a"]
+
+
+def test_a_released_message_is_there_at_once(store: Store) -> None:
+    send(store, "a")
+    store.release(lease_one(store).receipt)
+    assert take(store) == ["a"]
+
+
+def test_a_message_released_with_a_delay_is_there_after_it(store: Store, clock: FakeClock) -> None:
+    send(store, "a", "b")
+    store.release(lease_one(store).receipt, 5)
+    assert (stats(store).delayed, stats(store).leased) == (1, 0)
+    clock.advance(4.999)
+    assert take(store, 5) == ["b"]
+    clock.advance(0.001)
+    assert take(store, 5) == ["a"]
+
+
+def test_twelve_thousand_leases_that_end_at_once_all_end(store: Store, clock: FakeClock) -> None:
+    for _ in range(3):
+        send(store, *map(str, range(4_000)))
+        for _ in range(4):
+            lease(store, 1_000, seconds=10)
+    clock.advance(10)
+    assert (stats(store).leased, stats(store).ready) == (0, 12_000)
+    assert take(store, 3) == ["0", "1", "2"]
+
+
+def test_sixteen_readers_at_once_share_the_messages_out(store: Store) -> None:
+    send(store, *map(str, range(320)))
+
+    def work() -> list[str]:
+        got = []
+        while found := lease(store, 3):
+            got += [held.text for held in found]
+            assert store.ack([held.receipt for held in found]).acked == len(found)
+        return got
+
+    shares = [share for share in in_threads([work] * 16) if isinstance(share, list)]
+    assert len(shares) == 16
+    assert sorted(int(text) for share in shares for text in share) == list(range(320))
+
+
+def test_two_who_settle_one_receipt_at_once_settle_it_once(store: Store) -> None:
+    send(store, "a")
+    receipt = lease_one(store).receipt
+    outcomes = in_threads([lambda: store.settle(receipt)] * 8)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["MessageNotFound"] * 7 + ["NoneType"]
+    assert stats(store).acked == 1
+
+
+def test_a_reader_that_has_gone_takes_nothing(store: Store) -> None:
+    send(store, "a")
+    assert store.receive(Receive(("q",)), present=lambda: False) == []
+    assert (stats(store).ready, stats(store).received) == (1, 0)

@@ -1,0 +1,167 @@
+"""Which message comes next: age, priority, recipient, delay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from storage.model import Receive, Store
+from tests.conformance.engines import FakeClock
+from tests.conformance.shorthand import lease, lease_one, new, peek, send, stats, take, texts
+
+
+def test_messages_come_out_in_the_order_they_went_in(store: Store) -> None:
+    for text in "abc":
+        send(store, text)
+    assert [take(store), take(store), take(store), take(store)] == [["a"], ["b"], ["c"], []]
+
+
+def test_a_batch_of_ten_thousand_keeps_its_order_and_comes_after_what_was_there(store: Store) -> None:
+    send(store, "first")
+    batch = [str(number) for number in range(10_000)]
+    ids = send(store, *batch)
+    send(store, "last")
+    assert ids == sorted(set(ids))
+    out: list[str] = []
+    while found := take(store, 1_000):
+        out += found
+    assert out == ["first", *batch, "last"]
+
+
+def test_a_batch_with_fields_keeps_its_order_too(store: Store) -> None:
+    batch = [str(number) for number in range(2_000)]
+    ids = send(store, *batch, attributes={"a": 1})
+    assert ids == sorted(set(ids))
+    assert peek(store) == batch
+
+
+def test_the_ids_returned_are_those_of_the_messages_in_the_same_place(store: Store) -> None:
+    ids = store.send("q", [new("a", priority=1), new("b"), new("c", key="k"), new("d", recipient="r")])
+    assert [(message.id, message.text) for message in store.peek("q")] == list(zip(ids, "abcd", strict=True))
+
+
+def test_ids_rise_and_are_not_used_again_after_a_drain_and_a_restart(open_again: Callable[[], Store]) -> None:
+    before = open_again()
+    ids = send(before, "a", "b") + send(before, "c", queue="other")
+    assert take(before, 10) == ["a", "b"]
+    before.delete_queue("other")
+    after = open_again()
+    ids += send(after, "d")
+    assert ids == sorted(set(ids))
+
+
+def test_what_was_sent_is_there_after_a_restart(open_again: Callable[[], Store]) -> None:
+    first = open_again()
+    send(first, "a", "b", "c")
+    held = lease_one(first)
+    second = open_again()
+    assert take(second) == ["b"]
+    second.settle(held.receipt)
+    assert peek(first) == ["c"]
+
+
+def test_reading_a_queue_that_is_not_there_is_reading_an_empty_one_and_does_not_make_it(store: Store) -> None:
+    assert take(store) == []
+    assert store.queues() == []
+
+
+def test_the_higher_priority_comes_first_and_within_one_the_oldest(store: Store) -> None:
+    for text, priority in [("a0", 0), ("a9", 9), ("a5", 5), ("b9", 9), ("b0", 0)]:
+        send(store, text, priority=priority)
+    assert take(store, 10) == ["a9", "b9", "a5", "a0", "b0"]
+
+
+def test_an_addressed_message_goes_to_its_recipient_alone(store: Store) -> None:
+    send(store, "for all")
+    send(store, "for ann", recipient="ann")
+    assert take(store, 10, recipient="bob") == []
+    assert take(store, 10) == ["for all"]
+    assert take(store, 10) == []
+    assert take(store, 10, recipient="ann") == ["for ann"]
+
+
+def test_a_reader_with_a_name_does_not_get_unaddressed_messages(store: Store) -> None:
+    send(store, "for all")
+    assert take(store, recipient="ann") == []
+
+
+def test_each_recipient_sees_priorities_and_age_among_its_own(store: Store) -> None:
+    for text, recipient, priority in [("a", "ann", 0), ("b", "bob", 9), ("c", "ann", 3), ("d", "ann", 0)]:
+        send(store, text, recipient=recipient, priority=priority)
+    assert take(store, 10, recipient="ann") == ["c", "a", "d"]
+
+
+def test_a_delayed_message_is_not_delivered_before_its_time(store: Store, clock: FakeClock) -> None:
+    send(store, "late", delay=10)
+    assert stats(store).delayed == 1
+    clock.advance(9.999)
+    assert take(store) == []
+    clock.advance(0.001)
+    assert stats(store).ready == 1
+    assert take(store) == ["late"]
+
+
+def test_a_delayed_message_takes_its_old_place_in_the_order_when_due(store: Store, clock: FakeClock) -> None:
+    send(store, "a", delay=5)
+    send(store, "b")
+    send(store, "c", delay=2)
+    send(store, "d")
+    clock.advance(5)
+    assert take(store, 10) == ["a", "b", "c", "d"]
+
+
+def test_many_delays_that_end_at_once_lose_no_order(store: Store, clock: FakeClock) -> None:
+    send(store, "oldest", delay=9)
+    send(store, *map(str, range(9_999)), delay=5)
+    send(store, "urgent", delay=9, priority=1)
+    clock.advance(10)
+    assert take(store, 3) == ["urgent", "oldest", "0"]
+
+
+def test_a_delay_and_a_priority_go_together(store: Store, clock: FakeClock) -> None:
+    send(store, "urgent but later", delay=5, priority=9)
+    send(store, "a", "b")
+    assert take(store) == ["a"]
+    clock.advance(5)
+    assert take(store, 2) == ["urgent but later", "b"]
+
+
+def test_a_message_given_back_takes_its_old_place(store: Store) -> None:
+    send(store, "a", "b", "c")
+    first = lease_one(store)
+    store.release(first.receipt)
+    assert take(store, 3) == ["a", "b", "c"]
+
+
+def test_a_leased_read_is_in_the_same_order_as_a_plain_one(store: Store) -> None:
+    for text, priority in [("a", 0), ("b", 7), ("c", 7), ("d", 9)]:
+        send(store, text, priority=priority)
+    assert texts(lease(store, 10)) == ["d", "b", "c", "a"]
+
+
+def test_queues_do_not_mix(store: Store) -> None:
+    send(store, "1", queue="one")
+    send(store, "2", queue="two")
+    assert take(store, 5, queue="two") == ["2"]
+    assert take(store, 5, queue="one") == ["1"]
+
+
+def test_a_read_from_several_queues_prefers_them_in_the_order_named(store: Store) -> None:
+    send(store, "a1", "a2", queue="a")
+    send(store, "b1", "b2", queue="b", priority=9)
+    found = store.receive(Receive(("nowhere", "b", "a"), 3))
+    assert [(message.queue, message.text) for message in found] == [("b", "b1"), ("b", "b2"), ("a", "a1")]
+    assert [store.receive(Receive(("b", "a")))[0].text, take(store, queue="a")] == ["a2", []]
+
+
+def test_a_read_names_at_most_as_many_as_its_limit(store: Store) -> None:
+    send(store, *"abcdef")
+    assert take(store, 4) == list("abcd")
+    assert take(store, 4) == list("ef")
+
+
+def test_a_message_tells_when_it_was_sent_and_how_often_received(store: Store, clock: FakeClock) -> None:
+    sent = clock.now()
+    send(store, "a")
+    clock.advance(3)
+    (message,) = store.receive(Receive(("q",)))
+    assert (message.sent_at, message.receive_count, message.receipt) == (sent, 1, None)

@@ -1,0 +1,219 @@
+"""What is sent or asked for twice counts once: dedup_ids of messages, Idempotency-Keys of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from storage.errors import IdempotencyMismatch, QueueFull
+from storage.model import Once, Receive, Store
+from tests.conformance.engines import FakeClock
+from tests.conformance.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
+
+ONCE = Once("key", b"the request")
+
+
+def test_a_second_message_with_the_same_dedup_id_is_not_stored(store: Store) -> None:
+    first = send(store, "a", dedup_id="1")
+    assert send(store, "b", dedup_id="1") == first
+    assert send(store, "c", dedup_id="2") != first
+    assert peek(store) == ["a", "c"]
+    assert stats(store).sent == 2
+
+
+def test_a_dedup_id_is_remembered_although_the_message_is_gone(store: Store) -> None:
+    first = send(store, "a", dedup_id="1")
+    assert take(store) == ["a"]
+    assert send(store, "a", dedup_id="1") == first
+    assert peek(store) == []
+
+
+def test_a_dedup_id_is_forgotten_after_the_queues_window(store: Store, clock: FakeClock) -> None:
+    configure(store, dedup_window=60)
+    first = send(store, "a", dedup_id="1")
+    clock.advance(59.999)
+    assert send(store, "b", dedup_id="1") == first
+    clock.advance(0.001)
+    second = send(store, "c", dedup_id="1")
+    assert second > first
+    assert send(store, "d", dedup_id="1") == second
+    assert peek(store) == ["a", "c"]
+
+
+def test_a_dedup_id_twice_in_one_batch_is_stored_once(store: Store) -> None:
+    ids = store.send("q", [new("a", dedup_id="1"), new("b"), new("c", dedup_id="1"), new("d", dedup_id="2"), new("b")])
+    assert ids[0] == ids[2]
+    assert len(set(ids)) == 4
+    assert [(message.id, message.text) for message in store.peek("q")] == [
+        (ids[0], "a"), (ids[1], "b"), (ids[3], "d"), (ids[4], "b"),
+    ]  # fmt: skip
+
+
+def test_a_batch_may_hold_messages_known_already(store: Store) -> None:
+    (known,) = send(store, "a", dedup_id="1")
+    ids = store.send("q", [new("new"), new("again", dedup_id="1"), new("b", dedup_id="2")])
+    assert ids[1] == known
+    assert peek(store) == ["a", "new", "b"]
+
+
+def test_a_dedup_id_counts_in_its_own_queue(store: Store) -> None:
+    send(store, "a", dedup_id="1", queue="one")
+    send(store, "b", dedup_id="1", queue="two")
+    assert peek(store, queue="two") == ["b"]
+
+
+@pytest.mark.parametrize("pair", [("a", "A"), ("a", "a "), ("1", "01"), ("a\0", "a\0b"), ("é", "e\u0301"), ("0", "a")])
+def test_dedup_ids_are_the_same_only_when_every_character_is(store: Store, pair: tuple[str, str]) -> None:
+    send(store, "first", dedup_id=pair[0])
+    send(store, "second", dedup_id=pair[1])
+    send(store, "first again", dedup_id=pair[0])
+    assert peek(store) == ["first", "second"]
+
+
+def test_a_repeat_is_no_message_more_for_a_full_queue(store: Store) -> None:
+    configure(store, max_messages=1)
+    first = send(store, "a", dedup_id="1")
+    assert send(store, "a", dedup_id="1") == first
+    with pytest.raises(QueueFull):
+        send(store, "b", dedup_id="2")
+    take(store)
+    send(store, "b", dedup_id="2")
+    assert peek(store) == ["b"]
+
+
+def test_of_a_concurrent_pair_with_one_dedup_id_one_is_stored(open_again: Callable[[], Store]) -> None:
+    stores = [open_again(), open_again()]
+    for name in "0123456789":
+        ids = in_threads([partial(send, at, "a", dedup_id=name) for at in stores * 4])
+        assert len({str(answer) for answer in ids}) == 1
+    assert stats(stores[0]).sent == 10
+
+
+def test_a_repeated_send_answers_as_the_first_did_and_stores_nothing(store: Store) -> None:
+    batch = [new("a"), new("b", dedup_id="1"), new("c", dedup_id="1"), new("d")]
+    first = store.send("q", batch, ONCE)
+    take(store, 2)
+    assert store.send("q", batch, ONCE) == first
+    assert peek(store) == ["d"]
+    assert stats(store).sent == 3
+
+
+def test_of_a_concurrent_pair_with_one_idempotency_key_one_is_stored(open_again: Callable[[], Store]) -> None:
+    stores = [open_again(), open_again()]
+    answers = in_threads([partial(at.send, "q", [new("a"), new("b")], ONCE) for at in stores * 4])
+    assert len({str(answer) for answer in answers}) == 1
+    assert peek(stores[0]) == ["a", "b"]
+
+
+def test_a_repeated_plain_read_gets_the_same_message_again(store: Store) -> None:
+    send(store, "a", "b", "c")
+    ask = Receive(("q",), 2)
+    first = store.receive(ask, ONCE)
+    assert [message.text for message in first] == ["a", "b"]
+    assert store.receive(ask, ONCE) == first
+    assert peek(store) == ["c"]
+
+
+def test_a_repeated_leased_read_gets_the_same_receipts_again(store: Store) -> None:
+    send(store, "a", "b")
+    ask = Receive(("q",), lease=30)
+    first = store.receive(ask, ONCE)
+    assert store.receive(ask, ONCE) == first
+    assert (stats(store).leased, stats(store).received) == (1, 1)
+    store.settle(first[0].receipt or "")
+    assert peek(store) == ["b"]
+
+
+def test_a_read_that_found_nothing_may_find_something_when_repeated(store: Store) -> None:
+    configure(store)
+    assert store.receive(Receive(("q",)), ONCE) == []
+    send(store, "a")
+    assert [message.text for message in store.receive(Receive(("q",)), ONCE)] == ["a"]
+
+
+def test_a_repeated_read_of_several_queues_gets_the_same_whatever_came_since(store: Store) -> None:
+    configure(store, "a")
+    send(store, "b1", "b2", queue="b")
+    ask = Receive(("a", "b", "not there yet"), 2)
+    first = store.receive(ask, ONCE)
+    assert [message.text for message in first] == ["b1", "b2"]
+    send(store, "a1", "a2", queue="a")
+    send(store, "c", queue="not there yet")
+    assert store.receive(ask, ONCE) == first
+    assert peek(store, queue="a") == ["a1", "a2"]
+
+
+def test_a_repeated_transaction_answers_as_the_first_did_and_does_nothing(store: Store) -> None:
+    send(store, "in", "next")
+    held = lease_one(store)
+
+    def step() -> object:
+        return store.transact([held.receipt], [("out", new("result"))], Receive(("q",), lease=30), ONCE)
+
+    first = step()
+    assert step() == first
+    assert peek(store, queue="out") == ["result"]
+    assert (stats(store).leased, stats(store).acked) == (1, 1)
+
+
+def test_a_repeated_transaction_that_had_to_wait_gets_the_same_messages(store: Store) -> None:
+    configure(store)
+    ask = Receive(("q",), lease=30, wait=10)
+    waiting = [lambda: store.transact([], [("out", new("x"))], ask, ONCE), lambda: send(store, "a", "b")]
+    first, _ = in_threads(waiting)
+    assert store.transact([], [("out", new("x"))], ask, ONCE) == first
+    assert stats(store).leased == 1
+
+
+@pytest.mark.parametrize("verb", ["send", "receive", "transact"])
+def test_a_key_used_again_for_another_request_is_a_mismatch_and_does_nothing(store: Store, verb: str) -> None:
+    send(store, "a", "b")
+    verbs: dict[str, Callable[[Once], object]] = {
+        "send": lambda once: store.send("q", [new("c")], once),
+        "receive": lambda once: store.receive(Receive(("q",)), once),
+        "transact": lambda once: store.transact([], [("q", new("c"))], None, once),
+    }
+    verbs[verb](ONCE)
+    before = stats(store)
+    with pytest.raises(IdempotencyMismatch):
+        verbs[verb](Once(ONCE.key, b"another request"))
+    assert stats(store) == before
+
+
+@pytest.mark.parametrize("window", [60, 300])
+def test_an_idempotency_key_is_forgotten_after_the_window(store: Store, clock: FakeClock, window: int) -> None:
+    configure(store, dedup_window=window)
+    store.send("q", [new("a")], ONCE)
+    clock.advance(window - 0.001)
+    store.send("q", [new("a")], ONCE)
+    assert stats(store).sent == 1
+    clock.advance(0.001)
+    store.send("q", [new("b")], Once(ONCE.key, b"another request"))
+    assert peek(store) == ["a", "b"]
+
+
+def test_a_request_that_failed_is_done_when_it_comes_again(store: Store) -> None:
+    configure(store, max_messages=1)
+    send(store, "a")
+    with pytest.raises(QueueFull):
+        store.send("q", [new("b")], ONCE)
+    take(store)
+    store.send("q", [new("b")], ONCE)
+    assert peek(store) == ["b"]
+
+
+def test_a_queue_deleted_and_made_again_remembers_nothing(store: Store) -> None:
+    store.send("q", [new("a", dedup_id="1")], ONCE)
+    store.delete_queue("q")
+    assert store.send("q", [new("a", dedup_id="1")], Once(ONCE.key, b"another request"))
+    assert peek(store) == ["a"]
+
+
+def test_repeats_are_known_after_a_restart(open_again: Callable[[], Store]) -> None:
+    first = open_again().send("q", [new("a", dedup_id="1")], ONCE)
+    again = open_again()
+    assert again.send("q", [new("a", dedup_id="1")], ONCE) == first
+    assert send(again, "a", dedup_id="1") == first
+    assert stats(again).sent == 1

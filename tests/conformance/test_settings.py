@@ -1,0 +1,180 @@
+"""A queue's settings: kept, versioned, and the limits they set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+
+from storage.errors import InvalidInput, PreconditionFailed, QueueFull
+from storage.model import QueueSettings, Receive, Store
+from tests.conformance.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
+
+SETTINGS: dict[str, Any] = {
+    "lease": 5.5,
+    "max_receives": 3,
+    "dead_letter_queue": "graves",
+    "retention": 86_400.0,
+    "max_messages": 7,
+    "max_bytes": 700,
+    "dedup_window": 0.5,
+    "dead_letter_expired": True,
+    "paused": True,
+}
+
+
+def test_settings_are_kept_across_a_restart(open_again: Callable[[], Store]) -> None:
+    told = open_again().configure("q", SETTINGS)
+    assert told.settings == QueueSettings(**SETTINGS)
+    assert open_again().queue("q") == told
+
+
+def test_a_new_queue_has_the_default_settings(store: Store) -> None:
+    send(store, "a")
+    assert store.queue("q").settings == QueueSettings()
+
+
+def test_what_is_not_named_stays_and_none_sets_back(store: Store) -> None:
+    store.configure("q", SETTINGS)
+    told = store.configure("q", {"lease": None, "max_receives": 9})
+    assert told.settings == QueueSettings(**SETTINGS | {"lease": 30.0, "max_receives": 9})
+
+
+def test_the_version_rises_with_every_change_and_only_then(store: Store) -> None:
+    first = configure(store, max_receives=1)
+    send(store, "a")
+    assert store.queue("q").version == first.version
+    assert configure(store, max_receives=2).version > first.version
+
+
+def test_a_change_to_a_version_that_is_no_more_is_refused(store: Store) -> None:
+    seen = configure(store, max_receives=1)
+    configure(store, max_receives=2)
+    with pytest.raises(PreconditionFailed):
+        configure(store, version=seen.version, max_receives=3)
+    assert store.queue("q").settings.max_receives == 2
+    configure(store, version=store.queue("q").version, max_receives=3)
+    assert store.queue("q").settings.max_receives == 3
+
+
+def test_a_change_to_a_version_of_a_queue_that_is_not_there_is_refused(store: Store) -> None:
+    with pytest.raises(PreconditionFailed):
+        configure(store, version=1)
+    assert store.queues() == []
+
+
+def test_of_eight_who_change_one_version_one_succeeds(store: Store) -> None:
+    seen = configure(store)
+    outcomes = in_threads([partial(configure, store, version=seen.version, max_receives=n) for n in range(8)])
+    assert sum(isinstance(outcome, PreconditionFailed) for outcome in outcomes) == 7
+
+
+def test_a_queue_cannot_be_its_own_dead_letter_queue(store: Store) -> None:
+    with pytest.raises(InvalidInput) as fault:
+        configure(store, dead_letter_queue="q")
+    assert fault.value.field == "dead_letter_queue"
+    assert store.queues() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lease", 0), ("lease", "5"), ("max_receives", -1), ("max_receives", 1.5), ("max_receives", True),
+     ("dead_letter_queue", "../x"), ("dead_letter_queue", 5), ("retention", 0), ("max_messages", 0), ("max_bytes", -1),
+     ("dedup_window", -1), ("dedup_window", float("nan")), ("paused", 1), ("no_such_setting", 1)],
+)  # fmt: skip
+def test_a_bad_setting_is_refused_by_name_and_changes_nothing(store: Store, name: str, value: object) -> None:
+    before = configure(store, max_receives=2)
+    with pytest.raises(InvalidInput) as fault:
+        store.configure("q", {"max_receives": 5, name: value})
+    assert fault.value.field == name
+    assert store.queue("q") == before
+
+
+def test_a_queue_takes_exactly_max_messages(store: Store) -> None:
+    configure(store, max_messages=3)
+    send(store, "a", "b")
+    with pytest.raises(QueueFull):
+        send(store, "c", "d")
+    send(store, "c")
+    with pytest.raises(QueueFull):
+        send(store, "d")
+    assert peek(store) == ["a", "b", "c"]
+
+
+def test_leased_delayed_and_blocked_messages_count_for_the_limit(store: Store) -> None:
+    configure(store, max_messages=4)
+    store.send("q", [new("leased"), new("delayed", delay=60), new("head", key="k"), new("blocked", key="k")])
+    held = lease_one(store)
+    with pytest.raises(QueueFull):
+        send(store, "no")
+    store.settle(held.receipt)
+    send(store, "yes")
+
+
+def test_a_queue_takes_exactly_max_bytes_of_utf8_and_fields(store: Store) -> None:
+    with_fields = new("é", attributes={"a": "🙂"})
+    configure(store, max_bytes=with_fields.size + 6)
+    store.send("q", [with_fields])
+    assert stats(store).bytes == with_fields.size
+    with pytest.raises(QueueFull):
+        send(store, "1234567")
+    send(store, "éé\0" + "x")
+    with pytest.raises(QueueFull):
+        send(store, "x")
+    send(store, "")
+    assert stats(store).bytes == with_fields.size + 6
+
+
+def test_sixteen_writers_at_once_fill_a_queue_to_the_last_place_and_no_further(
+    open_again: Callable[[], Store],
+) -> None:
+    stores = [open_again(), open_again()]
+    configure(stores[0], max_messages=25, max_bytes=100_000)
+
+    def write(at: Store) -> int:
+        stored = 0
+        for size in (2, 1, 2, 1):
+            with suppress(QueueFull):
+                stored += len(at.send("q", [new("x")] * size))
+        return stored
+
+    stored = in_threads([partial(write, at) for at in stores * 8])
+    assert sum(count for count in stored if isinstance(count, int)) == len(peek(stores[0])) == 25
+
+
+def test_sixteen_writers_at_once_fill_a_queue_to_the_last_byte_and_no_further(store: Store) -> None:
+    configure(store, max_bytes=100)
+    outcomes = in_threads([lambda: send(store, "0123456789")] * 16)
+    assert sum(isinstance(outcome, QueueFull) for outcome in outcomes) == 6
+    assert stats(store).bytes == 100
+
+
+def test_dead_letters_are_taken_in_by_a_full_queue(store: Store) -> None:
+    configure(store, "q.dead", max_messages=1)
+    for text in ("a", "b"):
+        send(store, text)
+        store.reject(lease_one(store).receipt)
+    assert peek(store, queue="q.dead") == ["a", "b"]
+
+
+def test_a_paused_queue_delivers_nothing_and_takes_writes(store: Store) -> None:
+    send(store, "a", "b")
+    held = lease_one(store)
+    configure(store, paused=True)
+    assert take(store) == []
+    send(store, "c")
+    store.extend(held.receipt, 60)
+    store.settle(held.receipt)
+    assert peek(store) == ["b", "c"]
+    configure(store, paused=False)
+    assert take(store, 5) == ["b", "c"]
+
+
+def test_a_read_of_several_queues_passes_over_the_paused_one(store: Store) -> None:
+    send(store, "a", queue="a")
+    send(store, "b", queue="b")
+    configure(store, "a", paused=True)
+    assert [message.text for message in store.receive(Receive(("a", "b"), 5))] == ["b"]

@@ -1,0 +1,190 @@
+"""A real service for tests: gunicorn with the repository's own configuration, on a free port, in a private directory.
+
+LiveServer can be stopped, killed and started again on the same port and database. FaultProxy stands between it and a
+client and loses replies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Self
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STARTS_WITHIN = 20.0  # seconds
+STOPS_WITHIN = 40.0  # seconds: a little over the graceful timeout
+
+
+class LiveServer:
+    """`with LiveServer() as server:` runs one at `server.url`. `environment` is added to this process's own."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="queue-test-"))
+        self.database = self.directory / "queue.db"
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._environment = os.environ | {
+            "PORT": str(self.port),
+            "QUEUE_DATABASE_URL": f"sqlite:///{self.database}",
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The master's; its process group holds the workers too."""
+        assert self._process is not None, "not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """It answers. Raises RuntimeError, with its log, if it does not within 20 s."""
+        with self._log_file() as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "handler:app"],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + STARTS_WITHIN
+        while not self._is_healthy():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"the service did not start:\n{self.log()}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """It has ended, as SIGTERM makes it end. Raises RuntimeError, with its log, if it does not within 40 s."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOPS_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise RuntimeError(f"the service did not stop:\n{self.log()}") from None
+        self._process = None
+
+    def kill(self) -> None:
+        """Master and workers are dead, all at once, as by SIGKILL or the OOM killer."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):  # all of it had ended already
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Killed if it still runs, and started again on the same port and database."""
+        self.kill()
+        self.start()
+
+    def log(self) -> str:
+        """The end of what its processes wrote."""
+        return (self.directory / "log").read_text(errors="replace")[-10_000:]
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            shutil.rmtree(self.directory)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            print(self.log(), file=sys.stderr)
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.directory)
+
+    def _log_file(self) -> IO[bytes]:
+        return (self.directory / "log").open("ab")
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urlopen(self.url + "/health", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except HTTPError as error:
+            raise RuntimeError(f"the service answers {error.code}:\n{self.log()}") from None
+        except (URLError, OSError):
+            return False
+
+
+class FaultProxy:
+    """Hands requests on to `upstream`, and their replies back; but the next `losing` replies it loses.
+
+    A lost reply is one of a request that the service has done: the client sees its connection reset.
+    """
+
+    def __init__(self, upstream: LiveServer) -> None:
+        self.losing = 0
+        self.requests = 0
+        self._upstream = upstream
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # ends the accept that waits
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, client.makefile("rb") as requests:
+            while request := _read_message(requests):
+                self.requests += 1
+                with socket.create_connection(("127.0.0.1", self._upstream.port)) as server:
+                    server.sendall(request)
+                    with server.makefile("rb") as replies:
+                        reply = _read_message(replies)
+                if self.losing > 0:
+                    self.losing -= 1
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
+                    return
+                client.sendall(reply)
+
+
+def _read_message(stream: IO[bytes]) -> bytes:
+    """One HTTP request or reply with its body; empty at the end of the stream."""
+    head, length = b"", 0
+    while line := stream.readline():
+        head += line
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+        if line == b"\r\n":
+            return head + stream.read(length)
+    return b""
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,309 @@
+"""Group commit: many requests, one transaction, and to each its own outcome, told when it is certain."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage import commit
+from storage.commit import GroupCommit, Ticket
+from storage.errors import Busy, DiskFull, QueueFull, QueueNotFound, Unavailable
+from storage.sqlite import SqliteStore
+from tests.conformance.shorthand import configure, in_threads, new, peek, send, stats, take
+from tests.connections import on_each_connection
+
+Log = list[str]
+LONG = 15.0  # seconds
+
+
+class Disk:
+    """Runs groups as an engine does, on a list. While `door` is closed, a group that has begun does not end."""
+
+    def __init__(self) -> None:
+        self.committed: Log = []
+        self.groups: list[int] = []
+        self.door = threading.Event()
+        self.door.set()
+        self.entered = threading.Semaphore(0)
+        self.commits = GroupCommit(self.run_group)
+
+    def run_group(self, tickets: Sequence[Ticket[Log]]) -> None:
+        self.entered.release()
+        self.door.wait(LONG)
+        self.groups.append(len(tickets))
+        work: Log = []
+        for ticket in tickets:
+            try:
+                ticket.result = ticket.operation(work)
+            except ValueError as fault:
+                ticket.error = fault
+        self.committed += work
+
+    def write(self, text: str) -> int:
+        """Returns the number of things written with it; raises for "bad"."""
+
+        def operation(work: Log) -> int:
+            if text == "bad":
+                raise ValueError(text)
+            work.append(text)
+            return len(work)
+
+        return self.commits.run(operation)
+
+    def close_on(self, pool: ThreadPoolExecutor, text: str) -> Future[int]:
+        """The door is closed behind the group of this one."""
+        self.door.clear()
+        leader = pool.submit(self.write, text)
+        assert self.entered.acquire(timeout=LONG)
+        return leader
+
+    def queue_up(self, pool: ThreadPoolExecutor, *texts: str) -> list[Future[int]]:
+        """These wait, in this order."""
+        futures = []
+        for text in texts:
+            before = len(self.commits._waiting)
+            futures.append(pool.submit(self.write, text))
+            _until(partial(self._is_longer_than, before))
+        return futures
+
+    def _is_longer_than(self, length: int) -> bool:
+        return len(self.commits._waiting) > length
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+def test_a_lone_operation_is_a_group_of_its_own(disk: Disk) -> None:
+    assert [disk.write("a"), disk.write("b")] == [1, 1]
+    assert (disk.committed, disk.groups) == (["a", "b"], [1, 1])
+
+
+def test_operations_that_arrive_during_a_commit_share_the_next_in_the_order_of_their_coming(
+    pool: ThreadPoolExecutor, disk: Disk
+) -> None:
+    leader = disk.close_on(pool, "a")
+    others = disk.queue_up(pool, *"bcdef")
+    disk.door.set()
+    assert [leader.result(LONG), *(other.result(LONG) for other in others)] == [1, 1, 2, 3, 4, 5]
+    assert (disk.committed, disk.groups) == (list("abcdef"), [1, 5])
+
+
+def test_nothing_is_acknowledged_before_its_commit(pool: ThreadPoolExecutor, disk: Disk) -> None:
+    leader = disk.close_on(pool, "a")
+    others = disk.queue_up(pool, "b", "c")
+    time.sleep(0.05)
+    assert not any(future.done() for future in (leader, *others))
+    disk.door.set()
+    assert [future.result(LONG) for future in (leader, *others)] == [1, 1, 2]
+
+
+def test_one_bad_operation_does_not_fail_its_neighbours(pool: ThreadPoolExecutor, disk: Disk) -> None:
+    disk.close_on(pool, "a")
+    before, bad, after = disk.queue_up(pool, "b", "bad", "c")
+    disk.door.set()
+    assert (before.result(LONG), after.result(LONG)) == (1, 2)
+    with pytest.raises(ValueError, match="bad"):
+        bad.result(LONG)
+
+
+def test_a_group_has_a_limit_and_the_rest_is_the_next_group(
+    pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "GROUP_LIMIT", 4)
+    disk.close_on(pool, "0")
+    others = disk.queue_up(pool, *map(str, range(1, 11)))
+    disk.door.set()
+    assert [other.result(LONG) for other in others] == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+    assert disk.committed == [str(number) for number in range(11)]
+
+
+def test_who_waits_too_long_is_told_and_nothing_of_it_is_done_later(
+    pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = disk.close_on(pool, "a")
+    monkeypatch.setattr(commit, "WAIT_LIMIT", 0.1)
+    (given_up,) = disk.queue_up(pool, "b")
+    with pytest.raises(Busy):
+        given_up.result(LONG)
+    disk.door.set()
+    assert leader.result(LONG) == 1
+    assert disk.write("c") == 1
+    assert disk.committed == ["a", "c"]
+
+
+def test_who_is_being_run_is_not_given_up_however_long_it_takes(
+    pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "WAIT_LIMIT", 0.2)
+    disk.close_on(pool, "a")
+    first, second = disk.queue_up(pool, "b", "c")
+    disk.door.set()
+    assert disk.entered.acquire(timeout=LONG)  # the group of b and c has begun …
+    disk.door.clear()
+    time.sleep(0.3)  # … and, if it was not through the door yet, takes longer than they would wait
+    disk.door.set()
+    assert (first.result(LONG), second.result(LONG)) == (1, 2)
+
+
+class PowerCut(BaseException):
+    pass
+
+
+def test_when_a_leader_fails_nobody_takes_it_for_success_and_the_next_group_goes_on(
+    pool: ThreadPoolExecutor, disk: Disk
+) -> None:
+    failing = threading.Event()
+    run_group = disk.commits._run_group
+
+    def fail(tickets: Sequence[Ticket[Log]]) -> None:
+        run_group(tickets)
+        if failing.is_set() and len(tickets) > 1:
+            raise PowerCut
+
+    disk.commits._run_group = fail
+    disk.close_on(pool, "a")
+    failing.set()
+    led = disk.queue_up(pool, "b", "c", "d")
+    disk.door.set()
+    outcomes = [future.exception(LONG) for future in led]
+    assert isinstance(outcomes[0], PowerCut)
+    assert [type(outcome) for outcome in outcomes[1:]] == [RuntimeError, RuntimeError]
+    failing.clear()
+    assert disk.write("e") == 1
+
+
+def test_many_threads_hammering_lose_and_double_nothing(disk: Disk) -> None:
+    def hammer(number: int) -> int:
+        return sum(disk.write(f"{number}/{place}") > 0 for place in range(200))
+
+    assert in_threads([partial(hammer, number) for number in range(32)]) == [200] * 32
+    assert sorted(disk.committed) == sorted(f"{number}/{place}" for number in range(32) for place in range(200))
+    assert sum(disk.groups) == 6_400
+
+
+# -- the same on a real file
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "queue.db")
+    yield store
+    store.close()
+
+
+def together(tmp_path: Path, store: SqliteStore, operations: Sequence[Callable[[], object]]) -> list[object]:
+    """The outcomes of these, run in one group but the first: the file's lock is held until all of them wait."""
+
+    def is_waiting(followers: int) -> bool:
+        return store._commits._led and len(store._commits._waiting) == followers
+
+    with (tmp_path / "queue.db-lock").open() as lock, ThreadPoolExecutor(len(operations)) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        futures = []
+        for place, operation in enumerate(operations):
+            futures.append(pool.submit(operation))
+            _until(partial(is_waiting, place))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        return [future.exception(LONG) or future.result() for future in futures]
+
+
+def test_a_refused_request_takes_only_itself_along(tmp_path: Path, store: SqliteStore) -> None:
+    configure(store, "full", max_messages=1)
+    outcomes = together(
+        tmp_path,
+        store,
+        [
+            lambda: send(store, "first"),
+            lambda: send(store, "a"),
+            lambda: store.transact([], [("q", new("half of it")), ("full", new("b")), ("full", new("c"))]),
+            lambda: store.purge("nowhere"),
+            lambda: send(store, "b"),
+        ],
+    )
+    assert [type(outcome) for outcome in outcomes] == [list, list, QueueFull, QueueNotFound, list]
+    assert peek(store) == ["first", "a", "b"]
+    assert stats(store).ready == 3
+
+
+def test_what_fills_the_disk_takes_only_itself_along(tmp_path: Path) -> None:
+    with on_each_connection(lambda connection: connection.pragma("max_page_count", 200)):
+        store = SqliteStore(tmp_path / "queue.db")
+        outcomes = together(
+            tmp_path,
+            store,
+            [
+                lambda: send(store, "first"),
+                lambda: send(store, "a"),
+                lambda: send(store, "x" * 5_000_000),
+                lambda: take(store),
+                lambda: send(store, "b"),
+            ],
+        )
+        assert [type(outcome) for outcome in outcomes] == [list, list, DiskFull, list, list]
+        assert peek(store) == ["a", "b"]
+        store.close()
+
+
+def test_nothing_is_acknowledged_when_the_commit_itself_fails(tmp_path: Path) -> None:
+    failing = threading.Event()
+    with on_each_connection(lambda connection: connection.set_commit_hook(failing.is_set)):
+        store = SqliteStore(tmp_path / "queue.db")
+        send(store, "before")
+        failing.set()
+        outcomes = together(tmp_path, store, [lambda: send(store, "a"), lambda: send(store, "b"), lambda: take(store)])
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+        failing.clear()
+        assert peek(store) == ["before"]
+        assert send(store, "c")
+        store.close()
+
+
+def test_requests_are_refused_in_time_while_another_program_holds_the_file(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "WAIT_LIMIT", 0.3)
+    other = apsw.Connection(str(tmp_path / "queue.db"))
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    outcomes = in_threads([lambda: send(store, "a")] * 8)
+    assert [type(outcome) for outcome in outcomes] == [Busy] * 8
+    assert time.monotonic() - began < 3
+    assert peek(store) == []  # reads go on
+    other.execute("ROLLBACK")
+    other.close()
+    assert send(store, "b")
+    assert peek(store) == ["b"]
+
+
+def test_what_one_thread_did_every_other_sees_at_once(store: SqliteStore) -> None:
+    def work(number: int) -> bool:
+        seen = True
+        for place in range(20):
+            ids = send(store, f"{number}/{place}", queue=f"q{number}")
+            seen = seen and [message.id for message in store.peek(f"q{number}", after=ids[0] - 1)] == ids
+        return seen
+
+    assert in_threads([partial(work, number) for number in range(16)]) == [True] * 16

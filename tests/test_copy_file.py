@@ -1,0 +1,396 @@
+"""A file copied through a real service: identical whatever is in it, whatever is killed, or a clear failure."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clients import QueueClient, copy_file, copy_source
+from clients.copy_plan import CopyError, Plan
+from clients.copy_target import Target
+from tests.live import REPOSITORY, LiveServer
+
+CONTENTS = {
+    "empty": b"",
+    "one newline": b"\n",
+    "no final newline": b"a\nb",
+    "only newlines": b"\n" * 2500,
+    "CRLF": b"a\r\nb\r\n\r\n",
+    "bare CR": b"a\rb\r",
+    "NEL, LS, PS, FF, VT and FS inside lines": "a\x85b\u2028c\u2029d\fe\vf\x1cg\n".encode() * 3,
+    "NULs": b"\0\n\0\0" + b"\0" * 1_000_000,
+    "not UTF-8": b"\xff\xfe\n\x80\nok\n\xed\xa0\x80\n\xc3",
+    "every byte": bytes(range(256)) * 300,
+    "BOM": b"\xef\xbb\xbfa\n",
+    "lines that look like commands": b'exit\n{"end": true}\n{"text": "x", "attributes": {"end": true}}\nEOF\n',
+    "a 5 MB line": ("é€😀x" * 520_000).encode() + b"\nshort\n",
+    "a 2 MB line that is not UTF-8": b"\xa0\x00" * 1_000_000,
+    "a line of just the longest piece": b"x" * copy_source.LONGEST_PIECE + b"\n" + b"y" * copy_source.LONGEST_PIECE,
+    "many short lines": b"".join(b"line %d\n" % n for n in range(12_345)),
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "target"
+
+
+def copy(server: LiveServer, source: Path, target: Path, *options: str) -> int:
+    return copy_file.main([str(source), str(target), "--url", server.url, "--lease", "1", *options])
+
+
+def started(server: LiveServer, *arguments: str | Path, lease: str = "1") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "clients.copy_file", *map(str, arguments), "--url", server.url, "--lease", lease]
+    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE)
+
+
+def lines(count: int) -> bytes:
+    return b"".join(b"%07d %s\n" % (n, b"-" * 52) for n in range(count))
+
+
+def copy_queues(server: LiveServer) -> list[str]:
+    with QueueClient(server.url) as client:
+        return [name for name in client.queues() if name.startswith("copy")]
+
+
+# Every content.
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
+def test_a_copy_is_identical(server: LiveServer, source: Path, target: Path, content: bytes) -> None:
+    source.write_bytes(content)
+    assert copy(server, source, target) == 0
+    assert target.read_bytes() == content
+    assert sorted(os.listdir(target.parent)) == ["source", "target"]
+    assert copy_queues(server) == []
+
+
+def test_the_text_of_an_ordinary_line_is_the_line(server: LiveServer, source: Path, queue: str) -> None:
+    source.write_bytes("one\n two é\r\n\nlast".encode())
+    assert copy_file.main(["--produce", str(source), "--url", server.url, "--queue", queue]) == 0
+    with QueueClient(server.url, queue=queue) as client:
+        messages = client.peek()[1:-1]
+    assert [message.text for message in messages] == ["one", " two é\r", "", "last"]
+    assert [message.attributes["offset"] for message in messages] == [0, 4, 13, 14]
+
+
+@pytest.mark.parametrize("batch", ["1", "3", "10000"])
+def test_the_size_of_batches_makes_no_difference(server: LiveServer, source: Path, target: Path, batch: str) -> None:
+    source.write_bytes(lines(30))
+    assert copy(server, source, target, "--batch", batch) == 0
+    assert target.read_bytes() == lines(30)
+
+
+def test_the_same_copy_may_be_made_again_at_once(server: LiveServer, source: Path, target: Path) -> None:
+    source.write_bytes(lines(10))
+    for _ in range(3):
+        assert copy(server, source, target) == 0
+        assert target.read_bytes() == lines(10)
+        target.unlink()
+
+
+class _Bytes(io.BytesIO):
+    """A file that hands out its bytes in pieces of any size, as a slow disk may."""
+
+    def __init__(self, content: bytes, sizes: Iterator[int]) -> None:
+        super().__init__(content)
+        self._sizes = sizes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(next(self._sizes))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(
+    content=st.lists(
+        st.sampled_from([b"\n", b"a", "é".encode(), "€".encode(), "😀".encode(), b"\xff", b"\xa9"] * 2)
+    ).map(b"".join),
+    sizes=st.lists(st.integers(1, 7), min_size=1),
+    longest=st.integers(4, 9),
+)
+def test_any_bytes_are_cut_in_the_same_messages_however_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    content: bytes,
+    sizes: list[int],
+    longest: int,
+) -> None:
+    monkeypatch.setattr(copy_source, "LONGEST_PIECE", longest)
+    forever = (size for _ in iter(int, 1) for size in sizes)
+    cut = list(copy_source.messages(_Bytes(content, forever), hashlib.sha256()))
+    assert cut == list(copy_source.messages(io.BytesIO(content), hashlib.sha256()))
+    assert sum(size for _, size in cut) == len(content)
+
+
+# Faults are told in one line, and leave the target as it was.
+
+
+def failed(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_an_existing_target_is_replaced_and_keeps_its_mode(server: LiveServer, source: Path, target: Path) -> None:
+    source.write_bytes(b"new\n")
+    target.write_bytes(b"old, and longer than the new one\n")
+    target.chmod(0o640)
+    assert copy(server, source, target) == 0
+    assert target.read_bytes() == b"new\n"
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_as_target_is_followed(server: LiveServer, source: Path, target: Path, tmp_path: Path) -> None:
+    source.write_bytes(b"new\n")
+    target.symlink_to(tmp_path / "elsewhere")
+    assert copy(server, source, target) == 0
+    assert target.is_symlink()
+    assert (tmp_path / "elsewhere").read_bytes() == b"new\n"
+
+
+def test_a_missing_source_is_told(
+    server: LiveServer, source: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target.write_bytes(b"as it was")
+    assert copy(server, source, target) == 1
+    assert failed(capsys) == f"copy_file: {source}: No such file or directory"
+    assert target.read_bytes() == b"as it was"
+
+
+def test_a_target_in_a_missing_directory_is_told(
+    server: LiveServer, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(b"x\n")
+    assert copy(server, source, tmp_path / "nowhere" / "target") == 1
+    assert "nowhere" in failed(capsys)
+    assert copy_queues(server) == []
+
+
+def test_a_directory_is_no_source_and_no_target(
+    server: LiveServer, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(b"x\n")
+    assert copy(server, tmp_path, tmp_path / "target") == 1
+    assert failed(capsys) == f"copy_file: {tmp_path}: not a regular file"
+    assert copy(server, source, tmp_path) == 1
+    assert failed(capsys) == f"copy_file: {tmp_path}: exists and is not a regular file"
+    assert copy(server, source, source) == 1
+    assert failed(capsys) == f"copy_file: {source} and {source} are the same file"
+
+
+def test_a_service_that_is_not_there_is_told_soon(
+    source: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(b"x\n")
+    assert copy_file.main([str(source), str(target), "--url", "http://127.0.0.1:1", "--patience", "0.1"]) == 1
+    assert failed(capsys) == "copy_file: http://127.0.0.1:1 does not answer: connection refused"
+    assert not target.exists()
+
+
+def test_a_queue_that_holds_other_messages_is_left_alone(
+    server: LiveServer, source: Path, target: Path, queue: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(b"x\n")
+    with QueueClient(server.url, queue=queue) as client:
+        client.send("precious")
+        assert copy(server, source, target, "--queue", queue) == 1
+        assert failed(capsys) == f"copy_file: queue '{queue}' holds messages that are not of a file copy"
+        assert [message.text for message in client.receive()] == ["precious"]
+
+
+def test_what_came_wrong_through_the_queue_never_becomes_the_target(
+    server: LiveServer, source: Path, target: Path, queue: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(b"one\ntwo\n")
+    target.write_bytes(b"as it was")
+    options = ["--url", server.url, "--queue", queue]
+    assert copy_file.main(["--produce", str(source), *options]) == 0
+    with QueueClient(server.url, queue=queue) as client:
+        client.receive()  # a line is gone
+    assert copy_file.main(["--consume", str(target), *options]) == 1
+    assert "is not the 8 bytes that were sent" in failed(capsys)
+    assert target.read_bytes() == b"as it was"
+    assert sorted(os.listdir(target.parent)) == ["source", "target"]
+
+
+def test_a_copy_whose_messages_somebody_else_took_fails_clearly(
+    server: LiveServer,
+    source: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source.write_bytes(lines(10))
+    monkeypatch.setattr(copy_file, "produce", lambda *_: None)  # for the consumer, as if all were sent and taken
+    assert copy(server, source, target) == 1
+    assert failed(capsys).endswith("was deleted, or read by somebody else, during the copy")
+    assert os.listdir(target.parent) == ["source"]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_copied(source: Path) -> None:
+    source.write_bytes(lines(10))
+    plan = Plan.of(str(source), None, 3)
+    with source.open("rb") as file:
+        batches = copy_source.batches(file, plan)
+        next(batches)
+        os.utime(source, ns=(0, 0))
+        with pytest.raises(CopyError, match="changed while it was being copied"):
+            list(batches)
+
+
+def test_two_copies_to_one_target_do_not_mix(
+    server: LiveServer, source: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(lines(10))
+    plan = Plan.of(str(source), str(target), copy_file.BATCH)
+    running = Target(str(target), plan.id)
+    try:
+        assert copy(server, source, target) == 1
+        assert failed(capsys) == f"copy_file: {target}: another copy to it is running"
+    finally:
+        running.close()
+    assert copy(server, source, target) == 0
+
+
+# Killed, and run again.
+
+
+def kill_soon(process: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    process.communicate()
+
+
+def succeeded(process: subprocess.Popen[bytes]) -> bool:
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, b"")
+    return True
+
+
+def test_a_copy_killed_at_random_and_run_again_is_identical(server: LiveServer, source: Path, target: Path) -> None:
+    content = lines(40_000)
+    source.write_bytes(content)
+    for _ in range(4):
+        kill_soon(started(server, source, target), random.uniform(0.2, 0.9))
+    assert succeeded(started(server, source, target))
+    assert target.read_bytes() == content
+    assert sorted(os.listdir(target.parent)) == ["source", "target"]
+    assert copy_queues(server) == []
+
+
+def test_both_halves_killed_at_random_and_run_again_are_identical(
+    server: LiveServer, source: Path, target: Path, queue: str
+) -> None:
+    content = lines(40_000)
+    source.write_bytes(content)
+    halves = [("--produce", source, "--queue", queue), ("--consume", target, "--queue", queue)]
+    running = [started(server, *half) for half in halves]
+    for _ in range(4):
+        time.sleep(random.uniform(0.2, 0.6))
+        victim = random.randrange(2)
+        running[victim].kill()
+        running[victim].communicate()
+        if not target.exists():  # done already: another consumer would wait for another copy
+            running[victim] = started(server, *halves[victim])
+    assert all(half.communicate(timeout=30) and half.returncode in (0, -signal.SIGKILL) for half in running)
+    assert target.read_bytes() == content
+
+
+def test_a_copy_outlives_kills_of_the_service(source: Path, target: Path) -> None:
+    content = lines(60_000)
+    source.write_bytes(content)
+    with LiveServer() as server:
+        copying = started(server, source, target)
+        for _ in range(3):
+            time.sleep(random.uniform(0.3, 0.8))
+            server.restart()
+        assert succeeded(copying)
+    assert target.read_bytes() == content
+
+
+def test_killed_between_the_rename_and_the_end_the_next_run_sees_that_all_is_done(
+    server: LiveServer, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.write_bytes(lines(10))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clients.copy_consumer.delete_queue", killed)
+        assert copy(server, source, target) == 130
+    assert len(copy_queues(server)) == 1
+    inode = target.stat().st_ino
+    assert copy(server, source, target) == 0
+    assert target.stat().st_ino == inode  # not written again
+    assert copy_queues(server) == []
+    assert sorted(os.listdir(target.parent)) == ["source", "target"]
+
+
+def test_a_source_that_changed_after_a_kill_is_copied_as_it_is_now(
+    server: LiveServer, source: Path, target: Path
+) -> None:
+    source.write_bytes(lines(40_000))
+    kill_soon(started(server, source, target), 0.6)
+    source.write_bytes(b"another\n")
+    assert copy(server, source, target) == 0
+    assert target.read_bytes() == b"another\n"
+    assert sorted(os.listdir(target.parent)) == ["source", "target"]
+    assert copy_queues(server) == []
+
+
+def test_a_consumer_may_start_before_its_producer(server: LiveServer, source: Path, target: Path, queue: str) -> None:
+    source.write_bytes(lines(10))
+    consuming = started(server, "--consume", target, "--queue", queue)
+    time.sleep(0.6)
+    assert succeeded(started(server, "--produce", source, "--queue", queue))
+    assert succeeded(consuming)
+    assert target.read_bytes() == lines(10)
+
+
+def test_an_interrupted_copy_says_nothing_and_goes_on_later(server: LiveServer, source: Path, target: Path) -> None:
+    source.write_bytes(lines(40_000))
+    copying = started(server, source, target)
+    time.sleep(0.5)
+    copying.send_signal(signal.SIGINT)
+    assert copying.communicate(timeout=10)[1] == b""
+    assert copying.returncode in (0, 130)
+    assert copy(server, source, target) == 0
+    assert target.read_bytes() == lines(40_000)
+
+
+def test_a_fault_of_the_consumer_stops_the_producer_at_once(
+    server: LiveServer, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(lines(5000))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert copy(server, source, target, "--batch", "100") == 1
+    assert failed(capsys) == f"copy_file: {target}: No space left on device"
+    deadline = time.monotonic() + 5
+    while any(thread.name == "copy-producer" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,105 @@
+"""The documents say what the code does: routes, codes, settings, and the README's own commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import handler
+from doors.refusals import REFUSALS
+from settings import Settings
+from storage.model import QueueSettings, QueueStats, State
+from tests.live import LiveServer
+
+ROOT = Path(__file__).resolve().parent.parent
+HTTP = (ROOT / "docs/http.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading."""
+    section = text.split(f"\n{heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert lines is not None
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()[2:]]
+
+
+def test_every_route_is_documented_and_every_documented_route_exists() -> None:
+    documented = {row[0].strip("`") for row in rows(HTTP, "## Routes")}
+    app = handler.make_app()
+    routes = {
+        f"{route.method} {route.rule.replace('<', '{').replace('>', '}')}"
+        for route in app.bottle.routes
+        if route.method != "HEAD"
+    }
+    assert documented == routes
+
+
+def test_every_error_code_is_documented_with_its_status() -> None:
+    documented = {(row[0].strip("`"), int(row[1])) for row in rows(HTTP, "## Errors")}
+    coded = {(code, status) for status, code, _ in handler.PROBLEMS.values()}
+    coded |= {(code, status) for status, (code, _) in handler.ROUTING.items()}
+    coded |= {(code, status) for status, code in REFUSALS.items()}
+    assert documented == coded
+
+
+def test_every_queue_setting_is_documented_with_its_default() -> None:
+    documented = {row[0].strip("`"): json.loads(row[1]) for row in rows(HTTP, "### Settings")}
+    assert documented == {field.name: field.default for field in fields(QueueSettings)}
+
+
+def test_every_stat_and_state_is_documented() -> None:
+    documented = re.findall(r"`([a-z_]+)`", " ".join(row[0] for row in rows(HTTP, "## Queues")))
+    assert documented == list(QueueStats._fields)
+    assert all(f"`{state}`" in HTTP.split("### Peek", 1)[1] for state in State)
+
+
+def test_every_environment_variable_is_documented_with_its_default() -> None:
+    documented = {row[0].strip("`"): row[1].strip("`") for row in rows(OPERATIONS, "## Settings")}
+    read = set(re.findall(r'"((?:QUEUE_|PORT|WEB_)[A-Z_]*)"', (ROOT / "settings.py").read_text()))
+    assert set(documented) == read
+    assert Settings.from_env(documented) == Settings.from_env({}) == Settings()
+
+
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_curl_lines_of_the_readme_print_what_it_says() -> None:
+    console = re.search(r"```console\n(.*?)```", README, re.DOTALL)
+    assert console is not None
+    exchanges = re.findall(r"^\$ (.+)\n((?:[^$].*\n)*)", console[1], re.MULTILINE)
+    assert len(exchanges) == 5
+    receipt: dict[str, str] = {}
+    with LiveServer() as server:
+        for command, promised in exchanges:
+            for told, real in receipt.items():
+                command = command.replace(told, real)
+            arguments = shlex.split(command.replace("localhost:5000", server.url.removeprefix("http://")))
+            printed = subprocess.run([*arguments, "-s", "-S"], capture_output=True, check=True, text=True).stdout
+            assert _without_what_varies(printed) == _without_what_varies(promised)
+            if "receipt" in promised:
+                receipt[json.loads(promised)["receipt"]] = json.loads(printed)["receipt"]
+
+
+def _without_what_varies(line: str) -> Any:
+    if not line:
+        return None
+    document = json.loads(line)
+    return {name: value for name, value in document.items() if name not in ("sent_at", "leased_until", "receipt")}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/http.md", "docs/operations.md"])
+def test_the_documents_are_ascii_where_one_copies_from(name: str) -> None:
+    for block in re.findall(r"```(?:console|python|json)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
+        assert block.replace("…", "").isascii()

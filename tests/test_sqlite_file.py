@@ -1,0 +1,216 @@
+"""The SQLite file: what is refused as one, how it comes to be, and how connections to it are set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage import open_store, sqlite_file
+from storage.errors import UnusableDatabase
+from storage.model import Receive
+from storage.sqlite import SqliteStore
+from tests.conformance.shorthand import peek, send, stats
+from tests.connections import on_each_connection, still_open
+from tests.live import REPOSITORY
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UnusableDatabase) as fault:
+        SqliteStore(path)
+    return str(fault.value)
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("version", "fit"),
+    [("3.40.1", False), ("3.44.5", False), ("3.44.6", True), ("3.44.7", True), ("3.45.0", False), ("3.50.6", False),
+     ("3.50.7", True), ("3.50.10", True), ("3.51.0", False), ("3.51.2", False), ("3.51.3", True), ("3.54.0", True),
+     ("4.0.0", True)],
+)  # fmt: skip
+def test_a_sqlite_with_the_wal_reset_bug_is_refused(version: str, fit: bool) -> None:
+    if fit:
+        sqlite_file.refuse_unsafe_sqlite(version)
+    else:
+        with pytest.raises(UnusableDatabase, match="WAL-reset"):
+            sqlite_file.refuse_unsafe_sqlite(version)
+
+
+def test_a_store_asks_for_the_version_before_it_touches_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
+    assert "3.51.2" in refusal(path)
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_bytes(content := b"Dear diary, " * 1_000)
+    assert refusal(path).endswith("not a database")
+    assert path.read_bytes() == content
+
+
+def test_a_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE messages (id INTEGER PRIMARY KEY)")
+    connection.close()
+    content = path.read_bytes()
+    assert "another program" in refusal(path)
+    assert path.read_bytes() == content
+
+
+def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+    SqliteStore(path).close()
+    connection = apsw.Connection(str(path))
+    connection.pragma("user_version", sqlite_file.SCHEMA_VERSION + 1)
+    connection.close()
+    content = path.read_bytes()
+    assert f"schema version {sqlite_file.SCHEMA_VERSION + 1}" in refusal(path)
+    assert path.read_bytes() == content
+
+
+def test_an_empty_file_is_taken_for_a_fresh_one(path: Path) -> None:
+    path.touch()
+    store = SqliteStore(path)
+    assert send(store, "a") == [1]
+    store.close()
+
+
+def test_a_directory_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "nowhere" / "queue.db")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_directory_in_the_files_place_is_refused(tmp_path: Path) -> None:
+    assert "is a directory" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere, whatever the mode says")
+@pytest.mark.parametrize("place", ["directory", "file"])
+def test_what_cannot_be_written_is_refused(path: Path, place: str) -> None:
+    SqliteStore(path).close()
+    locked = path if place == "file" else path.parent
+    locked.chmod(0o500)
+    try:
+        assert "not writable" in refusal(path)
+    finally:
+        locked.chmod(0o700)
+
+
+@pytest.mark.parametrize("place", ["directory", "file"])
+def test_what_the_system_calls_unwritable_is_refused(path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the test above, for root too: the answer of access(2) is made up."""
+    SqliteStore(path).close()
+    locked = path if place == "file" else path.parent
+    monkeypatch.setattr(os, "access", lambda place, mode: place != locked)
+    assert f"{locked} is not writable" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p", "fuse.sshfs"])
+def test_a_network_filesystem_is_refused(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted(monkeypatch, f"server:/x {path.parent} {kind} rw 0 0")
+    assert f"network filesystem ({kind})" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["server:/x {parent} nfs4 rw 0 0", "/dev/vdb {folder} ext4 rw 0 0"],  # a disk inside the network's tree
+        ["server:/x {folder} nfs4 rw 0 0", "/dev/vdb {folder} ext4 rw 0 0"],  # mounted over it
+        ["server:/x {folder}2 nfs4 rw 0 0"],  # a name that only begins alike
+    ],
+)
+def test_a_local_disk_near_a_network_filesystem_is_taken(
+    path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted(monkeypatch, *(line.format(folder=path.parent, parent=path.parent.parent) for line in lines))
+    SqliteStore(path).close()
+
+
+def test_a_network_filesystem_is_seen_through_a_link_and_through_blanks_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (far := tmp_path / "far away ü").mkdir()
+    (tmp_path / "near").symlink_to(far)
+    mounted(monkeypatch, f"server:/x {str(far).replace(' ', chr(92) + '040')} nfs4 rw 0 0")
+    assert "network filesystem" in refusal(tmp_path / "near" / "queue.db")
+
+
+def mounted(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    real = Path.read_text
+    table = "\n".join(["/dev/vda / ext4 rw 0 0", *lines, ""])
+
+    def read_text(path: Path, encoding: str | None = None, errors: str | None = None) -> str:
+        return table if str(path) == "/proc/self/mounts" else real(path, encoding, errors)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+
+
+@pytest.mark.parametrize("url", ["", "queue.db", "sqlite:queue.db", "sqlite://queue.db", "sqlite:///", "mysql:///x"])
+def test_a_url_that_names_no_file_is_refused(url: str) -> None:
+    with pytest.raises(UnusableDatabase):
+        open_store(url)
+
+
+# -- opening
+
+
+def test_two_first_starts_at_once_make_one_schema(path: Path) -> None:
+    program = (
+        "import sys; from storage import open_store; from storage.model import NewMessage\n"
+        "print('imported', flush=True); sys.stdin.readline()\n"
+        "store = open_store('sqlite:///' + sys.argv[1])\n"
+        "for number in range(50): store.send('q', [NewMessage(str(number))])\n"
+        "store.close()"
+    )
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(path)],
+            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    for start in starts:
+        assert start.stdout is not None
+        assert start.stdout.readline() == "imported\n"
+    ends = [start.communicate("go\n", timeout=60) for start in starts]
+    assert [(start.returncode, end[1]) for start, end in zip(starts, ends, strict=True)] == [(0, "")] * 4
+    store = SqliteStore(path)
+    assert stats(store).ready == len(peek(store)) == 200
+    store.close()
+
+
+def test_the_file_says_whose_it_is(path: Path) -> None:
+    SqliteStore(path).close()
+    connection = apsw.Connection(str(path))
+    assert connection.pragma("application_id") == int.from_bytes(b"QUEU", "big")
+    assert connection.pragma("user_version") == sqlite_file.SCHEMA_VERSION
+    assert connection.pragma("integrity_check") == "ok"
+    connection.close()
+
+
+def test_every_connection_writes_through_the_log_and_syncs_each_commit(path: Path) -> None:
+    connections: list[apsw.Connection] = []
+    with on_each_connection(connections.append):
+        store = SqliteStore(path)
+        send(store, "a")
+        peek(store)
+        store.receive(Receive(("nowhere",), wait=0.05))
+    there = still_open(connections)
+    assert len(there) >= 4  # to write, to read, to look out for waiting readers, for upkeep
+    for connection in there:
+        told = [connection.pragma(name) for name in ("journal_mode", "synchronous", "mmap_size")]
+        assert told == ["wal", 2, 0]  # 2: FULL
+        assert 0 < connection.pragma("journal_size_limit") <= 64 * 1024 * 1024
+    store.close()
+    assert still_open(connections) == []
+    assert sorted(child.name for child in path.parent.iterdir()) == ["queue.db", "queue.db-lock"]

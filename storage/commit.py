@@ -36,9 +36,12 @@ class Ticket(Generic[Context]):
 
 
 class GroupCommit(Generic[Context]):
-    """`run_group` runs tickets in one durable transaction and gives each its result or error; it does not raise."""
+    """`run_group` runs tickets in one durable transaction and gives each its result or error; it does not raise.
 
-    def __init__(self, run_group: Callable[[Sequence[Ticket[Context]]], None]) -> None:
+    Before it begins it may call what it is given beside them, which adds the tickets that have come meanwhile.
+    """
+
+    def __init__(self, run_group: Callable[[Sequence[Ticket[Context]], Callable[[], None]], None]) -> None:
         self._run_group = run_group
         self._guard = threading.Lock()
         self._waiting: deque[Ticket[Context]] = deque()
@@ -73,10 +76,16 @@ class GroupCommit(Generic[Context]):
         ticket.woken.acquire()  # it is being run, so its outcome must be known before anything is answered
 
     def _lead(self, own: Ticket[Context]) -> None:
-        with self._guard:
-            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT))]
+        group: list[Ticket[Context]] = []
+
+        def gather() -> None:
+            with self._guard:
+                room = min(len(self._waiting), GROUP_LIMIT - len(group))
+                group.extend(self._waiting.popleft() for _ in range(room))
+
+        gather()
         try:
-            self._run_group(group)
+            self._run_group(group, gather)
         except BaseException:  # it should not: but then nobody may take a missing error for success
             for ticket in group:
                 ticket.error = RuntimeError("the commit failed; what became of this is not known")

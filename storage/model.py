@@ -63,6 +63,7 @@ class NewMessage(NamedTuple):
             if not isinstance(document, dict):
                 raise InvalidInput("a message is a JSON object with a 'text'")
             if not isinstance(document.get("text"), str):
+                _no_unknown(document)
                 raise InvalidInput("'text' is required and is a string", field="text")
             _no_lone_surrogates(document["text"], "text")
             if len(document) == 1:
@@ -312,17 +313,21 @@ def rfc3339(moment: int) -> str:
 def milliseconds(value: object, field: str, *, least: float = 0.0, most: float = MAX_DURATION) -> int:
     """A duration in seconds as whole ms, rounded up so that nothing greater than 0 becomes 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InvalidInput(f"'{field}' is a number of seconds from {least:g} to {most:g}", field=field)
+        raise InvalidInput(f"'{field}' is a number of seconds from {least:g} to {most:.12g}", field=field)
     return math.ceil(value * 1000)
 
 
+def _no_unknown(document: Mapping[str, Any]) -> None:
+    for name in document:
+        if name != "text" and name not in _CHECKS:
+            raise InvalidInput(f"unknown field '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
+
+
 def _with_fields(document: Mapping[str, Any]) -> NewMessage:
+    _no_unknown(document)
     fields = {name: value for name, value in document.items() if name != "text"}
     for name, value in fields.items():
-        check = _CHECKS.get(name)
-        if check is None:
-            raise InvalidInput(f"unknown field '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
-        check(name, value)
+        _CHECKS[name](name, value)
     written = _as_json(fields)
     if "attributes" in fields:  # all other fields are checked, and small
         _no_lone_surrogates(written, "attributes")

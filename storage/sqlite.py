@@ -22,6 +22,7 @@ from storage.errors import (
     Unavailable,
 )
 from storage.model import (
+    MAX_READ_BYTES,
     AckResult,
     Message,
     NewMessage,
@@ -33,16 +34,17 @@ from storage.model import (
     State,
     Transacted,
 )
-from storage.sqlite_commit import Committer
+from storage.sqlite_commit import Committer, translate
 from storage.sqlite_file import DatabaseFile
 from storage.sqlite_sending import send
 from storage.sqlite_taking import Room, take
 from storage.sqlite_watch import Sight, Upkeep
-from storage.sqlite_work import CHUNK, STATES, QueueRow, Work, read_settings, told
+from storage.sqlite_work import CHUNK, LIVING, STATES, QueueRow, Work, read_settings, told
 from storage.waiting import Interest, Waiting
 
 T = TypeVar("T")
 
+SMALL_READ = 1024 * 1024  # bytes of text in one read while the disk is nearly full
 NO_QUEUE = 0  # the scope of an Idempotency-Key for a request over several queues …
 TRANSACTION_WINDOW = 300.0  # … and the seconds it is remembered
 
@@ -59,7 +61,7 @@ class SqliteStore:
         self._waiting = Waiting(lambda: Sight(self._file.connect(), self._clock), pollers)
         self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
         self._commits: GroupCommit[Work] = GroupCommit(self._committer.run_group)
-        self._upkeep = Upkeep(self._file.connect, self._clock, self._commits)
+        self._upkeep = Upkeep(self._file.connect, self._clock, self._commits, self._committer.give_up)
 
     # -- the verbs on messages
 
@@ -152,19 +154,22 @@ class SqliteStore:
     def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
         if not self._bring_up_to_date(queue):
             return []
-        which = "origin = :name" if state is State.DEAD else "queue_id = (SELECT id FROM queues WHERE name = :name)"
-        if state not in (None, State.DEAD):
-            which += " AND state = :state"
+        which = (
+            f"origin = ?1 AND {LIVING}" if state is State.DEAD else "queue_id = (SELECT id FROM queues WHERE name = ?1)"
+        )
+        if state in STATES:
+            which += f" AND state = {STATES.index(state)}"
+        room = Room()
         with self._reading() as connection:
+            sizes: list[Any] = connection.execute(
+                f"SELECT id, octet_length(text) FROM messages WHERE {which} AND id > ?2 ORDER BY id LIMIT ?3",
+                (queue, after, limit),
+            ).fetchall()
+            ids = [number for number, size in sizes if room.holds(size)]
             rows: list[Any] = connection.execute(
                 "SELECT id, text, fields, death, sent_at, receive_count, due_at, state FROM messages "
-                f"WHERE {which} AND id > :after ORDER BY id LIMIT :limit",
-                {
-                    "name": queue,
-                    "after": after,
-                    "limit": limit,
-                    "state": STATES.index(state) if state in STATES else None,
-                },
+                "WHERE id BETWEEN ?2 AND ?3 AND " + which + " ORDER BY id",
+                (queue, ids[0], ids[-1]) if ids else (queue, 0, 0),
             ).fetchall()
         wall = self._clock.wall
         return [
@@ -193,9 +198,9 @@ class SqliteStore:
     def _describe(self, name: str | None) -> list[Queue]:
         with self._reading() as connection:
             rows: list[Any] = connection.execute(
-                """
+                f"""
                 SELECT name, version, settings, ready, leased, delayed, blocked,
-                       (SELECT count(*) FROM messages WHERE origin = queues.name),
+                       (SELECT count(*) FROM messages WHERE origin = queues.name AND {LIVING}),
                        (SELECT sent_at FROM messages WHERE queue_id = queues.id ORDER BY id LIMIT 1),
                        bytes, sent, received, acked, expired, dead_lettered
                   FROM queues
@@ -258,6 +263,8 @@ class SqliteStore:
 
     def on_failure(self, call: Callable[[], None]) -> None:
         self._failed = call
+        if self._committer.broken:
+            call()  # it failed before anybody wanted to know
 
     def stop_waiting(self) -> None:
         self._waiting.stop()
@@ -279,6 +286,11 @@ class SqliteStore:
             connection = self._file.connect()
         try:
             yield connection
+        except (apsw.IOError, apsw.CorruptError) as fault:
+            self._committer.give_up(fault)
+            raise translate(fault) from fault
+        except apsw.BusyError as fault:
+            raise translate(fault) from fault
         finally:
             self._readers.put(connection)
 
@@ -296,7 +308,7 @@ class SqliteStore:
 def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> list[Message] | None:
     """What these queues have for the reader, in its order of preference; None when one has yet to be caught up with."""
     taken: list[Message] = []
-    room = Room()
+    room = Room(SMALL_READ if work.nearly_full else MAX_READ_BYTES)  # a lease writes what it gives out
     for row in rows:
         if len(taken) == ask.limit or room.full:
             break

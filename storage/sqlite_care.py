@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
@@ -44,6 +44,9 @@ def check(path: Path) -> str:
             f"queue '{name}' counts {told} {what} but has {real}"
             for name, what, told, real in connection.execute(_RECOUNT).fetchall()
         ]
+        strays = connection.execute("SELECT count(*) FROM messages WHERE queue_id NOT IN (SELECT id FROM queues)").get
+        if strays:
+            faults.append(f"{strays} messages are in no queue")
         if faults:
             raise Unsound("\n".join(faults))
         messages = connection.execute("SELECT count(*) FROM messages").get
@@ -59,26 +62,30 @@ def backup(path: Path, target: Path) -> str:
     if target.exists():
         raise UnusableDatabase(f"{target} is there already")
     part = target.with_name(f"{target.name}.part")
-    try:
-        part.unlink(missing_ok=True)
-        with _opened(path) as connection:
+    with _opened(path) as connection:
+        try:
+            part.unlink(missing_ok=True)
             # Not the backup API: that begins anew whenever another process writes, so it may never end under load.
             connection.execute("VACUUM INTO ?", (str(part),))
-        _sync(part)
-        os.link(part, target)  # unlike a rename, does not replace what came there meanwhile
-        part.unlink()
-        _sync(target.parent)
-    except (OSError, apsw.Error) as fault:
-        raise UnusableDatabase(f"no backup was made: {fault}") from fault
+            _sync(part)
+            os.link(part, target)  # unlike a rename, does not replace what came there meanwhile
+        except (OSError, apsw.Error) as fault:
+            raise UnusableDatabase(f"no backup was made: {_told(fault)}") from fault
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+    _sync(target.parent)
     return f"{target}: {target.stat().st_size:,} bytes"
 
 
 def vacuum(path: Path) -> str:
     """The file has no free pages left. Meanwhile writers wait, and are told they are too late after 5 s."""
-    before = path.stat().st_size
     with _opened(path) as connection:
+        before = path.stat().st_size
+        connection.pragma("temp_store", 1)  # a file: the copy may be larger than memory
         connection.execute("VACUUM")
-        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        with suppress(apsw.BusyError):  # somebody reads on: the service will fold the log in later
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     return f"{path}: from {before:,} to {path.stat().st_size:,} bytes"
 
 
@@ -99,17 +106,29 @@ _RECOUNT = " UNION ALL ".join(
 @contextmanager
 def _opened(path: Path) -> Iterator[apsw.Connection]:
     """A connection to a file that must be there; it is not made one."""
-    if not path.exists():
-        raise UnusableDatabase(f"{path} does not exist")
-    file = DatabaseFile(path)
     try:
-        connection = file.connect()
+        if not path.exists():
+            raise UnusableDatabase(f"{path} does not exist")
+        if path.stat().st_size == 0:
+            raise UnusableDatabase(f"{path} is empty")
+        file = DatabaseFile(path)
         try:
-            yield connection
+            connection = file.connect()
+            try:
+                yield connection
+            finally:
+                connection.close()
+        except apsw.IOError:
+            file.distrust_log()
+            raise
         finally:
-            connection.close()
-    finally:
-        file.close()
+            file.close()
+    except (OSError, apsw.Error) as fault:
+        raise UnusableDatabase(f"{path}: {_told(fault)}") from fault
+
+
+def _told(fault: OSError | apsw.Error) -> str:
+    return (fault.strerror or str(fault)) if isinstance(fault, OSError) else str(fault)
 
 
 def _size_of_log(path: Path) -> int:

@@ -19,6 +19,8 @@ from storage.sqlite_work import Work
 # it: their requests too have to be answered in time.
 TURN = 0.25  # seconds
 PAUSE = 0.01  # seconds
+CHECKPOINT_FROM = 1_000  # pages in the log …
+SMALL_LOG = 50  # … or these, while the disk is nearly full: the file must get its share of what room is left
 
 _log = logging.getLogger(__name__)
 
@@ -39,14 +41,17 @@ class Committer:
         self._committed = committed
         self._failed = failed
         self._connection = file.connect()
-        self._broken = False
+        # SQLite's own checkpoint after a commit keeps to itself what went wrong with it; a hook takes its place.
+        self._connection.set_wal_hook(self._note_log)
+        self._pages_in_log = 0
+        self.broken = False
 
-    def run_group(self, tickets: Sequence[Ticket[Work]]) -> None:
+    def run_group(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None] = lambda: None) -> None:
         """Runs the operations in one transaction, each in a savepoint of its own, and commits."""
         try:
-            woken = self._transact(tickets)
+            woken = self._transact(tickets, gather)
         except (apsw.IOError, apsw.CorruptError) as fault:
-            self._give_up(fault)
+            self.give_up(fault)
             _refuse(tickets, fault)
         except apsw.BusyError as fault:
             _refuse(tickets, fault)
@@ -58,21 +63,53 @@ class Committer:
         else:
             self._committed(woken)
 
+    def give_up(self, fault: Exception) -> None:
+        """The disk has failed: nothing is written by this process from now on."""
+        if not self.broken:
+            self.broken = True
+            self._file.distrust_log()
+            _log.critical("the storage has failed: %s", fault)
+            self._failed()
+
     def close(self) -> None:
         self._connection.close()
 
-    def _transact(self, tickets: Sequence[Ticket[Work]]) -> set[str]:
-        if self._broken:
+    def _transact(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None]) -> set[str]:
+        if self.broken:
             raise Unavailable("the disk has failed; the service is stopping")
         with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # who has waited longest gives up in time
+            gather()  # who came while the other processes had their turn need not wait for another
             try:
                 for ticket in tickets:
                     self._run_one(work, ticket)
                 self._connection.execute("COMMIT")
+            except apsw.FullError:
+                self._pages_in_log = CHECKPOINT_FROM  # folded in, it has room for the next
+                raise
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+                self._checkpoint(SMALL_LOG if work.nearly_full else CHECKPOINT_FROM)
         return work.woken
+
+    def _note_log(self, connection: apsw.Connection, database: str, pages: int) -> int:
+        self._pages_in_log = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self, least: int) -> None:
+        """Folds a log that has grown into the database, so that the next transaction begins it anew.
+
+        While this process still has its turn: behind a commit of another, the log would go on growing.
+        """
+        if self._pages_in_log < least:
+            return
+        self._pages_in_log = 0
+        try:
+            self._connection.wal_checkpoint()
+        except (apsw.IOError, apsw.CorruptError) as fault:
+            self.give_up(fault)  # what has been committed is safe in the log
+        except apsw.Error as fault:
+            _log.warning("the log could not be folded into the database: %s", fault)
 
     @contextmanager
     def _begun(self, deadline: float) -> Iterator[Work]:
@@ -82,12 +119,13 @@ class Committer:
                 patience = min(TURN, max(0.0, deadline - time.monotonic()))
                 self._connection.set_busy_timeout(round(patience * 1000))
                 try:
+                    nearly_full = self._file.is_nearly_full(self._connection)
                     self._connection.execute("BEGIN IMMEDIATE")
                 except apsw.BusyError:
                     if time.monotonic() >= deadline:
                         raise
                 else:
-                    yield Work(self._connection, self._clock, nearly_full=self._file.is_nearly_full())
+                    yield Work(self._connection, self._clock, nearly_full)
                     return
             time.sleep(PAUSE)  # who frees a flock and takes it again at once gets it before those that wait for it
 
@@ -101,7 +139,7 @@ class Committer:
             if not self._connection.in_transaction:
                 raise  # SQLite has rolled back all of it, as it may when the disk is full
             self._connection.execute("ROLLBACK TO operation")
-            ticket.error = _translate(fault)
+            ticket.error = translate(fault)
         self._connection.execute("RELEASE operation")
 
     def _run_each_alone(self, tickets: Sequence[Ticket[Work]]) -> None:
@@ -110,19 +148,13 @@ class Committer:
             ticket.result = ticket.error = None
             self.run_group([ticket])
 
-    def _give_up(self, fault: Exception) -> None:
-        if not self._broken:
-            self._broken = True
-            _log.critical("the storage has failed: %s", fault)
-            self._failed()
-
 
 def _refuse(tickets: Sequence[Ticket[Work]], fault: Exception) -> None:
     for ticket in tickets:
-        ticket.error = _translate(fault)
+        ticket.error = translate(fault)
 
 
-def _translate(fault: Exception) -> Exception:
+def translate(fault: Exception) -> Exception:
     """SQLite's faults in the store's words; any other as it is."""
     if isinstance(fault, apsw.BusyError):
         return Busy()

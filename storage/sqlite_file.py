@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import mmap
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +21,7 @@ APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: what tells our file
 _STEPS = ["sqlite.sql"]  # the script at place n brings a file from version n to n + 1
 SCHEMA_VERSION = len(_STEPS)  # in the file's user_version
 MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it has been checkpointed
+BUSY_TIMEOUT = 5_000  # ms
 
 RESERVE = 64 * 1024 * 1024  # bytes of the disk that sends leave free, or a quarter of a small one
 
@@ -65,14 +68,26 @@ class DatabaseFile:
     def connect(self) -> apsw.Connection:
         """A connection for one thread at a time."""
         connection = apsw.Connection(str(self.path), statementcachesize=128)
-        connection.set_busy_timeout(5_000)
+        connection.set_busy_timeout(BUSY_TIMEOUT)
         connection.execute(_PRAGMAS).fetchall()  # some answer with a row, and those after it wait until it is read
         return connection
 
-    def is_nearly_full(self) -> bool:
-        """Whether the disk has only the room left that reads and acks need: these too write before they free."""
+    def is_nearly_full(self, connection: apsw.Connection) -> bool:
+        """Whether only the room is left that reads and acks need: these too write before they free.
+
+        What has left the queues is room inside the file, which does not get smaller; the log needs some outside.
+        """
         disk = os.statvfs(self.path.parent)
-        return disk.f_bavail * disk.f_frsize < min(RESERVE, disk.f_blocks * disk.f_frsize // 4)
+        free, reserve = disk.f_bavail * disk.f_frsize, min(RESERVE, disk.f_blocks * disk.f_frsize // 4)
+        if free >= reserve:
+            return False
+        inside: int = connection.pragma("freelist_count") * connection.pragma("page_size")
+        return free < reserve // 4 or free + inside < reserve
+
+    def distrust_log(self) -> None:
+        """The disk has failed a write: whoever opens the file next, before a reboot, writes its log anew."""
+        with suppress(OSError):  # a disk may fail this too
+            os.pwrite(self._lock, _distrust(), 0)
 
     def close(self) -> None:
         os.close(self._lock)
@@ -81,6 +96,7 @@ class DatabaseFile:
         connection = self.connect()
         try:
             _refuse_foreign(connection, self.path)
+            self._write_log_anew(connection)
             kept = _kept_clock(connection)
             if kept is not None:
                 return kept  # nothing to write: a worker that is replaced must not wait for whoever is writing
@@ -92,6 +108,24 @@ class DatabaseFile:
             return clock
         finally:
             connection.close()
+
+    def _write_log_anew(self, connection: apsw.Connection) -> None:
+        """Where a write has failed since the boot, what can be read of the log is on disk, too.
+
+        After an fsync that failed the kernel shows the pages as if they had been written, and no later fsync writes
+        them. SQLite, opening the log anew, would go on behind such frames, and a power cut would take all that was
+        acknowledged since.
+        """
+        if os.pread(self._lock, 100, 0) != _distrust():
+            return
+        connection.execute("BEGIN IMMEDIATE")  # nobody changes the log meanwhile; checkpoints only read it
+        try:
+            _rewrite(connection.filename_wal)
+        except FileNotFoundError:
+            pass
+        finally:
+            connection.execute("ROLLBACK")
+        os.ftruncate(self._lock, 0)
 
 
 def refuse_unsafe_sqlite(version: str) -> None:
@@ -146,6 +180,40 @@ def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
         raise UnusableDatabase(f"{path} has schema version {version}; this program knows up to {SCHEMA_VERSION}")
 
 
+def _distrust() -> bytes:
+    """What the lock file says of a log that is not to be trusted. A reboot ends it, as it ends the page cache."""
+    return f"a write has failed in boot {boot_id()}\n".encode()
+
+
+def _rewrite(path: str) -> None:
+    """All of the file is written once more, in its place, past the page cache where the filesystem can.
+
+    Through it ext4 writes the blocks, but keeps those whose first write failed marked as never written.
+    """
+    try:
+        _write_again(path, getattr(os, "O_DIRECT", 0))
+    except OSError as fault:
+        if fault.errno != errno.EINVAL:
+            raise
+        _write_again(path, 0)
+
+
+def _write_again(path: str, flag: int) -> None:
+    block, place = memoryview(mmap.mmap(-1, 1024 * 1024)), 0  # O_DIRECT wants whole pages, in memory and in the file
+    source, target = os.open(path, os.O_RDONLY | os.O_CLOEXEC), os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
+    try:
+        while count := os.preadv(source, [block], place):
+            padding = -count % mmap.PAGESIZE  # behind the last frame it is none
+            block[count : count + padding] = bytes(padding)
+            if os.pwritev(target, [block[: count + padding]], place) != count + padding:
+                raise OSError(errno.EIO, "the log could not be written anew")
+            place += count
+        os.fsync(target)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
 def _migrate(connection: apsw.Connection) -> None:
     for script in _STEPS[connection.pragma("user_version") :]:
         connection.execute((resources.files("storage") / script).read_text())
@@ -163,7 +231,9 @@ def _kept_clock(connection: apsw.Connection) -> BootClock | None:
 
 def _set_clock(connection: apsw.Connection) -> BootClock:
     last = connection.execute("SELECT sent_at FROM messages ORDER BY id DESC LIMIT 1").get
-    offset = first_offset(not_before=last or 0)
+    # The file's own time tells of a last write that left no message: a wall clock set back meanwhile is no reason
+    # for leases to last longer.
+    offset = first_offset(not_before=max(last or 0, round(os.stat(connection.filename).st_mtime * 1000)))
     connection.execute("DELETE FROM clock")
     connection.execute("INSERT INTO clock (boot_id, offset_ms) VALUES (?, ?)", (boot_id(), offset))
     return BootClock(offset)

@@ -8,7 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from storage.model import QueueSettings
-from storage.sqlite_work import CHUNK, QueueRow, Work, int_array
+from storage.sqlite_work import CHUNK, LIVING, QueueRow, Work, int_array
+
+CHUNK_BYTES = 32 * 1024 * 1024  # of text that one transaction removes at most
 
 
 def _lifetime(ttl: str, retention: str) -> str:
@@ -47,15 +49,8 @@ def last_id(work: Work, queue: QueueRow) -> int:
 
 
 def purge(work: Work, queue: QueueRow, last: int) -> int:
-    """Removes (CHUNK at most) messages up to id `last`, newest first: no key's next one shows up. How many."""
-    ids = [
-        row[0]
-        for row in work.all(
-            "SELECT id FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
-            (queue.id, last, CHUNK),
-        )
-    ]
-    return len(work.remove(queue, ids))
+    """Removes a chunk of the messages up to id `last`, newest first: no key's next one shows up. How many."""
+    return len(work.remove(queue, _chunk(work, queue.id, last)))
 
 
 def disown(work: Work, queue: QueueRow) -> int:
@@ -65,14 +60,31 @@ def disown(work: Work, queue: QueueRow) -> int:
 
 
 def clear(work: Work, queue_id: int) -> bool:
-    """Removes (CHUNK at most) messages of a disowned queue, in the end itself; True when more is left."""
-    work.execute(
-        "DELETE FROM messages WHERE id IN (SELECT id FROM messages WHERE queue_id = ? LIMIT ?)", (queue_id, CHUNK)
-    )
-    if work.connection.changes() == CHUNK:
+    """Removes a chunk of what is left of a disowned queue, in the end itself; True when more is left."""
+    if ids := _chunk(work, queue_id, 2**63 - 1):
+        work.execute("DELETE FROM messages WHERE id IN carray(?)", (int_array(ids),))
         return True
+    for table, name in (("replies", "key"), ("dedup", "dedup_id")):
+        chosen = f"SELECT {name} FROM {table} WHERE queue_id = ?1 LIMIT {CHUNK}"
+        work.execute(f"DELETE FROM {table} WHERE queue_id = ?1 AND {name} IN ({chosen})", (queue_id,))
+        if work.connection.changes():
+            return True
     work.execute("DELETE FROM queues WHERE id = ? AND name IS NULL", (queue_id,))
     return False
+
+
+def _chunk(work: Work, queue_id: int, last: int) -> list[int]:
+    """Ids of the newest messages up to `last`, as many as one transaction may remove."""
+    ids, size = [], 0
+    for number, length in work.all(
+        "SELECT id, octet_length(text) FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
+        (queue_id, last, CHUNK),
+    ):
+        ids.append(number)
+        size += length
+        if size > CHUNK_BYTES:
+            break
+    return ids
 
 
 def redrive(work: Work, name: str, limit: int) -> int:
@@ -80,7 +92,7 @@ def redrive(work: Work, name: str, limit: int) -> int:
     queue = work.queue(name)
     rows = work.all(
         "SELECT id, queue_id, origin FROM messages WHERE state <> 1 AND origin IS NOT NULL "
-        "AND (queue_id = ? OR origin = ?) ORDER BY id LIMIT ?",
+        f"AND (queue_id = ? OR origin = ?) AND {LIVING} ORDER BY id LIMIT ?",
         (queue.id, name, min(limit, CHUNK)),
     )
     ways: dict[tuple[int, str], list[int]] = {}

@@ -25,15 +25,16 @@ class Candidate(NamedTuple):
 class Room:
     """The bytes of text one read may bring. Its first message finds room whatever its size."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_READ_BYTES) -> None:
         self.full = False
+        self._most = most
         self._size = 0
         self._empty = True
 
     def holds(self, size: int) -> bool:
         """Whether a message of this size comes along; after the first that does not the room is full."""
         self._size += size
-        self.full = self.full or (not self._empty and self._size > MAX_READ_BYTES)
+        self.full = self.full or (not self._empty and self._size > self._most)
         self._empty = False
         return not self.full
 

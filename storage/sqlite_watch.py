@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import apsw
 
 from storage.clock import Clock
 from storage.commit import GroupCommit
+from storage.sqlite_file import BUSY_TIMEOUT, MAX_WAL
 from storage.sqlite_managing import clear, forget
 from storage.sqlite_work import Work
 from storage.waiting import Interest, Outlook
@@ -53,13 +55,20 @@ class Upkeep:
     """A thread that does, every second, what no request need wait for.
 
     Expired messages leave, dead letters get where they are read, remembered keys are forgotten, deleted queues are
-    cleared, a grown log is cut.
+    cleared, a grown log is cut. `failed` is told when the disk fails it.
     """
 
-    def __init__(self, connect: Callable[[], apsw.Connection], clock: Clock, commits: GroupCommit[Work]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], apsw.Connection],
+        clock: Clock,
+        commits: GroupCommit[Work],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._connect = connect
         self._clock = clock
         self._commits = commits
+        self._failed = failed
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
         self._thread.start()
@@ -74,6 +83,8 @@ class Upkeep:
             while not self._closing.wait(UPKEEP_EVERY):
                 try:
                     self._once(connection)
+                except (apsw.IOError, apsw.CorruptError) as fault:
+                    self._failed(fault)
                 except Exception:  # whatever it was, the next second may go better, and no request depends on it
                     _log.exception("upkeep failed")
         finally:
@@ -88,6 +99,26 @@ class Upkeep:
             self._commits.run(lambda work, number=number: clear(work, number))  # type: ignore[misc]
         if _has_to_forget(work):
             self._commits.run(forget)
+        if _has_grown(connection):
+            _cut_log(connection)
+
+
+def _has_grown(connection: apsw.Connection) -> bool:
+    """Whether the log is larger than it may stay: a long read has held it, and nothing was written since."""
+    log = Path(connection.filename_wal)
+    return log.exists() and log.stat().st_size > MAX_WAL
+
+
+def _cut_log(connection: apsw.Connection) -> None:
+    """The log is empty, unless somebody reads or writes just now; nobody is made to wait for it."""
+    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    connection.set_busy_timeout(0)
+    try:
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except apsw.BusyError:
+        pass  # in a second it is tried again
+    finally:
+        connection.set_busy_timeout(BUSY_TIMEOUT)
 
 
 def _outlook(work: Work, queue_id: int, recipient: str, most: int) -> tuple[int, int | None]:

@@ -20,6 +20,7 @@ from storage.model import Once, QueueSettings, rfc3339
 
 READY, LEASED, DELAYED, BLOCKED = range(4)
 STATES = ("ready", "leased", "delayed", "blocked")
+LIVING = "queue_id IN (SELECT id FROM queues WHERE name IS NOT NULL)"  # SQL: not of a queue that is being cleared
 CHUNK = 10_000  # rows one transaction moves at most in work without a bound of its own, so that no other waits long
 
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
@@ -35,7 +36,8 @@ class QueueRow(NamedTuple):
 
     @property
     def dead_letter_queue(self) -> str:
-        return self.settings.dead_letter_queue or f"{self.name[:75]}.dead"
+        # A name of 80 characters that ends so already would else be its own.
+        return self.settings.dead_letter_queue or f"{self.name[: 75 if self.name[75:] != '.dead' else 70]}.dead"
 
 
 class Work:

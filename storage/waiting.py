@@ -7,6 +7,7 @@ first come first served, no more readers than there are messages to take. It run
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 LOOK_EVERY = 0.008  # seconds between two looks for another process's commits
 PRESENCE_EVERY = 1.0  # seconds between two checks that a waiting reader is still there
+LOOK_AGAIN = 0.25  # seconds until the next look after one that failed
+
+_log = logging.getLogger(__name__)
 
 
 class Interest(NamedTuple):
@@ -140,8 +144,13 @@ class Waiting:
                     self._guard.wait_for(lambda: self._waiters or self._stopped)
                 told = self._look_now.wait(LOOK_EVERY)
                 self._look_now.clear()
-                if sight.changed() or told or time.monotonic() >= due:
-                    due = time.monotonic() + self._look(sight)
+                try:
+                    if sight.changed() or told or time.monotonic() >= due:
+                        due = time.monotonic() + self._look(sight)
+                except Exception:  # without this thread no reader is woken any more
+                    _log.exception("looking out for waiting readers failed")
+                    due = 0.0
+                    time.sleep(LOOK_AGAIN)
         finally:
             sight.close()
 

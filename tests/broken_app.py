@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from settings import Settings
@@ -34,7 +34,7 @@ class AcknowledgesTooEarly(Committer):
         self._turn = threading.Lock()
         threading.Thread(target=self._commit_late, daemon=True).start()
 
-    def _transact(self, tickets: Sequence[Ticket[Work]]) -> set[str]:
+    def _transact(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None]) -> set[str]:
         with self._turn:
             if not self._connection.in_transaction:
                 self._connection.execute("BEGIN IMMEDIATE")

@@ -35,7 +35,7 @@ class Disk:
         self.entered = threading.Semaphore(0)
         self.commits = GroupCommit(self.run_group)
 
-    def run_group(self, tickets: Sequence[Ticket[Log]]) -> None:
+    def run_group(self, tickets: Sequence[Ticket[Log]], gather: Callable[[], None]) -> None:
         self.entered.release()
         self.door.wait(LONG)
         self.groups.append(len(tickets))
@@ -178,8 +178,8 @@ def test_when_a_leader_fails_nobody_takes_it_for_success_and_the_next_group_goes
     failing = threading.Event()
     run_group = disk.commits._run_group
 
-    def fail(tickets: Sequence[Ticket[Log]]) -> None:
-        run_group(tickets)
+    def fail(tickets: Sequence[Ticket[Log]], gather: Callable[[], None]) -> None:
+        run_group(tickets, gather)
         if failing.is_set() and len(tickets) > 1:
             raise PowerCut
 

@@ -1,19 +1,19 @@
 """How the service is run: the one place for server settings, each with its reason."""
 
-import ipaddress
+import ctypes
 import os
 import signal
 import socket
 import struct
 import sys
+import time
+from contextlib import suppress
 from typing import Any
 
 from gunicorn import util
-from gunicorn.arbiter import Arbiter
 
 from doors.refusals import write_problem
 from settings import BadSetting, Settings
-from storage.errors import Busy
 
 try:
     _settings = Settings.from_env()
@@ -21,14 +21,14 @@ except BadSetting as fault:
     sys.exit(f"queue_service: {fault}")
 
 wsgi_app = "handler:app"
-bind = f"{_settings.host}:{_settings.port}"
+bind = _settings.bind
 workers = _settings.workers
-worker_class = "gthread"  # a waiting poll holds a thread, not a process
+worker_class = "doors.worker.Worker"  # gthread, so that a waiting poll holds a thread and not a process; and more
 threads = _settings.threads
 worker_connections = 1_000  # open connections of a worker; those above wait in the backlog
-keepalive = 75  # s; a client between two requests keeps its connection
+keepalive = 20  # s between two requests of a connection; idle ones count as worker_connections too
 graceful_timeout = 25  # s for requests under way at a stop; polls end at once, so only slow clients need it
-timeout = 60  # s without a heartbeat of a worker's loop; no limit on a request
+timeout = 30  # s without a heartbeat of a worker's loop until it is killed; no limit on a request
 limit_request_line = 8190  # bytes
 forwarder_headers = ""  # else a SCRIPT_NAME header from this machine moves every route
 control_socket_disable = True  # an admin socket nobody here uses
@@ -38,34 +38,39 @@ accesslog = None  # a line a request would cost more than the request
 
 util.write_error = write_problem
 
-_HEADER_PATIENCE = 8  # s a thread waits for more of a request from its client
+_REPLY_PATIENCE = 5  # s a thread waits for a client to take more of its reply
+_MMAP_FROM = 1024 * 1024  # bytes
 
 
 def on_starting(server: Any) -> None:
-    """Refuses to serve the whole network without access control, unless told to in so many words."""
-    if not (_settings.allow_anonymous or _is_loopback(_settings.host)):
+    """Refuses, in one sentence, to start where the service would be open to everybody or could not store anything."""
+    if not (_settings.allow_anonymous or _settings.is_private):
         sys.exit(
             f"queue_service: QUEUE_HOST={_settings.host} would let anybody who reaches this machine read and write; "
             "set QUEUE_ALLOW_ANONYMOUS=yes if that is meant"
         )
+    _try_database()
+    with socket.socket(socket.AF_INET6 if ":" in _settings.host else socket.AF_INET) as probe:
+        if probe.connect_ex((_settings.host, _settings.port)) == 0:
+            server.log.warning("queue_service: something else serves %s; PORT=… takes another", bind)
 
 
 def when_ready(server: Any) -> None:
-    """A client that sends half a request gives its thread back: connections inherit this time limit."""
+    """A client that reads nothing of its reply gives its thread back: connections inherit this time limit."""
     for listener in server.LISTENERS:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _HEADER_PATIENCE, 0))
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _REPLY_PATIENCE, 0))
 
 
 def post_worker_init(worker: Any) -> None:
     """Opens the store before the first request, and sends waiting readers home when the worker is told to stop."""
+    _return_large_blocks()
     try:
         store = worker.wsgi.store
-    except Busy as fault:
-        worker.log.error("queue_service: %s", fault)
-        sys.exit(1)  # the master starts another worker, which may find the lock free
     except Exception as fault:
+        # The master found the database fit, so this may pass: it starts another worker, and the others go on.
         worker.log.error("queue_service: %s", fault)
-        sys.exit(Arbiter.APP_LOAD_ERROR)  # which stops the server instead of starting workers for ever
+        time.sleep(1)
+        sys.exit(1)
     store.on_failure(lambda: os.kill(os.getpid(), signal.SIGTERM))  # the master starts a fresh worker
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         before = signal.getsignal(number)
@@ -104,8 +109,26 @@ def _end_with_the_master(worker: Any) -> None:
     worker.is_parent_alive = is_master_alive
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _return_large_blocks() -> None:
+    """Memory of large bodies and replies goes back to the system when they are done, where glibc would keep it."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(_MMAP_FROM))  # M_MMAP_THRESHOLD
+
+
+def _try_database() -> None:
+    """Exits if the database cannot be used. In a process of its own: none of SQLite's state may cross the fork."""
+    child = os.fork()
+    if child == 0:
+        from storage import open_store
+        from storage.errors import Busy, UnusableDatabase
+
+        try:
+            open_store(_settings.database_url).close()
+        except UnusableDatabase as fault:
+            print(f"queue_service: QUEUE_DATABASE_URL: {fault}", file=sys.stderr, flush=True)
+            os._exit(1)
+        except Busy:  # somebody holds the lock just now: a worker will wait for it
+            pass
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(1)

@@ -172,7 +172,7 @@ def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
 def _only(document: Mapping[str, Any], *names: str) -> None:
     for name in document:
         if name not in names:
-            raise InvalidInput(f"only {' and '.join(names)} can stand here", field=name[:128])
+            raise InvalidInput(f"unknown field '{name[:128]}': known here are {', '.join(names)}", field=name[:128])
 
 
 def _batch(documents: Iterable[object]) -> list[NewMessage]:

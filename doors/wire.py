@@ -91,6 +91,8 @@ class Query:
 
 def parse_json(raw: bytes) -> Any:
     """A JSON value (RFC 8259, UTF-8 without a BOM); raises BadRequest for all else, doubled names and NaN too."""
+    if not raw.strip():
+        raise BadRequest("the body is empty where JSON is wanted")
     try:
         return _DECODER.decode(utf8(raw))
     except BadRequest:
@@ -98,8 +100,8 @@ def parse_json(raw: bytes) -> Any:
     except RecursionError:
         raise BadRequest("the JSON is nested too deeply") from None
     except ValueError as fault:
-        place = f" at character {fault.pos}" if isinstance(fault, json.JSONDecodeError) else ""
-        raise BadRequest(f"the body is not valid JSON{place}") from None
+        why = f"{fault.msg} at character {fault.pos}" if isinstance(fault, json.JSONDecodeError) else str(fault)
+        raise BadRequest(f"the body is not valid JSON: {why}") from None
 
 
 def read_body(environ: Environ, limit: int) -> bytes:
@@ -206,4 +208,12 @@ def _no_constant(literal: str) -> None:
     raise ValueError(f"{literal} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
+def _whole(literal: str) -> int:
+    if len(literal) > 4_300:  # where Python itself refuses, in its own words
+        raise ValueError("a number of more than 4,300 digits")
+    return int(literal)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_no_constant
+)

@@ -10,7 +10,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
 copy: .venv/service ## see a file copied through the queue: starts the service, copies, compares, stops
-	@.venv/bin/python docs/demo.py $(FILE)
+	@.venv/bin/python docs/demo.py $(if $(FILE),"$(FILE)")
 
 test: .venv/tox ## run the tests on every Python there is, style and types (one: .venv/bin/tox run -e py311)
 	.venv/bin/tox run-parallel --parallel 2 --parallel-no-spinner --skip-missing-interpreters $(MISSING)

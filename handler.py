@@ -26,7 +26,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     wire.BadRequest: (400, "bad_request", "The request cannot be read"),
     errors.QueueNotFound: (404, "queue_not_found", "No such queue"),
     errors.MessageNotFound: (404, "message_not_found", "No such message"),
-    errors.StaleReceipt: (409, "stale_receipt", "The message is somebody else's now"),
+    errors.StaleReceipt: (409, "stale_receipt", "The receipt does not hold any more"),
     errors.PreconditionFailed: (412, "precondition_failed", "The settings have changed"),
     wire.BodyTooLarge: (413, "body_too_large", "The body is too large"),
     wire.UnsupportedMediaType: (415, "unsupported_media_type", "The body's type is not taken"),

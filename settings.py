@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +17,22 @@ class Settings:
     """What the operator decides. docs/operations.md lists the environment variables."""
 
     database_url: str = "sqlite:///queue.db"  # QUEUE_DATABASE_URL
-    host: str = "127.0.0.1"  # QUEUE_HOST
+    host: str = "127.0.0.1"  # QUEUE_HOST: an IP address
     port: int = 5000  # PORT
     workers: int = 2  # WEB_CONCURRENCY: processes
     threads: int = 64  # QUEUE_THREADS: of each process
     max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
     allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve others than this machine without access control
+
+    @property
+    def bind(self) -> str:
+        """Where to listen, as host:port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return ipaddress.ip_address(self.host).is_loopback
 
     @property
     def pollers(self) -> int:
@@ -35,7 +46,7 @@ class Settings:
         default = cls()
         return cls(
             database_url=env.get("QUEUE_DATABASE_URL") or default.database_url,
-            host=env.get("QUEUE_HOST") or default.host,
+            host=_host(env, "QUEUE_HOST", default.host),
             port=_number(env, "PORT", default.port, 0, 65_535),
             workers=_number(env, "WEB_CONCURRENCY", default.workers, 1, 256),
             threads=_number(env, "QUEUE_THREADS", default.threads, 2, 1_000),
@@ -51,6 +62,14 @@ def _number(env: Mapping[str, str], name: str, default: int, least: int, most: i
     if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
         raise BadSetting(f"{name} must be a whole number from {least} to {most}")
     return int(text)
+
+
+def _host(env: Mapping[str, str], name: str, default: str) -> str:
+    text = env.get(name) or default
+    try:
+        return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text.strip("[]")))
+    except ValueError:
+        raise BadSetting(f"{name} must be an IP address, or localhost") from None
 
 
 def _yes(env: Mapping[str, str], name: str) -> bool:

@@ -19,7 +19,7 @@ from storage.model import MAX_BATCH, NewMessage, Receive, Store
 
 BACKLOG = 100_000
 MOST = 1.5  # times the plain path
-ROUNDS = 11
+ROUNDS = 21
 PATIENCE = 60.0  # seconds
 MESSAGES = {100: 1_000, 1: 100}  # of one round, by the size of its batches
 

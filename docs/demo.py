@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
-CONFIG = Path(__file__).resolve().parent.parent / "gunicorn.conf.py"
+TREE = Path(__file__).resolve().parent.parent
 STARTS_WITHIN = 20  # seconds
 STOPS_WITHIN = 40  # seconds: a little over gunicorn's own graceful timeout
 
@@ -52,9 +52,9 @@ def service(directory: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     log = directory / "service.log"
     environment = os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{directory}/queue.db"}
-    command = [sys.executable, "-m", "gunicorn", "--config", str(CONFIG), "handler:app"]
+    command = [sys.executable, "-m", "gunicorn", "handler:app"]
     with log.open("wb") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, cwd=TREE, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         if not answers(f"{url}/health", server):
             sys.exit(f"{log.read_text(errors='replace')}\nThe service did not start; its log is above.")

@@ -17,9 +17,10 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.workers import gthread
 
 FIRST_BYTE = 0.1  # seconds a thread waits for a new connection's first byte; after that the poller does
-PATIENCE = 8.0  # seconds a client has for a request's head, and for a body beside …
-LEAST_RATE = 10_000  # … a second for each so many bytes
-PAUSE = 5.0  # seconds between two pieces of a request
+PATIENCE = 4.0  # seconds a client has for a request's head, and for a body beside …
+LEAST_RATE = (
+    10_000  # … a second for each so many bytes. Between two pieces it has the _CLIENT_PATIENCE of gunicorn.conf.py
+)
 CLOSE_WITHIN = 1.0  # seconds for a client to close its side after the last reply
 STAY = 20  # ms a thread waits for the next request of its connection
 
@@ -40,6 +41,12 @@ class Worker(gthread.ThreadWorker):
             if self.nr_conns > self.cfg.threads or not self.alive or not _has_more(conn):
                 return True
 
+    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
+        """Whether another request may follow; a body read to its end, as most are, need not be drained."""
+        if keepalive and getattr(conn.parser.mesg.body.reader, "length", None) == 0:
+            return True
+        return bool(super()._keepalive_after(conn, keepalive))  # type: ignore[misc]  # missing in the stubs
+
 
 def _close(conn: Any) -> bool:
     """Waits for the client to close, here: gunicorn would in the loop that accepts connections, 2 s for each."""
@@ -50,15 +57,13 @@ def _close(conn: Any) -> bool:
 
 def _receive(conn: Any, unreader: Any, size_hint: int | None = None) -> bytes:
     """In place of SocketUnreader.chunk. Raises NoMoreData, as for a client that went, when the client is too slow."""
-    size = max(unreader.mxchunk, min(size_hint or 0, unreader.max_body_chunk))
-    conn.sock.settimeout(max(0.0, min(conn.deadline - time.monotonic(), PAUSE)))
     try:
-        received: bytes = conn.sock.recv(size)
-    except (TimeoutError, BlockingIOError):  # the latter with no time left at all
+        if time.monotonic() > conn.deadline:
+            raise BlockingIOError
+        received: bytes = conn.sock.recv(max(unreader.mxchunk, min(size_hint or 0, unreader.max_body_chunk)))
+    except BlockingIOError:  # also what SO_RCVTIMEO makes of a recv that took too long
         conn.sock.shutdown(socket.SHUT_RDWR)  # nor is it waited for at the end
         raise NoMoreData from None
-    finally:
-        conn.sock.settimeout(None)
     conn.deadline += len(received) / LEAST_RATE
     return received
 

@@ -13,11 +13,13 @@ from clients.errors import (
     Unavailable,
     Unreachable,
 )
-from clients.messages import AckResult, Message, NextMessages, Outgoing, TransactionReply
+from clients.messages import AckResult, Attribute, Lease, Message, NextMessages, Outgoing, TransactionReply
 
 __all__ = [
     "AckResult",
+    "Attribute",
     "BadRequest",
+    "Lease",
     "Message",
     "NextMessages",
     "NotAllowed",

@@ -29,18 +29,17 @@ class Administration:
 
         `state` is one of ready, leased, delayed, blocked, dead. A queue that does not exist is an empty one.
         """
-        name = queue or self.queue
         query: dict[str, str | int] = {"limit": limit}
         if after is not None:
             query["after"] = after
         if state is not None:
             query["state"] = state
-        reply = self._transport.call("GET", f"{queue_path(name)}/peek?{urlencode(query)}")
-        return [received(document, name, self._self()) for document in json.loads(reply.body or b"[]")]
+        reply = self._transport.call("GET", f"{self._path(queue)}/peek?{urlencode(query)}")
+        return [received(document, queue or self.queue, self._self()) for document in json.loads(reply.body or b"[]")]
 
     def stats(self, queue: str | None = None) -> dict[str, int | float]:
         """How many messages are ready, leased, delayed, blocked and dead; and running totals. Raises NotFound."""
-        reply = self._transport.call("GET", queue_path(queue or self.queue))
+        reply = self._transport.call("GET", self._path(queue))
         return dict(json.loads(reply.body)["stats"])
 
     def queues(self) -> dict[str, dict[str, int | float]]:
@@ -50,7 +49,7 @@ class Administration:
 
     def settings(self, queue: str | None = None) -> tuple[dict[str, Any], str | None]:
         """A queue's settings, and their ETag for put_settings. Raises NotFound."""
-        reply = self._transport.call("GET", queue_path(queue or self.queue))
+        reply = self._transport.call("GET", self._path(queue))
         return dict(json.loads(reply.body)["settings"]), reply.headers.get("ETag")
 
     def put_settings(
@@ -62,23 +61,23 @@ class Administration:
         """
         headers = {} if if_match is None else {"If-Match": if_match}
         body = encode(dict(settings))
-        reply = self._transport.call("PUT", queue_path(queue or self.queue), body=body, headers=headers)
+        reply = self._transport.call("PUT", self._path(queue), body=body, headers=headers)
         return dict(json.loads(reply.body or b"{}"))
 
     def purge(self, queue: str | None = None) -> int:
         """All messages of the queue are gone; their number."""
-        reply = self._transport.call("POST", f"{queue_path(queue or self.queue)}/purge")
+        reply = self._transport.call("POST", f"{self._path(queue)}/purge")
         return int(json.loads(reply.body)["purged"])
 
     def redrive(self, *, limit: int | None = None, queue: str | None = None) -> int:
         """Dead letters go back to where they came from, in order; how many did."""
         body = encode({} if limit is None else {"limit": limit})
-        reply = self._transport.call("POST", f"{queue_path(queue or self.queue)}/redrive", body=body)
+        reply = self._transport.call("POST", f"{self._path(queue)}/redrive", body=body)
         return int(json.loads(reply.body)["redriven"])
 
     def delete_queue(self, queue: str | None = None) -> None:
         """The queue and all in it are gone, totals and settings too. Raises NotFound if it was not there."""
-        self._transport.call("DELETE", queue_path(queue or self.queue), done_if_lost=(404,))
+        self._transport.call("DELETE", self._path(queue), done_if_lost=(404,))
 
     def healthy(self, *, retry_for: float = 0) -> None:
         """Returns when the service answers. Raises Unreachable, at the latest after `retry_for` seconds."""
@@ -94,9 +93,11 @@ class Administration:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _path(self, queue: str | None) -> str:
+        name = self.queue if queue is None else queue
+        if not name:  # an empty variable somewhere: not to be taken for the client's own queue
+            raise ValueError("a queue's name is empty")
+        return "/queues/" + quote(name, safe="")
+
     def _self(self) -> Any:
         return self
-
-
-def queue_path(queue: str) -> str:
-    return "/queues/" + quote(queue, safe="")

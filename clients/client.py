@@ -13,33 +13,33 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self, Unpack
-from urllib.parse import quote, urlencode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
 
-from clients.administration import Administration, queue_path
 from clients.consuming import LONGEST_WAIT, consume
-from clients.errors import NotFound, QueueError, StaleReceipt
-from clients.leases import LeaseKeeper, log
+from clients.errors import NotFound, StaleReceipt
+from clients.leases import LeaseKeeper
 from clients.messages import (
     AckResult,
-    Ask,
-    Envelope,
+    Attribute,
+    Lease,
     Message,
     NextMessages,
     Outgoing,
     Source,
     TransactionReply,
     encode,
+    given,
     outgoing,
     received,
+    several,
 )
+from clients.settling import Settling
 from clients.transport import Reply, Transport, retry_after
 
-LARGEST_BATCH = 10_000  # messages or receipts in one request
 
-
-class QueueClient(Administration):
+class QueueClient(Settling):
     """One queue service, with `queue` as the queue meant where a call names none. Safe to share between threads.
 
     `timeout` (s) is for connecting and for one reply. A call that found no connection, lost its reply, or was
@@ -67,9 +67,28 @@ class QueueClient(Administration):
         )
         self._leases = LeaseKeeper(self._renew)
 
-    def send(self, text: str, *, queue: str | None = None, **envelope: Unpack[Envelope]) -> str:
-        """The message is on disk; its id. Raises QueueFull, BadRequest, ValueError for a lone surrogate."""
-        return str(json.loads(self._post(queue, encode({"text": text, **envelope})).body)["id"])
+    def send(
+        self,
+        text: str,
+        *,
+        key: str | None = None,
+        priority: int | None = None,
+        recipient: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        delay: float | None = None,
+        ttl: float | None = None,
+        dedup_id: str | None = None,
+        queue: str | None = None,
+    ) -> str:
+        """The message is on disk; its id. What each field means is said at clients.Outgoing.
+
+        Raises QueueFull, BadRequest, ValueError for a lone surrogate.
+        """
+        message = given(
+            text=text, key=key, priority=priority, recipient=recipient, attributes=attributes, delay=delay, ttl=ttl,
+            dedup_id=dedup_id,
+        )  # fmt: skip
+        return str(json.loads(self._post(queue, encode(message)).body)["id"])
 
     def send_many(
         self, messages: Iterable[str | Outgoing], *, queue: str | None = None, idempotency_key: str | None = None
@@ -78,36 +97,57 @@ class QueueClient(Administration):
 
         `idempotency_key`: for a caller that can repeat the call itself, after a crash for instance.
         """
-        batch = [outgoing(message) for message in messages]
+        batch = [outgoing(message) for message in several(messages)]
         return self.send_encoded(encode(batch), queue=queue, idempotency_key=idempotency_key) if batch else []
 
     def send_encoded(self, batch: bytes, *, queue: str | None = None, idempotency_key: str | None = None) -> list[str]:
         """As send_many, for a caller that made the JSON array itself."""
         return list(json.loads(self._post(queue, batch, idempotency_key).body)["ids"])
 
-    def receive(self, **ask: Unpack[Ask]) -> list[Message]:
+    def receive(
+        self,
+        *,
+        limit: int = 1,
+        wait: float = 0,
+        lease: Lease | None = None,
+        recipient: str | None = None,
+        queue: str | None = None,
+        queues: Sequence[str] | None = None,
+    ) -> list[Message]:
         """Up to `limit` messages (1–1000) as soon as there is one, or none after `wait` seconds.
 
         Without a lease they are gone from the queue: delivered at most once. With one, in seconds or "default"
-        for the queue's own, they are invisible to others until it ends, and have to be acked. `queues`: take
-        from these, in this order of preference.
+        for the queue's own, they are invisible to others until it ends, and have to be acked. With `recipient`
+        only what is addressed to it is read, without it only what is addressed to nobody. `queues`: take from
+        these, in this order of preference.
         """
-        name = ask.get("queue") or self.queue
-        return [received(document, name, self) for document in self.receive_documents(**ask)]
+        documents = self.receive_documents(
+            limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue, queues=queues
+        )
+        return [received(document, queue or self.queue, self) for document in documents]
 
-    def receive_documents(self, **ask: Unpack[Ask]) -> list[dict[str, Any]]:
+    def receive_documents(
+        self,
+        *,
+        limit: int = 1,
+        wait: float = 0,
+        lease: Lease | None = None,
+        recipient: str | None = None,
+        queue: str | None = None,
+        queues: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
         """As receive, but in the words of the wire: cheaper where messages come by the thousand."""
-        lease, limit, queues = ask.get("lease"), ask.get("limit", 1), ask.get("queues") or ()
+        source = Source(queue, queues, recipient)
         query: list[tuple[str, str | int | float]] = [("limit", limit)] if limit != 1 or lease is not None else []
         if lease is not None:
             query.append(("lease", round(lease, 3) if isinstance(lease, float) else lease))
-        if recipient := ask.get("recipient"):
+        if recipient is not None:
             query.append(("recipient", recipient))
-        query += [("queue", name) for name in queues]
-        path = "/messages" if queues else f"{queue_path(ask.get('queue') or self.queue)}/messages"
+        query += [("queue", name) for name in source.queues or ()]
+        path = "/messages" if source.queues else f"{self._path(queue)}/messages"
         # A plain read is gone once done: the key lets a retry have the reply that was lost.
         headers = {} if lease is not None else {"Idempotency-Key": uuid.uuid4().hex}
-        reply = self._poll(path, query, ask.get("wait", 0), headers)
+        reply = self._poll(path, query, wait, headers)
         return [] if reply is None else _documents(reply)
 
     def consume(
@@ -116,56 +156,18 @@ class QueueClient(Administration):
         lease: float = 60,
         batch: int = 1,
         idle: float | None = None,
-        **source: Unpack[Source],
+        recipient: str | None = None,
+        queue: str | None = None,
+        queues: Sequence[str] | None = None,
     ) -> Iterator[Message]:
         """Messages one after the other, for ever, or until there was none for `idle` seconds.
 
         Each is acked when the loop comes back for the next one, unless the body settled it. When the body
         raises or breaks, the message in hand is given back unacked. The lease (s) is renewed in the background
-        while the body works. `batch`: how many are leased at once.
+        while the body works. `batch`: how many are leased at once. The others are as in receive.
         """
+        source = Source(queue, queues, recipient)
         return consume(self, self._leases, lease=lease, batch=batch, idle=idle, source=source)
-
-    def ack(self, message: Message | str, *, queue: str | None = None) -> None:
-        """Done with: it is gone. By message, or by receipt and queue. Raises StaleReceipt, NotFound."""
-        self._transport.call("DELETE", self._settling(message, queue), done_if_lost=(404,))
-
-    def ack_many(self, messages: Iterable[Message | str], *, queue: str | None = None) -> AckResult:
-        """Ack those that are still ours and tell which are not. A bare receipt is one of `queue`."""
-        by_queue: dict[str, list[str]] = {}
-        for message in messages:
-            name = message.queue if isinstance(message, Message) else queue or self.queue
-            by_queue.setdefault(name, []).extend(self._let_go([message]))
-        total = AckResult(0, [], [])
-        for name, receipts in by_queue.items():
-            for start in range(0, len(receipts), LARGEST_BATCH):
-                total += self._ack_batch(name, receipts[start : start + LARGEST_BATCH])
-        return total
-
-    def extend(self, message: Message | str, lease: float, *, queue: str | None = None) -> None:
-        """The lease ends `lease` seconds from now. Raises StaleReceipt, NotFound."""
-        self._transport.call("PATCH", _path(message, queue or self.queue), body=encode({"lease": lease}))
-
-    def release(self, message: Message | str, *, delay: float = 0, queue: str | None = None) -> None:
-        """Give it back, to be delivered again in `delay` seconds. Raises StaleReceipt, NotFound."""
-        change = {"lease": 0, "delay": delay} if delay else {"lease": 0}
-        self._transport.call("PATCH", self._settling(message, queue), body=encode(change), done_if_lost=(404, 409))
-
-    def give_back(self, messages: Iterable[Message]) -> None:
-        """Release them at once, as far as the service can be reached: for a reader on its way out. Never raises."""
-        for message in messages:
-            try:
-                self._transport.call("PATCH", self._settling(message, None), body=encode({"lease": 0}), retry_for=0)
-            except QueueError as error:
-                log.info("message %s comes back only when its lease ends: %s", message.id, error)
-                return
-
-    def reject(self, message: Message | str, *, reason: str | None = None, queue: str | None = None) -> None:
-        """Move it to the dead letters now. Raises StaleReceipt, NotFound."""
-        change = {"dead": True} if reason is None else {"dead": True, "reason": reason}
-        self._transport.call("PATCH", self._settling(message, queue), body=encode(change), done_if_lost=(404,))
-
-    dead = reject
 
     def transact(
         self,
@@ -179,38 +181,42 @@ class QueueClient(Administration):
 
         Raises StaleReceipt if any of the receipts is no longer ours; then nothing was done.
         """
-        document: dict[str, Any] = {"ack": self._let_go(ack)}
-        document["send"] = [{"queue": self.queue, **outgoing(message)} for message in send]
+        sent = [{"queue": self.queue, **outgoing(message)} for message in several(send)]
+        document: dict[str, Any] = {"ack": self._let_go(ack), "send": sent}
         if receive is not None:
-            document["receive"] = {"queue": self.queue, **_given(receive)}
+            document["receive"] = {"queue": self.queue, **given(**receive)}
         told = self._transact(document, {"Idempotency-Key": idempotency_key or uuid.uuid4().hex})
         name = (receive or {}).get("queue") or self.queue
         messages = [received(document, name, self) for document in told.get("messages", ())]
         return TransactionReply(list(told.get("ids", ())), messages)
 
     def ack_and_receive(
-        self, messages: Iterable[Message | str], **ask: Unpack[NextMessages]
+        self,
+        messages: Iterable[Message | str],
+        *,
+        limit: int = 1,
+        wait: float = 0,
+        lease: Lease = "default",
+        recipient: str | None = None,
+        queue: str | None = None,
     ) -> tuple[AckResult, list[dict[str, Any]]]:
         """Ack these, as ack_many does, and lease the next ones, in one request: a reader's whole loop."""
         receipts = self._let_go(messages)
-        document = {"ack": receipts, "receive": {"queue": self.queue, **_given(ask)}}
+        ask = given(limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue)
         try:
-            told = self._transact(document, {})
+            told = self._transact({"ack": receipts, "receive": {"queue": self.queue, **ask}}, {})
             return AckResult(len(receipts), [], []), told.get("messages", [])
         except (NotFound, StaleReceipt):  # of one of them: then none was acked
-            return self.ack_many(receipts, queue=ask.get("queue")), self.receive_documents(**ask)
+            return self.ack_many(receipts, queue=queue), self.receive_documents(**ask)
 
     def close(self) -> None:
         """Stop renewing leases and close idle connections; calls that wait for their next try give up."""
         self._leases.close()
         super().close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def _post(self, queue: str | None, body: bytes, key: str | None = None) -> Reply:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return self._transport.call("POST", f"{queue_path(queue or self.queue)}/messages", body=body, headers=headers)
+        return self._transport.call("POST", f"{self._path(queue)}/messages", body=body, headers=headers)
 
     def _poll(
         self, path: str, query: list[tuple[str, str | int | float]], wait: float, headers: Mapping[str, str]
@@ -233,10 +239,6 @@ class QueueClient(Administration):
             if headers:
                 headers = {"Idempotency-Key": uuid.uuid4().hex}  # this one has had its reply
 
-    def _renew(self, message: Message, lease: float) -> None:
-        path = _path(message, self.queue)
-        self._transport.call("PATCH", path, body=encode({"lease": lease}), retry_for=lease / 8)
-
     def _transact(self, document: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
         waits = document.get("receive", {}).get("wait", 0)
         reply = self._transport.call("POST", "/transactions", body=encode(document), headers=headers, waits=waits)
@@ -244,35 +246,6 @@ class QueueClient(Administration):
             time.sleep(retry_after(reply.headers) or 0)
             return {}
         return dict(json.loads(reply.body))
-
-    def _ack_batch(self, queue: str, receipts: list[str]) -> AckResult:
-        path = f"{queue_path(queue)}/messages/ack"
-        reply = self._transport.call("POST", path, body=encode({"receipts": receipts}))
-        told = json.loads(reply.body)
-        if reply.tries > 1:  # what is missing after a try whose reply was lost was acked by that try
-            return AckResult(told["acked"] + len(told["missing"]), told["stale"], [])
-        return AckResult(told["acked"], told["stale"], told["missing"])
-
-    def _let_go(self, messages: Iterable[Message | str]) -> list[str]:
-        """Their receipts. Before they are settled, so that no renewal takes a lease anew."""
-        receipts = [_receipt(message) for message in messages]
-        for receipt in receipts:
-            self._leases.let_go(receipt)
-        return receipts
-
-    def _settling(self, message: Message | str, queue: str | None) -> str:
-        """The path under which it is settled; its lease is renewed no more."""
-        self._let_go([message])
-        return _path(message, queue or self.queue)
-
-
-def _path(message: Message | str, queue: str) -> str:
-    name = message.queue if isinstance(message, Message) else queue
-    return f"{queue_path(name)}/messages/{quote(_receipt(message), safe='~')}"
-
-
-def _given(ask: NextMessages) -> dict[str, Any]:
-    return {name: value for name, value in ask.items() if value is not None}
 
 
 def _documents(reply: Reply) -> list[dict[str, Any]]:
@@ -283,11 +256,3 @@ def _documents(reply: Reply) -> list[dict[str, Any]]:
         if header in reply.headers:
             content.setdefault(name, reply.headers[header])
     return [content]
-
-
-def _receipt(message: Message | str) -> str:
-    if isinstance(message, str):
-        return message
-    if message.receipt is None:
-        raise ValueError("this message was read without a lease: there is nothing to settle")
-    return message.receipt

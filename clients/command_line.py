@@ -1,30 +1,61 @@
-"""What the commands share: options for the service, and faults as one line on stderr."""
+"""What the commands share: options and how they are checked, and faults as one line on stderr."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
 
 from clients.client import QueueClient
 from clients.copy_plan import CopyError
 from clients.errors import QueueError
 
+Number = TypeVar("Number", int, float)
+
 INTERRUPTED = 130  # what a shell makes of SIGINT
+LONGEST_LEASE = 43_200  # seconds
 
 
-def add_service_options(parser: argparse.ArgumentParser, queue: str | None) -> None:
+def command_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queue_told: str) -> None:
     parser.add_argument("--url", default="http://127.0.0.1:5000", help="the queue service (default: %(default)s)")
-    parser.add_argument("--queue", default=queue, help=f"queue to use (default: {queue or 'one of its own'})")
-    parser.add_argument("--token", help="access token (default: $QUEUE_TOKEN, which other users cannot see)")
+    parser.add_argument("--queue", default=queue, type=_name, help=f"queue to use (default: {queue_told})")
+    parser.add_argument(
+        "--token",
+        help="sent as a Bearer token, for a proxy or a service that asks for one "
+        "(default: $QUEUE_TOKEN, which other users of this machine cannot see)",
+    )
     parser.add_argument(
         "--patience",
-        type=float,
+        type=within(float, 0),
         default=30.0,
         metavar="S",
-        help="how long to go on trying when the service does not answer (default: %(default)g)",
+        help="seconds to go on trying while the service does not answer (default: %(default)g)",
     )
+
+
+def within(kind: Callable[[str], Number], low: float, high: float = math.inf) -> Callable[[str], Number]:
+    """The type of an option that is an int or a float in these bounds; argparse names the option in the error."""
+    wanted = "a whole number" if kind is int else "a number"
+    bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+
+    def parsed(text: str) -> Number:
+        with suppress(ValueError):
+            value = kind(text)
+            if low <= value <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{wanted} is wanted, {bounds}, not {text!r}")
+
+    return parsed
 
 
 def client_for(arguments: argparse.Namespace, queue: str | None = None) -> QueueClient:
@@ -32,11 +63,18 @@ def client_for(arguments: argparse.Namespace, queue: str | None = None) -> Queue
     return QueueClient(arguments.url, queue=queue or arguments.queue, token=token, retry_for=arguments.patience)
 
 
-def run(name: str, command: Callable[[], int]) -> int:
+def told_as(prog: str) -> str:
+    """The name before a line on stderr: of `python -m clients.copy_file` it is copy_file."""
+    return prog.split()[-1].rpartition(".")[2]
+
+
+def run(name: str, command: Callable[[], int], if_interrupted: str | None = None) -> int:
     """The command's exit code; an expected fault is one line on stderr and 1."""
     try:
         return command()
     except KeyboardInterrupt:
+        if if_interrupted:
+            print(f"{name}: {if_interrupted}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return 1  # nobody reads stdout any more: a pipe's usual end
@@ -46,3 +84,9 @@ def run(name: str, command: Callable[[], int]) -> int:
         reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     print(f"{name}: {reason}", file=sys.stderr)
     return 1
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text

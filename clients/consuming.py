@@ -36,17 +36,17 @@ def consume(
 def _next(
     client: QueueClient, done: list[Message], lease: float, batch: int, wait: float, source: Source
 ) -> list[Message]:
-    if done and not source.get("queues"):  # a transaction reads from one queue
-        name, recipient = source.get("queue") or client.queue, source.get("recipient")
+    if done and source.queues is None:  # a transaction reads from one queue
         result, documents = client.ack_and_receive(
-            done, limit=batch, wait=wait, lease=lease, queue=name, recipient=recipient
+            done, limit=batch, wait=wait, lease=lease, queue=source.queue, recipient=source.recipient
         )
-        messages = [received(document, name, client) for document in documents]
     else:
         result = client.ack_many(done) if done else AckResult(0, [], [])
-        messages = client.receive(limit=batch, wait=wait, lease=lease, **source)
+        documents = client.receive_documents(
+            limit=batch, wait=wait, lease=lease, queue=source.queue, queues=source.queues, recipient=source.recipient
+        )
     _tell_of_stale(result)
-    return messages
+    return [received(document, source.queue or client.queue, client) for document in documents]
 
 
 def _work_through(

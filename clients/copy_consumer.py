@@ -7,13 +7,16 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from clients.client import QueueClient
-from clients.copy_plan import CopyError, EndMark, delete_queue, find_begin_mark
+from clients.copy_plan import CopyError, EndMark, delete_queue, find_begin_mark, totals
 from clients.copy_target import Target
 
 WAIT = 0.5  # seconds of one poll: how late a fault in the other half, or an interrupt, may be seen
+QUICK = 2.0  # seconds: how long an interrupted run may take to settle what it holds
+LONG_QUIET = 5.0  # seconds after which a producer that sends nothing more is worth a word
 
 Documents = list[dict[str, Any]]
 
@@ -24,22 +27,26 @@ def consume(
     limit: int,
     lease: float,
     written: Callable[[int], object],
+    say: Callable[[str], object],
     producing: Future[None] | None = None,
 ) -> None:
     """The target is in its place and the queue is gone. Raises CopyError, QueueError, OSError.
 
     A target given as a path is opened for whichever copy comes through the queue. `limit` messages are leased at
     once, for `lease` seconds: if that was too short they come again. `written` is told of the bytes that were
-    written. A fault of `producing` is raised at once.
+    written, `say` what is waited for. A fault of `producing` is raised at once.
     """
     fetcher = Fetcher(client, limit, lease)
     end: EndMark | None = None
-    asked, unacked = fetcher.ask([], WAIT), list[str]()
+    asked, unacked, quiet = fetcher.ask([], WAIT), list[str](), 0.0
     try:
         while True:
             got = _result(asked, producing)
-            if end and not got and not unacked and _only_marks_left(client):
-                break  # with no poll on its way, which could take a message of the queue's next copy
+            quiet = 0.0 if got else quiet + WAIT
+            if not got and not unacked:  # so no poll is on its way, which could take a message of the queue's next copy
+                if end and _only_marks_left(client):
+                    break
+                _tell_what_is_waited_for(client, say, end, quiet, producing)
             lines, ends = _sorted(got)
             asked = fetcher.ask(unacked, 0 if ends or (end and unacked) else WAIT)
             if isinstance(target, str):
@@ -52,12 +59,11 @@ def consume(
             if not got and not end:
                 _check_still_coming(client, producing)
         assert isinstance(target, Target)
-        try:
-            target.finish(end)
-        except CopyError:
-            delete_queue(client)  # so that the same copy, run again, starts afresh
-            raise
-        delete_queue(client)
+        _finish(client, target, end)
+    except KeyboardInterrupt:
+        with suppress(Exception):  # then what it holds comes back when the leases end
+            fetcher.settle(target.write if isinstance(target, Target) else None).result(QUICK)
+        raise
     finally:
         fetcher.close()
         if isinstance(target, Target):
@@ -71,33 +77,56 @@ class Fetcher:
         self._client = client
         self._limit = limit
         self._lease = lease
-        self._asked: queue.SimpleQueue[tuple[list[str], float, Future[Documents]] | None] = queue.SimpleQueue()
+        self._held: dict[str, dict[str, Any]] = {}  # by receipt: leased, and not acked yet
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Documents], Future[Documents]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="copy-fetcher", daemon=True).start()
 
     def ask(self, receipts: list[str], wait: float) -> Future[Documents]:
         """The next messages, when there are any or `wait` seconds have passed; the receipts are acked by then."""
-        result: Future[Documents] = Future()
-        self._asked.put((receipts, wait, result))
-        return result
+        return self._soon(lambda: self._ack_and_fetch(receipts, wait))
+
+    def settle(self, write: Callable[[Documents], object] | None) -> Future[Documents]:
+        """Nothing is held any more, so that the next run need not wait for leases to end: lines are written and
+        acked, which is one request; what cannot be written is given back."""
+        return self._soon(lambda: self._settle(write))
 
     def close(self) -> None:
         """The thread ends, after what it is doing."""
         self._asked.put(None)
 
+    def _soon(self, work: Callable[[], Documents]) -> Future[Documents]:
+        result: Future[Documents] = Future()
+        self._asked.put((work, result))
+        return result
+
     def _run(self) -> None:
         while (asked := self._asked.get()) is not None:
-            receipts, wait, result = asked
+            work, result = asked
             try:
-                result.set_result(self._ack_and_fetch(receipts, wait))
+                result.set_result(work())
             except BaseException as error:
                 result.set_exception(error)
 
     def _ack_and_fetch(self, receipts: list[str], wait: float) -> Documents:
-        if not receipts:
-            return self._client.receive_documents(limit=self._limit, wait=wait, lease=self._lease)
-        # Stale or missing ones are no fault: who was too slow for its lease finds these lines again.
-        _, got = self._client.ack_and_receive(receipts, limit=self._limit, wait=wait, lease=self._lease)
+        if receipts:
+            # Stale or missing ones are no fault: who was too slow for its lease finds these lines again.
+            _, got = self._client.ack_and_receive(receipts, limit=self._limit, wait=wait, lease=self._lease)
+        else:
+            got = self._client.receive_documents(limit=self._limit, wait=wait, lease=self._lease)
+        for receipt in receipts:
+            del self._held[receipt]
+        self._held.update((message["receipt"], message) for message in got)
         return got
+
+    def _settle(self, write: Callable[[Documents], object] | None) -> Documents:
+        lines, ends = _sorted(list(self._held.values()))
+        if write is None:
+            self._client.give_back(self._held)
+        else:
+            write(lines)
+            self._client.ack_many(line["receipt"] for line in lines)
+            self._client.give_back(end["receipt"] for end in ends)
+        return []
 
 
 def _result(asked: Future[Documents], producing: Future[None] | None) -> Documents:
@@ -114,6 +143,29 @@ def _sorted(got: Documents) -> tuple[Documents, Documents]:
     """Lines and end marks."""
     ends = [message for message in got if "end" in message.get("attributes", ())]
     return ([message for message in got if message not in ends] if ends else got), ends
+
+
+def _tell_what_is_waited_for(
+    client: QueueClient, say: Callable[[str], object], end: EndMark | None, quiet: float, producing: Future[None] | None
+) -> None:
+    """Says it when nothing came for `quiet` seconds, though this run holds no line."""
+    counts = totals(client)
+    if end or (counts and counts["leased"]):
+        say("waiting for lines that were on their way to a run that was cut off; they come when its lease ends")
+    elif producing is None and not (counts and counts["sent"]):
+        say(f"waiting for a producer: nothing has been sent to queue '{client.queue}' yet")
+    elif producing is None and quiet > LONG_QUIET:
+        say(f"waiting for the rest: the producer has not sent the end of the file to queue '{client.queue}' yet")
+
+
+def _finish(client: QueueClient, target: Target, end: EndMark | None) -> None:
+    assert end is not None
+    try:
+        target.finish(end)
+    except CopyError:
+        delete_queue(client)  # so that the same copy, run again, starts afresh
+        raise
+    delete_queue(client)
 
 
 def _open(client: QueueClient, path: str) -> Target:

@@ -1,8 +1,8 @@
 """Copy a file, line by line, through a queue.
 
-    python -m clients.copy_file SRC DST           both halves at once, through a queue of its own
-    python -m clients.copy_file --produce SRC     the halves apart: in two processes, on two machines,
-    python -m clients.copy_file --consume DST     in any order, through the queue "copy"
+    %(prog)s SRC DST           both halves at once, through a queue of its own
+    %(prog)s --produce SRC     the halves apart: in two processes, on two machines,
+    %(prog)s --consume DST     in any order, through the queue "copy"
 
 The copy is identical to the byte, whatever is in the file, or the exit code is not 0 and DST is untouched. Killed at
 any point and run again with the same arguments it goes on where it was.
@@ -15,36 +15,36 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NoReturn
-
-from tqdm import tqdm
 
 from clients.client import QueueClient
-from clients.command_line import add_service_options, client_for, run
+from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
 from clients.copy_consumer import consume
+from clients.copy_display import Display
 from clients.copy_plan import CopyError, Plan, delete_queue, queue_of
 from clients.copy_source import Flow, produce, stored_already
-from clients.copy_target import Target, digest_of
+from clients.copy_target import Target, check_target, digest_of
+from clients.errors import Unavailable, Unreachable
 
 BATCH = 1000  # messages
 MOST_LEASED = 1000  # messages in one read
 QUEUE_OF_HALVES = "copy"
 LEASE = 10.0  # seconds: long for one batch, short for who runs a killed copy again and waits for what it had leased
-QUICK = 2.0  # seconds for a service that should be there already
+QUICK = 2.0  # seconds for a service that should be there already; after them the wait for it is told
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "queue-copy") -> int:
     """The exit code: 0 only if all was done."""
-    asked = _parser().parse_args(arguments)
+    parser = _parser(prog)
+    asked = parser.parse_args(arguments)
     if bool(asked.produce) + bool(asked.consume) + (asked.source is not None and asked.target is not None) != 1:
-        _parser().error("give SRC and DST, or --produce SRC, or --consume DST")
-    if not 1 <= asked.batch <= 10_000:
-        _parser().error("--batch is 1 to 10000")
+        parser.error("give SRC and DST, or --produce SRC, or --consume DST")
     command = _produce if asked.produce else _consume if asked.consume else _copy
-    return run("copy_file", lambda: command(asked))
+    same = "the same command" if asked.resume else "the same command without --no-resume"
+    asked.name = told_as(prog)
+    return run(asked.name, lambda: command(asked), if_interrupted=f"interrupted; {same} goes on from here")
 
 
-def copy(client: QueueClient, plan: Plan, target: Target, lease: float, progress: Callable[[int], object]) -> None:
+def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display: Display) -> None:
     """The target is a copy of the source. Raises CopyError, QueueError, OSError, and then it is untouched."""
     stored = _stored(client, plan)
     if stored and target.is_new:
@@ -61,11 +61,11 @@ def copy(client: QueueClient, plan: Plan, target: Target, lease: float, progress
     producing = _in_thread(lambda: produce(client, plan, stored, flow.sent))
 
     def written(size: int) -> None:
-        progress(size)
+        display.moved(size)
         flow.written(size)
 
     try:
-        consume(client, target, min(plan.batch, MOST_LEASED), lease, written, producing)
+        consume(client, target, min(plan.batch, MOST_LEASED), lease, written, display.say, producing)
     finally:
         flow.stop()
 
@@ -74,13 +74,13 @@ def _copy(asked: argparse.Namespace) -> int:
     plan = Plan.of(asked.source, asked.target, asked.batch)
     if plan.source == plan.target:
         raise CopyError(f"{asked.source} and {asked.target} are the same file")
-    with _client(asked, plan.queue) as client:
-        target = Target(asked.target, plan.id)
+    with Display(asked.name, plan.size) as display, _client(asked, plan.queue, display) as client:
+        target = Target(asked.target, plan.id)  # before the queue is touched: it may be a running copy's
         try:
+            _forget_unless_resumed(asked, client)
             target.discard_others(lambda other: delete_queue(client, queue_of(other)))
-            with _progress(plan.size) as bar:
-                copy(client, plan, target, asked.lease, bar.update)
-                bar.update(plan.size - bar.n)
+            copy(client, plan, target, asked.lease, display)
+            display.complete()
         finally:
             target.close()
     return 0
@@ -88,29 +88,44 @@ def _copy(asked: argparse.Namespace) -> int:
 
 def _produce(asked: argparse.Namespace) -> int:
     plan = Plan.of(asked.produce, None, asked.batch)
-    with _client(asked, QUEUE_OF_HALVES) as client, _progress(plan.size) as bar:
+    with Display(asked.name, plan.size) as display, _client(asked, QUEUE_OF_HALVES, display) as client:
 
         def sent(size: int) -> bool:
-            bar.update(size)
+            display.moved(size)
             return True
 
+        _forget_unless_resumed(asked, client)
         produce(client, plan, stored_already(client, plan), sent)
-        bar.update(plan.size - bar.n)
+        display.complete()
     return 0
 
 
 def _consume(asked: argparse.Namespace) -> int:
-    with _client(asked, QUEUE_OF_HALVES) as client, _progress(None) as bar:
-        consume(client, asked.consume, min(asked.batch, MOST_LEASED), asked.lease, bar.update)
+    check_target(asked.consume)
+    with Display(asked.name, None) as display, _client(asked, QUEUE_OF_HALVES, display) as client:
+        _forget_unless_resumed(asked, client)
+        consume(client, asked.consume, min(asked.batch, MOST_LEASED), asked.lease, display.moved, display.say)
     return 0
 
 
-def _client(asked: argparse.Namespace, queue: str) -> QueueClient:
+def _client(asked: argparse.Namespace, queue: str, display: Display) -> QueueClient:
+    """Of a service that answers. Raises Unreachable, Unavailable when it did not for as long as patience lasts."""
     client = client_for(asked, asked.queue or queue)
-    client.healthy(retry_for=min(QUICK, asked.patience))
+    quick = min(QUICK, asked.patience)
+    try:
+        client.healthy(retry_for=quick)
+    except (Unreachable, Unavailable) as error:
+        if asked.patience > quick:
+            display.say(f"{error}; trying for another {asked.patience - quick:g} s")
+            client.healthy(retry_for=asked.patience - quick)
+        else:
+            raise
+    return client
+
+
+def _forget_unless_resumed(asked: argparse.Namespace, client: QueueClient) -> None:
     if not asked.resume:
         delete_queue(client)
-    return client
 
 
 def _stored(client: QueueClient, plan: Plan) -> int:
@@ -143,38 +158,36 @@ def _in_thread(work: Callable[[], None]) -> Future[None]:
     return result
 
 
-def _progress(size: int | None) -> tqdm[NoReturn]:
-    """Silent when stderr is not a terminal."""
-    return tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m clients.copy_file",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = command_parser(prog, __doc__)
     parser.add_argument("source", metavar="SRC", nargs="?", help="file to copy")
     parser.add_argument("target", metavar="DST", nargs="?", help="where to; an existing file is replaced at the end")
     parser.add_argument("--produce", metavar="SRC", help="only send the file's lines")
     parser.add_argument("--consume", metavar="DST", help="only write the lines that come")
-    parser.add_argument("--batch", type=int, default=BATCH, help="messages in one request (default: %(default)s)")
+    parser.add_argument(
+        "--batch",
+        type=within(int, 1, 10_000),
+        default=BATCH,
+        metavar="N",
+        help="messages in one request (default: %(default)s)",
+    )
     parser.add_argument(
         "--lease",
-        type=float,
+        type=within(float, 1, LONGEST_LEASE),
         default=LEASE,
         metavar="S",
-        help="how long what a killed run was writing stays away from the next one (default: %(default)g)",
+        help="seconds that what a killed run was writing stays away from the next one (default: %(default)g)",
     )
     parser.add_argument(
         "--resume",
-        action=argparse.BooleanOptionalAction,
+        action="store_true",
         default=True,
-        help="go on with an unfinished copy of the same arguments; --no-resume deletes the queue first",
+        help="go on with an unfinished copy of the same arguments (default)",
     )
-    add_service_options(parser, None)
+    parser.add_argument("--no-resume", action="store_false", dest="resume", help="delete the queue and start afresh")
+    add_service_options(parser, None, f"one of the copy's own; {QUEUE_OF_HALVES} for --produce and --consume")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(prog="python -m clients.copy_file"))

@@ -29,8 +29,7 @@ class Target:
         self.path = os.path.realpath(path)
         self.copy = copy
         self.part = f"{self.path}.{copy}.part"
-        if os.path.exists(self.path) and not stat.S_ISREG(os.stat(self.path).st_mode):
-            raise CopyError(f"{path}: exists and is not a regular file")
+        check_target(path)
         self.is_new = not os.path.exists(self.part)
         self._file = _open_locked(self.part)
         if self._file is None:
@@ -130,6 +129,15 @@ class Target:
             data, offset = data[written:], offset + written
 
 
+def check_target(path: str) -> None:
+    """Raises CopyError for a path that cannot become a file."""
+    real = os.path.realpath(path)
+    if os.path.exists(real) and not stat.S_ISREG(os.stat(real).st_mode):
+        raise CopyError(f"{path}: exists and is not a regular file")
+    if not os.path.isdir(os.path.dirname(real)):
+        raise CopyError(f"{path}: there is no directory {os.path.dirname(real)}")
+
+
 def digest_of(descriptor: int) -> str:
     """SHA-256 of a whole open file, in hex."""
     digest, offset = hashlib.sha256(), 0
@@ -143,7 +151,7 @@ def _line(message: Mapping[str, Any]) -> tuple[bytes, int]:
     """Its bytes and their offset."""
     attributes = message.get("attributes", {})
     text, offset = message["text"], attributes.get("offset")
-    if type(offset) is not int or offset < 0:
+    if type(offset) is not int or not 0 <= offset < 2**62:
         raise CopyError(f"message {message.get('id')} is not of a file copy: it has no offset")
     if len(attributes) == 1:
         return text.encode() + b"\n", offset
@@ -154,7 +162,8 @@ def _line(message: Mapping[str, Any]) -> tuple[bytes, int]:
 def _open_locked(path: str) -> int | None:
     """The file, made if it is not there and locked against other runs; None when one of them has it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # No symbolic link is followed: it could be one to the source, or to anything of ours.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between open and lock another run may have finished: then this is no longer the .part file.

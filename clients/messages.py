@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from clients.client import QueueClient
 
 Attribute = str | int | float | bool | None
+Lease = float | Literal["default"]  # seconds, or the queue's own setting
+
+Many = TypeVar("Many", bound="Iterable[object]")
 
 
 class Outgoing(TypedDict, total=False):
@@ -34,18 +37,6 @@ class Outgoing(TypedDict, total=False):
     ttl: float
     dedup_id: str
     queue: str
-
-
-class Envelope(TypedDict, total=False):
-    """The optional fields of one message; Outgoing says what each means."""
-
-    key: str
-    priority: int
-    recipient: str
-    attributes: Mapping[str, Attribute]
-    delay: float
-    ttl: float
-    dedup_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,30 +90,34 @@ class Message:
         return self._client
 
 
-class Source(TypedDict, total=False):
-    """Where messages are read from: a queue, or several in order of preference; and as whom."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where messages are read from: a queue, or several in order of preference; and as whom.
+
+    Raises ValueError, TypeError: a reader that was misunderstood would take messages which are not its own.
+    """
 
     queue: str | None
     queues: Sequence[str] | None
     recipient: str | None
 
-
-class Ask(Source, total=False):
-    """What is read: `wait` in seconds, `lease` in seconds or "default"."""
-
-    limit: int
-    wait: float
-    lease: float | str | None
+    def __post_init__(self) -> None:
+        if self.queues is None:
+            return
+        if self.queue is not None:
+            raise ValueError("queue and queues are both given: which one is meant?")
+        if not several(self.queues):
+            raise ValueError("queues is empty: there is nothing to read from")
 
 
 class NextMessages(TypedDict, total=False):
-    """What a transaction receives after its commit, always with a lease; as in Ask."""
+    """What a transaction receives after its commit, always with a lease; as in QueueClient.receive."""
 
     queue: str | None
     recipient: str | None
     limit: int
     wait: float
-    lease: float | str
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +143,18 @@ class TransactionReply:
 def encode(document: object) -> bytes:
     """JSON as the service takes it. Raises ValueError for NaN, an infinity or a lone surrogate."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def given(**fields: object) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def several(items: Many) -> Many:
+    """The same. Raises TypeError for one string or one dict, which Python would take for a list of its parts."""
+    if isinstance(items, str | bytes | Mapping):
+        raise TypeError(f"a list is wanted here and this is one {type(items).__name__}: put it in brackets, [...]")
+    return items
 
 
 def outgoing(message: str | Outgoing) -> Outgoing:

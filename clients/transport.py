@@ -92,8 +92,9 @@ class Transport:
                 fault = problem(status, content, retry_after(got))
                 if status not in (429, 502, 503, 504):
                     raise fault
-            pause = _pause(tries, fault)
-            if time.monotonic() + pause > give_up or self._closing.wait(pause):
+            left = give_up - time.monotonic()
+            pause = _pause(tries, fault, left)
+            if left <= 0 or pause > left or self._closing.wait(pause):
                 raise fault
 
     def close(self) -> None:
@@ -138,13 +139,16 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _pause(tries: int, fault: ProblemError | Unreachable) -> float:
-    """Seconds until the next try. Random, so that clients which failed together do not come back together."""
+def _pause(tries: int, fault: ProblemError | Unreachable, left: float) -> float:
+    """Seconds until the next try, the last of which is made when the `left` ones are over.
+
+    Random, so that clients which failed together do not come back together.
+    """
     if isinstance(fault, ProblemError) and fault.retry_after is not None:
         return fault.retry_after * random.uniform(1.0, 1.25)
     if tries == 1:
         return 0.0  # mostly a kept connection which the service had closed
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 2, 16)) * random.uniform(0.5, 1.0)
+    return min(left, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 2, 16)) * random.uniform(0.5, 1.0))
 
 
 def _reason(error: requests.RequestException) -> str:

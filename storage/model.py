@@ -323,11 +323,15 @@ def _no_unknown(document: Mapping[str, Any]) -> None:
             raise InvalidInput(f"unknown field '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
 
 
-def _with_fields(document: Mapping[str, Any]) -> NewMessage:
-    _no_unknown(document)
-    fields = {name: value for name, value in document.items() if name != "text"}
+def _with_fields(document: dict[str, Any]) -> NewMessage:
+    fields = document.copy()
+    del fields["text"]
     for name, value in fields.items():
-        _CHECKS[name](name, value)
+        check = _CHECKS.get(name)
+        if check is None:
+            _no_unknown(document)
+        else:
+            check(name, value)
     written = _as_json(fields)
     if "attributes" in fields:  # all other fields are checked, and small
         _no_lone_surrogates(written, "attributes")
@@ -339,7 +343,7 @@ def _with_fields(document: Mapping[str, Any]) -> NewMessage:
         key=fields.get("key"),
         priority=fields.get("priority", 0),
         recipient=fields.get("recipient", ""),
-        delay=milliseconds(fields.get("delay", 0), "delay"),
+        delay=milliseconds(fields["delay"], "delay") if "delay" in fields else 0,
         ttl=milliseconds(fields["ttl"], "ttl") if "ttl" in fields else None,
         dedup_id=fields.get("dedup_id"),
     )

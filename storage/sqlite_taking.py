@@ -63,7 +63,7 @@ def _choose(work: Work, queue: QueueRow, limit: int, recipient: str, room: Room)
         if not room.holds(candidate.size):
             break
         chosen.append(candidate)
-        if candidate.followed:
+        if candidate.followed and len(chosen) < limit:
             run = _run(work, queue, candidate, limit - len(chosen), recipient)
         for follower in run:
             heapq.heappush(heap, (-follower.priority, follower.id, follower, run))

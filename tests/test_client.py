@@ -87,6 +87,70 @@ def test_an_empty_batch_is_no_request() -> None:
     assert QueueClient("http://127.0.0.1:1").send_many([]) == []
 
 
+# What may have been meant otherwise is refused before anything is done.
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("receive", {"limit": 2, "laese": 30}),
+        ("receive", {"recipent": "me"}),
+        ("receive", {"wat": 5}),
+        ("receive_documents", {"foo": 1}),
+        ("consume", {"idel": 5}),
+        ("ack_and_receive", {"messages": [], "leese": 30}),
+        ("send", {"text": "x", "prority": 5}),
+    ],
+)
+def test_a_misspelt_keyword_is_refused_and_takes_no_message(
+    client: QueueClient, call: str, arguments: dict[str, object]
+) -> None:
+    client.send("precious")
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        getattr(client, call)(**arguments)
+    assert [message.text for message in client.peek()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "told"),
+    [
+        ("receive", {"queue": "a", "queues": ["b"]}, "queue and queues are both given"),
+        ("receive_documents", {"queue": "a", "queues": ["b"]}, "queue and queues are both given"),
+        ("consume", {"queue": "a", "queues": ["b"]}, "queue and queues are both given"),
+        ("receive", {"queues": []}, "queues is empty"),
+        ("receive", {"queue": ""}, "name is empty"),
+        ("send", {"text": "x", "queue": ""}, "name is empty"),
+    ],
+)
+def test_a_queue_that_is_not_clear_is_refused(
+    client: QueueClient, call: str, arguments: dict[str, object], told: str
+) -> None:
+    client.send("precious")
+    with pytest.raises(ValueError, match=told):
+        getattr(client, call)(**arguments)
+    assert [message.text for message in client.peek()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("send_many", {"messages": "abc"}),
+        ("send_many", {"messages": b"abc"}),
+        ("send_many", {"messages": {"text": "abc"}}),
+        ("transact", {"send": "abc"}),
+        ("transact", {"ack": "abc~1~2"}),
+        ("ack_many", {"messages": "abc~1~2"}),
+        ("receive", {"queues": "abc"}),
+    ],
+)
+def test_one_string_is_not_taken_for_a_list_of_its_letters(
+    client: QueueClient, call: str, arguments: dict[str, object]
+) -> None:
+    with pytest.raises(TypeError, match=r"a list is wanted here and this is one \w+: put it in brackets"):
+        getattr(client, call)(**arguments)
+    assert client.peek() == []
+
+
 def test_a_waiting_reader_gets_a_message_when_it_is_sent(client: QueueClient) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.receive, wait=10)
@@ -170,6 +234,15 @@ def test_ack_many_tells_which_were_stale_or_missing(client: QueueClient) -> None
     client.receive(lease=30)
     result = client.ack_many([stale, gone, good])
     assert (result.acked, result.stale, result.missing) == (1, [stale.receipt], [gone.receipt])
+
+
+def test_who_acks_too_late_and_reads_on_still_reads_with_a_lease(client: QueueClient) -> None:
+    client.send_many(["gone", "next"])
+    (gone,) = client.receive(lease=30)
+    gone.ack()
+    result, (following,) = client.ack_and_receive([gone])
+    assert (result.missing, following["text"]) == ([gone.receipt], "next")
+    assert [message.state for message in client.peek()] == ["leased"]
 
 
 def test_a_message_read_without_a_lease_cannot_be_settled(client: QueueClient) -> None:
@@ -392,6 +465,13 @@ def test_no_service_at_all_is_unreachable() -> None:
     client = QueueClient("http://127.0.0.1:1", retry_for=0.1)
     with pytest.raises(Unreachable, match="connection refused"):
         client.receive()
+
+
+def test_a_service_that_is_away_is_tried_for_all_of_the_time_there_is() -> None:
+    start = time.monotonic()
+    with pytest.raises(Unreachable):
+        QueueClient("http://127.0.0.1:1", retry_for=0.7).send("?")
+    assert 0.7 <= time.monotonic() - start < 2
 
 
 def test_a_send_outlives_a_restart_of_the_service() -> None:

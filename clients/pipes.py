@@ -1,0 +1,188 @@
+"""Pipes: lines of stdin into a queue, and messages of a queue as lines on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from clients.client import QueueClient
+from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
+from clients.consuming import LONGEST_WAIT
+from clients.errors import BadRequest, ProblemError, QueueError
+from clients.messages import AckResult
+
+BLOCK = 1024 * 1024  # bytes read from stdin at a time; what is there is sent, so a slow pipe's lines go at once
+MOST_LINES = 1000  # in one request
+BATCH = 500  # messages: with 1000 it is a tenth faster, and twice as many come back late after a kill
+
+SEND = """Each line of stdin becomes a message.
+
+    tail -f access.log | %(prog)s --queue log
+"""
+RECEIVE = """Each message's text becomes a line of stdout. It is acked when the pipe has taken it, not when the next
+command has read it: with one that may stop early, such as head, give --limit.
+
+    %(prog)s --queue log --follow | grep 404
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 only if all was done."""
+    parser = command_parser("python -m clients", __doc__)
+    commands = parser.add_subparsers(required=True)
+    for name, add_options, told in (("send", _add_send, SEND), ("receive", _add_receive, RECEIVE)):
+        command = commands.add_parser(
+            name, help=told.partition(".")[0].lower(), description=told, formatter_class=parser.formatter_class
+        )
+        add_options(command)
+    return _run(parser, arguments)
+
+
+def send_main(arguments: list[str] | None = None) -> int:
+    """As main, of the command queue-send."""
+    parser = command_parser("queue-send", SEND)
+    _add_send(parser)
+    return _run(parser, arguments)
+
+
+def receive_main(arguments: list[str] | None = None) -> int:
+    """As main, of the command queue-receive."""
+    parser = command_parser("queue-receive", RECEIVE)
+    _add_receive(parser)
+    return _run(parser, arguments)
+
+
+def _run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+    asked = parser.parse_args(arguments)
+    return run(asked.name, lambda: asked.work(asked))
+
+
+def _add_send(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(work=_send, name=told_as(parser.prog))
+    add_service_options(parser, "default", "default")
+
+
+def _add_receive(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(work=_receive, name=told_as(parser.prog))
+    parser.add_argument("--limit", type=within(int, 1), metavar="N", help="stop after N messages (default: no limit)")
+    parser.add_argument(
+        "--follow", action="store_true", help="when the queue is empty, wait for more, for ever (default: stop)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=within(float, 0),
+        default=0.0,
+        metavar="S",
+        help="when the queue is empty, wait that many seconds for more (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=within(int, 1, 1000),
+        default=BATCH,
+        metavar="N",
+        help="messages in one request (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lease",
+        type=within(float, 1, LONGEST_LEASE),
+        default=60.0,
+        metavar="S",
+        help="seconds in which a batch has to be written; after them it comes back, as when killed "
+        "(default: %(default)g)",
+    )
+    parser.add_argument(
+        "--recipient", help="read what is addressed to this name (default: what is addressed to nobody)"
+    )
+    add_service_options(parser, "default", "default")
+
+
+def _send(asked: argparse.Namespace) -> int:
+    number = 1
+    with client_for(asked) as client:
+        for lines in _lines(sys.stdin.fileno()):
+            for start in range(0, len(lines), MOST_LINES):
+                batch = lines[start : start + MOST_LINES]
+                _send_batch(client, batch, number)
+                number += len(batch)
+    return 0
+
+
+def _send_batch(client: QueueClient, lines: list[bytes], number: int) -> None:
+    """They are sent, of which the first is line `number`. Raises ValueError, which names the first that was not."""
+    texts = []
+    for line in lines:
+        try:
+            texts.append(line.decode())
+        except UnicodeDecodeError:
+            _send_batch(client, lines[: len(texts)], number)
+            wrong = number + len(texts)
+            raise ValueError(f"line {wrong} is not UTF-8; neither it nor those after it were sent") from None
+    try:
+        client.send_many(texts)
+    except BadRequest as error:
+        if error.status != 413 or len(lines) == 1:
+            raise ValueError(f"line {number}: {error}; neither it nor those after it were sent") from error
+        half = len(lines) // 2
+        _send_batch(client, lines[:half], number)
+        _send_batch(client, lines[half:], number + half)
+    except QueueError as error:
+        if isinstance(error, ProblemError) and error.status < 500:
+            raise ValueError(f"{error}; line {number} and those after it were not sent") from error
+        last = number + len(lines) - 1
+        raise ValueError(f"{error}; lines {number} to {last} may have been sent, those after were not") from error
+
+
+def _receive(asked: argparse.Namespace) -> int:
+    left = asked.limit or sys.maxsize
+    wait = LONGEST_WAIT if asked.follow else asked.wait
+    written: list[str] = []  # receipts, to be acked with the request for the next messages
+    with client_for(asked) as client:
+        while left:
+            limit = min(asked.batch, left)
+            late, got = client.ack_and_receive(written, limit=limit, lease=asked.lease, recipient=asked.recipient)
+            _tell_of_late(late, asked)
+            if not got and wait:
+                got = client.receive_documents(limit=limit, lease=asked.lease, recipient=asked.recipient, wait=wait)
+            if not got and not asked.follow:
+                return 0
+            written = _write_out(client, got)
+            left -= len(got)
+        _tell_of_late(client.ack_many(written), asked)
+    return 0
+
+
+def _write_out(client: QueueClient, messages: list[dict[str, Any]]) -> list[str]:
+    """The messages' texts are in the pipe, and these are their receipts; or they are given back."""
+    receipts = [message["receipt"] for message in messages]
+    try:
+        # Not through sys.stdout: where Python is told not to buffer, that may write a part and say nothing.
+        left = memoryview(b"".join(message["text"].encode() + b"\n" for message in messages))
+        while left:
+            left = left[os.write(sys.stdout.fileno(), left) :]
+    except BaseException:
+        client.give_back(receipts)
+        raise
+    return receipts
+
+
+def _tell_of_late(result: AckResult, asked: argparse.Namespace) -> None:
+    if result.stale:
+        print(
+            f"{asked.name}: {len(result.stale)} messages were taken from the pipe more slowly than --lease lasts, "
+            "and come again",
+            file=sys.stderr,
+        )
+
+
+def _lines(descriptor: int) -> Iterator[list[bytes]]:
+    r"""Lines as they come, without the b"\n" that ends them."""
+    rest = b""
+    while block := os.read(descriptor, BLOCK):
+        *lines, rest = (rest + block).split(b"\n")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]

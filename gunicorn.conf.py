@@ -13,6 +13,7 @@ from typing import Any
 from gunicorn import util
 
 from doors.refusals import write_problem
+from doors.worker import cached_http_date
 from settings import BadSetting, Settings
 
 try:
@@ -31,12 +32,15 @@ graceful_timeout = 25  # s for requests under way at a stop; polls end at once, 
 timeout = 30  # s without a heartbeat of a worker's loop until it is killed; no limit on a request
 limit_request_line = 8190  # bytes
 forwarder_headers = ""  # else a SCRIPT_NAME header from this machine moves every route
+secure_scheme_headers: dict[str, str] = {}  # nor does anything here depend on the scheme …
+forwarded_allow_ips = "*"  # … so whose such headers are need not be found out, at each request
 control_socket_disable = True  # an admin socket nobody here uses
 preload_app = False  # SQLite's connections must not cross a fork
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # the heartbeat file must not wait for a disk
 accesslog = None  # a line a request would cost more than the request
 
 util.write_error = write_problem
+util.http_date = cached_http_date
 
 _CLIENT_PATIENCE = 4  # s a thread waits for a client to send more of its request or take more of its reply
 _MMAP_FROM = 1024 * 1024  # bytes

@@ -19,7 +19,7 @@ class Settings:
     database_url: str = "sqlite:///queue.db"  # QUEUE_DATABASE_URL
     host: str = "127.0.0.1"  # QUEUE_HOST: an IP address
     port: int = 5000  # PORT
-    workers: int = 2  # WEB_CONCURRENCY: processes
+    workers: int = 3  # WEB_CONCURRENCY: processes; while one commits the others go on
     threads: int = 64  # QUEUE_THREADS: of each process
     max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
     allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve others than this machine without access control

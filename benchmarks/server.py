@@ -54,7 +54,7 @@ def service(app: str = "handler:app", database: Path | None = None) -> Iterator[
 def settings() -> str:
     """What decides the figures, beside the machine."""
     return (
-        f"settings  gunicorn gthread, {os.environ.get('WEB_CONCURRENCY', '2')} workers of "
+        f"settings  gunicorn gthread, {os.environ.get('WEB_CONCURRENCY', '3')} workers of "
         f"{os.environ.get('QUEUE_THREADS', '64')} threads; SQLite WAL, synchronous=FULL: every reply after its fsync"
     )
 

@@ -69,6 +69,14 @@ def when_ready(server: Any) -> None:
             listener.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _CLIENT_PATIENCE, 0))
 
 
+def post_fork(server: Any, worker: Any) -> None:
+    """A worker that is told to stop before it has begun stops.
+
+    Until it has signal handlers of its own it has the master's, which only take note; the master would wait in vain.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def post_worker_init(worker: Any) -> None:
     """Opens the store before the first request, and sends waiting readers home when the worker is told to stop."""
     _return_large_blocks()

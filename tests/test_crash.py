@@ -21,6 +21,7 @@ from statistics import quantiles
 import apsw
 import pytest
 
+from settings import Settings
 from tests.checker import History, Operation, Outcome, read_histories
 from tests.live import LiveServer
 from tests.load import Actor, Connection, Load, Reply
@@ -50,12 +51,12 @@ class Victim(LiveServer):
         self.start()
 
     def workers(self) -> list[int]:
-        """Both, once there are two."""
+        """All of them, once they are there."""
 
         def pids() -> list[int]:
             return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
-        _await(lambda: len(pids()) == 2)
+        _await(lambda: len(pids()) == Settings().workers)
         return pids()
 
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from storage import open_store
 from storage.model import Store
+from tests.live import REPOSITORY
 
 _MEMORY = Path("/dev/shm")
 
@@ -149,5 +150,5 @@ def check_problem(reply: Reply) -> None:
     assert ("retry-after" in reply.headers) == (reply.status in (429, 503))
     if reply.status in (429, 503):
         assert int(reply.headers["retry-after"]) >= 1
-    for inside in ("Traceback", 'File "', ".py", "SELECT ", "INSERT ", "sqlite", "/work/", "<html"):
+    for inside in ("Traceback", 'File "', ".py", "SELECT ", "INSERT ", "sqlite", str(REPOSITORY), "<html"):
         assert inside not in reply.body.decode()

@@ -19,10 +19,10 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.workers import gthread
 
 FIRST_BYTE = 0.1  # seconds a thread waits for a new connection's first byte; after that the poller does
-PATIENCE = 4.0  # seconds a client has for a request's head, and for a body beside …
-LEAST_RATE = (
-    10_000  # … a second for each so many bytes. Between two pieces it has the _CLIENT_PATIENCE of gunicorn.conf.py
-)
+# A client has PATIENCE (seconds) for a request's head, and for a body beside a second for each LEAST_RATE bytes.
+# Between two pieces of either it has the _CLIENT_PATIENCE of gunicorn.conf.py.
+PATIENCE = 4.0
+LEAST_RATE = 10_000
 CLOSE_WITHIN = 1.0  # seconds for a client to close its side after the last reply
 STAY = 20  # ms a thread waits for the next request of its connection
 

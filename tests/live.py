@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
@@ -170,6 +171,14 @@ class FaultProxy:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
                     return
                 client.sendall(reply)
+
+
+def await_true(happened: Callable[[], bool]) -> None:
+    """It happened, within 20 s."""
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen within 20 s"
+        time.sleep(0.02)
 
 
 def _read_message(stream: IO[bytes]) -> bytes:

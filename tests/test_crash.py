@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +23,7 @@ import pytest
 
 from settings import Settings
 from tests.checker import History, Operation, Outcome, read_histories
-from tests.live import LiveServer
+from tests.live import LiveServer, await_true
 from tests.load import Actor, Connection, Load, Reply
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
@@ -56,7 +56,7 @@ class Victim(LiveServer):
         def pids() -> list[int]:
             return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
-        _await(lambda: len(pids()) == Settings().workers)
+        await_true(lambda: len(pids()) == Settings().workers)
         return pids()
 
 
@@ -81,7 +81,7 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_
     }[target]
     with Load(victim.port, tmp_path) as load:
         load.write().write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
-        _await(lambda: len(list(read_histories(tmp_path))) > 20)
+        await_true(lambda: len(list(read_histories(tmp_path))) > 20)
         for _ in range(kills):
             victim.workers()  # all there
             time.sleep(random.uniform(0.0, 0.4))
@@ -104,7 +104,7 @@ def test_a_stop_under_load_loses_nothing_and_sends_waiting_readers_home__row_11(
     with Load(victim.port, tmp_path) as load, ThreadPoolExecutor(8) as pool:
         load.write(2).read(lease=2.0, batch=20)
         for _ in range(stops):
-            _await(lambda: len(list(read_histories(tmp_path))) > 20)
+            await_true(lambda: len(list(read_histories(tmp_path))) > 20)
             polls = [pool.submit(_ask, victim, "GET", "/queues/empty/messages?wait=20") for _ in range(8)]
             time.sleep(0.5)  # by now they wait in the service
             began = time.monotonic()
@@ -208,7 +208,7 @@ def test_writes_are_answered_while_twice_as_many_readers_wait_as_there_are_threa
     with LiveServer({"QUEUE_THREADS": str(threads), "WEB_CONCURRENCY": "1"}) as server:
         with ThreadPoolExecutor(pollers) as pool:
             polls = [pool.submit(_ask, server, "GET", "/queues/empty/messages?wait=2.5") for _ in range(pollers)]
-            _await(lambda: sum(poll.done() for poll in polls) >= pollers - threads // 2)
+            await_true(lambda: sum(poll.done() for poll in polls) >= pollers - threads // 2)
             refused = [poll.result() for poll in polls if poll.done()]
             assert {(reply.status, reply.headers.get("Retry-After")) for reply in refused} == {(204, "1")}
             connection, seconds = Connection(server.port), []
@@ -237,7 +237,7 @@ def test_after_a_standstill_only_leases_that_ran_out_are_delivered_again__row_14
     long = _ask(victim, "GET", f"{path}?lease=300").document
     with Load(victim.port, tmp_path) as load:
         load.write(2).read(lease=2.0, batch=10).read(lease=60.0)
-        _await(lambda: len(list(read_histories(tmp_path))) > 50)
+        await_true(lambda: len(list(read_histories(tmp_path))) > 50)
         os.killpg(victim.pid, signal.SIGSTOP)
         time.sleep(seconds)
         os.killpg(victim.pid, signal.SIGCONT)
@@ -298,7 +298,7 @@ def test_while_another_process_holds_the_write_lock_requests_get_503_within_6_s_
         assert {(reply.status, reply.headers.get("Retry-After")) for reply, _ in kept} == {(503, "1")}
         assert max(took for _, took in kept) < 6
         assert len(kept) > len(answers) / 2
-        _await(lambda: _ask(victim, "GET", "/ready").status == 200)
+        await_true(lambda: _ask(victim, "GET", "/ready").status == 200)
         assert _ask(victim, "GET", f"/queues/{queue}/messages").document == {"text": "first"}
         assert _ask(victim, "GET", f"/queues/{queue}/messages").status == 204
         verdict = load.finish()
@@ -366,13 +366,6 @@ def _hang_up(connection: socket.socket, reset: bool) -> None:
     if reset:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
-
-
-def _await(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.02)
 
 
 @contextmanager

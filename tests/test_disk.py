@@ -16,7 +16,7 @@ import pytest
 
 from storage.__main__ import main as storage_tool
 from tests.checker import Outcome
-from tests.live import LiveServer
+from tests.live import LiveServer, await_true
 from tests.load import Connection, Load, Reply
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
@@ -104,11 +104,11 @@ def test_nothing_is_lost_when_another_program_fills_the_disk_to_the_last_byte_un
         for _ in range(times):
             time.sleep(random.uniform(0.1, 0.5))
             small_disk.fill()
-            _await(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 503)
+            await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 503)
             _assert_full(connection.ask("POST", "/messages", {"text": "x"}))
             time.sleep(random.uniform(0.1, 0.5))
             small_disk.clear()
-            _await(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
+            await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
         verdict = load.finish()
     connection.close()
     print(verdict.row("disk full to the last byte", times))
@@ -136,7 +136,7 @@ def test_messages_are_read_and_acknowledged_while_another_program_leaves_a_megab
         texts += [message["text"] for message in leased]
     assert [int(text.rstrip(".")) for text in texts] == list(range(3_000))
     small_disk.clear()
-    _await(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
+    await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
     connection.close()
 
 
@@ -206,10 +206,10 @@ def test_what_could_not_be_committed_is_not_acknowledged__row_10(
             time.sleep(random.uniform(0.1, 0.4))
             pid = _worker_of(worker)
             with _injected(worker, pid, injection, first=random.randint(1, 2 if injection.rare else 30)) as happened:
-                _await(happened)
+                await_true(happened)
                 if injection.error == "EIO":
-                    _await(lambda: _worker_of(worker) not in (0, pid))  # noqa: B023
-            _await(lambda: _ask(worker, "GET", "/ready").status == 200)
+                    await_true(lambda: _worker_of(worker) not in (0, pid))  # noqa: B023
+            await_true(lambda: _ask(worker, "GET", "/ready").status == 200)
         verdict = load.finish()
     print(verdict.row(str(injection), times))
     assert verdict.faultless, verdict
@@ -254,10 +254,3 @@ def _ask(server: LiveServer, method: str, path: str) -> Reply:
 
 def _assert_sound(database: Path) -> None:
     assert storage_tool(["check", f"sqlite:///{database}"]) == 0
-
-
-def _await(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.02)

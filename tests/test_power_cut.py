@@ -16,7 +16,7 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import apsw
 import pytest
 
 from storage.__main__ import main as storage_tool
-from tests.live import LiveServer
+from tests.live import LiveServer, await_true
 from tests.load import Connection, Load, Reply
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
@@ -67,7 +67,7 @@ class Disk:
     def cut_the_power(self, server: LiveServer) -> None:
         """At one moment the service stands still and nothing reaches the device any more; then it is gone."""
         os.killpg(server.pid, signal.SIGSTOP)
-        _await(lambda: set(_states_of_threads(server.pid)) == {"T"})
+        await_true(lambda: set(_states_of_threads(server.pid)) == {"T"})
         self.shut_down()
         server.kill()
 
@@ -108,7 +108,7 @@ class Disk:
         def succeeded() -> bool:
             return subprocess.run(["umount", str(self.path)], capture_output=True).returncode == 0
 
-        _await(succeeded)  # processes that were killed need a moment to let go of their files
+        await_true(succeeded)  # processes that were killed need a moment to let go of their files
 
 
 def _states_of_threads(group: int) -> Iterator[str]:
@@ -241,11 +241,4 @@ def _await_progress(histories: Path) -> None:
         return sum(path.stat().st_size for path in histories.glob("writer*.jsonl"))
 
     before = size()
-    _await(lambda: size() > before + 5_000)
-
-
-def _await(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.02)
+    await_true(lambda: size() > before + 5_000)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from storage.sqlite import SqliteStore
 from storage.sqlite_care import check
 from tests.checker import Outcome, read_histories
 from tests.conformance.shorthand import lease, peek, send, take
-from tests.live import REPOSITORY, LiveServer
+from tests.live import REPOSITORY, LiveServer, await_true
 from tests.load import Connection, Load
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
@@ -60,7 +59,7 @@ def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_pa
     with LiveServer() as server, Load(server.port, histories) as load:
         load.write(2, batch=5)
         for copy in copies:
-            _await(lambda: len(list(read_histories(histories))) > 20)
+            await_true(lambda: len(list(read_histories(histories))) > 20)
             before = _written(histories, Outcome.ACKNOWLEDGED)
             done = command("backup", url(server.database), str(copy))
             assert (done.returncode, done.stderr) == (0, "")
@@ -183,7 +182,7 @@ def test_check_finds_messages_of_no_queue(database: Path) -> None:
 def test_check_and_info_tell_of_a_service_under_load(tmp_path: Path) -> None:
     with LiveServer() as server, Load(server.port, tmp_path / "histories") as load:
         load.write(2, batch=10).read().read(lease=5.0, batch=20)
-        _await(lambda: len(list(read_histories(tmp_path / "histories"))) > 20)
+        await_true(lambda: len(list(read_histories(tmp_path / "histories"))) > 20)
         checked, info = command("check", url(server.database)), command("info", url(server.database))
         assert (checked.returncode, checked.stderr, info.returncode, info.stderr) == (0, "", 0, "")
         assert "queue     load: " in info.stdout
@@ -210,11 +209,11 @@ def test_vacuum_gives_back_what_was_free_while_the_service_goes_on(tmp_path: Pat
         assert connection.ask("POST", "/queues/old/purge").document == {"purged": 20}
         connection.close()
         load.write(2).read(lease=5.0, batch=20)
-        _await(lambda: len(list(read_histories(tmp_path / "histories"))) > 20)
+        await_true(lambda: len(list(read_histories(tmp_path / "histories"))) > 20)
         done = command("vacuum", url(server.database))
         assert (done.returncode, done.stderr) == (0, "")
         verdict = load.finish()
-        _await(lambda: server.database.stat().st_size < 5_000_000)
+        await_true(lambda: server.database.stat().st_size < 5_000_000)
     assert verdict.faultless, verdict
     assert verdict.refused == verdict.unknown == 0
 
@@ -275,10 +274,3 @@ def test_a_wrong_command_tells_how_it_is_used(arguments: list[str]) -> None:
     done = command(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m storage")
-
-
-def _await(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.02)

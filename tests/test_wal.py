@@ -19,7 +19,7 @@ from storage.sqlite import SqliteStore
 from storage.sqlite_care import check
 from storage.sqlite_file import MAX_WAL
 from tests.conformance.shorthand import lease, peek, send, take
-from tests.live import LiveServer
+from tests.live import LiveServer, await_true
 from tests.load import Connection, Load
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
@@ -149,7 +149,7 @@ def test_the_log_stays_small_however_long_writers_readers_and_polls_go_on__row_2
     with LiveServer() as server, Load(server.port, tmp_path) as load, ThreadPoolExecutor(8) as pool:
         load.write(2, batch=50).read(lease=30.0, batch=100).read(lease=30.0, batch=100)
         log = Path(f"{server.database}-wal")
-        _await(lambda: _times_begun_anew(log) > 0)
+        await_true(lambda: _times_begun_anew(log) > 0)
         before, most, ends = _times_begun_anew(log), 0, time.monotonic() + seconds
         polls = [pool.submit(_look_on, server, ends) for _ in range(8)]
         while time.monotonic() < ends:
@@ -173,12 +173,12 @@ def test_the_log_is_bounded_again_once_a_reader_goes_that_held_it_under_load__ro
         log = Path(f"{server.database}-wal")
         load.write(2, batch=10).read(lease=30.0, batch=100)
         with closing(apsw.Connection(str(server.database))) as reader:
-            _await(lambda: log.stat().st_size > 0)
+            await_true(lambda: log.stat().st_size > 0)
             reader.execute("BEGIN; SELECT count(*) FROM messages").fetchall()
             time.sleep(seconds)
             held, before = log.stat().st_size, _times_begun_anew(log)
             reader.execute("COMMIT")
-        _await(lambda: _times_begun_anew(log) > before and log.stat().st_size <= MAX_WAL)
+        await_true(lambda: _times_begun_anew(log) > before and log.stat().st_size <= MAX_WAL)
         after = log.stat().st_size
         verdict = load.finish()
     print(verdict.row(f"reader open for {seconds:g} s: the log {held / MB:.1f} MB, then {after / MB:.1f} MB", 1))
@@ -201,7 +201,7 @@ def test_a_grown_log_is_cut_although_nothing_is_written_any_more__row_20(
         time.sleep(1.2)  # upkeep comes by, and cannot cut it yet …
         assert take(store)  # … and holds nobody up
         assert time.monotonic() - began < 2.0
-    _await(lambda: log.stat().st_size == 0)
+    await_true(lambda: log.stat().st_size == 0)
     assert len(peek(store)) == 19
     store.close()
 
@@ -219,10 +219,3 @@ def _look_on(server: LiveServer, ends: float) -> None:
         for path in ("/queues/empty/messages?wait=0.2", "/queues/load/peek?limit=500", "/queues"):
             connection.ask("GET", path)
     connection.close()
-
-
-def _await(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.02)

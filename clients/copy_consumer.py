@@ -173,7 +173,7 @@ def _open(client: QueueClient, path: str) -> Target:
     if begin is None:
         raise CopyError(f"queue '{client.queue}' holds messages that are not of a file copy")
     target = Target(path, begin.copy)
-    target.discard_others(lambda copy: None)
+    target.discard_others()
     return target
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from clients.client import QueueClient
@@ -78,8 +78,10 @@ def _copy(asked: argparse.Namespace) -> int:
         target = Target(asked.target, plan.id)  # before the queue is touched: it may be a running copy's
         try:
             _forget_unless_resumed(asked, client)
-            target.discard_others(lambda other: delete_queue(client, queue_of(other)))
+            others = [queue_of(copy) for copy in target.discard_others()]
+            _delete_queues(client, others)
             copy(client, plan, target, asked.lease, display)
+            _delete_queues(client, others)  # again: a killed run's last request may have come in after the first time
             display.complete()
         finally:
             target.close()
@@ -126,6 +128,11 @@ def _client(asked: argparse.Namespace, queue: str, display: Display) -> QueueCli
 def _forget_unless_resumed(asked: argparse.Namespace, client: QueueClient) -> None:
     if not asked.resume:
         delete_queue(client)
+
+
+def _delete_queues(client: QueueClient, queues: Iterable[str]) -> None:
+    for queue in queues:
+        delete_queue(client, queue)
 
 
 def _stored(client: QueueClient, plan: Plan) -> int:

@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clients.copy_plan import CopyError, EndMark
@@ -90,9 +90,10 @@ class Target:
             self.discard()
         self._release()
 
-    def discard_others(self, discarded: Callable[[str], object]) -> None:
-        """Unfinished copies to the same target which nobody works on are gone; `discarded` gets the id of each."""
+    def discard_others(self) -> list[str]:
+        """Unfinished copies to the same target which nobody works on are gone; the id of each."""
         directory, name = os.path.split(self.path)
+        discarded = []
         for other in os.listdir(directory):
             match = re.fullmatch(re.escape(name) + r"\.([0-9a-f]{12})\.part", other)
             if match is None or match[1] == self.copy:
@@ -102,7 +103,8 @@ class Target:
             if descriptor is not None:
                 os.unlink(path)
                 os.close(descriptor)
-                discarded(match[1])
+                discarded.append(match[1])
+        return discarded
 
     @property
     def _descriptor(self) -> int:

@@ -95,6 +95,10 @@ class LiveServer:
         self.kill()
         self.start()
 
+    def await_unconnected(self) -> None:
+        """No client has a connection left, so what a killed one had asked for is done. Raises AssertionError."""
+        await_true(lambda: not _connections_to(self.port))
+
     def log(self) -> str:
         """The end of what its processes wrote."""
         return (self.directory / "log").read_text(errors="replace")[-10_000:]
@@ -191,6 +195,13 @@ def _read_message(stream: IO[bytes]) -> bytes:
         if line == b"\r\n":
             return head + stream.read(length)
     return b""
+
+
+def _connections_to(port: int) -> int:
+    """How many the service's side of has not closed, whatever the client's did (Linux: proc_net_tcp)."""
+    established, close_wait = "01", "08"
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(at[1].endswith(f":{port:04X}") and at[3] in (established, close_wait) for at in sockets)
 
 
 def _free_port() -> int:

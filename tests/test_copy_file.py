@@ -363,6 +363,7 @@ def test_a_source_that_changed_after_a_kill_is_copied_as_it_is_now(
 ) -> None:
     source.write_bytes(lines(40_000))
     kill_soon(started(server, source, target), 0.6)
+    server.await_unconnected()
     source.write_bytes(b"another\n")
     assert copy(server, source, target) == 0
     assert target.read_bytes() == b"another\n"

@@ -54,7 +54,7 @@ class NewMessage(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes it counts for in max_bytes and the queue's `bytes`: text and optional fields, in UTF-8."""
-        return len(self.text.encode()) + len((self.fields or "").encode())
+        return total_size([self])
 
     @classmethod
     def from_document(cls, document: object, index: int | None = None) -> NewMessage:
@@ -113,7 +113,7 @@ class Receipt(NamedTuple):
             raise MessageNotFound
         queue, number, token = match.groups()
         receipt = cls(queue, int(number), int(token, 16))
-        if max(receipt.id, receipt.token) >= 2**63:
+        if receipt.id >= 2**63 or receipt.token >= 2**63:
             raise MessageNotFound
         return receipt
 
@@ -294,6 +294,12 @@ class Store(Protocol):
         """Frees files, connections and threads; no other method may be called after."""
 
 
+def total_size(messages: Sequence[NewMessage]) -> int:
+    """Bytes that the messages count for together."""
+    parts = [message.text for message in messages] + [message.fields for message in messages if message.fields]
+    return len("".join(parts).encode())
+
+
 def check_queue_name(name: str, field: str | None = "queue") -> str:
     """The name itself; raises InvalidInput."""
     if not _QUEUE_NAME.fullmatch(name):
@@ -335,8 +341,10 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
     written = _as_json(fields)
     if "attributes" in fields:  # all other fields are checked, and small
         _no_lone_surrogates(written, "attributes")
-        if len(written.encode()) > MAX_ATTRIBUTES:
+        if len(written) > MAX_ATTRIBUTES // 4 and len(written.encode()) > MAX_ATTRIBUTES:
             raise InvalidInput(f"'attributes' take more than {MAX_ATTRIBUTES} bytes", field="attributes")
+        if len(fields) == 1:
+            return NewMessage(document["text"], written)
     return NewMessage(
         text=document["text"],
         fields=written,
@@ -363,8 +371,13 @@ def _check_priority(field: str, value: object) -> None:
 
 
 def _check_attributes(field: str, value: object) -> None:
-    if not isinstance(value, dict) or not all(isinstance(item, _SCALARS) for item in value.values()):
-        raise InvalidInput("'attributes' is an object of strings, numbers, booleans and nulls", field=field)
+    if isinstance(value, dict):
+        for item in value.values():
+            if not isinstance(item, _SCALARS):
+                break
+        else:
+            return
+    raise InvalidInput("'attributes' is an object of strings, numbers, booleans and nulls", field=field)
 
 
 _SCALARS = (str, int, float, bool, type(None))
@@ -414,6 +427,8 @@ _SETTINGS: dict[str, Callable[[str, Any], object]] = {
 
 
 def _no_lone_surrogates(text: str, field: str) -> None:
+    if text.isascii():  # most are, and a string knows
+        return
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -12,6 +12,7 @@ import apsw
 
 from storage import sqlite_managing as managing
 from storage import sqlite_settling as settling
+from storage import sqlite_showing as showing
 from storage.clock import Clock
 from storage.commit import GroupCommit
 from storage.errors import (
@@ -29,17 +30,17 @@ from storage.model import (
     Once,
     Queue,
     QueueSettings,
-    QueueStats,
     Receive,
     State,
     Transacted,
 )
 from storage.sqlite_commit import Committer, translate
+from storage.sqlite_due import bring_up_to_date, catch_up, next_due
 from storage.sqlite_file import DatabaseFile
 from storage.sqlite_sending import send
-from storage.sqlite_taking import Room, take
+from storage.sqlite_taking import take
 from storage.sqlite_watch import Sight, Upkeep
-from storage.sqlite_work import CHUNK, LIVING, STATES, QueueRow, Work, read_settings, told
+from storage.sqlite_work import CHUNK, QueueRow, Room, Work
 from storage.waiting import Interest, Waiting
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ class SqliteStore:
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
         def operation(work: Work) -> list[Any]:
-            settling.remove(work, settling.hold_all(work, ack))
+            settling.ack_all(work, ack)
             return [_send_to_queues(work, send), self._claim(work, receive, None) if receive and present() else []]
 
         ids, found = self._commits.run(
@@ -154,69 +155,24 @@ class SqliteStore:
     def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
         if not self._bring_up_to_date(queue):
             return []
-        which = (
-            f"origin = ?1 AND {LIVING}" if state is State.DEAD else "queue_id = (SELECT id FROM queues WHERE name = ?1)"
-        )
-        if state in STATES:
-            which += f" AND state = {STATES.index(state)}"
-        room = Room()
         with self._reading() as connection:
-            sizes: list[Any] = connection.execute(
-                f"SELECT id, octet_length(text) FROM messages WHERE {which} AND id > ?2 ORDER BY id LIMIT ?3",
-                (queue, after, limit),
-            ).fetchall()
-            ids = [number for number, size in sizes if room.holds(size)]
-            rows: list[Any] = connection.execute(
-                "SELECT id, text, fields, death, sent_at, receive_count, due_at, state FROM messages "
-                "WHERE id BETWEEN ?2 AND ?3 AND " + which + " ORDER BY id",
-                (queue, ids[0], ids[-1]) if ids else (queue, 0, 0),
-            ).fetchall()
-        wall = self._clock.wall
-        return [
-            Message(
-                number, queue, text, told(fields, death), wall(sent_at), count,
-                leased_until=wall(due_at) if STATES[at] == State.LEASED else None,
-                state=State.DEAD if state is State.DEAD else State(STATES[at]),
-            )
-            for number, text, fields, death, sent_at, count, due_at, at in rows
-        ]  # fmt: skip
+            return showing.peek(connection, self._clock, queue, limit, after, state)
 
     def queues(self) -> list[Queue]:
         with self._reading() as connection:
             names = [row[0] for row in connection.execute("SELECT name FROM queues WHERE name IS NOT NULL")]
         for name in names:
             self._bring_up_to_date(name)
-        return self._describe(None)
+        with self._reading() as connection:
+            return showing.describe(connection, self._clock)
 
     def queue(self, name: str) -> Queue:
         self._bring_up_to_date(name)
-        found = self._describe(name)
+        with self._reading() as connection:
+            found = showing.describe(connection, self._clock, name)
         if not found:
             raise QueueNotFound(name)
         return found[0]
-
-    def _describe(self, name: str | None) -> list[Queue]:
-        with self._reading() as connection:
-            rows: list[Any] = connection.execute(
-                f"""
-                SELECT name, version, settings, ready, leased, delayed, blocked,
-                       (SELECT count(*) FROM messages WHERE origin = queues.name AND {LIVING}),
-                       (SELECT sent_at FROM messages WHERE queue_id = queues.id ORDER BY id LIMIT 1),
-                       bytes, sent, received, acked, expired, dead_lettered
-                  FROM queues
-                 WHERE name IS NOT NULL AND (?1 IS NULL OR name = ?1)
-                 ORDER BY name
-                """,
-                (name,),
-            ).fetchall()
-        now = self._clock.now()
-
-        def describe(name: str, version: int, settings: str, *counts: Any) -> Queue:
-            oldest = counts[5]
-            age = 0.0 if oldest is None else max(0, now - oldest) / 1000
-            return Queue(name, version, read_settings(settings), QueueStats._make((*counts[:5], age, *counts[6:])))
-
-        return [describe(*row) for row in rows]
 
     def configure(self, name: str, changes: Mapping[str, Any], version: int | None = None) -> Queue:
         if changes.get("dead_letter_queue") == name:
@@ -299,9 +255,9 @@ class SqliteStore:
         with self._reading() as connection:
             work = Work(connection, self._clock)
             found = work.find_queue(name)
-            late = found is not None and any(at is not None and at <= work.now for at in work.next_due(found.id))
+            late = found is not None and any(at is not None and at <= work.now for at in next_due(work, found.id))
         while late:
-            late = self._commits.run(lambda work: work.catch_up(name))
+            late = self._commits.run(lambda work: catch_up(work, name))
         return found is not None
 
 
@@ -312,7 +268,7 @@ def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> list[Messa
     for row in rows:
         if len(taken) == ask.limit or room.full:
             break
-        if work.bring_up_to_date(row):
+        if bring_up_to_date(work, row):
             return taken or None
         taken += take(work, row, ask.limit - len(taken), ask.recipient, _lease(ask, row.settings), room)
     return taken

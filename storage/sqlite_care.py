@@ -44,12 +44,14 @@ def check(path: Path) -> str:
             f"queue '{name}' counts {told} {what} but has {real}"
             for name, what, told, real in connection.execute(_RECOUNT).fetchall()
         ]
-        strays = connection.execute("SELECT count(*) FROM messages WHERE queue_id NOT IN (SELECT id FROM queues)").get
+        strays = connection.execute(
+            f"SELECT coalesce(sum(count), 0) FROM ({_MESSAGES}) WHERE queue_id NOT IN (SELECT id FROM queues)"
+        ).get
         if strays:
             faults.append(f"{strays} messages are in no queue")
         if faults:
             raise Unsound("\n".join(faults))
-        messages = connection.execute("SELECT count(*) FROM messages").get
+        messages = connection.execute(f"SELECT coalesce(sum(count), 0) FROM ({_MESSAGES})").get
         queues = connection.execute("SELECT count(*) FROM queues WHERE name IS NOT NULL").get
     return f"ok: {messages:,} messages in {queues:,} queues"
 
@@ -89,16 +91,22 @@ def vacuum(path: Path) -> str:
     return f"{path}: from {before:,} to {path.stat().st_size:,} bytes"
 
 
+_MESSAGES = "SELECT queue_id, 1 AS count FROM messages UNION ALL SELECT queue_id, count FROM runs"
 # The counts in each queue's row beside those of the messages themselves; rows only where they differ.
 _RECOUNT = " UNION ALL ".join(
     f"""
     SELECT name, '{what}', {what}, coalesce(real, 0)
-      FROM queues LEFT JOIN (SELECT queue_id, {sum_} AS real FROM messages {where} GROUP BY queue_id) ON queue_id = id
+      FROM queues
+      LEFT JOIN (SELECT queue_id, sum(part) AS real
+                   FROM (SELECT queue_id, {part} AS part FROM messages WHERE {which}
+                          UNION ALL
+                         SELECT queue_id, {run} FROM runs WHERE {which})
+                  GROUP BY queue_id) ON queue_id = id
      WHERE name IS NOT NULL AND {what} <> coalesce(real, 0)
     """
-    for what, sum_, where in [
-        *((state, "count(*)", f"WHERE state = {number}") for number, state in enumerate(STATES)),
-        ("bytes", "sum(octet_length(text) + coalesce(octet_length(fields), 0))", ""),
+    for what, part, run, which in [
+        *((state, "1", "count", f"state = {number}") for number, state in enumerate(STATES)),
+        ("bytes", "octet_length(text) + coalesce(octet_length(fields), 0)", "bytes", "TRUE"),
     ]
 )
 

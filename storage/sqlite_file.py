@@ -18,7 +18,7 @@ from storage.clock import BootClock, boot_id, first_offset
 from storage.errors import Busy, UnusableDatabase
 
 APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: what tells our files from others
-_STEPS = ["sqlite.sql"]  # the script at place n brings a file from version n to n + 1
+_STEPS = ["sqlite.sql", "sqlite_2.sql"]  # the script at place n brings a file from version n to n + 1
 SCHEMA_VERSION = len(_STEPS)  # in the file's user_version
 MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it has been checkpointed
 BUSY_TIMEOUT = 5_000  # ms
@@ -230,7 +230,10 @@ def _kept_clock(connection: apsw.Connection) -> BootClock | None:
 
 
 def _set_clock(connection: apsw.Connection) -> BootClock:
-    last = connection.execute("SELECT sent_at FROM messages ORDER BY id DESC LIMIT 1").get
+    last = connection.execute(
+        "SELECT max(sent_at) FROM (SELECT * FROM (SELECT sent_at FROM messages ORDER BY id DESC LIMIT 1) "
+        "UNION ALL SELECT * FROM (SELECT sent_at FROM runs ORDER BY id DESC LIMIT 1))"
+    ).get
     # The file's own time tells of a last write that left no message: a wall clock set back meanwhile is no reason
     # for leases to last longer.
     offset = first_offset(not_before=max(last or 0, round(os.stat(connection.filename).st_mtime * 1000)))

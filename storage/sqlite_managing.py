@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from storage import sqlite_runs as runs
 from storage.model import QueueSettings
 from storage.sqlite_work import CHUNK, LIVING, QueueRow, Work, int_array
 
@@ -31,6 +32,7 @@ def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> None:
     kept = json.dumps({name: value for name, value in settings.items() if value != default[name]})
     work.execute("UPDATE queues SET settings = ?, version = version + 1 WHERE id = ?", (kept, queue.id))
     if settings["retention"] != queue.settings.retention:
+        runs.unpack_all(work, queue)
         work.execute(
             f"UPDATE messages SET expires_at = {_BEGINNING} + {_lifetime(_TTL, '?1')} WHERE queue_id = ?3",
             (settings["retention"], queue.settings.retention, queue.id),
@@ -45,12 +47,17 @@ def version(work: Work, queue: QueueRow) -> int:
 
 def last_id(work: Work, queue: QueueRow) -> int:
     """The highest id in the queue, 0 when it is empty."""
-    return work.execute("SELECT max(id) FROM messages WHERE queue_id = ?", (queue.id,)).get or 0
+    last: int = work.execute(
+        "SELECT max(coalesce((SELECT max(id) FROM messages WHERE queue_id = ?1), 0), "
+        "coalesce((SELECT max(id) FROM runs WHERE queue_id = ?1), 0))",
+        (queue.id,),
+    ).get
+    return last
 
 
 def purge(work: Work, queue: QueueRow, last: int) -> int:
     """Removes a chunk of the messages up to id `last`, newest first: no key's next one shows up. How many."""
-    return len(work.remove(queue, _chunk(work, queue.id, last)))
+    return runs.purge(work, queue, last) or len(work.remove(queue, _chunk(work, queue.id, last)))
 
 
 def disown(work: Work, queue: QueueRow) -> int:
@@ -61,6 +68,8 @@ def disown(work: Work, queue: QueueRow) -> int:
 
 def clear(work: Work, queue_id: int) -> bool:
     """Removes a chunk of what is left of a disowned queue, in the end itself; True when more is left."""
+    if runs.clear(work, queue_id):
+        return True
     if ids := _chunk(work, queue_id, 2**63 - 1):
         work.execute("DELETE FROM messages WHERE id IN carray(?)", (int_array(ids),))
         return True

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from typing import Any
 
+from storage import sqlite_runs as runs
 from storage.errors import DiskFull, QueueFull
-from storage.model import NewMessage
+from storage.model import NewMessage, total_size
+from storage.sqlite_due import bring_up_to_date
 from storage.sqlite_work import BLOCKED, DELAYED, READY, STATES, QueueRow, Work
 
 
@@ -49,23 +53,43 @@ def _send_deduplicated(work: Work, queue: QueueRow, messages: Sequence[NewMessag
 
 def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
     queue = _make_room(work, queue, messages)
-    plain = queue.settings.retention is None and all(message.fields is None for message in messages)
-    if plain and len(messages) > 1:
-        states = Counter({READY: len(messages)})
-        _insert_plain(work, queue, [message.text for message in messages])
-    else:
-        rows = [_row(work, queue, message) for message in messages]
-        states = Counter(row[0] for row in rows)
-        _insert_rows(work, queue, rows)
-    last = work.connection.last_insert_rowid()
+    states: Counter[int] = Counter()
+    last = 0
+    for packed, stretch in _stretches(queue, messages):
+        if packed:
+            last = runs.pack(work, queue, stretch)
+            states[READY] += len(stretch)
+        else:
+            rows = [_row(work, queue, message) for message in stretch]
+            states.update(row[0] for row in rows)
+            _insert_rows(work, queue, rows)
+            last = work.connection.last_insert_rowid()
     work.count(
         queue,
         sent=len(messages),
-        bytes=sum(message.size for message in messages),
+        bytes=total_size(messages),
         **{name: states[state] for state, name in enumerate(STATES)},
     )
     work.promote(queue, {message.key for message in messages if message.key is not None})
     return list(range(last - len(messages) + 1, last + 1))
+
+
+def _stretches(queue: QueueRow, messages: Sequence[NewMessage]) -> Iterator[tuple[bool, Sequence[NewMessage]]]:
+    """The messages in order, cut into those that are packed and those that get rows of their own."""
+    if len(messages) < runs.SHORTEST:
+        yield False, messages
+        return
+    start, end = 0, 0  # of the stretch for rows
+    for packable, group in groupby(messages, partial(runs.packable, queue)):
+        count = sum(1 for _ in group)
+        if packable and count >= runs.SHORTEST:
+            if end > start:
+                yield False, messages[start:end]
+            yield True, messages[end : end + count]
+            start = end + count
+        end += count
+    if end > start:
+        yield False, messages[start:end]
 
 
 def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> QueueRow:
@@ -82,7 +106,7 @@ def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Q
         )
 
     if full():
-        while work.bring_up_to_date(queue):  # what has expired by now leaves its place
+        while bring_up_to_date(work, queue):  # what has expired by now leaves its place
             pass
         queue = work.queue(queue.name)
     if full():
@@ -96,13 +120,6 @@ def _row(work: Work, queue: QueueRow, message: NewMessage) -> tuple[Any, ...]:
     state = BLOCKED if message.key is not None else DELAYED if due_at else READY
     expires_at = work.expiry(queue, message.ttl)
     return state, message.priority, message.recipient, message.key, due_at, expires_at, message.fields, message.text
-
-
-def _insert_plain(work: Work, queue: QueueRow, texts: list[str]) -> None:
-    work.execute(
-        "INSERT INTO messages (queue_id, state, sent_at, text) SELECT ?, 0, ?, value FROM json_each(?)",
-        (queue.id, work.now, json.dumps(texts, ensure_ascii=False)),
-    )
 
 
 def _insert_rows(work: Work, queue: QueueRow, rows: list[tuple[Any, ...]]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from storage import sqlite_runs as runs
 from storage.errors import MessageNotFound, StaleReceipt
 from storage.model import AckResult, Receipt
 from storage.sqlite_work import BLOCKED, LEASED, STATES, QueueRow, Work, int_array
@@ -32,24 +33,27 @@ def hold(work: Work, receipt: str, queue: str | None = None) -> Held:
     return found
 
 
-def hold_all(work: Work, receipts: Sequence[str]) -> list[Held]:
-    """The messages of all these receipts. Raises StaleReceipt, with its index, if one of them does not hold."""
-    parsed: list[Receipt] = []
+def ack_all(work: Work, receipts: Sequence[str]) -> None:
+    """The messages of all these receipts are settled. Raises StaleReceipt, with its index, if one does not hold."""
+    places: dict[Receipt, int] = {}
     for index, text in enumerate(receipts):
         try:
-            parsed.append(Receipt.parse(text))
+            places.setdefault(Receipt.parse(text), index)
         except MessageNotFound:
             raise StaleReceipt(index) from None
-    helds: dict[int, Held] = {}
-    for index, found in enumerate(_find(work, parsed)):
+    whole, rest = runs.whole(work, list(places))
+    helds: list[Held] = []
+    for receipt, found in zip(rest, _find(work, rest), strict=True):
         if not isinstance(found, Held):
-            raise StaleReceipt(index)
-        helds[found.id] = found
-    return list(helds.values())
+            raise StaleReceipt(places[receipt])
+        helds.append(found)
+    remove(work, helds, whole)
 
 
-def remove(work: Work, helds: Sequence[Held]) -> None:
-    """The messages are settled, whichever queues they are in."""
+def remove(work: Work, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, list[runs.Run]]] = ()) -> None:
+    """The messages are settled, whichever queues they are in, those of whole runs too."""
+    for row, some in whole:
+        runs.settle(work, row, some)
     by_queue: dict[str, tuple[QueueRow, list[int]]] = {}
     for held in helds:
         by_queue.setdefault(held.queue.name, (held.queue, []))[1].append(held.id)
@@ -72,14 +76,15 @@ def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult:
             parsed[receipt] = text
         else:
             missing.append(text)
+    whole, rest = runs.whole(work, list(parsed))
     helds = []
-    for text, found in zip(parsed.values(), _find(work, list(parsed)), strict=True):
+    for receipt, found in zip(rest, _find(work, rest), strict=True):
         if isinstance(found, Held):
             helds.append(found)
         else:
-            (stale if isinstance(found, StaleReceipt) else missing).append(text)
-    remove(work, helds)
-    return AckResult(len(helds), stale, missing)
+            (stale if isinstance(found, StaleReceipt) else missing).append(parsed[receipt])
+    remove(work, helds, whole)
+    return AckResult(len(parsed) - len(rest) + len(helds), stale, missing)
 
 
 def extend(work: Work, held: Held, until: int) -> None:
@@ -116,16 +121,17 @@ def _find(work: Work, receipts: Sequence[Receipt]) -> list[Held | MessageNotFoun
     if not receipts:
         return []
     queues = {name: work.find_queue(name) for name in {receipt.queue for receipt in receipts}}
-    rows = {
-        row[0]: row
-        for row in work.all(
-            "SELECT id, queue_id, token, state, key, receive_count FROM messages WHERE id IN carray(?)",
-            (int_array([receipt.id for receipt in receipts]),),
-        )
-    }
+    rows = _rows(work, receipts)
+    unknown = [receipt for receipt in receipts if receipt.id not in rows]
+    packed = runs.unpack_held(
+        work, {(queue.id, one.id, one.token) for one in unknown if (queue := queues[one.queue]) is not None}
+    )
+    rows |= _rows(work, unknown)
 
     def find(receipt: Receipt) -> Held | MessageNotFound | StaleReceipt:
         queue, row = queues[receipt.queue], rows.get(receipt.id)
+        if row is None and queue is not None and packed.get(receipt.id) == queue.id:
+            return StaleReceipt()
         if queue is None or row is None or row[1] != queue.id:
             return MessageNotFound()
         if row[2] != receipt.token:
@@ -133,3 +139,16 @@ def _find(work: Work, receipts: Sequence[Receipt]) -> list[Held | MessageNotFoun
         return Held(row[0], queue, row[3], row[4], row[2], row[5])
 
     return [find(receipt) for receipt in receipts]
+
+
+def _rows(work: Work, receipts: Sequence[Receipt]) -> dict[int, Any]:
+    """By id: id, queue_id, token, state, key and receive_count of these messages."""
+    if not receipts:
+        return {}
+    return {
+        row[0]: row
+        for row in work.all(
+            "SELECT id, queue_id, token, state, key, receive_count FROM messages WHERE id IN carray(?)",
+            (int_array([receipt.id for receipt in receipts]),),
+        )
+    }

@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from storage.model import MAX_READ_BYTES, Message, Receipt
-from storage.sqlite_work import QueueRow, Work, int_array, told
+from storage import sqlite_runs as runs
+from storage.model import Message, Receipt
+from storage.sqlite_work import QueueRow, Room, Work, int_array, told
 
 
 class Candidate(NamedTuple):
@@ -22,37 +23,23 @@ class Candidate(NamedTuple):
     followed: bool
 
 
-class Room:
-    """The bytes of text one read may bring. Its first message finds room whatever its size."""
-
-    def __init__(self, most: int = MAX_READ_BYTES) -> None:
-        self.full = False
-        self._most = most
-        self._size = 0
-        self._empty = True
-
-    def holds(self, size: int) -> bool:
-        """Whether a message of this size comes along; after the first that does not the room is full."""
-        self._size += size
-        self.full = self.full or (not self._empty and self._size > self._most)
-        self._empty = False
-        return not self.full
-
-
 def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | None, room: Room) -> list[Message]:
     """The next messages, leased for `lease` ms or (None) removed. The queue must be up to date."""
     if queue.settings.paused:
         return []
-    chosen = _choose(work, queue, limit, recipient, room)
+    taken = runs.take(work, queue, limit, recipient, lease, room)
+    chosen = _choose(work, queue, limit - len(taken), recipient, room)
     if not chosen:
-        return []
+        return taken
     if lease is None:
-        return _take_away(work, queue, chosen)
-    return _lease(work, queue, chosen, lease)
+        return taken + _take_away(work, queue, chosen)
+    return taken + _lease(work, queue, chosen, lease)
 
 
 def _choose(work: Work, queue: QueueRow, limit: int, recipient: str, room: Room) -> list[Candidate]:
     """In the order in which they would come one by one: a key's next competes once the one before it is taken."""
+    if not limit or room.full:
+        return []
     heads = _heads(work, queue, limit, recipient)
     chosen: list[Candidate] = []
     heap: list[tuple[int, int, Candidate, Iterator[Candidate]]] = [

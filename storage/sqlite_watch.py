@@ -11,6 +11,7 @@ import apsw
 
 from storage.clock import Clock
 from storage.commit import GroupCommit
+from storage.sqlite_due import catch_up
 from storage.sqlite_file import BUSY_TIMEOUT, MAX_WAL
 from storage.sqlite_managing import clear, forget
 from storage.sqlite_work import Work
@@ -93,7 +94,7 @@ class Upkeep:
     def _once(self, connection: apsw.Connection) -> None:
         work = Work(connection, self._clock)
         for name in _late_queues(work):
-            while self._commits.run(lambda work, name=name: work.catch_up(name)):  # type: ignore[misc]
+            while self._commits.run(lambda work, name=name: catch_up(work, name)):  # type: ignore[misc]
                 pass
         for number in _disowned(work):
             self._commits.run(lambda work, number=number: clear(work, number))  # type: ignore[misc]
@@ -123,17 +124,25 @@ def _cut_log(connection: apsw.Connection) -> None:
 
 def _outlook(work: Work, queue_id: int, recipient: str, most: int) -> tuple[int, int | None]:
     """How many messages could be taken now (told up to `most`), and when the next lease or delay ends."""
-    row: tuple[int, int | None] = work.execute(
+    row: tuple[float, int | None] = work.execute(
         """
         SELECT (SELECT count(*) FROM (SELECT 1 FROM messages
                                        WHERE queue_id = ?1 AND recipient = ?2 AND state = 0 LIMIT ?3))
              + (SELECT count(*) FROM (SELECT 1 FROM messages
-                                       WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?4 LIMIT ?3)),
-               (SELECT min(due_at) FROM messages WHERE queue_id = ?1 AND state IN (1, 2) AND due_at > ?4)
+                                       WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?4 LIMIT ?3))
+             + (SELECT total(count) FROM (SELECT count FROM runs
+                                           WHERE queue_id = ?1 AND ?2 = '' AND state = 0 LIMIT ?3))
+             + (SELECT total(count) FROM (SELECT count FROM runs
+                                           WHERE queue_id = ?1 AND ?2 = '' AND state = 1 AND due_at <= ?4 LIMIT ?3)),
+               (SELECT min(due_at)
+                  FROM (SELECT min(due_at) AS due_at FROM messages
+                         WHERE queue_id = ?1 AND state IN (1, 2) AND due_at > ?4
+                         UNION ALL
+                        SELECT min(due_at) FROM runs WHERE queue_id = ?1 AND state = 1 AND due_at > ?4))
         """,
         (queue_id, recipient, most, work.now),
     ).get
-    return row
+    return int(row[0]), row[1]
 
 
 def _late_queues(work: Work) -> list[str]:
@@ -145,6 +154,7 @@ def _late_queues(work: Work) -> list[str]:
             SELECT name FROM queues
              WHERE name IS NOT NULL
                AND (EXISTS (SELECT 1 FROM messages WHERE queue_id = queues.id AND state IN (1, 2) AND due_at <= ?1)
+                 OR EXISTS (SELECT 1 FROM runs WHERE queue_id = queues.id AND state = 1 AND due_at <= ?1)
                  OR EXISTS (SELECT 1 FROM messages WHERE queue_id = queues.id AND expires_at IS NOT NULL
                                                      AND state <> 1 AND expires_at <= ?1))
             """,

@@ -16,7 +16,7 @@ import apsw
 
 from storage.clock import Clock
 from storage.errors import IdempotencyMismatch, QueueNotFound
-from storage.model import Once, QueueSettings, rfc3339
+from storage.model import MAX_READ_BYTES, Once, QueueSettings, rfc3339
 
 READY, LEASED, DELAYED, BLOCKED = range(4)
 STATES = ("ready", "leased", "delayed", "blocked")
@@ -38,6 +38,23 @@ class QueueRow(NamedTuple):
     def dead_letter_queue(self) -> str:
         # A name of 80 characters that ends so already would else be its own.
         return self.settings.dead_letter_queue or f"{self.name[: 75 if self.name[75:] != '.dead' else 70]}.dead"
+
+
+class Room:
+    """The bytes of text one read may bring. Its first message finds room whatever its size."""
+
+    def __init__(self, most: int = MAX_READ_BYTES) -> None:
+        self.full = False
+        self._most = most
+        self._size = 0
+        self._empty = True
+
+    def holds(self, size: int) -> bool:
+        """Whether a message of this size comes along; after the first that does not the room is full."""
+        self._size += size
+        self.full = self.full or (not self._empty and self._size > self._most)
+        self._empty = False
+        return not self.full
 
 
 class Work:
@@ -104,65 +121,6 @@ class Work:
                 (queue_id, once.key, once.fingerprint, json.dumps(reply), self.now + round(window * 1000)),
             )
         return reply
-
-    # -- time passing
-
-    def bring_up_to_date(self, queue: QueueRow) -> bool:
-        """What time has done by now: leases and delays that ended, messages that expired; True when more is left.
-
-        At most CHUNK of each, so that half a million leases that end at once do not stop everybody.
-        """
-        due, expires = self.next_due(queue.id)
-        returned = self._return_due(queue) if due is not None and due <= self.now else 0
-        if returned:
-            expires = 0  # one whose lease ended may have expired meanwhile
-        dropped = self._drop_expired(queue) if expires is not None and expires <= self.now else 0
-        return CHUNK in (returned, dropped)
-
-    def catch_up(self, name: str) -> bool:
-        """As bring_up_to_date, of a queue that may be gone meanwhile."""
-        queue = self.find_queue(name)
-        return queue is not None and self.bring_up_to_date(queue)
-
-    def next_due(self, queue_id: int) -> tuple[int | None, int | None]:
-        """When the next lease or delay ends, and when the next message expires."""
-        row: tuple[int | None, int | None] = self.execute(
-            """
-            SELECT (SELECT min(due_at) FROM messages WHERE queue_id = ?1 AND state IN (1, 2)),
-                   (SELECT min(expires_at) FROM messages
-                     WHERE queue_id = ?1 AND expires_at IS NOT NULL AND state <> 1)
-            """,
-            (queue_id,),
-        ).get
-        return row
-
-    def _return_due(self, queue: QueueRow) -> int:
-        rows = self.all(
-            "SELECT id, key, state, receive_count FROM messages "
-            "WHERE queue_id = ? AND state IN (1, 2) AND due_at <= ? ORDER BY due_at, id LIMIT ?",
-            (queue.id, self.now, CHUNK),
-        )
-        most = queue.settings.max_receives
-        spent = {row[0] for row in rows if most and row[2] == LEASED and row[3] >= most}
-        self.bury(queue, sorted(spent), "max_receives")
-        back = [row for row in rows if row[0] not in spent]
-        self.give_back(queue, [row[0] for row in back], {row[1] for row in back if row[1] is not None})
-        return len(rows)
-
-    def _drop_expired(self, queue: QueueRow) -> int:
-        ids = [
-            row[0]
-            for row in self.all(
-                "SELECT id FROM messages WHERE queue_id = ? AND expires_at IS NOT NULL AND state <> 1 "
-                "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
-                (queue.id, self.now, CHUNK),
-            )
-        ]
-        if queue.settings.dead_letter_expired:
-            self.bury(queue, ids, "expired", expired=len(ids))
-        else:
-            self.remove(queue, ids, expired=len(ids))
-        return len(ids)
 
     def expiry(self, queue: QueueRow, ttl: int | None) -> int | None:
         retention = queue.settings.retention

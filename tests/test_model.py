@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from storage import sqlite_runs
 from storage.errors import MessageNotFound, QueueNotFound, StaleReceipt
 from storage.model import NewMessage, Receive, State
 from tests.conformance.engines import ENGINES, FakeClock
@@ -32,11 +33,15 @@ new_messages = st.fixed_dictionaries(
         "dedup_id": st.sampled_from([None] * 7 + ["1", "2"]),
     }
 ).map(lambda fields: {name: value for name, value in fields.items() if value is not None})
+plain_messages: st.SearchStrategy[dict[str, Any]] = st.just({})
 durations = st.sampled_from([2, 5, 5, 8])
 delays = st.sampled_from([0, 0, 4])
 limits = st.sampled_from([1, 1, 2, 3, 5])
 
-VERBS = [*["send"] * 3, *["receive"] * 5, *["settle"] * 6, *["advance"] * 3, "configure", "redrive", "redrive", "purge"]
+VERBS = [
+    *["send"] * 3, *["receive"] * 5, *["settle"] * 6, *["settle_many"] * 2, *["advance"] * 3,
+    "configure", "redrive", "redrive", "purge",
+]  # fmt: skip
 SETTLING = ["ack", "extend", "extend", "release", "release", "reject"]
 
 Draw = Callable[..., Any]
@@ -46,6 +51,7 @@ class Programs(RuleBasedStateMachine):
     """Steps of a program; each is done to the store and to the model."""
 
     engine: str
+    messages = new_messages
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +75,7 @@ class Programs(RuleBasedStateMachine):
 
     def send(self, draw: Draw) -> None:
         messages = []
-        for fields in draw(st.lists(new_messages, min_size=1, max_size=5), "batch"):
+        for fields in draw(st.lists(self.messages, min_size=1, max_size=5), "batch"):
             self.sent += 1
             messages.append(NewMessage.from_document({"text": f"m{self.sent}", **fields}))
         ids = self.store.send("q", messages)
@@ -113,6 +119,27 @@ class Programs(RuleBasedStateMachine):
         else:
             with pytest.raises(StaleReceipt if outcome == "stale" else MessageNotFound):
                 store_verbs[verb]()
+
+    def settle_many(self, draw: Draw) -> None:
+        chosen = self.held[-draw(st.integers(1, 8), "how many") :]
+        receipts = [receipt for receipt, _ in chosen]
+        outcomes = [self.model.find(handle) for _, handle in chosen]
+        if not draw(st.booleans(), "all or none"):
+            stale, missing = (
+                [receipt for receipt, outcome in zip(receipts, outcomes, strict=True) if outcome == what]
+                for what in ("stale", "missing")
+            )
+            assert self.store.ack(receipts) == (outcomes.count("holds"), stale, missing)
+        elif set(outcomes) <= {"holds"}:
+            self.store.transact(receipts, [])
+        else:
+            with pytest.raises(StaleReceipt) as refused:
+                self.store.transact(receipts, [])
+            assert refused.value.index == next(n for n, outcome in enumerate(outcomes) if outcome != "holds")
+            return
+        for (_, handle), outcome in zip(chosen, outcomes, strict=True):
+            if outcome == "holds":
+                self.model.ack(handle.item)
 
     def advance(self, draw: Draw) -> None:
         self._advance(draw(st.sampled_from([1, 2, 3, 3, 5, 5, 400]), "s"))
@@ -162,9 +189,8 @@ class Programs(RuleBasedStateMachine):
         assert told.bytes == sum(item.message.size for item in items)
 
 
-def _run(engine: str, programs: int, steps: int, *phases: Phase) -> None:
+def _run(machine: type[Programs], programs: int, steps: int, *phases: Phase) -> None:
     """The same programs at every run, so that what fails once fails again."""
-    machine = type("Programs", (Programs,), {"engine": engine})
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -182,10 +208,34 @@ def _run(engine: str, programs: int, steps: int, *phases: Phase) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_random_programs_do_what_the_model_does(engine: str) -> None:
-    _run(engine, 250, 50, Phase.generate)  # to find a short program that fails takes minutes: the slow one does it
+    _run(
+        _programs(engine), 250, 50, Phase.generate
+    )  # to find a short program that fails takes minutes: the slow one does it
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_many_long_random_programs_do_what_the_model_does(engine: str) -> None:
-    _run(engine, 1_500, 60, Phase.generate, Phase.shrink)
+    _run(_programs(engine), 1_500, 60, Phase.generate, Phase.shrink)
+
+
+def test_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
+    _run(packed, 250, 50, Phase.generate)
+
+
+@pytest.mark.slow
+def test_many_long_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
+    _run(packed, 1_500, 60, Phase.generate, Phase.shrink)
+
+
+def _programs(engine: str) -> type[Programs]:
+    return type("Programs", (Programs,), {"engine": engine})
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> type[Programs]:
+    """Programs in which most messages are plain, on SQLite, which packs as few as two of them, and at most three."""
+    monkeypatch.setattr(sqlite_runs, "SHORTEST", 1)
+    monkeypatch.setattr(sqlite_runs, "LONGEST", 3)
+    messages = st.one_of(plain_messages, plain_messages, new_messages)
+    return type("Programs", (Programs,), {"engine": "sqlite", "messages": messages})

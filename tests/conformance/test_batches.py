@@ -1,0 +1,277 @@
+"""Large batches: whatever is done to one message or to some of a batch, it is as if each had been sent alone."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from storage.errors import MessageNotFound, StaleReceipt
+from storage.model import Message, Receive, State, Store
+from tests.conformance.engines import FakeClock
+from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take, texts
+
+BATCH = [f"m{n:03d}" for n in range(250)]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 99, 100, 101, 249, 250, 1000])
+def test_a_batch_comes_back_in_order_whatever_the_limit(store: Store, limit: int) -> None:
+    send(store, *BATCH)
+    got: list[str] = []
+    while some := lease(store, limit):
+        assert len(some) == min(limit, len(BATCH) - len(got))
+        assert store.ack([held.receipt for held in some]).acked == len(some)
+        got += texts(some)
+    assert got == BATCH
+    assert stats(store).acked == 250
+    assert stats(store)[:5] == (0, 0, 0, 0, 0)
+    assert stats(store).bytes == 0
+
+
+def test_batches_single_messages_and_urgent_ones_come_in_the_order_of_the_queue(store: Store) -> None:
+    rng = random.Random(7)
+    sent: list[tuple[int, int, str]] = []
+    for _ in range(40):
+        priority = rng.choice([0, 0, 0, 3])
+        names = [f"{len(sent) + n}" for n in range(rng.choice([1, 1, 9, 30, 120]))]
+        ids = store.send("q", [new(name, priority=priority) if priority else new(name) for name in names])
+        sent += [(-priority, number, name) for number, name in zip(ids, names, strict=True)]
+    got: list[str] = []
+    while some := take(store, rng.choice([1, 10, 100, 300])):
+        got += some
+    assert got == [name for _, _, name in sorted(sent)]
+
+
+def test_ids_are_successive_in_a_batch_and_rise_from_one_to_the_next(store: Store) -> None:
+    ids = send(store, "first") + send(store, *BATCH) + send(store, "between", "two") + send(store, *BATCH)
+    assert ids == list(range(ids[0], ids[0] + 503))
+    take(store, 1000)
+    assert send(store, "last") == [ids[-1] + 1]
+
+
+def test_a_batch_of_plain_and_other_messages_keeps_its_order(store: Store) -> None:
+    batch = [new(text, **({"recipient": "ann"} if n % 50 == 3 else {})) for n, text in enumerate(BATCH)]
+    ids = store.send("q", batch)
+    assert ids == list(range(ids[0], ids[0] + 250))
+    assert take(store, 1000, recipient="ann") == BATCH[3::50]
+    assert take(store, 1000) == [text for n, text in enumerate(BATCH) if n % 50 != 3]
+
+
+def test_texts_and_attributes_of_a_batch_come_back_exactly(store: Store) -> None:
+    odd = ['"', "\\", "\0", "\u2028", "😀", "é" * 3_000, "", "\x7f", "x" * 70_000, "a\nb"] * 3
+    attributes = [{"n": 1}, {"s": '\0é"\\', "f": 1.5e300, "none": None, "yes": True}, None] * 10
+    batch = [
+        new(text) if some is None else new(text, attributes=some) for text, some in zip(odd, attributes, strict=True)
+    ]
+    store.send("q", batch)
+    assert stats(store).bytes == sum(message.size for message in batch)
+    got = store.receive(Receive(("q",), 1000, 30))
+    assert texts(got) == odd
+    assert [json.loads(message.fields or "{}").get("attributes") for message in got] == attributes
+
+
+def test_one_of_a_leased_batch_is_acked_and_the_others_stay_leased(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH)
+    held = lease(store, 250, seconds=10)
+    store.settle(held[120].receipt)
+    with pytest.raises(MessageNotFound):
+        store.settle(held[120].receipt)
+    assert stats(store).leased == 249
+    clock.advance(11)
+    assert take(store, 1000) == BATCH[:120] + BATCH[121:]
+
+
+def test_one_of_a_leased_batch_is_extended_released_or_rejected_alone(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH)
+    held = lease(store, 250, seconds=10)
+    store.extend(held[10].receipt, 60)
+    store.release(held[20].receipt)
+    store.reject(held[30].receipt, "why")
+    assert take(store, 1000) == [BATCH[20]]
+    clock.advance(11)
+    assert take(store, 1000) == [text for n, text in enumerate(BATCH) if n not in (10, 20, 30)]
+    assert peek(store, queue="q.dead") == [BATCH[30]]
+    store.settle(held[10].receipt)
+    assert stats(store)[:4] == (0, 0, 0, 0)
+
+
+def test_receipts_of_a_batch_whose_lease_ended_hold_until_it_is_leased_again(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH)
+    late = [held.receipt for held in lease(store, 250, seconds=10)]
+    clock.advance(11)
+    assert stats(store).ready == 250
+    assert store.ack(late[:100]).acked == 100
+    again = lease(store, 250, seconds=10)
+    assert texts(again) == BATCH[100:]
+    assert store.ack(late) == (0, late[100:], late[:100])
+    with pytest.raises(StaleReceipt):
+        store.settle(late[200])
+    with pytest.raises(StaleReceipt) as refused:
+        store.transact([*(held.receipt for held in again), late[101]], [])
+    assert refused.value.index == 150
+    assert stats(store).leased == 150
+    assert store.ack([held.receipt for held in again]) == (150, [], [])
+
+
+def test_old_and_new_receipts_of_a_batch_in_one_ack(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH[:20])
+    old = [held.receipt for held in lease(store, 20, seconds=1)]
+    clock.advance(2)
+    new_ones = [held.receipt for held in lease(store, 20, seconds=1)]
+    both = [receipt for pair in zip(old, new_ones, strict=True) for receipt in pair]
+    assert store.ack(both) == (20, old, [])
+
+
+def test_receipts_of_two_queues_batches_are_settled_in_one_ack(store: Store) -> None:
+    send(store, *BATCH[:20])
+    send(store, *BATCH[:20], queue="p")
+    receipts = [held.receipt for name in "pq" for held in lease(store, 20, queue=name)]
+    assert store.ack(receipts, "p") == (20, [], receipts[20:])
+    store.transact(receipts[20:], [])
+    assert stats(store).acked == stats(store, "p").acked == 20
+
+
+def test_a_receipt_that_names_another_queue_settles_nothing(store: Store) -> None:
+    send(store, "there", queue="p")
+    send(store, *BATCH[:20])
+    receipts = [str(held.receipt) for held in lease(store, 20)]
+    forged = [receipt.replace("q~", "p~") for receipt in receipts]
+    assert store.ack(forged) == (0, [], forged)
+    assert store.ack([*receipts, *forged]) == (20, [], forged)
+    assert stats(store)[:4] == (0, 0, 0, 0)
+    assert take(store, queue="p") == ["there"]
+
+
+def test_a_batch_received_too_often_is_dead_lettered_in_order(store: Store, clock: FakeClock) -> None:
+    configure(store, max_receives=2)
+    send(store, *BATCH)
+    for _ in range(2):
+        assert texts(lease(store, 1000, seconds=5)) == BATCH
+        clock.advance(6)
+    assert lease(store, 1000) == []
+    assert peek(store, queue="q.dead") == BATCH
+    assert stats(store).dead_lettered == stats(store).dead == 250
+    assert store.redrive("q") == 250
+    assert take(store, 1000) == BATCH
+
+
+def test_a_lower_max_receives_holds_for_a_batch_that_was_given_back_before(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH)
+    for _ in range(2):
+        lease(store, 1000, seconds=5)
+        clock.advance(6)
+        stats(store)
+    configure(store, max_receives=2)
+    send(store, "fresh")
+    assert texts(lease(store, 1000)) == ["fresh"]
+    assert peek(store, queue="q.dead") == BATCH
+
+
+def test_a_new_retention_holds_for_a_batch_that_is_there(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH)
+    held = lease(store, 100, seconds=60)
+    clock.advance(5)
+    configure(store, retention=10)
+    send(store, *BATCH[:20])
+    clock.advance(6)
+    assert stats(store).expired == 150
+    assert take(store, 1000) == BATCH[:20]
+    assert store.ack([one.receipt for one in held]).acked == 100
+
+
+def test_peek_pages_through_batches_and_tells_their_states(store: Store) -> None:
+    send(store, *BATCH)
+    send(store, "alone")
+    send(store, *BATCH, delay=5)
+    lease(store, 130, seconds=60)
+    pages: list[Message] = []
+    after = 0
+    while page := store.peek("q", limit=70, after=after):
+        assert len(page) == min(70, 501 - len(pages))
+        pages += page
+        after = page[-1].id
+    assert texts(pages) == [*BATCH, "alone", *BATCH]
+    assert [message.state for message in pages] == [State.LEASED] * 130 + [State.READY] * 121 + [State.DELAYED] * 250
+    assert [message.receive_count for message in pages] == [1] * 130 + [0] * 371
+    assert all((message.leased_until is not None) == (message.state is State.LEASED) for message in pages)
+    assert texts(store.peek("q", limit=5, state=State.READY)) == BATCH[130:135]
+    assert texts(store.peek("q", limit=1000, state=State.LEASED)) == BATCH[:130]
+
+
+def test_a_purge_removes_batches_ready_and_leased(store: Store) -> None:
+    send(store, *BATCH)
+    receipts = [held.receipt for held in lease(store, 100)]
+    send(store, "alone")
+    assert store.purge("q") == 251
+    assert stats(store)[:4] == (0, 0, 0, 0)
+    assert stats(store).bytes == 0
+    assert store.ack(receipts) == (0, [], receipts)
+
+
+def test_a_queue_deleted_with_batches_in_it_begins_empty(store: Store) -> None:
+    send(store, *BATCH)
+    receipts = [held.receipt for held in lease(store, 100)]
+    store.delete_queue("q")
+    send(store, *BATCH[:9])
+    assert store.ack(receipts) == (0, [], receipts)
+    assert take(store, 1000) == BATCH[:9]
+
+
+def test_a_transaction_settles_a_batch_and_takes_the_next(store: Store) -> None:
+    send(store, *BATCH)
+    first = lease(store, 100)
+    done = store.transact([held.receipt for held in first], [], Receive(("q",), 100, 30))
+    assert texts(done.messages) == BATCH[100:200]
+    done = store.transact(
+        [str(message.receipt) for message in done.messages], [("q", new("new"))], Receive(("q",), 100, 30)
+    )
+    assert texts(done.messages) == [*BATCH[200:], "new"]
+
+
+def test_a_reader_of_two_queues_fills_its_limit_from_batches_of_both(store: Store) -> None:
+    send(store, *BATCH[:30], queue="a")
+    send(store, *BATCH, queue="b")
+    got = store.receive(Receive(("a", "b"), 80, 30))
+    assert [(message.queue, message.text) for message in got] == [
+        *(("a", text) for text in BATCH[:30]),
+        *(("b", text) for text in BATCH[:50]),
+    ]
+
+
+def test_the_oldest_age_is_told_of_a_batch_too(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH)
+    clock.advance(3)
+    send(store, "alone")
+    assert stats(store).oldest_age == 3
+    take(store, 250)
+    assert stats(store).oldest_age == 0
+
+
+def test_full_is_counted_in_messages_of_batches(store: Store) -> None:
+    configure(store, max_messages=300)
+    send(store, *BATCH)
+    with pytest.raises(Exception, match="full"):
+        send(store, *BATCH[:51])
+    send(store, *BATCH[:50])
+    assert take(store, 1000) == BATCH + BATCH[:50]
+
+
+def test_a_late_one_of_a_run_whose_neighbours_are_leased_again_is_stale(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH[:20])
+    first = lease(store, 20, seconds=1)
+    clock.advance(2)
+    lease(store, 20)
+    for verb in (store.settle, store.release, store.reject):
+        with pytest.raises(StaleReceipt):
+            verb(first[5].receipt)
+    with pytest.raises(StaleReceipt):
+        store.extend(first[5].receipt, 9)
+    assert stats(store).leased == 20
+
+
+def test_a_read_of_one_takes_the_head_of_a_batch(store: Store) -> None:
+    send(store, *BATCH)
+    assert lease_one(store).text == BATCH[0]
+    assert lease_one(store).text == BATCH[1]
+    assert stats(store)[:2] == (248, 2)

@@ -1,0 +1,109 @@
+"""How batches lie in the SQLite file: packed as long as they are taken and settled whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.model import Receive
+from storage.sqlite import SqliteStore
+from storage.sqlite_runs import LONGEST, SHORTEST
+from tests.conformance.shorthand import configure, lease, new, peek, send, stats, take
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture
+def store(path: Path) -> SqliteStore:
+    return SqliteStore(path)
+
+
+def rows(path: Path) -> tuple[int, int]:
+    """How many messages have a row of their own, and how many runs there are."""
+    connection = apsw.Connection(str(path))
+    found: tuple[int, int] = connection.execute(
+        "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM runs)"
+    ).get
+    connection.close()
+    return found
+
+
+def test_a_batch_that_is_leased_and_acked_whole_never_has_a_row_a_message(store: SqliteStore, path: Path) -> None:
+    send(store, *map(str, range(1000)))
+    assert rows(path) == (0, 1000 // LONGEST)
+    held = lease(store, 1000)
+    assert rows(path) == (0, 1000 // LONGEST)
+    assert store.ack([one.receipt for one in held]).acked == 1000
+    assert rows(path) == (0, 0)
+    store.close()
+
+
+def test_limits_that_are_multiples_of_the_longest_run_unpack_nothing(store: SqliteStore, path: Path) -> None:
+    send(store, *map(str, range(500)))
+    held = lease(store, LONGEST)
+    done = store.transact([one.receipt for one in held], [], Receive(("q",), 2 * LONGEST, 30))
+    assert len(done.messages) == 2 * LONGEST
+    assert rows(path) == (0, 4)
+    store.close()
+
+
+def test_to_settle_one_unpacks_its_run_and_no_other(store: SqliteStore, path: Path) -> None:
+    send(store, *map(str, range(300)))
+    held = lease(store, 300)
+    store.settle(held[150].receipt)
+    assert rows(path) == (LONGEST - 1, 2)
+    store.close()
+
+
+def test_looking_unpacks_nothing(store: SqliteStore, path: Path) -> None:
+    send(store, *map(str, range(300)))
+    assert len(peek(store)) == 300
+    assert stats(store).ready == 300
+    assert take(store, recipient="ann") == []
+    assert rows(path) == (0, 3)
+    store.close()
+
+
+def test_stale_receipts_unpack_nothing(store: SqliteStore, path: Path) -> None:
+    send(store, *map(str, range(300)))
+    held = lease(store, 300)
+    stale = [one.receipt[:-1] + ("0" if one.receipt[-1] != "0" else "1") for one in held]
+    assert store.ack(stale).stale == stale
+    assert rows(path) == (0, 3)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"key": "k"}, {"priority": 1}, {"recipient": "ann"}, {"delay": 1}, {"ttl": 9}, {"attributes": {"a": "x" * 9_000}}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_messages_that_are_not_plain_or_not_small_are_not_packed(
+    store: SqliteStore, path: Path, fields: dict[str, object]
+) -> None:
+    store.send("q", [new(str(n), **fields) for n in range(50)])
+    assert rows(path) == (50, 0)
+    store.close()
+
+
+def test_a_queue_with_a_retention_packs_nothing(store: SqliteStore, path: Path) -> None:
+    configure(store, retention=60)
+    send(store, *map(str, range(50)))
+    assert rows(path) == (50, 0)
+    store.close()
+
+
+@pytest.mark.parametrize("count", range(SHORTEST - 1, 3 * LONGEST + SHORTEST, 13))
+def test_no_run_is_too_short_or_too_long(store: SqliteStore, path: Path, count: int) -> None:
+    send(store, *map(str, range(count)))
+    connection = apsw.Connection(str(path))
+    lengths = [row[0] for row in connection.execute("SELECT count FROM runs")]
+    connection.close()
+    assert sum(lengths) == (count if count >= SHORTEST else 0)
+    assert all(SHORTEST <= length < LONGEST + SHORTEST for length in lengths)
+    store.close()

@@ -50,7 +50,7 @@ class Administration:
     def settings(self, queue: str | None = None) -> tuple[dict[str, Any], str | None]:
         """A queue's settings, and their ETag for put_settings. Raises NotFound."""
         reply = self._transport.call("GET", self._path(queue))
-        return dict(json.loads(reply.body)["settings"]), reply.headers.get("ETag")
+        return dict(json.loads(reply.body)["settings"]), reply.headers.get("etag")
 
     def put_settings(
         self, settings: Mapping[str, Any], *, if_match: str | None = None, queue: str | None = None

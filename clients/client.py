@@ -252,7 +252,7 @@ def _documents(reply: Reply) -> list[dict[str, Any]]:
     content = json.loads(reply.body)
     if isinstance(content, list):
         return content
-    for name, header in (("id", "Message-Id"), ("sent_at", "Message-Sent-At"), ("queue", "Message-Queue")):
+    for name, header in (("id", "message-id"), ("sent_at", "message-sent-at"), ("queue", "message-queue")):
         if header in reply.headers:
             content.setdefault(name, reply.headers[header])
     return [content]

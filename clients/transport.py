@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
+from clients.direct import Answer, Direct
 from clients.errors import ProblemError, Unreachable, problem
 
 FIRST_PAUSE = 0.05  # seconds before the second retry; doubled at each one after it
@@ -55,6 +56,10 @@ class Transport:
         if trust_env:
             found = requests.Session().merge_environment_settings(self.url, {}, None, verify, None)
             self._options = {"verify": found["verify"], "proxies": found["proxies"]}
+        self._path = parts.path.rstrip("/")
+        self._host = parts.netloc.rpartition("@")[2]
+        proxied = any(self._options["proxies"].get(name) for name in ("http", "all"))
+        self._address = None if parts.scheme == "https" or proxied else (parts.hostname, parts.port or 80)
         self._closing = threading.Event()
         self._connect()
 
@@ -74,15 +79,17 @@ class Transport:
         A refusal with one of the statuses `done_if_lost` after a try whose reply was lost is a success too: it
         was that try which did it. Raises ProblemError, or Unreachable when no try was answered in time.
         """
-        request = self._request(method, path, body, headers)
+        ask = (
+            self._direct_call(method, path, body, headers) if self._address else self._call(method, path, body, headers)
+        )
         give_up = time.monotonic() + (self._retry_for if retry_for is None else retry_for)
         tries, lost = 0, False
         while True:
             tries += 1
             fault: ProblemError | Unreachable
             try:
-                status, got, content = self._try_once(request, waits)
-            except requests.RequestException as error:
+                status, got, content = self._try_once(ask, waits)
+            except (requests.RequestException, OSError) as error:
                 fault, lost = Unreachable(f"{self.url} does not answer: {_reason(error)}"), True
             else:
                 if 200 <= status < 300:
@@ -100,41 +107,60 @@ class Transport:
     def close(self) -> None:
         """Close idle connections; calls that wait for their next try give up."""
         self._closing.set()
+        self._direct.close()
         self._adapter.close()
 
     def _connect(self) -> None:
+        self._direct = Direct(*(self._address or ("", 0)), CONNECTIONS_KEPT)
         # An adapter, not a Session: it is safe to share between threads, and looks up no proxy, cookie, netrc
         # or redirect at each call, which is half of what a request costs.
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
         self._process = os.getpid()
 
-    def _request(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
-    ) -> requests.PreparedRequest:
-        request = requests.PreparedRequest()
-        request.method = method
-        request.url = self.url + path
-        request.headers = CaseInsensitiveDict(self._headers)
-        request.headers.update(headers or {})
-        request.hooks = {}
-        if body is not None:
-            request.body = body
-            request.headers.setdefault("Content-Type", "application/json")
-        if body is not None or method not in ("GET", "HEAD"):
-            request.headers["Content-Length"] = str(len(body or b""))
-        return request
-
-    def _try_once(self, request: requests.PreparedRequest, waits: float) -> tuple[int, Mapping[str, str], bytes]:
+    def _try_once(self, ask: Callable[[float], Answer], waits: float) -> Answer:
         if self._process != os.getpid():  # a fork: the connections are the parent's
+            self._direct.close()
             self._connect()
-        response = self._adapter.send(request, timeout=(self._timeout, self._timeout + waits), **self._options)
-        return response.status_code, response.headers, response.content  # reading it all frees the connection
+        return ask(waits)
+
+    def _direct_call(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> Callable[[float], Answer]:
+        lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in self._all_headers(method, body, headers).items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        timeout, bodiless = self._timeout, method == "HEAD"
+        return lambda waits: self._direct.ask(head, body or b"", timeout, timeout + waits, bodiless)
+
+    def _call(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> Callable[[float], Answer]:
+        request = requests.PreparedRequest()
+        request.method, request.url, request.body, request.hooks = method, self.url + path, body, {}
+        request.headers = CaseInsensitiveDict(self._all_headers(method, body, headers))
+
+        def ask(waits: float) -> Answer:
+            response = self._adapter.send(request, timeout=(self._timeout, self._timeout + waits), **self._options)
+            return response.status_code, response.headers, response.content  # reading it all frees the connection
+
+        return ask
+
+    def _all_headers(self, method: str, body: bytes | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+        found = {**self._headers, **(headers or {})}
+        if body is not None:
+            found.setdefault("Content-Type", "application/json")
+        if body is not None or method not in ("GET", "HEAD"):
+            found["Content-Length"] = str(len(body or b""))
+        for name, value in found.items():
+            if "\r" in value or "\n" in value:
+                raise ValueError(f"{name} has a line break in it")
+        return found
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from a Retry-After header that says so."""
     try:
-        return max(0.0, float(headers["Retry-After"]))
+        return max(0.0, float(headers["retry-after"]))
     except (KeyError, ValueError):
         return None
 
@@ -151,13 +177,14 @@ def _pause(tries: int, fault: ProblemError | Unreachable, left: float) -> float:
     return min(left, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 2, 16)) * random.uniform(0.5, 1.0))
 
 
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.Timeout):
+def _reason(error: requests.RequestException | OSError) -> str:
+    if isinstance(error, requests.Timeout | TimeoutError):
         return "no reply in time"
     text = str(error)
     for sign, reason in (
         ("refused", "connection refused"),
-        ("resolve", "no such host"),
+        ("resol", "no such host"),
+        ("No address", "no such host"),
         ("Name or service", "no such host"),
         ("SSL", "TLS: the certificate or the protocol is not accepted"),
     ):

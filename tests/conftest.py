@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,11 @@ import pytest
 from tests.live import LiveServer
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """A run in the background of a shell ignores SIGINT, and so would the processes that tests start and interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

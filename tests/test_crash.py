@@ -394,8 +394,13 @@ def _assert_sound(database: Path) -> None:
             """
             SELECT name, ready, leased, delayed, blocked FROM queues WHERE name IS NOT NULL
             EXCEPT
-            SELECT name, total(state = 0), total(state = 1), total(state = 2), total(state = 3)
-              FROM queues LEFT JOIN messages ON queue_id = queues.id GROUP BY queues.id
+            SELECT name, total((state = 0) * count), total((state = 1) * count), total((state = 2) * count),
+                   total((state = 3) * count)
+              FROM queues
+              LEFT JOIN (SELECT queue_id, state, 1 AS count FROM messages
+                          UNION ALL
+                         SELECT queue_id, state, count FROM runs) ON queue_id = queues.id
+             GROUP BY queues.id
             """
         ).fetchall()
         assert counts == []

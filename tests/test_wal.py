@@ -155,13 +155,13 @@ def test_the_log_stays_small_however_long_writers_readers_and_polls_go_on__row_2
         while time.monotonic() < ends:
             most = max(most, log.stat().st_size)
             time.sleep(0.02)
-        times = _times_begun_anew(log) - before
+        await_true(lambda: _times_begun_anew(log) - before >= 2)
+        times, most = _times_begun_anew(log) - before, max(most, log.stat().st_size)
         for poll in polls:
             poll.result()
         verdict = load.finish()
     print(verdict.row(f"load for {seconds:g} s: the log at most {most / MB:.1f} MB, begun anew", times))
     assert verdict.faultless, verdict
-    assert times >= 2
     assert most < 16 * MB
 
 
@@ -176,6 +176,7 @@ def test_the_log_is_bounded_again_once_a_reader_goes_that_held_it_under_load__ro
             await_true(lambda: log.stat().st_size > 0)
             reader.execute("BEGIN; SELECT count(*) FROM messages").fetchall()
             time.sleep(seconds)
+            await_true(lambda: log.stat().st_size > 5 * MB)  # more than it is let grow to when nobody holds it
             held, before = log.stat().st_size, _times_begun_anew(log)
             reader.execute("COMMIT")
         await_true(lambda: _times_begun_anew(log) > before and log.stat().st_size <= MAX_WAL)
@@ -183,7 +184,6 @@ def test_the_log_is_bounded_again_once_a_reader_goes_that_held_it_under_load__ro
         verdict = load.finish()
     print(verdict.row(f"reader open for {seconds:g} s: the log {held / MB:.1f} MB, then {after / MB:.1f} MB", 1))
     assert verdict.faultless, verdict
-    assert held > 4 * MB
 
 
 def test_a_grown_log_is_cut_although_nothing_is_written_any_more__row_20(

@@ -14,6 +14,7 @@ from typing import Any
 from bottle import Bottle, HTTPError, HTTPResponse, request
 
 from doors import answer, parse, wire
+from doors.serverless import LambdaHandler
 from settings import Settings
 from storage import errors, open_store
 from storage.model import Store, check_queue_name
@@ -265,3 +266,4 @@ def _is_utf8(path: str) -> bool:
 
 
 app = make_app()
+lambda_handler = LambdaHandler(app)

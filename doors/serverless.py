@@ -1,0 +1,76 @@
+"""The service as an AWS Lambda function, behind API Gateway (payloads 1.0 and 2.0) or a function URL.
+
+A function keeps no disk from one request to the next, so its messages are in PostgreSQL. docs/deploy.md has the recipe.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from settings import BadSetting, Settings
+
+Event = dict[str, Any]
+Handler = Callable[[Event, Any], dict[str, Any]]
+
+# What a reply of these types holds is UTF-8; all else goes out as base64, as Lambda wants it.
+_TEXT = ("text/", "application/json", "application/problem+json", "application/x-ndjson")
+
+
+class App(Protocol):
+    """A WSGI application that knows its settings."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any], /) -> Any: ...
+
+
+class LambdaHandler:
+    """Answers Lambda's events through a WSGI application. Raises BadSetting, at every event, where that is unsafe."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._handler: Handler | None = None
+        self._making = threading.Lock()
+
+    def __call__(self, event: Event, context: object) -> dict[str, Any]:
+        if self._handler is None:
+            with self._making:
+                self._handler = self._handler or _make(self._app)
+        return self._handler(_without_prefix(event), context)
+
+
+def _make(app: App) -> Handler:
+    _refuse_unsafe(app.settings)
+    from apig_wsgi import make_lambda_handler  # of the extra `lambda`: only who calls this needs it
+
+    return make_lambda_handler(app, binary_support=True, non_binary_content_type_prefixes=_TEXT)
+
+
+def _refuse_unsafe(settings: Settings) -> None:
+    if settings.database_url.startswith("sqlite:"):
+        raise BadSetting(
+            "QUEUE_DATABASE_URL names a SQLite file, and a Lambda function's disk goes with it, messages and all; "
+            "name a PostgreSQL database"
+        )
+    if not settings.allow_anonymous:
+        raise BadSetting(
+            "anybody who can call this function could read and write; "
+            "set QUEUE_ALLOW_ANONYMOUS=yes if AWS asks for credentials before it"
+        )
+
+
+def _without_prefix(event: Event) -> Event:
+    """The event with its path as the service's own: without the stage, or the base path of a custom domain."""
+    name = "rawPath" if "rawPath" in event else "path"
+    return event | {name: _own_path(event, event[name])}
+
+
+def _own_path(event: Event, path: str) -> str:
+    proxy: str | None = (event.get("pathParameters") or {}).get("proxy")
+    if proxy is not None:  # the route is /{proxy+}: what it has matched is all of our path
+        return "/" + "/".join(path.split("/")[-proxy.count("/") - 1 :])
+    stage = "/" + event.get("requestContext", {}).get("stage", "$default")
+    return path.removeprefix(stage) if path.startswith(stage + "/") else path

@@ -143,12 +143,13 @@ def _refuse_unfit_place(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise UnusableDatabase(f"the directory {folder} does not exist")
+    # The log and the lock live beside the file, so the directory too must be writable.
+    if not os.access(folder, os.W_OK | os.X_OK):  # first: what is in a directory that is closed to us cannot be asked
+        raise UnusableDatabase(f"{folder} is not writable")
     if path.is_dir():
         raise UnusableDatabase(f"{path} is a directory")
-    # The log and the lock live beside the file, so the directory too must be writable.
-    for place in (folder, path):
-        if place.exists() and not os.access(place, os.W_OK):
-            raise UnusableDatabase(f"{place} is not writable")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UnusableDatabase(f"{path} is not writable")
     kind = _filesystem(folder)
     if kind in _NETWORK:
         raise UnusableDatabase(f"{folder} is on a network filesystem ({kind}), where SQLite's locks do not hold")

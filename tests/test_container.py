@@ -1,0 +1,176 @@
+"""The container recipe: the Dockerfile's and compose.yaml's own commands, run as a container would run them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.container import Container, Image, build, container, context, instructions
+from tests.live import REPOSITORY, await_true
+
+STEPS = instructions((REPOSITORY / "Dockerfile").read_text())
+COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
+USER = "10001:10001"
+
+
+def values(name: str) -> list[str]:
+    return [step.value for step in STEPS if step.name == name]
+
+
+def test_the_image_takes_what_the_service_needs_and_no_more() -> None:
+    copied = set(context())
+    assert {"handler.py", "settings.py", "gunicorn.conf.py", "requirements.txt", "storage/sqlite.sql"} <= copied
+    tops = {Path(name).parts[0] for name in copied}
+    assert tops == {"handler.py", "settings.py", "gunicorn.conf.py", "requirements.txt", "doors", "storage", "clients"}
+    assert not [name for name in copied if "__pycache__" in name or ".db" in name]
+
+
+def test_the_image_is_small_and_runs_as_nobody_in_particular() -> None:
+    assert all(image.split()[0].endswith("-slim") for image in values("FROM"))
+    assert values("USER") == [USER]
+    assert "--require-hashes" in values("RUN")[0]
+    assert "curl" not in " ".join(step.value for step in STEPS)
+    assert [step.value[0] for step in STEPS if step.name == "CMD"] == ["["]
+
+
+def test_every_service_of_compose_gives_up_what_it_does_not_need() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_compose_waits_for_longer_than_a_stop_takes() -> None:
+    graceful = re.search(r"^graceful_timeout = (\d+)", (REPOSITORY / "gunicorn.conf.py").read_text(), re.MULTILINE)
+    assert graceful is not None
+    assert int(COMPOSE["services"]["queue"]["stop_grace_period"].removesuffix("s")) > int(graceful[1])
+
+
+def can_contain() -> str:
+    """Why there can be no container here; "" where there can."""
+    if os.getuid() != 0:
+        return "only root may lay out a container's files"
+    with TemporaryDirectory() as scratch:
+        for name in ("upper", "work", "root"):
+            Path(scratch, name).mkdir()
+        told = f"lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work"
+        mount = ["mount", "-t", "overlay", "-o", told, "overlay", f"{scratch}/root"]
+        tried = subprocess.run(
+            ["unshare", "--mount", "--pid", "--net", "--fork", *mount], capture_output=True, check=False, text=True
+        )
+    return tried.stderr.strip()
+
+
+WHY_NOT = can_contain()
+contained = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it can")]
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Image]:
+    python = base_python()
+    if python is None:
+        pytest.skip("no Python here has pip, as the base image's has")
+    with TemporaryDirectory(prefix="queue-image-") as directory:
+        Path(directory).chmod(0o755)
+        yield build(Path(directory), python)
+
+
+def base_python() -> str | None:
+    """The base image's minor, if this machine has it; else the Python of this run."""
+    minor = values("FROM")[0].split(":")[1].split("-")[0]
+    for candidate in (f"python{minor}", sys.executable):
+        told = subprocess.run(
+            [candidate, "-c", "import sys; print(sys._base_executable)"], capture_output=True, check=False, text=True
+        ) if shutil.which(candidate) else None  # fmt: skip
+        if told and told.returncode == 0:
+            python = told.stdout.strip()
+            if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
+                return python
+    return None
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    """A volume as a new named one is: the image's directory, its owner's."""
+    with TemporaryDirectory(prefix="queue-data-") as directory:
+        os.chown(directory, *map(int, USER.split(":")))
+        yield Path(directory)
+
+
+@contextmanager
+def queue_of_compose(image: Image, data: Path) -> Iterator[Container]:
+    """The service `queue` as compose.yaml has it, healthy."""
+    service = COMPOSE["services"]["queue"]
+    assert service["volumes"] == ["data:/data"]
+    with container(image, volumes={data: "/data"}, environment=service["environment"]) as running:
+        await_true(lambda: running.process.poll() is not None or is_healthy(running))
+        assert running.process.poll() is None, running.process.communicate()
+        yield running
+
+
+def is_healthy(running: Container) -> bool:
+    return running.execute(*running.image.healthcheck).returncode == 0
+
+
+class TestContained:
+    pytestmark = contained
+
+    def test_without_a_word_on_who_may_do_what_the_start_is_refused(self, image: Image, data: Path) -> None:
+        with container(image, volumes={data: "/data"}) as running:
+            output, _ = running.process.communicate(timeout=30)
+        assert running.process.returncode == 1
+        assert "QUEUE_ALLOW_ANONYMOUS" in output.decode()
+
+    def test_a_volume_of_another_owner_is_refused_in_one_sentence(self, image: Image, tmp_path: Path) -> None:
+        with container(image, volumes={tmp_path: "/data"}, environment={"QUEUE_ALLOW_ANONYMOUS": "yes"}) as running:
+            output, _ = running.process.communicate(timeout=30)
+        assert running.process.returncode == 1
+        assert output.decode().strip().splitlines()[-1].endswith("/data is not writable")
+
+    def test_messages_outlive_the_container(self, image: Image, data: Path) -> None:
+        with queue_of_compose(image, data) as running:
+            assert running.execute("id", "-u").stdout == "10001\n"
+            assert running.execute("touch", "/app/x").returncode != 0
+            assert running.execute("touch", "/x").returncode != 0
+            sent = running.execute("sh", "-c", "echo a line | python -m clients send --queue jobs")
+            assert sent.returncode == 0, sent.stderr
+            assert running.stop() == 0
+        with queue_of_compose(image, data) as running:
+            got = running.execute(*["python", "-m", "clients", "receive", "--queue", "jobs"])
+            assert got.stdout == "a line\n", got.stderr
+            url = "sqlite:////data/queue.db"
+            tools = [running.execute("python", "-m", "storage", verb, url) for verb in ("check", "vacuum")]
+            assert [(tool.returncode, tool.stderr) for tool in tools] == [(0, ""), (0, "")]
+
+    def test_a_dead_service_is_unhealthy(self, image: Image, data: Path) -> None:
+        with container(image, "sleep", "60", volumes={data: "/data"}) as running:
+            assert running.execute("true").returncode == 0
+            assert not is_healthy(running)
+
+    def test_the_copy_job_of_compose_copies_a_file(self, image: Image, data: Path, tmp_path: Path) -> None:
+        job = COMPOSE["services"]["copy"]
+        assert job["volumes"] == [".:/files"]
+        source = tmp_path / "source"
+        source.write_bytes(b"\n".join(b"%d" % number for number in range(5_000)) + b"\r\n\0no end of line")
+        (tmp_path / "clients").mkdir()  # of the user's own, which is not to be taken for ours
+        os.chown(tmp_path, 4_321, 4_321)
+        with queue_of_compose(image, data) as running, container(
+            image, *(word.replace("//queue:", "//127.0.0.1:") for word in job["entrypoint"]), "source", "copy",
+            volumes={tmp_path: "/files"}, workdir=job["working_dir"], environment=job["environment"], user="4321:4321",
+            beside=running,
+        ) as copying:  # fmt: skip
+            output, _ = copying.process.communicate(timeout=60)
+            assert copying.process.returncode == 0, output.decode()
+        assert (tmp_path / "copy").read_bytes() == source.read_bytes()

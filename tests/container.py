@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -69,9 +69,8 @@ class Container:
     @property
     def pid(self) -> int:
         """Of its first process, as this machine counts them."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        await_true(lambda: bool(children.read_text()))
-        return int(children.read_text())
+        await_true(lambda: bool(_children(self.process)))
+        return int(_children(self.process))
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """A command run in it, as its user, as `docker exec` and a health check are."""
@@ -151,7 +150,23 @@ def container(
         try:
             yield Container(image, process, user)
         finally:
-            process.kill()  # and with unshare its container: --kill-child
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """unshare, and first its container; it would live on (--kill-child ends at a change of user)."""
+    for first in _children(process).split():
+        with suppress(ProcessLookupError):
+            os.kill(int(first), signal.SIGKILL)
+    process.kill()
+
+
+def _children(process: subprocess.Popen[bytes]) -> str:
+    """Process ids; none once it has ended."""
+    try:
+        return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _base(layer: Path, python: str) -> Image:
@@ -224,7 +239,7 @@ def _start(
     told["own_network"] = mode == "ro" and beside is None
     network = ["--net"] if told["own_network"] else []
     enter = ["nsenter", f"--target={beside.pid}", "--net"] if beside else []
-    unshare = ["unshare", "--mount", "--pid", "--ipc", *network, "--fork", "--kill-child"]
+    unshare = ["unshare", "--mount", "--pid", "--ipc", *network, "--fork"]
     return subprocess.Popen(
         [*enter, *unshare, sys.executable, str(REPOSITORY / "tests/container_init.py"), json.dumps(told)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

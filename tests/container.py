@@ -19,8 +19,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 from tests.live import REPOSITORY, STOPS_WITHIN, await_true
@@ -112,7 +113,7 @@ def build(directory: Path, python: str) -> Image:
     for step in instructions((REPOSITORY / "Dockerfile").read_text()):
         if step.name == "FROM":
             name = step.value.partition(" AS ")[2] or "last"
-            image = stages[name] = _base(directory / name, python)
+            image = stages[name] = base_image(directory / name, python)
         elif step.name == "COPY" and "from" in step.flags:
             source, target = step.words
             shutil.copytree(stages[step.flags["from"]].layer / source[1:], image.layer / target[1:], symlinks=True)
@@ -153,6 +154,37 @@ def container(
             _kill(process)
 
 
+@cache
+def why_not() -> str:
+    """Why there can be no container here; "" where there can."""
+    if os.getuid() != 0:
+        return "only root may lay out a container's files"
+    with TemporaryDirectory() as scratch:
+        for name in ("upper", "work", "root"):
+            Path(scratch, name).mkdir()
+        told = f"lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work"
+        mount = ["mount", "-t", "overlay", "-o", told, "overlay", f"{scratch}/root"]
+        tried = subprocess.run(
+            ["unshare", "--mount", "--pid", "--net", "--fork", *mount], capture_output=True, check=False, text=True
+        )
+    return tried.stderr.strip()
+
+
+def base_python() -> str | None:
+    """The base image's minor, if this machine has it; else the Python of this run."""
+    minor = re.search(r"^FROM python:([0-9.]+)", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+    assert minor is not None
+    for candidate in (f"python{minor[1]}", sys.executable):
+        told = subprocess.run(
+            [candidate, "-c", "import sys; print(sys._base_executable)"], capture_output=True, check=False, text=True
+        ) if shutil.which(candidate) else None  # fmt: skip
+        if told and told.returncode == 0:
+            python = told.stdout.strip()
+            if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
+                return python
+    return None
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """unshare, and first its container; it would live on (--kill-child ends at a change of user)."""
     for first in _children(process).split():
@@ -169,19 +201,21 @@ def _children(process: subprocess.Popen[bytes]) -> str:
         return ""
 
 
-def _base(layer: Path, python: str) -> Image:
+def base_image(layer: Path, python: str) -> Image:
+    """This system, with that Python as python and python3, and an empty layer over it."""
     local = layer / "usr/local/bin"
     local.mkdir(parents=True)
     (layer / "root").mkdir()  # with rights of its own: a Python under /root is for all then
-    (local / "python").write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
-    (local / "python").chmod(0o755)
+    for name in ("python", "python3"):
+        (local / name).write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
+        (local / name).chmod(0o755)
     return Image(layer)
 
 
 def _follow(step: Instruction, image: Image) -> None:
     match step.name:
         case "RUN":
-            _run(image, step.value)
+            run(image, step.value)
         case "COPY":
             _copy_context(image, step.words)
         case "ENV":
@@ -208,7 +242,8 @@ def _follow(step: Instruction, image: Image) -> None:
             raise NotImplementedError(step.name)
 
 
-def _run(image: Image, line: str) -> None:
+def run(image: Image, line: str) -> None:
+    """A RUN: a shell's line, as root, that may write. Raises AssertionError with what it printed."""
     machine = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "proxy" in name.lower()}
     image = Image(**vars(image) | {"environment": machine | image.environment})
     process = _start(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-import sys
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.container import Container, Image, build, container, context, instructions
+from tests.container import Container, Image, base_python, build, container, context, instructions, why_not
 from tests.live import REPOSITORY, await_true
 
 STEPS = instructions((REPOSITORY / "Dockerfile").read_text())
@@ -58,23 +56,7 @@ def test_compose_waits_for_longer_than_a_stop_takes() -> None:
     assert int(COMPOSE["services"]["queue"]["stop_grace_period"].removesuffix("s")) > int(graceful[1])
 
 
-def can_contain() -> str:
-    """Why there can be no container here; "" where there can."""
-    if os.getuid() != 0:
-        return "only root may lay out a container's files"
-    with TemporaryDirectory() as scratch:
-        for name in ("upper", "work", "root"):
-            Path(scratch, name).mkdir()
-        told = f"lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work"
-        mount = ["mount", "-t", "overlay", "-o", told, "overlay", f"{scratch}/root"]
-        tried = subprocess.run(
-            ["unshare", "--mount", "--pid", "--net", "--fork", *mount], capture_output=True, check=False, text=True
-        )
-    return tried.stderr.strip()
-
-
-WHY_NOT = can_contain()
-contained = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it can")]
+contained = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")]
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +67,6 @@ def image() -> Iterator[Image]:
     with TemporaryDirectory(prefix="queue-image-") as directory:
         Path(directory).chmod(0o755)
         yield build(Path(directory), python)
-
-
-def base_python() -> str | None:
-    """The base image's minor, if this machine has it; else the Python of this run."""
-    minor = values("FROM")[0].split(":")[1].split("-")[0]
-    for candidate in (f"python{minor}", sys.executable):
-        told = subprocess.run(
-            [candidate, "-c", "import sys; print(sys._base_executable)"], capture_output=True, check=False, text=True
-        ) if shutil.which(candidate) else None  # fmt: skip
-        if told and told.returncode == 0:
-            python = told.stdout.strip()
-            if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
-                return python
-    return None
 
 
 @pytest.fixture
@@ -148,11 +116,15 @@ class TestContained:
             assert sent.returncode == 0, sent.stderr
             assert running.stop() == 0
         with queue_of_compose(image, data) as running:
-            got = running.execute(*["python", "-m", "clients", "receive", "--queue", "jobs"])
+            got = running.execute("python", "-m", "clients", "receive", "--queue", "jobs")
             assert got.stdout == "a line\n", got.stderr
-            url = "sqlite:////data/queue.db"
-            tools = [running.execute("python", "-m", "storage", verb, url) for verb in ("check", "vacuum")]
-            assert [(tool.returncode, tool.stderr) for tool in tools] == [(0, ""), (0, "")]
+            typed = re.findall(
+                r"^\$ docker exec queue (.+)$", (REPOSITORY / "docs/deploy.md").read_text(), re.MULTILINE
+            )
+            assert len(typed) == 3
+            for line in [*typed, "python -m storage vacuum sqlite:////data/queue.db"]:
+                tool = running.execute(*shlex.split(line))
+                assert (tool.returncode, tool.stderr) == (0, "")
 
     def test_a_dead_service_is_unhealthy(self, image: Image, data: Path) -> None:
         with container(image, "sleep", "60", volumes={data: "/data"}) as running:

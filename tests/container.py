@@ -56,7 +56,6 @@ class Image:
     command: list[str] = field(default_factory=list)
     healthcheck: list[str] = field(default_factory=list)
     stop_signal: str = "SIGTERM"
-    volumes: list[str] = field(default_factory=list)
 
 
 class Container:
@@ -234,9 +233,7 @@ def _follow(step: Instruction, image: Image) -> None:
             image.healthcheck = step.words
         case "STOPSIGNAL":
             image.stop_signal = step.value
-        case "VOLUME":
-            image.volumes = step.words
-        case "LABEL" | "EXPOSE":
+        case "LABEL" | "EXPOSE" | "VOLUME":
             pass
         case _:
             raise NotImplementedError(step.name)

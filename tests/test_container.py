@@ -70,7 +70,7 @@ def image() -> Iterator[Image]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Iterator[Path]:
+def data() -> Iterator[Path]:
     """A volume as a new named one is: the image's directory, its owner's."""
     with TemporaryDirectory(prefix="queue-data-") as directory:
         os.chown(directory, *map(int, USER.split(":")))

@@ -13,7 +13,7 @@ from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse, request
 
-from doors import answer, parse, wire
+from doors import answer, openapi, origin, page, parse, wire
 from doors.serverless import LambdaHandler
 from settings import Settings
 from storage import errors, open_store
@@ -25,12 +25,14 @@ _log = logging.getLogger("queue_service")
 PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     errors.InvalidInput: (400, "invalid_input", "The request is not valid"),
     wire.BadRequest: (400, "bad_request", "The request cannot be read"),
+    wire.CrossOrigin: (403, "cross_origin", "Another origin's page may not do this"),
     errors.QueueNotFound: (404, "queue_not_found", "No such queue"),
     errors.MessageNotFound: (404, "message_not_found", "No such message"),
     errors.StaleReceipt: (409, "stale_receipt", "The receipt does not hold any more"),
     errors.PreconditionFailed: (412, "precondition_failed", "The settings have changed"),
     wire.BodyTooLarge: (413, "body_too_large", "The body is too large"),
     wire.UnsupportedMediaType: (415, "unsupported_media_type", "The body's type is not taken"),
+    wire.UnknownHost: (421, "unknown_host", "The service is not called by this name"),
     errors.IdempotencyMismatch: (422, "idempotency_mismatch", "The Idempotency-Key belongs to another request"),
     errors.QueueFull: (429, "queue_full", "The queue is full"),
     errors.Busy: (503, "busy", "The service is busy"),
@@ -90,6 +92,7 @@ def _mount_routes(service: Application) -> Bottle:
     app = Bottle()
     app.install(_answer_faults)
     app.default_error_handler = _problem_of_routing
+    app.add_hook("before_request", lambda: _refuse_strangers(service.settings))
     _mount_messages(app, service)
     _mount_queues(app, service)
     _mount_operations(app, service)
@@ -144,7 +147,8 @@ def _mount_messages(app: Bottle, service: Application) -> None:
     def ack(queue: str | None = None) -> HTTPResponse:
         parse.nothing(request.environ)
         receipts = parse.receipts(request.environ, service.body())
-        return answer.value(service.store.ack(receipts, queue)._asdict())
+        named = None if queue is None else check_queue_name(queue)
+        return answer.value(service.store.ack(receipts, named)._asdict())
 
     @app.post("/transactions")
     def transact() -> HTTPResponse:
@@ -200,6 +204,18 @@ def _mount_queues(app: Bottle, service: Application) -> None:
 
 
 def _mount_operations(app: Bottle, service: Application) -> None:
+    @app.get("/")
+    def index() -> HTTPResponse:
+        return answer.value(page.guide(request.environ.get("HTTP_HOST", "localhost")))
+
+    @app.get("/docs")
+    def docs() -> HTTPResponse:
+        return page.docs()
+
+    @app.get("/openapi.json")
+    def document() -> HTTPResponse:
+        return answer.value(openapi.document())
+
     @app.get("/health")
     def health() -> HTTPResponse:
         return answer.value({"status": "alive"})
@@ -208,6 +224,12 @@ def _mount_operations(app: Bottle, service: Application) -> None:
     def ready() -> HTTPResponse:
         service.store.check_ready()
         return answer.value({"status": "ready"})
+
+
+def _refuse_strangers(settings: Settings) -> None:
+    fault = origin.objection(request.environ, only_local_names=settings.trusts_loopback)
+    if fault is not None:
+        raise _problem_of_fault(fault)
 
 
 def _answer_faults(route: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:

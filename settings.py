@@ -6,6 +6,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 class BadSetting(Exception):
@@ -32,7 +33,12 @@ class Settings:
     @property
     def is_private(self) -> bool:
         """Whether only this machine can reach the service."""
-        return ipaddress.ip_address(self.host).is_loopback
+        return _is_loopback(self.host)
+
+    @property
+    def trusts_loopback(self) -> bool:
+        """Whether to reach the service on this machine is all that is asked of a client."""
+        return self.is_private and not self.allow_anonymous
 
     @property
     def pollers(self) -> int:
@@ -53,6 +59,11 @@ class Settings:
             max_body=_number(env, "QUEUE_MAX_BODY", default.max_body, 1, 256 * 1024 * 1024),
             allow_anonymous=_yes(env, "QUEUE_ALLOW_ANONYMOUS"),
         )
+
+
+@lru_cache(maxsize=8)
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
 
 
 def _number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -15,8 +15,8 @@ from storage.model import Once
 
 Environ = dict[str, Any]
 
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # so that any float can be written just as it is
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -35,6 +35,14 @@ class BodyTooLarge(WireError):
 
 
 class UnsupportedMediaType(WireError):
+    pass
+
+
+class CrossOrigin(WireError):
+    pass
+
+
+class UnknownHost(WireError):
     pass
 
 
@@ -136,7 +144,7 @@ def read_once(environ: Environ, body: bytes = b"") -> Once | None:
     key = environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
+    if not IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidInput("an Idempotency-Key is 1 to 255 visible ASCII characters", field="Idempotency-Key")
     digest = hashlib.sha256()
     for part in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE"):

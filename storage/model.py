@@ -25,7 +25,7 @@ MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON
 MAX_READ_BYTES = 16 * 1024 * 1024  # bytes of text in one read; the first message always comes, whatever its size
 
 _as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder at every call
-_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})~([0-9a-f]{1,16})")
 
 
@@ -302,7 +302,7 @@ def total_size(messages: Sequence[NewMessage]) -> int:
 
 def check_queue_name(name: str, field: str | None = "queue") -> str:
     """The name itself; raises InvalidInput."""
-    if not _QUEUE_NAME.fullmatch(name):
+    if not QUEUE_NAME.fullmatch(name):
         raise InvalidInput(
             "a queue name is 1 to 80 of A-Z a-z 0-9 . _ - and starts with a letter or a digit", field=field
         )

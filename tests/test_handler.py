@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -934,6 +937,9 @@ ROUTES = {
     "/queues/jobs/peek": {"GET", "HEAD"},
     "/queues/jobs/purge": {"POST"},
     "/queues/jobs/redrive": {"POST"},
+    "/": {"GET", "HEAD"},
+    "/docs": {"GET", "HEAD"},
+    "/openapi.json": {"GET", "HEAD"},
     "/health": {"GET", "HEAD"},
     "/ready": {"GET", "HEAD"},
 }
@@ -959,7 +965,7 @@ def test_options_tells_the_methods_of_a_route(client: Client, route: str, method
 
 
 NO_ROUTES = [
-    "/", "", "*", "/nothing", "/messages/", "/messages/a/b", "/Messages", "/queues/", "/queues/a/", "/queues/a/nothing",
+    "*", "/nothing", "/messages/", "/messages/a/b", "/Messages", "/queues/", "/queues/a/", "/queues/a/nothing",
     "/queues/a/messages/", "/health/", "/favicon.ico", "/messages%00", "/messages%0a", "/queues/a/messages%0a",
     "/queues/a/purge%0A",
 ]  # fmt: skip
@@ -976,7 +982,7 @@ def test_a_route_that_is_not_there_is_not_found(client: Client, method: str, rou
 @pytest.mark.parametrize(
     ("method", "route"),
     [(method, route) for route, methods in ROUTES.items() for method in sorted(methods - {"HEAD"})
-     if (method, route) not in {("GET", "/messages"), ("GET", "/health"), ("GET", "/ready")}],
+     if route not in {"/", "/docs", "/openapi.json", "/health", "/ready"} and (method, route) != ("GET", "/messages")],
 )  # fmt: skip
 def test_no_route_takes_a_query_it_does_not_know(client: Client, method: str, route: str) -> None:
     assert_problem(client.call(method, f"{route}?colour=red", b"{}"), 400, "invalid_input", field="colour")
@@ -990,6 +996,7 @@ def test_every_fault_of_the_table_is_answered_with_its_status_and_code(
     client: Client, store: Store, monkeypatch: pytest.MonkeyPatch, fault: type[Exception], answer: tuple[int, str, str]
 ) -> None:
     monkeypatch.setattr(store, "send", raising(fault))
+    monkeypatch.setattr("tests.wsgi.conforms", lambda *_: None)  # send itself never raises most of them
     reply = client.post("/messages", {"text": "x"})
     assert (reply.status, reply.json["code"], reply.json["title"]) == answer
 
@@ -999,12 +1006,14 @@ def test_statuses_and_codes_are_those_clients_know() -> None:
     assert told == [
         (400, "bad_request"),
         (400, "invalid_input"),
+        (403, "cross_origin"),
         (404, "message_not_found"),
         (404, "queue_not_found"),
         (409, "stale_receipt"),
         (412, "precondition_failed"),
         (413, "body_too_large"),
         (415, "unsupported_media_type"),
+        (421, "unknown_host"),
         (422, "idempotency_mismatch"),
         (429, "queue_full"),
         (500, "internal_error"),
@@ -1022,6 +1031,29 @@ def raising(fault: type[Exception]) -> Callable[..., NoReturn]:
         raise fault(*(["a detail"] if wants_detail else []), **of_queue)
 
     return fail
+
+
+# Pages.
+
+
+def test_who_comes_with_curl_is_told_where_to_go(client: Client) -> None:
+    guide = client.get("/", Host="localhost:5000", Accept="*/*")
+    assert guide.json["receive"] == "curl localhost:5000/messages"
+    for path in (guide.json["reference"], guide.json["openapi"]):
+        assert client.get(path).status == 200
+
+
+@pytest.mark.parametrize("path", ["/docs"])
+def test_a_browser_gets_a_page_that_runs_its_own_script_and_no_other(client: Client, path: str) -> None:
+    page = client.get(path, Accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+    assert "unsafe" not in policy
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    parts = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", page.body.decode(), re.DOTALL)
+    assert allowed == {base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts}
+    assert not re.search(r"""(src|href)="(?!/docs|/openapi.json|/"|#|data:)""", page.body.decode())
 
 
 # Operations.

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from storage import open_store
 from storage.model import Store
+from tests.contract import conforms
 from tests.live import REPOSITORY
 
 _MEMORY = Path("/dev/shm")
@@ -91,6 +92,7 @@ class Client:
             environ[name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"] = value
         reply = self._run(environ)
         check(reply, method)
+        conforms(method, path, *reply)
         return reply
 
     def _run(self, environ: dict[str, Any]) -> Reply:
@@ -112,7 +114,7 @@ class Client:
 
 
 def check(reply: Reply, method: str = "GET") -> None:
-    """What holds for every reply of the application: JSON or nothing, never cached, every error a problem."""
+    """What holds for every reply of the application: JSON, a page or nothing, never cached, every error a problem."""
     headers = reply.headers
     assert headers["cache-control"] == "no-store"
     if reply.status == 204:
@@ -125,6 +127,9 @@ def check(reply: Reply, method: str = "GET") -> None:
         return
     assert int(headers["content-length"]) == len(reply.body)
     assert reply.body.endswith(b"\n") or not reply.body
+    if headers["content-type"].startswith("text/html"):
+        assert headers["content-security-policy"].startswith("default-src 'none'; ")
+        return
     if reply.status >= 400:
         check_problem(reply)
     elif headers["content-type"] == "application/x-ndjson":

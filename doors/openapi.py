@@ -1,0 +1,279 @@
+"""The API as an OpenAPI 3.1 document: every route, and all that it may answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from doors.openapi_answers import (
+    ACCESS,
+    CODES,
+    DONE,
+    EVERYWHERE,
+    GUARDED,
+    NO_STORE,
+    NOTHING_THERE,
+    OR,
+    READS_BODY,
+    RECEIVED,
+    RESPONSES,
+    RETRY,
+    STORAGE,
+    json_of,
+    list_or_lines,
+    problem,
+)
+from doors.schemas import IDEMPOTENCY, LEASE, LIMIT, QUEUE, RECEIPT, RECIPIENT, SCHEMAS, WAIT, Schema, listed, ref
+
+VERSION = "0.1.0"  # as in pyproject.toml
+
+_IDEMPOTENT = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The request is done once: a repetition with this key gets the first reply.",
+    "schema": IDEMPOTENCY,
+}
+_QUEUE = {"name": "queue", "in": "path", "required": True, "schema": ref("QueueName")}
+_RECEIPT = {"name": "receipt", "in": "path", "required": True, "schema": RECEIPT | {"minLength": 1}}
+
+
+def document() -> dict[str, Any]:
+    paths = _messages("") | _messages("/queues/{queue}") | _transactions() | _queues() | _operations()
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "queue_service",
+            "version": VERSION,
+            "summary": "A durable message queue over HTTP and JSON.",
+            "description": "`/messages` is the queue `default`. Times are RFC 3339, UTC; durations are seconds; "
+            "whole numbers are written without a fraction.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{}, {"bearer": []}, {"basic": []}],
+        "tags": [
+            {"name": "messages", "description": "Send, receive and settle."},
+            {"name": "queues", "description": "Look at queues, and look after them."},
+            {"name": "operations", "description": "Of the service as a whole."},
+        ],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "responses": {name: problem(name.split(OR)) for name in sorted(_problems_of(paths))},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "Where the operator has set tokens."},
+                "basic": {"type": "http", "scheme": "basic", "description": "The same; the password is the token."},
+            },
+        },
+    }
+
+
+def _messages(prefix: str) -> dict[str, Any]:
+    """The routes at /messages, or the same at a queue's own."""
+    at = [_QUEUE] if prefix else []
+    to, of = ("_to_queue", "_of_queue") if prefix else ("", "")
+    where = "of the queue" if prefix else "of `default`"
+    stale = ("message_not_found", "stale_receipt")
+    return {
+        f"{prefix}/messages": {
+            "parameters": at,
+            "post": _operation(
+                "messages",
+                f"send{to}",
+                f"Write a message, or a batch, to {'the queue' if prefix else '`default`'}",
+                [_IDEMPOTENT],
+                {"200": json_of("It is on disk.", {"anyOf": [ref("StoredMessage"), ref("Ids")]})},
+                (*READS_BODY, "idempotency_mismatch", "queue_full", *STORAGE),
+                _SEND_BODY,
+                "A Content-Type of `application/x-www-form-urlencoded`, which is curl's own, or none, is read as JSON.",
+            ),
+            "get": _operation(
+                "messages",
+                f"receive{of}",
+                f"Read {where}: remove, or lease",
+                [*_reading(queues=not prefix), _IDEMPOTENT],
+                {"200": RECEIVED, "204": NOTHING_THERE},
+                ("invalid_input", "idempotency_mismatch", *STORAGE),
+                more="Without `lease` the message is removed. With `limit` the reply is an array.",
+            ),
+            "head": _operation(
+                "messages", f"head{of}", "Refused, since a read removes messages", [], {}, ("method_not_allowed",)
+            ),
+        },
+        f"{prefix}/messages/{{receipt}}": {
+            "parameters": [*at, _RECEIPT],
+            "delete": _operation(
+                "messages", f"settle{of}", "Ack: the message is done with", [], {"204": DONE},
+                ("invalid_input", *stale, *STORAGE),
+            ),
+            "patch": _operation(
+                "messages", f"change_lease{of}", "More time, give back, or bury", [],
+                {"200": json_of("The lease was extended.", ref("LeaseEnd")), "204": DONE},
+                (*READS_BODY, *stale, *STORAGE), _body(ref("LeaseChange")),
+            ),
+        },
+        f"{prefix}/messages/ack": {
+            "parameters": at,
+            "post": _operation(
+                "messages", f"ack{of}", "Ack many", [], {"200": json_of("What became of each.", ref("AckResult"))},
+                (*READS_BODY, *STORAGE), _body(ref("Receipts")),
+            ),
+        },
+    }  # fmt: skip
+
+
+def _transactions() -> dict[str, Any]:
+    answered = json_of("It is on disk.", ref("Transacted"), {"Retry-After": RETRY | {"required": False}})
+    problems = (
+        *READS_BODY, "message_not_found", "stale_receipt", "idempotency_mismatch", "queue_full", *STORAGE,
+    )  # fmt: skip
+    transact = _operation(
+        "messages", "transact", "Ack, send and receive in one commit", [_IDEMPOTENT], {"200": answered}, problems,
+        _body(ref("Transaction")), "A `Retry-After` tells that there was no place to wait for messages.",
+    )  # fmt: skip
+    return {"/transactions": {"post": transact}}
+
+
+def _queues() -> dict[str, Any]:
+    described = json_of("The queue.", ref("Queue"), {"ETag": {"required": True, "schema": {"type": "string"}}})
+    if_match = {
+        "name": "If-Match",
+        "in": "header",
+        "description": "Only if the `ETag` is still this one; any other value is 412.",
+        "schema": {"type": "string", "examples": ['"3"', "*"]},
+    }
+    unknown = ("invalid_input", "queue_not_found", *STORAGE)
+    return {
+        "/queues": {
+            "get": _operation(
+                "queues", "list_queues", "Every queue's stats", [],
+                {"200": json_of("The queues, in order of name.", ref("QueueListing"))}, ("invalid_input", *STORAGE),
+            )
+        },
+        "/queues/{queue}": {
+            "parameters": [_QUEUE],
+            "get": _operation("queues", "describe_queue", "Its stats and settings", [], {"200": described}, unknown),
+            "put": _operation(
+                "queues", "configure_queue", "Change settings; the queue comes into being", [if_match],
+                {"200": described}, (*READS_BODY, "precondition_failed", *STORAGE), _body(ref("SettingsChange")),
+            ),
+            "delete": _operation(
+                "queues", "delete_queue", "The queue is gone, and all in it", [], {"204": DONE}, unknown
+            ),
+        },
+        "/queues/{queue}/peek": {
+            "parameters": [_QUEUE],
+            "get": _operation(
+                "queues", "peek", "Look without touching", _peeking(),
+                {"200": list_or_lines("Messages in order of id.", listed(ref("PeekedMessage")))},
+                ("invalid_input", *STORAGE),
+            ),
+        },
+        "/queues/{queue}/purge": {
+            "parameters": [_QUEUE],
+            "post": _operation(
+                "queues", "purge", "All messages that are there now are gone", [],
+                {"200": json_of("Done.", ref("Purged"))}, (*READS_BODY, *unknown),
+                _body({"type": "object", "maxProperties": 0}, required=False),
+            ),
+        },
+        "/queues/{queue}/redrive": {
+            "parameters": [_QUEUE],
+            "post": _operation(
+                "queues", "redrive", "Dead letters go back to where they came from", [],
+                {"200": json_of("Done.", ref("Redriven"))}, (*READS_BODY, *unknown),
+                _body(ref("RedriveLimit"), required=False),
+            ),
+        },
+    }  # fmt: skip
+
+
+def _operations() -> dict[str, Any]:
+    html = {"content": {"text/html": {"schema": {"type": "string"}}}, "headers": NO_STORE | GUARDED}
+    start = json_of("JSON.", ref("Index"))
+    status = ref("Status")
+    return {
+        "/": {"get": _operation("operations", "index", "Where to go from here", [], {"200": start}, public=True)},
+        "/docs": {
+            "get": _operation(
+                "operations", "reference", "This document, to read", [],
+                {"200": {"description": "A page."} | html}, public=True,
+            )
+        },
+        "/openapi.json": {
+            "get": _operation(
+                "operations", "openapi", "This document", [],
+                {"200": json_of("OpenAPI 3.1.", {"type": "object"})}, public=True,
+            )
+        },
+        "/health": {
+            "get": _operation(
+                "operations", "health", "The process is alive", [], {"200": json_of("Alive.", status)}, public=True
+            )
+        },
+        "/ready": {
+            "get": _operation(
+                "operations", "ready", "A write was committed just now", [], {"200": json_of("Ready.", status)}, STORAGE
+            )
+        },
+    }  # fmt: skip
+
+
+def _operation(
+    tag: str,
+    operation: str,
+    summary: str,
+    parameters: list[Schema],
+    answers: dict[str, Any],
+    problems: tuple[str, ...] = (),
+    body: Schema | None = None,
+    more: str = "",
+    public: bool = False,
+) -> dict[str, Any]:
+    codes = (*problems, *EVERYWHERE, *(() if public else ACCESS))
+    told: dict[str, Any] = {"tags": [tag], "operationId": operation, "summary": summary}
+    told |= {"description": more} if more else {}
+    told |= {"parameters": parameters} if parameters else {}
+    told |= {"requestBody": body} if body else {}
+    told |= {"security": []} if public else {}
+    for status in sorted({CODES[code][0] for code in codes}):
+        name = OR.join(code for code in CODES if code in codes and CODES[code][0] == status)
+        answers[str(status)] = {"$ref": RESPONSES + name}
+    return told | {"responses": answers}
+
+
+def _problems_of(paths: dict[str, Any]) -> set[str]:
+    """The names of the problems these refer to."""
+    operations = [told for path in paths.values() for told in path.values() if isinstance(told, dict)]
+    refs = [answer.get("$ref", "") for operation in operations for answer in operation["responses"].values()]
+    return {found.removeprefix(RESPONSES) for found in refs if found}
+
+
+def _reading(queues: bool) -> list[Schema]:
+    several = {
+        "name": "queue",
+        "in": "query",
+        "description": "Read from these queues, in this order of preference.",
+        "schema": listed(QUEUE, 0, 96),  # a query has at most 100 parameters
+    }
+    query = {"lease": LEASE, "limit": LIMIT, "wait": WAIT, "recipient": RECIPIENT}
+    return [_query(name, schema) for name, schema in query.items()] + ([several] if queues else [])
+
+
+def _peeking() -> list[Schema]:
+    after = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "Only messages above this id."}
+    return [_query("limit", LIMIT | {"default": 100}), _query("after", after), _query("state", ref("State"))]
+
+
+def _query(name: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _body(schema: Schema, required: bool = True) -> Schema:
+    return {"required": required, "content": {"application/json": {"schema": schema}}}
+
+
+_SEND_BODY = _body({"anyOf": [ref("Message"), ref("Batch")]})
+_SEND_BODY["content"] |= {
+    "application/x-ndjson": {"schema": {"type": "string", "description": "One message a line."}},
+    "text/plain": {"schema": {"type": "string", "description": "The text of one message."}},
+}

@@ -1,0 +1,67 @@
+"""Pages for people: each is one file, whose own style and script may run, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from bottle import HTTPResponse
+
+from doors import reference
+
+
+def guide(host: str) -> dict[str, str]:
+    """Where to go from here, for who came with curl."""
+    return {
+        "service": "queue_service",
+        "send": f"""curl -d '{{"text": "hello"}}' {host}/messages""",
+        "receive": f"curl {host}/messages",
+        "queues": f"curl {host}/queues",
+        "reference": "/docs",
+        "openapi": "/openapi.json",
+    }
+
+
+def docs() -> HTTPResponse:
+    """The OpenAPI document as a page."""
+    return _page(_reference())
+
+
+@lru_cache(maxsize=1)
+def _reference() -> str:
+    return reference.render(_file("reference.html"))
+
+
+@lru_cache(maxsize=2)
+def _file(name: str) -> str:
+    return (Path(__file__).parent / name).read_text("utf-8")
+
+
+def _page(html: str) -> HTTPResponse:
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": _policy(html),
+        "Referrer-Policy": "no-referrer",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return HTTPResponse(html.encode(), 200, headers)
+
+
+@lru_cache(maxsize=2)
+def _policy(html: str) -> str:
+    """Runs what stands in the page, by its hash; talks to this service; is shown in no other page's frame."""
+    style, script = (re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL) for tag in ("style", "script"))
+    return (
+        f"default-src 'none'; style-src {_hashes(style)}; script-src {_hashes(script)}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _hashes(parts: list[str]) -> str:
+    digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

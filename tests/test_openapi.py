@@ -1,0 +1,189 @@
+"""The OpenAPI document is valid, complete and true.
+
+That every reply of the other tests is one the document tells of is checked where those are made, in tests/wsgi.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import fields
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings, strategies
+
+import clients
+import handler
+from clients.messages import NextMessages, Outgoing
+from doors import openapi_answers
+from doors.refusals import REFUSALS
+from doors.schemas import SCHEMAS
+from settings import Settings
+from storage.model import QueueSettings, QueueStats
+from tests.contract import DOCUMENT, resolved
+from tests.live import REPOSITORY
+from tests.wsgi import Client, a_store
+
+LINES = strategies.lists(strategies.fixed_dictionaries({"text": strategies.text()}), min_size=1)
+schemathesis.openapi.media_type(
+    "application/x-ndjson", LINES.map(lambda lines: "\n".join(map(json.dumps, lines)).encode())
+)
+Case = schemathesis.Case[Any]
+SCHEMATHESIS = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in item.items():
+            if method != "parameters":
+                yield method.upper(), path, operation
+
+
+def test_the_document_is_served() -> None:
+    with a_store() as store:
+        assert Client(handler.make_app(Settings(), store)).get("/openapi.json").json == DOCUMENT
+
+
+def test_the_document_is_valid_openapi_and_its_schemas_are_valid_json_schema() -> None:
+    schemathesis.openapi.from_dict(deepcopy(DOCUMENT)).validate()
+    for schema in SCHEMAS.values():
+        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema)
+
+
+def test_a_document_that_is_not_valid_would_be_noticed() -> None:
+    broken = deepcopy(DOCUMENT)
+    broken["paths"]["/queues"]["get"]["colour"] = "red"
+    with pytest.raises(jsonschema_rs.ValidationError):
+        schemathesis.openapi.from_dict(broken).validate()
+
+
+def test_every_route_is_in_the_document_and_the_document_has_no_others() -> None:
+    routes = {
+        (route.method, route.rule.replace("<", "{").replace(">", "}")) for route in handler.make_app().bottle.routes
+    }
+    assert {(method, path) for method, path, _ in operations()} == routes
+
+
+def test_every_operation_has_a_name_of_its_own() -> None:
+    names = [operation["operationId"] for _, _, operation in operations()]
+    assert len(set(names)) == len(names)
+
+
+def test_every_reference_leads_somewhere_and_nothing_is_told_for_nobody() -> None:
+    used = set(re.findall(r"'\$ref': '(#/[^']+)'", repr(DOCUMENT)))
+    for target in used:
+        assert resolved({"$ref": target})
+    there = {
+        f"#/components/{kind}/{name}" for kind in ("schemas", "responses") for name in DOCUMENT["components"][kind]
+    }
+    assert used == there
+
+
+def test_the_document_has_the_error_codes_of_the_service_with_their_statuses() -> None:
+    coded = {(code, status) for status, code, _ in handler.PROBLEMS.values()}
+    coded |= {(code, status) for status, (code, _) in handler.ROUTING.items()}
+    coded |= {(code, status) for status, code in REFUSALS.items()}
+    told = {(code, status) for code, (status, _) in openapi_answers.CODES.items() if code not in openapi_answers.ACCESS}
+    assert told == coded
+
+
+def test_every_code_stands_at_some_operation() -> None:
+    found = {
+        code
+        for _, _, operation in operations()
+        for answer in map(resolved, operation["responses"].values())
+        for told in answer.get("content", {}).values()
+        for part in told["schema"].get("allOf", [])
+        for code in part.get("properties", {}).get("code", {}).get("enum", [])
+    }
+    assert found == set(openapi_answers.CODES)
+
+
+def test_its_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert DOCUMENT["info"]["version"] == project["version"]
+
+
+def test_it_tells_the_settings_and_stats_there_are() -> None:
+    assert list(SCHEMAS["QueueSettings"]["properties"]) == [field.name for field in fields(QueueSettings)]
+    assert list(SCHEMAS["QueueStats"]["properties"]) == list(QueueStats._fields)
+
+
+def test_the_client_writes_the_messages_of_the_document() -> None:
+    assert set(Outgoing.__annotations__) == set(SCHEMAS["AddressedMessage"]["properties"])
+    assert set(NextMessages.__annotations__) == set(SCHEMAS["Receive"]["properties"])
+
+
+def test_the_client_reads_the_messages_of_the_document() -> None:
+    told = {name for kind in ("Taken", "Leased", "Peeked") for name in SCHEMAS[f"{kind}Message"]["properties"]}
+    assert {field.name for field in fields(clients.Message) if not field.name.startswith("_")} == told
+    assert {field.name for field in fields(clients.AckResult)} == set(SCHEMAS["AckResult"]["properties"])
+    assert {field.name for field in fields(clients.TransactionReply)} == set(SCHEMAS["Transacted"]["properties"])
+
+
+# What schemathesis makes of the document is asked of the application, and what comes back is held to the document.
+
+_applications = [handler.make_app(Settings())]  # the last one is asked; this one is for the document
+
+
+def newest(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    return _applications[-1](environ, start_response)
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[None]:
+    """An application with a store of its own answers."""
+    with a_store() as store:
+        store.stop_waiting()  # a `wait` is good, and over at once
+        _applications.append(handler.make_app(Settings(max_body=200_000), store))
+        yield
+        _applications.pop()
+
+
+# What a request may meet that the document finds right: another's key, no such thing, a HEAD, a full queue.
+VALID = ["2xx", "403", "404", "405", "409", "412", "413", "422", "429"]
+INVALID = ["400", "404", "405", "412", "413", "415", "422"]
+CHECKS = {
+    "positive_data_acceptance": {"expected-statuses": VALID},
+    "negative_data_rejection": {"expected-statuses": INVALID},
+    # DELETE /messages/ack is a route: that of a receipt.
+    "allow_header_conformance": {"enabled": False},
+}
+API = schemathesis.openapi.from_wsgi("/openapi.json", newest, config=schemathesis.Config.from_dict({"checks": CHECKS}))
+
+
+@API.hook
+def filter_case(context: schemathesis.HookContext, case: Case) -> bool:
+    """A schema cannot say that a queue is not its own dead-letter queue, nor in a query that one is not a list."""
+    names = case.body.get("dead_letter_queue") if isinstance(case.body, dict) else None
+    own = names is not None and names == (case.path_parameters or {}).get("queue")
+    return not own and isinstance((case.query or {}).get("queue", []), list)
+
+
+@API.hook
+def map_body(context: schemathesis.HookContext, body: Any) -> Any:
+    """To JSON Schema 1.0 is a whole number; to the service it is not."""
+    if isinstance(body, dict):
+        return {name: map_body(context, value) for name, value in body.items()}
+    if isinstance(body, list):
+        return [map_body(context, value) for value in body]
+    return int(body) if isinstance(body, float) and body.is_integer() else body
+
+
+@API.parametrize()
+@settings(SCHEMATHESIS, max_examples=20)
+def test_whatever_is_asked_is_answered_as_the_document_tells(api: None, case: Case) -> None:
+    case.call_and_validate()
+
+
+@pytest.mark.torture
+@API.parametrize()
+@settings(SCHEMATHESIS, max_examples=500)
+def test_hundreds_of_requests_of_each_kind_are_answered_as_the_document_tells(api: None, case: Case) -> None:
+    case.call_and_validate()

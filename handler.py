@@ -206,7 +206,9 @@ def _mount_queues(app: Bottle, service: Application) -> None:
 def _mount_operations(app: Bottle, service: Application) -> None:
     @app.get("/")
     def index() -> HTTPResponse:
-        return answer.value(page.guide(request.environ.get("HTTP_HOST", "localhost")))
+        if wire.wants_html(request.environ):
+            return page.index()
+        return answer.value(page.guide(request.environ.get("HTTP_HOST", "localhost")), {"Vary": "Accept"})
 
     @app.get("/docs")
     def docs() -> HTTPResponse:

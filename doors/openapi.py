@@ -189,7 +189,9 @@ def _queues() -> dict[str, Any]:
 
 def _operations() -> dict[str, Any]:
     html = {"content": {"text/html": {"schema": {"type": "string"}}}, "headers": NO_STORE | GUARDED}
-    start = json_of("JSON.", ref("Index"))
+    start = {"description": "JSON; a page to look at queues for who accepts `text/html`."} | html
+    start["content"] = json_of("", ref("Index"))["content"] | html["content"]
+    start["headers"] = NO_STORE | {name: {**told, "required": False} for name, told in GUARDED.items()}
     status = ref("Status")
     return {
         "/": {"get": _operation("operations", "index", "Where to go from here", [], {"200": start}, public=True)},

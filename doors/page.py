@@ -25,6 +25,11 @@ def guide(host: str) -> dict[str, str]:
     }
 
 
+def index() -> HTTPResponse:
+    """Queues to look at and to look after, kept up to date by the page's own script."""
+    return _page(_file("page.html"))
+
+
 def docs() -> HTTPResponse:
     """The OpenAPI document as a page."""
     return _page(_reference())

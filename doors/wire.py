@@ -167,6 +167,11 @@ def wants_ndjson(environ: Environ) -> bool:
     return "application/x-ndjson" in environ.get("HTTP_ACCEPT", "")
 
 
+def wants_html(environ: Environ) -> bool:
+    """As browsers do when a page is opened; curl takes anything, and so is not meant."""
+    return "text/html" in environ.get("HTTP_ACCEPT", "")
+
+
 def _read(read: Callable[[int], bytes], wanted: int) -> bytes:
     """Up to `wanted` bytes, in pieces, so that a declared length alone takes no memory."""
     pieces = []

@@ -1039,11 +1039,12 @@ def raising(fault: type[Exception]) -> Callable[..., NoReturn]:
 def test_who_comes_with_curl_is_told_where_to_go(client: Client) -> None:
     guide = client.get("/", Host="localhost:5000", Accept="*/*")
     assert guide.json["receive"] == "curl localhost:5000/messages"
+    assert guide.headers["vary"] == "Accept"
     for path in (guide.json["reference"], guide.json["openapi"]):
         assert client.get(path).status == 200
 
 
-@pytest.mark.parametrize("path", ["/docs"])
+@pytest.mark.parametrize("path", ["/", "/docs"])
 def test_a_browser_gets_a_page_that_runs_its_own_script_and_no_other(client: Client, path: str) -> None:
     page = client.get(path, Accept="text/html,application/xhtml+xml,*/*;q=0.8")
     assert page.headers["content-type"] == "text/html; charset=utf-8"

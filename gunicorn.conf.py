@@ -1,6 +1,7 @@
 """How the service is run: the one place for server settings, each with its reason."""
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -12,7 +13,8 @@ from typing import Any
 
 from gunicorn import util
 
-from doors.refusals import write_problem
+from doors.refusals import hide_request, write_problem
+from doors.tokens import BadTokens, Tokens
 from doors.worker import cached_http_date
 from settings import BadSetting, Settings
 
@@ -40,6 +42,7 @@ worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # the heartbea
 accesslog = None  # a line a request would cost more than the request
 
 util.write_error = write_problem
+logging.getLogger("gunicorn.error").addFilter(hide_request)
 util.http_date = cached_http_date
 
 _CLIENT_PATIENCE = 4  # s a thread waits for a client to send more of its request or take more of its reply
@@ -48,11 +51,16 @@ _MMAP_FROM = 1024 * 1024  # bytes
 
 def on_starting(server: Any) -> None:
     """Refuses, in one sentence, to start where the service would be open to everybody or could not store anything."""
-    if not (_settings.allow_anonymous or _settings.is_private):
+    if not (_settings.has_tokens or _settings.allow_anonymous or _settings.is_private):
         sys.exit(
             f"queue_service: QUEUE_HOST={_settings.host} would let anybody who reaches this machine read and write; "
-            "set QUEUE_ALLOW_ANONYMOUS=yes if that is meant"
+            "name tokens in QUEUE_TOKENS or QUEUE_TOKENS_FILE, or set QUEUE_ALLOW_ANONYMOUS=yes if that is meant"
         )
+    if _settings.has_tokens:
+        try:
+            Tokens(_settings).load()
+        except BadTokens as fault:
+            sys.exit(f"queue_service: {fault}")
     _try_database()
     with socket.socket(socket.AF_INET6 if ":" in _settings.host else socket.AF_INET) as probe:
         if probe.connect_ex((_settings.host, _settings.port)) == 0:
@@ -81,7 +89,7 @@ def post_worker_init(worker: Any) -> None:
     """Opens the store before the first request, and sends waiting readers home when the worker is told to stop."""
     _return_large_blocks()
     try:
-        store = worker.wsgi.store
+        store = worker.wsgi.whole_store
     except Exception as fault:
         # The master found the database fit, so this may pass: it starts another worker, and the others go on.
         worker.log.error("queue_service: %s", fault)

@@ -6,15 +6,17 @@ What a request may say is read in doors/wire.py; what happens to it is promised 
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse, request
 
-from doors import answer, openapi, origin, page, parse, wire
+from doors import answer, auth, openapi, origin, page, parse, watch, wire
+from doors.granted import GrantedStore
 from doors.serverless import LambdaHandler
+from doors.tokens import Tokens
 from settings import Settings
 from storage import errors, open_store
 from storage.model import Store, check_queue_name
@@ -26,6 +28,8 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     errors.InvalidInput: (400, "invalid_input", "The request is not valid"),
     wire.BadRequest: (400, "bad_request", "The request cannot be read"),
     wire.CrossOrigin: (403, "cross_origin", "Another origin's page may not do this"),
+    auth.Unauthenticated: (401, "unauthenticated", "A token is needed"),
+    auth.Forbidden: (403, "forbidden", "The token may not do this"),
     errors.QueueNotFound: (404, "queue_not_found", "No such queue"),
     errors.MessageNotFound: (404, "message_not_found", "No such message"),
     errors.StaleReceipt: (409, "stale_receipt", "The receipt does not hold any more"),
@@ -35,6 +39,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     wire.UnknownHost: (421, "unknown_host", "The service is not called by this name"),
     errors.IdempotencyMismatch: (422, "idempotency_mismatch", "The Idempotency-Key belongs to another request"),
     errors.QueueFull: (429, "queue_full", "The queue is full"),
+    auth.TooManyFailures: (429, "too_many_failures", "Too many wrong tokens"),
     errors.Busy: (503, "busy", "The service is busy"),
     errors.DiskFull: (503, "disk_full", "The disk is full"),
     errors.Unavailable: (503, "unavailable", "The service cannot do this now"),
@@ -57,8 +62,7 @@ class Application:
         # Bottle would take /messages%ff and /queues/a/messages%0a for a read, and so remove a message.
         if "//" in path or "\n" in path or not _is_utf8(path):
             environ["PATH_INFO"] = "/no/such/route"
-        body: Iterable[bytes] = self.bottle(environ, start_response)
-        return body
+        return self._watch(self.bottle, environ, start_response)
 
     @property
     def settings(self) -> Settings:
@@ -66,13 +70,29 @@ class Application:
             self._settings = Settings.from_env()
         return self._settings
 
+    @cached_property
+    def access(self) -> auth.Access | None:
+        """None where nobody is asked for a token."""
+        return auth.Access(Tokens(self.settings)) if self.settings.has_tokens else None
+
     @property
-    def store(self) -> Store:
+    def store(self) -> Store | GrantedStore:
+        """For the request under way: as much of it as its token allows."""
+        if self.access is None:
+            return self.whole_store
+        return GrantedStore(self.whole_store, request.environ.get(auth.GRANT))
+
+    @property
+    def whole_store(self) -> Store:
         if self._store is None:
             with self._opening:
                 if self._store is None:
                     self._store = open_store(self.settings.database_url, pollers=self.settings.pollers)
         return self._store
+
+    @cached_property
+    def _watch(self) -> watch.Watch:
+        return watch.Watch(watch.access_log(self.settings.access_log))
 
     def body(self) -> bytes:
         """Of the request under way."""
@@ -91,6 +111,7 @@ def make_app(settings: Settings | None = None, store: Store | None = None) -> Ap
 def _mount_routes(service: Application) -> Bottle:
     app = Bottle()
     app.install(_answer_faults)
+    app.install(auth.Guard(lambda: service.access))
     app.default_error_handler = _problem_of_routing
     app.add_hook("before_request", lambda: _refuse_strangers(service.settings))
     _mount_messages(app, service)
@@ -253,13 +274,13 @@ def _answer_faults(route: Callable[..., HTTPResponse]) -> Callable[..., HTTPResp
 def _problem_of_fault(fault: Exception) -> HTTPResponse:
     status, code, title = next(PROBLEMS[kind] for kind in type(fault).__mro__ if kind in PROBLEMS)
     if status == 500:
-        reference = secrets.token_hex(8)
+        reference = request.environ[watch.REQUEST_ID]
         _log.error("internal error %s", reference, exc_info=fault)
         detail = f"the log tells more under the reference {reference}"
     else:
         detail = str(fault)
     more = {name: getattr(fault, name, None) for name in ("field", "index", "queue")}
-    return answer.problem(status, code, title, detail, **more)
+    return answer.problem(status, code, title, detail, headers=getattr(fault, "headers", None), **more)
 
 
 def _problem_of_routing(error: HTTPError) -> HTTPResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 
@@ -24,6 +24,9 @@ class Settings:
     threads: int = 64  # QUEUE_THREADS: of each process
     max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
     allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve others than this machine without access control
+    tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: what doors/tokens.py reads
+    tokens_file: str = ""  # QUEUE_TOKENS_FILE: more of them
+    access_log: str = ""  # QUEUE_ACCESS_LOG: json or plain; none costs nothing
 
     @property
     def bind(self) -> str:
@@ -38,7 +41,12 @@ class Settings:
     @property
     def trusts_loopback(self) -> bool:
         """Whether to reach the service on this machine is all that is asked of a client."""
-        return self.is_private and not self.allow_anonymous
+        return self.is_private and not self.allow_anonymous and not self.has_tokens
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether requests need a token."""
+        return bool(self.tokens or self.tokens_file)
 
     @property
     def pollers(self) -> int:
@@ -58,6 +66,9 @@ class Settings:
             threads=_number(env, "QUEUE_THREADS", default.threads, 2, 1_000),
             max_body=_number(env, "QUEUE_MAX_BODY", default.max_body, 1, 256 * 1024 * 1024),
             allow_anonymous=_yes(env, "QUEUE_ALLOW_ANONYMOUS"),
+            tokens=env.get("QUEUE_TOKENS", "").strip(),
+            tokens_file=env.get("QUEUE_TOKENS_FILE", ""),
+            access_log=_one_of(env, "QUEUE_ACCESS_LOG", "json", "plain"),
         )
 
 
@@ -84,7 +95,12 @@ def _host(env: Mapping[str, str], name: str, default: str) -> str:
 
 
 def _yes(env: Mapping[str, str], name: str) -> bool:
+    return _one_of(env, name, "yes", "no") == "yes"
+
+
+def _one_of(env: Mapping[str, str], name: str, *words: str) -> str:
+    """One of the words, or "" when nothing is said."""
     text = env.get(name, "").lower()
-    if text not in ("", "yes", "no"):
-        raise BadSetting(f"{name} must be yes or no")
-    return text == "yes"
+    if text and text not in words:
+        raise BadSetting(f"{name} must be {' or '.join(words)}")
+    return text

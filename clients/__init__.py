@@ -3,6 +3,7 @@
 from clients.client import QueueClient
 from clients.errors import (
     BadRequest,
+    Forbidden,
     NotAllowed,
     NotFound,
     PreconditionFailed,
@@ -10,6 +11,8 @@ from clients.errors import (
     QueueError,
     QueueFull,
     StaleReceipt,
+    TooManyFailures,
+    Unauthenticated,
     Unavailable,
     Unreachable,
 )
@@ -19,6 +22,7 @@ __all__ = [
     "AckResult",
     "Attribute",
     "BadRequest",
+    "Forbidden",
     "Lease",
     "Message",
     "NextMessages",
@@ -31,7 +35,9 @@ __all__ = [
     "QueueError",
     "QueueFull",
     "StaleReceipt",
+    "TooManyFailures",
     "TransactionReply",
+    "Unauthenticated",
     "Unavailable",
     "Unreachable",
 ]

@@ -31,7 +31,7 @@ def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queu
     parser.add_argument("--queue", default=queue, type=_name, help=f"queue to use (default: {queue_told})")
     parser.add_argument(
         "--token",
-        help="sent as a Bearer token, for a proxy or a service that asks for one "
+        help="the secret of a token, for a service that asks for one "
         "(default: $QUEUE_TOKEN, which other users of this machine cannot see)",
     )
     parser.add_argument(

@@ -4,7 +4,10 @@ QueueError
 ├── Unreachable             no usable reply within the time for trying; whether it was done is unknown
 └── ProblemError            the service answered, and refused
     ├── BadRequest          400, 405, 411, 413, 415, 422: this request can never succeed as it is
-    ├── NotAllowed          401, 403: no token, or one that may not do this
+    ├── NotAllowed
+    │   ├── Unauthenticated 401: no token was sent, or one that the service does not know
+    │   ├── Forbidden       403: the token may not do this
+    │   └── TooManyFailures 429: too many wrong tokens came from here; try again later
     ├── NotFound            404: no such queue or message
     ├── StaleReceipt        409: the lease ended and somebody else holds the message now
     ├── PreconditionFailed  412: the settings changed since they were read
@@ -52,6 +55,18 @@ class NotAllowed(ProblemError):
     pass
 
 
+class Unauthenticated(NotAllowed):
+    pass
+
+
+class Forbidden(NotAllowed):
+    pass
+
+
+class TooManyFailures(NotAllowed):
+    pass
+
+
 class NotFound(ProblemError):
     pass
 
@@ -73,8 +88,8 @@ class Unavailable(ProblemError):
 
 
 _BY_STATUS: dict[int, type[ProblemError]] = {
-    401: NotAllowed,
-    403: NotAllowed,
+    401: Unauthenticated,
+    403: Forbidden,
     404: NotFound,
     409: StaleReceipt,
     412: PreconditionFailed,
@@ -91,6 +106,8 @@ def problem(status: int, body: bytes, retry_after: float | None) -> ProblemError
     if not isinstance(document, dict):
         document = {"detail": f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}"}
     kind = _BY_STATUS.get(status, Unavailable if status >= 500 else BadRequest)
+    if (status, document.get("code")) == (429, "too_many_failures"):
+        kind = TooManyFailures
     if not 300 <= status <= 599:
         kind = ProblemError
     return kind(status, document, retry_after)

@@ -53,4 +53,4 @@ class AcknowledgesTooEarly(Committer):
 def post_worker_init(worker: Any) -> None:
     # No setting exists, nor should, for such an engine.
     sqlite.Committer = AcknowledgesTooEarly  # type: ignore[attr-defined, assignment]
-    assert isinstance(worker.wsgi.store._committer, AcknowledgesTooEarly)
+    assert isinstance(worker.wsgi.whole_store._committer, AcknowledgesTooEarly)

@@ -22,7 +22,7 @@ def conforms(method: str, path: str, status: int, headers: dict[str, str], body:
     """Asserts that the document has this status, type and content at this route. `headers` in lower case."""
     operation = _operation(method, path)
     if operation is None:
-        known = (403, 404, 421, 204 if method == "OPTIONS" else 405)
+        known = (401, 403, 404, 421, 204 if method == "OPTIONS" else 405)
         assert status in known, f"{method} {path} is not documented and answers {status}"
         return
     at = f"{operation['operationId']} {status}"

@@ -14,6 +14,8 @@ import pytest
 
 import handler
 from doors.refusals import REFUSALS
+from doors.tokens import RIGHTS, Tokens
+from doors.watch import REQUEST_ID, access_log
 from settings import Settings
 from storage.model import QueueSettings, QueueStats, State
 from tests.live import LiveServer
@@ -49,6 +51,27 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     coded |= {(code, status) for status, (code, _) in handler.ROUTING.items()}
     coded |= {(code, status) for status, code in REFUSALS.items()}
     assert documented == coded
+
+
+def test_every_right_is_documented_and_told_where_it_is_asked_for() -> None:
+    documented = {row[0].strip("`") for row in rows(HTTP, "## Access")}
+    assert documented == set(RIGHTS)
+    (line,) = re.findall(r"^- \*\*rights\*\*: of (.*), with commas", OPERATIONS, re.MULTILINE)
+    assert line == ", ".join(f"`{right}`" for right in RIGHTS)
+
+
+def test_the_example_of_a_file_of_tokens_is_one() -> None:
+    (example,) = re.findall(r"```\n(# name:secret:rights:queues\n.*?)```", OPERATIONS, re.DOTALL)
+    assert len(Tokens(Settings(tokens=example)).load()) == 3
+
+
+def test_every_part_of_an_access_log_line_is_documented() -> None:
+    lines: list[bytes] = []
+    log = access_log("json", lines.append)
+    assert log is not None
+    log({"REQUEST_METHOD": "GET", REQUEST_ID: "1"}, 200, 0.1)
+    section = OPERATIONS.split("## Access log", 1)[1].split("It never holds", 1)[0]
+    assert re.findall(r"`([a-z_]+)`", section.split(":", 1)[1]) == list(json.loads(lines[0]))
 
 
 def test_every_queue_setting_is_documented_with_its_default() -> None:

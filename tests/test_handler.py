@@ -1006,7 +1006,9 @@ def test_statuses_and_codes_are_those_clients_know() -> None:
     assert told == [
         (400, "bad_request"),
         (400, "invalid_input"),
+        (401, "unauthenticated"),
         (403, "cross_origin"),
+        (403, "forbidden"),
         (404, "message_not_found"),
         (404, "queue_not_found"),
         (409, "stale_receipt"),
@@ -1016,6 +1018,7 @@ def test_statuses_and_codes_are_those_clients_know() -> None:
         (421, "unknown_host"),
         (422, "idempotency_mismatch"),
         (429, "queue_full"),
+        (429, "too_many_failures"),
         (500, "internal_error"),
         (503, "busy"),
         (503, "disk_full"),

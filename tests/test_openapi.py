@@ -89,7 +89,7 @@ def test_the_document_has_the_error_codes_of_the_service_with_their_statuses() -
     coded = {(code, status) for status, code, _ in handler.PROBLEMS.values()}
     coded |= {(code, status) for status, (code, _) in handler.ROUTING.items()}
     coded |= {(code, status) for status, code in REFUSALS.items()}
-    told = {(code, status) for code, (status, _) in openapi_answers.CODES.items() if code not in openapi_answers.ACCESS}
+    told = {(code, status) for code, (status, _) in openapi_answers.CODES.items()}
     assert told == coded
 
 

@@ -54,8 +54,10 @@ class Reply(NamedTuple):
 class Client:
     """Requests to a WSGI application, each in a new environ."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, **always: str) -> None:
+        """`always`: headers of every request."""
         self._app = app
+        self._always = always
 
     def get(self, target: str, **headers: str) -> Reply:
         return self.call("GET", target, **headers)
@@ -66,7 +68,7 @@ class Client:
         return self.call("POST", target, json.dumps(document).encode(), **headers)
 
     def call(self, method: str, target: str, body: bytes = b"", /, **headers: str) -> Reply:
-        """`headers` with _ for -. What holds for every reply has been checked."""
+        """`headers` with _ for -; REMOTE_ADDR is none. What holds for every reply has been checked."""
         path, _, query = target.partition("?")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
@@ -77,6 +79,7 @@ class Client:
             "SERVER_PORT": "5000",
             "SERVER_PROTOCOL": "HTTP/1.1",
             "REMOTE_ADDR": "127.0.0.1",
+            "HTTP_X_REQUEST_ID": "0123456789abcdef",  # so that replies to the same request are the same
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
             "wsgi.input": io.BytesIO(body),
@@ -87,9 +90,9 @@ class Client:
         }
         if body or method in ("POST", "PUT", "PATCH"):
             environ["CONTENT_LENGTH"] = str(len(body))
-        for name, value in headers.items():
+        for name, value in (self._always | headers).items():
             name = name.upper()
-            environ[name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"] = value
+            environ[name if name in ("CONTENT_TYPE", "CONTENT_LENGTH", "REMOTE_ADDR") else f"HTTP_{name}"] = value
         reply = self._run(environ)
         check(reply, method)
         conforms(method, path, *reply)
@@ -117,6 +120,7 @@ def check(reply: Reply, method: str = "GET") -> None:
     """What holds for every reply of the application: JSON, a page or nothing, never cached, every error a problem."""
     headers = reply.headers
     assert headers["cache-control"] == "no-store"
+    assert headers["x-request-id"]
     if reply.status == 204:
         assert reply.body == b""
         assert "content-type" not in headers

@@ -1,0 +1,103 @@
+"""What is told of every request: an id on its reply, and a line in the access log where one is wanted.
+
+A line names a route and never a path: a receipt lets its holder settle a message. Nothing of a query, a header or a
+body is in it, but the id a client gave the request itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from doors.auth import GRANT
+from doors.wire import Environ
+from storage.errors import InvalidInput
+from storage.model import check_queue_name, rfc3339
+
+REQUEST_ID = "queue_service.request_id"  # in the environ
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._:=/+@-]{1,128}")
+
+Handler = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+Log = Callable[[Environ, int, float], None]  # told of a request that was run, its status and the seconds it took
+
+
+class Watch:
+    """Runs requests. `seconds` are those until the reply is ready, a long poll's waiting among them."""
+
+    def __init__(self, log: Log | None = None) -> None:
+        self._log = log
+        self._prefix = secrets.token_hex(4)  # of this process
+        self._numbers = count(1)
+
+    def __call__(self, handler: Handler, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        began, told = time.perf_counter(), 500
+        request_id = environ.get("HTTP_X_REQUEST_ID", "")
+        if not _GIVEN_ID.fullmatch(request_id):
+            request_id = f"{self._prefix}{next(self._numbers):08x}"
+        environ[REQUEST_ID] = request_id
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            nonlocal told
+            told = int(status[:3])
+            headers.append(("X-Request-Id", request_id))
+            return start_response(status, headers, exc_info)
+
+        try:
+            return handler(environ, start)
+        finally:
+            if self._log is not None:
+                self._log(environ, told, time.perf_counter() - began)
+
+
+def access_log(form: str, write: Callable[[bytes], object] = lambda line: os.write(1, line)) -> Log | None:
+    """Lines of this form, "json" or "plain", on stdout; None for ""."""
+    if not form:
+        return None
+    as_line = json.dumps if form == "json" else _as_text
+
+    def log(environ: Environ, status: int, seconds: float) -> None:
+        write(f"{as_line(_facts(environ, status, seconds))}\n".encode())
+
+    return log
+
+
+def route_of(environ: Environ) -> str:
+    """The route of a request that was run, as docs/http.md writes it; "other" where there is none."""
+    route = environ.get("bottle.route")
+    return "other" if route is None else route.rule.replace("<", "{").replace(">", "}")
+
+
+def _facts(environ: Environ, status: int, seconds: float) -> dict[str, str | int | float]:
+    method, grant = environ["REQUEST_METHOD"], environ.get(GRANT)
+    return {
+        "time": rfc3339(int(time.time() * 1000)),
+        "client": environ.get("REMOTE_ADDR") or "-",
+        "token": grant.name if grant else "-",
+        "method": method if method in METHODS else "other",
+        "route": route_of(environ),
+        "queue": _queue(environ),
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        "request_id": environ[REQUEST_ID],
+    }
+
+
+def _queue(environ: Environ) -> str:
+    """The queue a path names; "-" where it names none, or no name at all stands there."""
+    name = environ.get("route.url_args", {}).get("queue", "-")
+    with suppress(InvalidInput):
+        return check_queue_name(name)
+    return "-"
+
+
+def _as_text(facts: dict[str, str | int | float]) -> str:
+    return " ".join(map(str, facts.values()))

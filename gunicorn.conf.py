@@ -13,6 +13,7 @@ from typing import Any
 
 from gunicorn import util
 
+from doors.counts import Counts
 from doors.refusals import hide_request, write_problem
 from doors.tokens import BadTokens, Tokens
 from doors.worker import cached_http_date
@@ -45,6 +46,7 @@ util.write_error = write_problem
 logging.getLogger("gunicorn.error").addFilter(hide_request)
 util.http_date = cached_http_date
 
+_counts = Counts()  # what every worker adds to and /metrics tells
 _CLIENT_PATIENCE = 4  # s a thread waits for a client to send more of its request or take more of its reply
 _MMAP_FROM = 1024 * 1024  # bytes
 
@@ -77,6 +79,15 @@ def when_ready(server: Any) -> None:
             listener.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _CLIENT_PATIENCE, 0))
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    worker.slot = _counts.take()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, however the worker has ended."""
+    worker.slot.free()
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """A worker that is told to stop before it has begun stops.
 
@@ -89,6 +100,7 @@ def post_worker_init(worker: Any) -> None:
     """Opens the store before the first request, and sends waiting readers home when the worker is told to stop."""
     _return_large_blocks()
     try:
+        worker.wsgi.slot = worker.slot
         store = worker.wsgi.whole_store
     except Exception as fault:
         # The master found the database fit, so this may pass: it starts another worker, and the others go on.

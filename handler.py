@@ -13,7 +13,8 @@ from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse, request
 
-from doors import answer, auth, openapi, origin, page, parse, watch, wire
+from doors import answer, auth, metrics, openapi, origin, page, parse, watch, wire
+from doors.counts import Counts, Slot
 from doors.granted import GrantedStore
 from doors.serverless import LambdaHandler
 from doors.tokens import Tokens
@@ -56,6 +57,8 @@ class Application:
         self._store = store
         self._opening = threading.Lock()
         self.bottle = _mount_routes(self)
+        if store is not None:
+            store.observe(self.slot)
 
     def __call__(self, environ: wire.Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
@@ -75,6 +78,11 @@ class Application:
         """None where nobody is asked for a token."""
         return auth.Access(Tokens(self.settings)) if self.settings.has_tokens else None
 
+    @cached_property
+    def slot(self) -> Slot:
+        """Where this process counts; gunicorn.conf.py sets one that the other processes can tell too."""
+        return Counts(slots=1).take()
+
     @property
     def store(self) -> Store | GrantedStore:
         """For the request under way: as much of it as its token allows."""
@@ -88,11 +96,12 @@ class Application:
             with self._opening:
                 if self._store is None:
                     self._store = open_store(self.settings.database_url, pollers=self.settings.pollers)
+                    self._store.observe(self.slot)
         return self._store
 
     @cached_property
     def _watch(self) -> watch.Watch:
-        return watch.Watch(watch.access_log(self.settings.access_log))
+        return watch.Watch(self.slot, self.bottle.routes, watch.access_log(self.settings.access_log))
 
     def body(self) -> bytes:
         """Of the request under way."""
@@ -247,6 +256,14 @@ def _mount_operations(app: Bottle, service: Application) -> None:
     def ready() -> HTTPResponse:
         service.store.check_ready()
         return answer.value({"status": "ready"})
+
+    @app.get("/metrics")
+    def counted() -> HTTPResponse:
+        parse.nothing(request.environ)
+        routes = [f"{route.method} {watch.rule_of(route)}" for route in app.routes]
+        limits = metrics.Limits(service.settings.threads, service.settings.pollers)
+        told = metrics.exposition(service.store, service.slot.counts.total(), routes, limits, openapi.VERSION)
+        return answer.text(told, metrics.CONTENT_TYPE)
 
 
 def _refuse_strangers(settings: Settings) -> None:

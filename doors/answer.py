@@ -22,6 +22,10 @@ def value(told: object, headers: dict[str, str] | None = None) -> HTTPResponse:
     return _text(json.dumps(told, ensure_ascii=False), headers=headers)
 
 
+def text(told: str, kind: str) -> HTTPResponse:
+    return _text(told, kind=kind)
+
+
 def stored(number: int, message: NewMessage) -> HTTPResponse:
     return _text(f'{{"id": "{number}", {_as_written(message.text, message.fields)[1:]}')
 

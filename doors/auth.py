@@ -19,7 +19,7 @@ from typing import Any
 
 from bottle import request
 
-from doors.tokens import ADMIN, RECEIVE, SEND, Grant, Tokens, hash_of
+from doors.tokens import ADMIN, METRICS, RECEIVE, SEND, Grant, Tokens, hash_of
 from doors.wire import Environ, WireError
 
 GRANT = "queue_service.grant"  # in the environ: the Grant of a request that was admitted
@@ -54,6 +54,7 @@ NEEDS = {
     "GET /openapi.json": OPEN,
     "GET /health": OPEN,
     "GET /ready": OPEN,
+    "GET /metrics": frozenset({METRICS}),
 }
 
 FAILURES = 20  # of one client in WINDOW, in a worker, after which its tokens are not looked at

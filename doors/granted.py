@@ -7,7 +7,7 @@ from typing import Any
 
 from doors.auth import Forbidden
 from doors.tokens import ADMIN, RECEIVE, SEND, Grant
-from storage.model import AckResult, Message, NewMessage, Once, Queue, Receive, State, Store, Transacted
+from storage.model import AckResult, Disk, Message, NewMessage, Once, Queue, Receive, State, Store, Transacted
 
 
 class GrantedStore:
@@ -95,6 +95,9 @@ class GrantedStore:
 
     def check_ready(self) -> None:
         self._store.check_ready()
+
+    def disk(self) -> Disk:
+        return self._store.disk()
 
     def _need_receipts(self, receipts: Iterable[str], queue: str | None) -> None:
         """What is no receipt at all is the store's to tell."""

@@ -21,6 +21,7 @@ from doors.openapi_answers import (
     json_of,
     list_or_lines,
     problem,
+    text_of,
 )
 from doors.schemas import IDEMPOTENCY, LEASE, LIMIT, QUEUE, RECEIPT, RECIPIENT, SCHEMAS, WAIT, Schema, listed, ref
 
@@ -214,7 +215,14 @@ def _operations() -> dict[str, Any]:
         },
         "/ready": {
             "get": _operation(
-                "operations", "ready", "A write was committed just now", [], {"200": json_of("Ready.", status)}, STORAGE
+                "operations", "ready", "A write was committed just now", [],
+                {"200": json_of("Ready.", status)}, STORAGE, public=True,
+            )
+        },
+        "/metrics": {
+            "get": _operation(
+                "operations", "metrics", "What Prometheus reads", [],
+                {"200": text_of("Prometheus' text format.")}, ("invalid_input",),
             )
         },
     }  # fmt: skip

@@ -41,7 +41,10 @@ READS_BODY = ("invalid_input", "body_too_large", "unsupported_media_type")
 RESPONSES = "#/components/responses/"
 OR = "_or_"
 RETRY = {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": RETRY_AFTER}}
-NO_STORE = {"Cache-Control": {"required": True, "schema": {"const": "no-store"}}}
+NO_STORE = {
+    "Cache-Control": {"required": True, "schema": {"const": "no-store"}},
+    "X-Request-Id": {"description": "The request's own, or a new one.", "schema": {"type": "string"}},
+}
 
 
 def problem(codes: list[str]) -> Schema:
@@ -68,6 +71,10 @@ def json_of(description: str, schema: Schema, headers: Schema | None = None) -> 
         "headers": NO_STORE | (headers or {}),
         "content": {"application/json": {"schema": schema}},
     }
+
+
+def text_of(description: str) -> Schema:
+    return {"description": description, "headers": NO_STORE, "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 def list_or_lines(description: str, schema: Schema, headers: Schema | None = None) -> Schema:

@@ -1,4 +1,4 @@
-"""What is told of every request: an id on its reply, and a line in the access log where one is wanted.
+"""What is told of every request: an id on its reply, a count, and a line in the access log where one is wanted.
 
 A line names a route and never a path: a receipt lets its holder settle a message. Nothing of a query, a header or a
 body is in it, but the id a client gave the request itself.
@@ -11,12 +11,13 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
 
 from doors.auth import GRANT
+from doors.counts import OTHER_ROUTE, Slot
 from doors.wire import Environ
 from storage.errors import InvalidInput
 from storage.model import check_queue_name, rfc3339
@@ -33,7 +34,10 @@ Log = Callable[[Environ, int, float], None]  # told of a request that was run, i
 class Watch:
     """Runs requests. `seconds` are those until the reply is ready, a long poll's waiting among them."""
 
-    def __init__(self, log: Log | None = None) -> None:
+    def __init__(self, slot: Slot, routes: Sequence[Any], log: Log | None = None) -> None:
+        """`routes` are Bottle's: a request is counted at its route's place among them."""
+        self._slot = slot
+        self._places = {route: place for place, route in enumerate(routes)}
         self._log = log
         self._prefix = secrets.token_hex(4)  # of this process
         self._numbers = count(1)
@@ -51,11 +55,14 @@ class Watch:
             headers.append(("X-Request-Id", request_id))
             return start_response(status, headers, exc_info)
 
+        self._slot.begin()
         try:
             return handler(environ, start)
         finally:
+            seconds = time.perf_counter() - began
+            self._slot.end(self._places.get(environ.get("bottle.route"), OTHER_ROUTE), told, seconds)
             if self._log is not None:
-                self._log(environ, told, time.perf_counter() - began)
+                self._log(environ, told, seconds)
 
 
 def access_log(form: str, write: Callable[[bytes], object] = lambda line: os.write(1, line)) -> Log | None:
@@ -70,9 +77,8 @@ def access_log(form: str, write: Callable[[bytes], object] = lambda line: os.wri
     return log
 
 
-def route_of(environ: Environ) -> str:
-    """The route of a request that was run, as docs/http.md writes it; "other" where there is none."""
-    route = environ.get("bottle.route")
+def rule_of(route: Any) -> str:
+    """A Bottle route as docs/http.md writes it; "other" for None."""
     return "other" if route is None else route.rule.replace("<", "{").replace(">", "}")
 
 
@@ -83,7 +89,7 @@ def _facts(environ: Environ, status: int, seconds: float) -> dict[str, str | int
         "client": environ.get("REMOTE_ADDR") or "-",
         "token": grant.name if grant else "-",
         "method": method if method in METHODS else "other",
-        "route": route_of(environ),
+        "route": rule_of(environ.get("bottle.route")),
         "queue": _queue(environ),
         "status": status,
         "ms": round(seconds * 1000, 1),

@@ -42,6 +42,7 @@ class GroupCommit(Generic[Context]):
     """
 
     def __init__(self, run_group: Callable[[Sequence[Ticket[Context]], Callable[[], None]], None]) -> None:
+        self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # after each group
         self._run_group = run_group
         self._guard = threading.Lock()
         self._waiting: deque[Ticket[Context]] = deque()
@@ -84,6 +85,7 @@ class GroupCommit(Generic[Context]):
                 group.extend(self._waiting.popleft() for _ in range(room))
 
         gather()
+        began = time.perf_counter()
         try:
             self._run_group(group, gather)
         except BaseException:  # it should not: but then nobody may take a missing error for success
@@ -101,3 +103,4 @@ class GroupCommit(Generic[Context]):
             for ticket in group:
                 if ticket is not own:
                     ticket.woken.release()
+            self.observe(len(group), time.perf_counter() - began)

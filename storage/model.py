@@ -196,6 +196,24 @@ class Transacted(NamedTuple):
     crowded: bool = False  # no place was left to wait for messages: ask again later
 
 
+class Disk(NamedTuple):
+    """Bytes that the messages take and may yet take; None where an engine cannot tell."""
+
+    database: int | None
+    log: int | None  # the write-ahead log
+    disk_free: int | None
+
+
+class Observer(Protocol):
+    """Is told what a store does in this process, on the threads that do it: it must be quick, and not raise."""
+
+    def committed(self, operations: int, seconds: float) -> None:
+        """A transaction of so many operations has ended, so long after it was begun with."""
+
+    def waiting(self, readers: int) -> None:
+        """So many readers wait now."""
+
+
 class Store(Protocol):
     """A durable set of queues. Every method that returns has its change on disk (fsync) before it does.
 
@@ -286,6 +304,12 @@ class Store(Protocol):
 
         From then on every method raises Unavailable.
         """
+
+    def observe(self, observer: Observer) -> None:
+        """The observer is told from now on."""
+
+    def disk(self) -> Disk:
+        """As of now."""
 
     def stop_waiting(self) -> None:
         """All that wait in `receive` return empty-handed at once, and nobody waits from now on."""

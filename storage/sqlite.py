@@ -25,8 +25,10 @@ from storage.errors import (
 from storage.model import (
     MAX_READ_BYTES,
     AckResult,
+    Disk,
     Message,
     NewMessage,
+    Observer,
     Once,
     Queue,
     QueueSettings,
@@ -221,6 +223,13 @@ class SqliteStore:
         self._failed = call
         if self._committer.broken:
             call()  # it failed before anybody wanted to know
+
+    def observe(self, observer: Observer) -> None:
+        self._commits.observe = observer.committed
+        self._waiting.observe = observer.waiting
+
+    def disk(self) -> Disk:
+        return self._file.disk()
 
     def stop_waiting(self) -> None:
         self._waiting.stop()

@@ -16,6 +16,7 @@ import apsw
 
 from storage.clock import BootClock, boot_id, first_offset
 from storage.errors import Busy, UnusableDatabase
+from storage.model import Disk
 
 APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: what tells our files from others
 _STEPS = ["sqlite.sql", "sqlite_2.sql"]  # the script at place n brings a file from version n to n + 1
@@ -83,6 +84,11 @@ class DatabaseFile:
             return False
         inside: int = connection.pragma("freelist_count") * connection.pragma("page_size")
         return free < reserve // 4 or free + inside < reserve
+
+    def disk(self) -> Disk:
+        room = os.statvfs(self.path.parent)
+        log = Path(f"{self.path}-wal")
+        return Disk(self.path.stat().st_size, log.stat().st_size if log.exists() else 0, room.f_bavail * room.f_frsize)
 
     def distrust_log(self) -> None:
         """The disk has failed a write: whoever opens the file next, before a reboot, writes its log anew."""

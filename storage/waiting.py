@@ -60,6 +60,7 @@ class Waiting:
     """`open_sight` is called in the looking thread, once the first reader waits; `capacity` may wait at once."""
 
     def __init__(self, open_sight: Callable[[], Sight], capacity: int) -> None:
+        self.observe: Callable[[int], None] = lambda readers: None  # told how many wait, whenever that changes
         self._open_sight = open_sight
         self._capacity = capacity
         self._guard = threading.Condition()
@@ -123,6 +124,7 @@ class Waiting:
             if len(self._waiters) >= self._capacity:
                 raise TooManyPollers
             self._waiters[waiter] = None
+            self.observe(len(self._waiters))
             self._look_now.set()  # it may have come between this reader's claim and now
             if self._looker is None:
                 self._looker = threading.Thread(target=self._look_out, name="queue-waiting", daemon=True)
@@ -132,6 +134,7 @@ class Waiting:
     def _leave(self, waiter: _Waiter) -> None:
         with self._guard:
             del self._waiters[waiter]
+            self.observe(len(self._waiters))
         if waiter.woken.is_set():
             self._look_now.set()  # it may have been woken for a message that it did not take
 

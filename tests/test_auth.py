@@ -120,7 +120,7 @@ def test_health_is_told_to_everybody(app: handler.Application, route: str) -> No
 
 
 def test_every_verb_of_a_store_that_requests_lead_to_is_guarded() -> None:
-    of_the_service = {"on_failure", "stop_waiting", "close", "time"}
+    of_the_service = {"on_failure", "observe", "stop_waiting", "close", "time"}
     verbs = {name for name in vars(Store) if not name.startswith("_")}
     assert {name for name in vars(GrantedStore) if not name.startswith("_")} == verbs - of_the_service
 

@@ -136,6 +136,8 @@ def check(reply: Reply, method: str = "GET") -> None:
         return
     if reply.status >= 400:
         check_problem(reply)
+    elif headers["content-type"].startswith("text/plain"):
+        assert reply.body.startswith(b"# HELP ")
     elif headers["content-type"] == "application/x-ndjson":
         assert isinstance(reply.lines, list)
     else:

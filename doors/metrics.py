@@ -1,0 +1,181 @@
+"""What /metrics tells, in Prometheus' text format; docs/operations.md says what each name means and what to do."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from doors.counts import COMMIT_OPERATIONS, COMMIT_SECONDS, OTHER_ROUTE, REQUEST_SECONDS, STATUSES, Total
+from storage.errors import StoreError
+from storage.model import Disk, Queue, QueueStats
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+NAMED_QUEUES = 500  # told one by one, the first in order of name; what is behind them is told as one
+THE_OTHERS = "(others)"  # no queue's name
+
+_TOTALS = ("sent", "received", "acked", "expired", "dead_lettered")
+_STATES = ("ready", "leased", "delayed", "blocked")
+
+# name → (type, help)
+METRICS = {
+    "queue_messages": ("gauge", "Messages in a queue, by state."),
+    "queue_dead_letters": ("gauge", "Messages of a queue that lie in a dead-letter queue."),
+    "queue_bytes": ("gauge", "Bytes of text and fields in a queue."),
+    "queue_oldest_age_seconds": ("gauge", "Seconds since the oldest message in a queue was sent."),
+    **{
+        f"queue_messages_{total}_total": (
+            "counter",
+            f"Messages {total.replace('_', '-')} since a queue came into being.",
+        )
+        for total in _TOTALS
+    },
+    "queue_queues": ("gauge", "Queues."),
+    "queue_database_bytes": ("gauge", "Bytes of the database on disk, without its log."),
+    "queue_log_bytes": ("gauge", "Bytes of the write-ahead log on disk."),
+    "queue_disk_free_bytes": ("gauge", "Bytes free on the database's disk."),
+    "queue_store_readable": ("gauge", "1 when the store could be read for this scrape, else 0."),
+    "queue_commit_seconds": (
+        "histogram",
+        "Seconds from an attempt at a commit to its end, waiting for its turn included.",
+    ),
+    "queue_commit_operations": ("histogram", "Operations that one commit carried."),
+    "queue_processes": ("gauge", "Worker processes."),
+    "queue_requests_running": ("gauge", "Requests that hold a thread, waiting reads among them."),
+    "queue_requests_limit": ("gauge", "Requests that all threads together can run."),
+    "queue_readers_waiting": ("gauge", "Reads that wait for a message."),
+    "queue_readers_limit": ("gauge", "Reads that may wait at once."),
+    "queue_http_requests_total": ("counter", "Requests answered, by route and status."),
+    "queue_http_request_seconds": ("histogram", "Seconds until a reply was ready, waiting for messages included."),
+    "queue_build_info": ("gauge", "1; its labels tell what is running."),
+}
+
+Labels = Mapping[str, str]
+Sample = tuple[Labels, float]
+Counted = tuple[Labels, Sequence[float], Sequence[float]]  # a histogram: its bounds; its counts and, last, its sum
+
+
+class Readable(Protocol):
+    """What a scrape asks of a store."""
+
+    def queues(self) -> list[Queue]: ...
+
+    def disk(self) -> Disk: ...
+
+
+class Limits(NamedTuple):
+    """Of each process."""
+
+    threads: int
+    pollers: int
+
+
+def exposition(store: Readable, total: Total, routes: Sequence[str], limits: Limits, version: str) -> str:
+    """All metrics. `routes`: by their places in the counts, as "METHOD /rule"."""
+    from prometheus_client import (  # imported, it reads the environment: only when asked
+        CollectorRegistry,
+        generate_latest,
+    )
+
+    try:
+        families = [*_of_queues(store.queues()), *_of_disk(store.disk())]
+        readable = 1.0
+    except StoreError:  # what the processes have counted tells most just then
+        families, readable = [], 0.0
+    families += [_plain("queue_store_readable", readable), *_of_processes(total, limits), *_of_routes(total, routes)]
+    build = {"version": version, "python": platform.python_version()}
+    families.append(_family("queue_build_info", [(build, 1)]))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Found(families))
+    return generate_latest(registry).decode()
+
+
+class _Found:
+    """A collector of what has been collected."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _of_queues(queues: list[Queue]) -> Iterator[Metric]:
+    rows = [(queue.name, queue.stats) for queue in queues[:NAMED_QUEUES]]
+    if rest := [queue.stats for queue in queues[NAMED_QUEUES:]]:
+        summed = QueueStats(*(sum(values) for values in zip(*rest, strict=True)))
+        summed = summed._replace(oldest_age=max(stats.oldest_age for stats in rest))
+        rows.append((THE_OTHERS, summed))
+    yield _family(
+        "queue_messages",
+        [({"queue": name, "state": state}, getattr(stats, state)) for name, stats in rows for state in _STATES],
+    )
+    fields = {"queue_dead_letters": "dead", "queue_bytes": "bytes", "queue_oldest_age_seconds": "oldest_age"}
+    fields |= {f"queue_messages_{total}_total": total for total in _TOTALS}
+    for metric, field in fields.items():
+        yield _family(metric, [({"queue": name}, getattr(stats, field)) for name, stats in rows])
+    yield _plain("queue_queues", len(queues))
+
+
+def _of_disk(disk: Disk) -> Iterator[Metric]:
+    for part, size in disk._asdict().items():
+        if size is not None:
+            yield _plain(f"queue_{part}_bytes", size)
+
+
+def _of_processes(total: Total, limits: Limits) -> Iterator[Metric]:
+    yield _histograms("queue_commit_seconds", [({}, COMMIT_SECONDS, total.commits)])
+    yield _histograms("queue_commit_operations", [({}, COMMIT_OPERATIONS, total.operations)])
+    yield _plain("queue_processes", total.processes)
+    yield _plain("queue_requests_running", total.running)
+    yield _plain("queue_requests_limit", total.processes * limits.threads)
+    yield _plain("queue_readers_waiting", total.waiting)
+    yield _plain("queue_readers_limit", total.processes * limits.pollers)
+
+
+def _of_routes(total: Total, routes: Sequence[str]) -> Iterator[Metric]:
+    """Those that were asked for: what never happened would be a thousand lines."""
+    places = [*enumerate(routes), (OTHER_ROUTE, "other other")]
+    labelled = [(place, dict(zip(("method", "route"), name.split(" "), strict=True))) for place, name in places]
+    yield _family(
+        "queue_http_requests_total",
+        [
+            (labels | {"status": str(status)}, count)
+            for place, labels in labelled
+            for status, count in zip((*STATUSES, "other"), total.requests(place), strict=True)
+            if count
+        ],
+    )
+    yield _histograms(
+        "queue_http_request_seconds",
+        [(labels, REQUEST_SECONDS, seconds) for place, labels in labelled if any(seconds := total.seconds(place))],
+    )
+
+
+def _plain(name: str, value: float) -> Metric:
+    return _family(name, [({}, value)])
+
+
+def _family(name: str, samples: Sequence[Sample]) -> Metric:
+    from prometheus_client.core import Metric
+
+    kind, told = METRICS[name]
+    family = Metric(name.removesuffix("_total") if kind == "counter" else name, told, kind)
+    for labels, value in samples:
+        family.add_sample(name, dict(labels), value)
+    return family
+
+
+def _histograms(name: str, counted: Sequence[Counted]) -> Metric:
+    family = _family(name, [])
+    for labels, bounds, (*counts, summed) in counted:
+        running = list(accumulate(counts))
+        for bound, count in zip([f"{bound:g}" for bound in bounds] + ["+Inf"], running, strict=True):
+            family.add_sample(f"{name}_bucket", {**labels, "le": bound}, count)
+        family.add_sample(f"{name}_sum", dict(labels), summed)
+        family.add_sample(f"{name}_count", dict(labels), running[-1])
+    return family

@@ -44,8 +44,8 @@ class Watch:
 
     def __call__(self, handler: Handler, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         began, told = time.perf_counter(), 500
-        request_id = environ.get("HTTP_X_REQUEST_ID", "")
-        if not _GIVEN_ID.fullmatch(request_id):
+        request_id = environ.get("HTTP_X_REQUEST_ID")
+        if request_id is None or not _GIVEN_ID.fullmatch(request_id):
             request_id = f"{self._prefix}{next(self._numbers):08x}"
         environ[REQUEST_ID] = request_id
 

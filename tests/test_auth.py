@@ -469,6 +469,8 @@ def test_bad_tokens_refuse_the_start_and_show_no_secret() -> None:
     told = refusal({"QUEUE_TOKENS": f"worker:{SECRETS['all']}:fly:*"})
     assert "queue_service: QUEUE_TOKENS, line 1: rights are of send, receive, admin, metrics" in told
     assert SECRETS["all"] not in told
+    told = refusal({"QUEUE_TOKENS_FILE": "/no/such/file"})
+    assert "queue_service: QUEUE_TOKENS_FILE cannot be read: No such file or directory" in told
 
 
 @pytest.fixture(scope="module")

@@ -55,10 +55,10 @@ def _refuse_unsafe(settings: Settings) -> None:
             "QUEUE_DATABASE_URL names a SQLite file, and a Lambda function's disk goes with it, messages and all; "
             "name a PostgreSQL database"
         )
-    if not settings.allow_anonymous:
+    if not (settings.has_tokens or settings.allow_anonymous):
         raise BadSetting(
-            "anybody who can call this function could read and write; "
-            "set QUEUE_ALLOW_ANONYMOUS=yes if AWS asks for credentials before it"
+            "anybody who can call this function could read and write; name tokens in QUEUE_TOKENS, "
+            "or set QUEUE_ALLOW_ANONYMOUS=yes if AWS asks for credentials before it"
         )
 
 

@@ -82,10 +82,20 @@ def queue_of_compose(image: Image, data: Path) -> Iterator[Container]:
     """The service `queue` as compose.yaml has it, healthy."""
     service = COMPOSE["services"]["queue"]
     assert service["volumes"] == ["data:/data"]
-    with container(image, volumes={data: "/data"}, environment=service["environment"]) as running:
+    with container(image, volumes={data: "/data"}, environment=interpolated(service["environment"])) as running:
         await_true(lambda: running.process.poll() is not None or is_healthy(running))
         assert running.process.poll() is None, running.process.communicate()
         yield running
+
+
+def interpolated(environment: dict[str, str], **given: str) -> dict[str, str]:
+    """As compose does it, as far as our file needs it: ${NAME:-else} and ${NAME:+then}."""
+
+    def value(found: re.Match[str]) -> str:
+        name, how, other = found.groups()
+        return (given.get(name, "") or other) if how == "-" else (given.get(name) and other) or ""
+
+    return {name: re.sub(r"\$\{(\w+):([-+])([^}]*)\}", value, told) for name, told in environment.items()}
 
 
 def is_healthy(running: Container) -> bool:
@@ -126,6 +136,25 @@ class TestContained:
                 tool = running.execute(*shlex.split(line))
                 assert (tool.returncode, tool.stderr) == (0, "")
 
+    def test_tokens_in_composes_secret_file_are_asked_for(self, image: Image, data: Path) -> None:
+        service, secret = COMPOSE["services"]["queue"], COMPOSE["secrets"]["tokens"]["file"]
+        environment = interpolated(service["environment"], QUEUE_TOKENS_FILE="./queue.tokens")
+        assert interpolated({"file": secret}, QUEUE_TOKENS_FILE="./queue.tokens") == {"file": "./queue.tokens"}
+        assert service["secrets"] == ["tokens"]
+        with TemporaryDirectory() as secrets:
+            os.chmod(secrets, 0o755)
+            file = Path(secrets, "tokens")
+            file.write_text("shop:a-secret-of-thirty-two-letters:send:orders*\n")
+            with container(
+                image, volumes={data: "/data", Path(secrets): "/run/secrets"}, environment=environment
+            ) as running:
+                await_true(lambda: running.process.poll() is not None or is_healthy(running))
+                send = "echo a line | QUEUE_TOKEN={} python -m clients send --queue orders --patience 1"
+                refused = running.execute("sh", "-c", send.format("none"))
+                assert refused.returncode == 1, refused.stderr
+                sent = running.execute("sh", "-c", send.format("a-secret-of-thirty-two-letters"))
+                assert (sent.returncode, sent.stderr) == (0, "")
+
     def test_a_dead_service_is_unhealthy(self, image: Image, data: Path) -> None:
         with container(image, "sleep", "60", volumes={data: "/data"}) as running:
             assert running.execute("true").returncode == 0
@@ -140,8 +169,8 @@ class TestContained:
         os.chown(tmp_path, 4_321, 4_321)
         with queue_of_compose(image, data) as running, container(
             image, *(word.replace("//queue:", "//127.0.0.1:") for word in job["entrypoint"]), "source", "copy",
-            volumes={tmp_path: "/files"}, workdir=job["working_dir"], environment=job["environment"], user="4321:4321",
-            beside=running,
+            volumes={tmp_path: "/files"}, workdir=job["working_dir"], user="4321:4321", beside=running,
+            environment=interpolated(job["environment"]),
         ) as copying:  # fmt: skip
             output, _ = copying.process.communicate(timeout=60)
             assert copying.process.returncode == 0, output.decode()

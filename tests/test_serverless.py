@@ -263,6 +263,18 @@ def test_a_function_open_to_everybody_is_refused_in_so_many_words() -> None:
         function(function_url("GET", "/health"), None)
 
 
+@SHAPES
+def test_a_token_opens_a_function_and_nothing_else_does(shape: Shape) -> None:
+    settings = Settings(database_url=POSTGRES.database_url, tokens="shop:a-secret-of-thirty-two-letters:send:*")
+    with a_store() as store:
+        ask = asker(LambdaHandler(handler.make_app(settings, store)))
+        told = {"body": b'{"text": "1"}', "Content_Type": "application/json"}
+        assert ask(shape("POST", "/messages", **told)).status == 401
+        bearer = "Bearer a-secret-of-thirty-two-letters"
+        assert ask(shape("POST", "/messages", Authorization=bearer, **told)).status == 200
+        assert ask(shape("GET", "/messages", Authorization=bearer)).status == 403
+
+
 def test_who_does_not_run_on_lambda_needs_no_package_for_it() -> None:
     look = "import sys, handler; assert handler.lambda_handler; print('apig_wsgi' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", look], cwd=REPOSITORY, capture_output=True, check=True, text=True)

@@ -79,11 +79,35 @@ def test_the_systemd_recipe_leads_to_a_service(machine: Image) -> None:
             assert running.stop() == 0
 
 
+@pytest.mark.slow
+def test_the_lambda_recipe_makes_a_function_that_can_be_loaded(tmp_path: Path) -> None:
+    python = base_python()
+    if python is None:
+        pytest.skip("no Python here has pip")
+    minor = subprocess.run(
+        [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, check=True, text=True
+    ).stdout.strip()
+    tree = tmp_path / "tree"
+    shutil.copytree(REPOSITORY, tree, ignore=shutil.ignore_patterns(".*", "*.db*", "__pycache__", "tests"))
+    typed = lines("AWS Lambda", "$ ")
+    for line in typed[:3]:
+        here = line.replace("python3 ", f"{python} ").replace("--python-version 3.13", f"--python-version {minor}")
+        done = subprocess.run(here, shell=True, cwd=tree, capture_output=True, check=False, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert all(line.startswith("aws ") for line in typed[3:])
+    load = "import handler; handler.lambda_handler({'path': '/health', 'requestContext': {}}, None)"
+    loaded = subprocess.run(
+        [python, "-S", "-c", load], env={"PYTHONPATH": str(tree / "build/lambda.zip")}, cwd=tmp_path,
+        capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    assert "BadSetting: QUEUE_DATABASE_URL names a SQLite file" in loaded.stderr
+
+
 def test_the_procfiles_command_starts_with_the_platforms_settings() -> None:
     kind, _, command = (REPOSITORY / "Procfile").read_text().strip().partition(": ")
     assert (kind, command) == ("web", "gunicorn handler:app")  # what LiveServer runs, and Render's start command
     assert f"`{command}`" in DEPLOY
-    (setting,) = [line for line in lines("A platform with a Procfile", "$ ") if "config:set" in line]
+    (setting,) = [line for line in lines("A platform with a Procfile", "$ ") if "dokku config:set" in line]
     told = dict(word.split("=", 1) for word in shlex.split(setting)[3:])
     assert told.pop("QUEUE_DATABASE_URL") == "sqlite:////data/queue.db"  # LiveServer has one of its own
     with LiveServer(told) as server:

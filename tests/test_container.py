@@ -50,6 +50,18 @@ def test_every_service_of_compose_gives_up_what_it_does_not_need() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
+def test_what_compose_mounts_and_asks_is_there() -> None:
+    services = COMPOSE["services"]
+    mounts = [mount.split(":")[0] for service in services.values() for mount in service.get("volumes", [])]
+    assert [mount for mount in mounts if mount.startswith(".") and not (REPOSITORY / mount).exists()] == []
+    assert {mount for mount in mounts if not mount.startswith(".")} == COMPOSE["volumes"].keys()
+    (job,) = yaml.safe_load((REPOSITORY / "deploy/prometheus.yml").read_text())["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["queue:5000"]}]
+    assert f'up{{job="{job["job_name"]}"}}' in (REPOSITORY / "docs/alerts.yaml").read_text()
+    (source,) = yaml.safe_load((REPOSITORY / "deploy/grafana/datasources.yml").read_text())["datasources"]
+    assert source["url"].removeprefix("http://").split(":")[0] in services
+
+
 def test_compose_waits_for_longer_than_a_stop_takes() -> None:
     graceful = re.search(r"^graceful_timeout = (\d+)", (REPOSITORY / "gunicorn.conf.py").read_text(), re.MULTILINE)
     assert graceful is not None

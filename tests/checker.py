@@ -70,13 +70,17 @@ class Verdict:
     def faultless(self) -> bool:
         return not (self.lost or self.unexpected or self.duplicated or self.disordered)
 
-    def row(self, fault: str, times: int) -> str:
-        """A line of the table that `tox -e torture` prints."""
-        return f"| {fault} | {times} | {self} |"
+    @property
+    def figures(self) -> dict[str, int]:
+        """Its columns in the table of faults."""
+        return {"acknowledged": self.acknowledged} | {name: len(texts) for name, texts in self._faults.items()}
+
+    @property
+    def _faults(self) -> dict[str, list[str]]:
+        return {name: getattr(self, name) for name in ("lost", "unexpected", "duplicated", "disordered")}
 
     def __str__(self) -> str:
-        faults = {name: getattr(self, name) for name in ("lost", "unexpected", "duplicated", "disordered")}
-        told = [f"{name} {len(texts)} {texts[:5] or ''}".rstrip() for name, texts in faults.items()]
+        told = [f"{name} {len(texts)} {texts[:5] or ''}".rstrip() for name, texts in self._faults.items()]
         return f"acknowledged {self.acknowledged} | unknown {self.unknown} | " + " | ".join(told)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.figures import Cells, Tell, tables
 from tests.live import LiveServer
 
 _numbers = itertools.count(1)
+_rows: list[Cells] = []
 
 
 def pytest_configure() -> None:
@@ -29,3 +31,21 @@ def server() -> Iterator[LiveServer]:
 def queue() -> str:
     """A fresh queue's name."""
     return f"test-{next(_numbers)}"
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Tells a row of a table at the end of the run, whether or not the test goes on to fail."""
+    return lambda **cells: record_property("row", cells)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":
+        _rows.extend(cells for name, cells in report.user_properties if name == "row")  # type: ignore[misc]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _rows:
+        terminalreporter.section("figures")
+        for line in tables(_rows):
+            terminalreporter.write_line(line)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +24,10 @@ from hypothesis import strategies as st
 from clients import QueueClient, copy_consumer, copy_file, copy_source
 from clients.copy_plan import CopyError, Plan
 from clients.copy_target import Target
+from tests.figures import Tell
 from tests.live import REPOSITORY, LiveServer
 
+LONG = [pytest.mark.slow, pytest.mark.torture]
 CONTENTS = {
     "empty": b"",
     "one newline": b"\n",
@@ -296,7 +299,9 @@ def said(process: subprocess.Popen[bytes]) -> list[str]:
     return [line.removeprefix("copy_file: ") for line in errors.decode().splitlines()]
 
 
-def test_a_copy_killed_at_random_and_run_again_is_identical(server: LiveServer, source: Path, target: Path) -> None:
+def test_a_copy_killed_at_random_and_run_again_is_identical__row_2(
+    server: LiveServer, source: Path, target: Path
+) -> None:
     content = lines(40_000)
     source.write_bytes(content)
     for _ in range(4):
@@ -307,7 +312,58 @@ def test_a_copy_killed_at_random_and_run_again_is_identical(server: LiveServer, 
     assert copy_queues(server) == []
 
 
-def test_both_halves_killed_at_random_and_run_again_are_identical(
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=LONG)])
+def test_a_copy_is_identical_after_kills_of_producer_consumer_and_service__row_2(
+    kills: int, source: Path, target: Path, tell: Tell
+) -> None:
+    """Each by chance, and the same command again; when a copy has come to its end, another is begun."""
+    content = lines(20_000)
+    source.write_bytes(content)
+    halves = {"producer": ("--produce", source), "consumer": ("--consume", target)}
+    hit, wrong, copies = Counter[str](), Counter[str](), 0
+    with LiveServer() as server:
+        while hit.total() < kills:
+            target.unlink(missing_ok=True)
+            copies += 1
+            queue = ("--queue", f"copy-{copies}")
+            running = {name: started(server, *half, *queue) for name, half in halves.items()}
+            while not target.exists() and hit.total() < kills:
+                time.sleep(random.uniform(0.1, 0.5))
+                victim = random.choice(["producer", "consumer", "service"])
+                hit[victim] += 1
+                if victim == "service":
+                    server.restart()
+                    continue
+                running[victim].kill()
+                running[victim].wait()
+                if not target.exists():  # else all is done, and another consumer would wait for another copy
+                    running[victim].communicate()
+                    running[victim] = started(server, *halves[victim], *queue)
+            _, errors = running["consumer"].communicate(timeout=60)
+            assert running["consumer"].returncode in (0, -signal.SIGKILL), errors
+            kill_soon(running["producer"], 10)  # one that was begun when all was done waits for another consumer
+            wrong += compared(content.splitlines(), target.read_bytes().splitlines())
+            assert target.read_bytes() == content
+    told = ", ".join(f"{count} {name}" for name, count in sorted(hit.items()))
+    columns = ("lost", "unexpected", "duplicated", "disordered")
+    tell(
+        fault=f"kill -9 of {told} while files are copied", times=kills, acknowledged=copies * 20_000,
+        **{name: wrong[name] for name in columns},
+    )  # fmt: skip
+
+
+def compared(sent: list[bytes], there: list[bytes]) -> Counter[str]:
+    """How the lines of a target differ from those of its source, each of which is there once."""
+    known = set(sent)
+    return Counter(
+        lost=len(known - set(there)),
+        unexpected=sum(line not in known for line in there),
+        duplicated=len(there) - len(set(there)),
+        disordered=there != sorted(there),
+    )
+
+
+def test_both_halves_killed_at_random_and_run_again_are_identical__row_2(
     server: LiveServer, source: Path, target: Path, queue: str
 ) -> None:
     content = lines(40_000)
@@ -327,7 +383,7 @@ def test_both_halves_killed_at_random_and_run_again_are_identical(
     assert target.read_bytes() == content
 
 
-def test_a_copy_outlives_kills_of_the_service(source: Path, target: Path) -> None:
+def test_a_copy_outlives_kills_of_the_service__row_2(source: Path, target: Path) -> None:
     content = lines(60_000)
     source.write_bytes(content)
     with LiveServer() as server:

@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,8 @@ import apsw
 import pytest
 
 from settings import Settings
-from tests.checker import History, Operation, Outcome, read_histories
+from tests.checker import History, Operation, Outcome, judge, read_histories
+from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Actor, Connection, Load, Reply
 
@@ -72,7 +73,7 @@ def victim() -> Iterator[Victim]:
 @pytest.mark.parametrize("kills", [3, pytest.param(70, marks=LONG)])
 @pytest.mark.parametrize("target", ["a_worker", "the_master", "the_group"])
 def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_1(
-    target: str, kills: int, victim: Victim, tmp_path: Path
+    target: str, kills: int, victim: Victim, tmp_path: Path, tell: Tell
 ) -> None:
     kill = {
         "a_worker": victim.kill_a_worker,
@@ -88,7 +89,7 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_
             kill()
         verdict = load.finish()
     victim.stop()
-    print(verdict.row(f"kill -9 of {target.replace('_', ' ')}", kills))
+    tell(fault=f"kill -9 of {target.replace('_', ' ')}", times=kills, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.acknowledged > kills
     _assert_sound(victim.database)
@@ -99,7 +100,7 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_
 
 @pytest.mark.parametrize("stops", [1, pytest.param(20, marks=LONG)])
 def test_a_stop_under_load_loses_nothing_and_sends_waiting_readers_home__row_11(
-    stops: int, victim: Victim, tmp_path: Path
+    stops: int, victim: Victim, tmp_path: Path, tell: Tell
 ) -> None:
     with Load(victim.port, tmp_path) as load, ThreadPoolExecutor(8) as pool:
         load.write(2).read(lease=2.0, batch=20)
@@ -114,7 +115,7 @@ def test_a_stop_under_load_loses_nothing_and_sends_waiting_readers_home__row_11(
             _assert_sound(victim.database)
             victim.start()
         verdict = load.finish()
-    print(verdict.row("SIGTERM", stops))
+    tell(fault="SIGTERM", times=stops, **verdict.figures)
     assert verdict.faultless, verdict
 
 
@@ -172,21 +173,30 @@ def test_a_dead_consumers_message_comes_again_and_its_late_ack_does_no_harm__row
 
 @pytest.mark.parametrize("messages", [4_000, pytest.param(20_000, marks=LONG)])
 def test_sixteen_consumers_at_each_of_two_processes_ack_each_message_once__row_9(
-    messages: int, server: LiveServer, queue: str, tmp_path: Path
+    messages: int, queue: str, tmp_path: Path, tell: Tell
 ) -> None:
-    _fill(server, queue, messages)
+    """Two services with a worker each, on one file."""
+    histories = tmp_path / "histories"
+    histories.mkdir()
+    one_worker = {"WEB_CONCURRENCY": "1", "QUEUE_DATABASE_URL": f"sqlite:///{tmp_path}/queue.db"}
+    with LiveServer(one_worker) as first, LiveServer(one_worker) as second:
+        written = _fill(first, queue, messages)
 
-    def consume(number: int) -> None:
-        history = History(tmp_path / f"{number}.jsonl")
-        actor = Actor(server.port, queue, history, batch=10, lease=300.0, stopping=lambda: True)
-        actor.read()
-        actor.close()
+        def consume(number: int) -> None:
+            history = History(histories / f"{number}.jsonl")
+            port = (first, second)[number % 2].port
+            actor = Actor(port, queue, history, batch=10, lease=300.0, stopping=lambda: True)
+            actor.read()
+            actor.close()
 
-    with ThreadPoolExecutor(32) as pool:
-        list(pool.map(consume, range(32)))
-    operations = list(read_histories(tmp_path))
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(consume, range(32)))
+    operations = list(read_histories(histories))
     acked = [receipt for operation in operations if operation.kind == "ack" for receipt in operation.given]
     refused = [receipt for operation in operations if operation.kind == "ack" for receipt in operation.got]
+    verdict = judge([*written, *operations])
+    tell(fault="16 consumers at each of 2 services", times=1, **verdict.figures)
+    assert verdict.faultless, verdict
     assert (len(acked), len(set(acked)), refused) == (messages, messages, [])
     assert sorted(_texts(operations), key=int) == [str(number) for number in range(messages)]
 
@@ -211,16 +221,22 @@ def test_writes_are_answered_while_twice_as_many_readers_wait_as_there_are_threa
             await_true(lambda: sum(poll.done() for poll in polls) >= pollers - threads // 2)
             refused = [poll.result() for poll in polls if poll.done()]
             assert {(reply.status, reply.headers.get("Retry-After")) for reply in refused} == {(204, "1")}
-            connection, seconds = Connection(server.port), []
-            connection.open()
-            while not all(poll.done() for poll in polls):
-                began = time.monotonic()
-                assert connection.ask("POST", "/messages", {"text": "x"}).status == 200
-                seconds.append(time.monotonic() - began)
-            connection.close()
+            during = _p99_of_writes(server, lambda _: not all(poll.done() for poll in polls))
         waited = [poll.result() for poll in polls if poll.result().headers.get("Retry-After") is None]
         assert [reply.status for reply in waited] == [204] * (threads // 2)
-        assert quantiles(seconds, n=100)[-1] < POST_P99
+        alone = _p99_of_writes(server, lambda seconds: len(seconds) < 300)
+        assert during < max(POST_P99, 5 * alone)  # a busy machine is slow without any reader, too
+
+
+def _p99_of_writes(server: LiveServer, going_on: Callable[[list[float]], bool]) -> float:
+    connection, seconds = Connection(server.port), list[float]()
+    connection.open()
+    while going_on(seconds):
+        began = time.monotonic()
+        assert connection.ask("POST", "/messages", {"text": "x"}).status == 200
+        seconds.append(time.monotonic() - began)
+    connection.close()
+    return quantiles(seconds, n=100)[-1]
 
 
 # Row 14: a service that stands still.
@@ -228,7 +244,7 @@ def test_writes_are_answered_while_twice_as_many_readers_wait_as_there_are_threa
 
 @pytest.mark.parametrize("seconds", [2.5, pytest.param(20.0, marks=LONG)])
 def test_after_a_standstill_only_leases_that_ran_out_are_delivered_again__row_14(
-    seconds: float, victim: Victim, queue: str, tmp_path: Path
+    seconds: float, victim: Victim, queue: str, tmp_path: Path, tell: Tell
 ) -> None:
     for text in ("short", "long"):
         _send(victim, queue, text)
@@ -244,7 +260,7 @@ def test_after_a_standstill_only_leases_that_ran_out_are_delivered_again__row_14
         assert _ask(victim, "GET", f"{path}?limit=10&lease=300&wait=5").document[0]["text"] == "short"
         assert _ask(victim, "GET", f"{path}?limit=10").status == 204
         verdict = load.finish()
-    print(verdict.row("SIGSTOP", 1))
+    tell(fault="SIGSTOP", times=1, **verdict.figures)
     assert verdict.faultless, verdict
     assert _ask(victim, "DELETE", f"{path}/{short['receipt']}").status == 409
     assert _ask(victim, "DELETE", f"{path}/{long['receipt']}").status == 204
@@ -277,7 +293,7 @@ def test_ids_go_on_increasing_after_a_drain_and_a_restart__row_15(victim: Victim
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [8.0, pytest.param(30.0, marks=LONG)])
 def test_while_another_process_holds_the_write_lock_requests_get_503_within_6_s__row_22(
-    seconds: float, victim: Victim, queue: str, tmp_path: Path
+    seconds: float, victim: Victim, queue: str, tmp_path: Path, tell: Tell
 ) -> None:
     _send(victim, queue, "first")
     with Load(victim.port, tmp_path) as load, ThreadPoolExecutor(64) as pool:
@@ -302,7 +318,7 @@ def test_while_another_process_holds_the_write_lock_requests_get_503_within_6_s_
         assert _ask(victim, "GET", f"/queues/{queue}/messages").document == {"text": "first"}
         assert _ask(victim, "GET", f"/queues/{queue}/messages").status == 204
         verdict = load.finish()
-    print(verdict.row("write lock held", 1))
+    tell(fault="write lock held", times=1, **verdict.figures)
     assert verdict.faultless, verdict
 
 
@@ -349,10 +365,14 @@ def _send(server: LiveServer, queue: str, text: str) -> int:
     return int(_ask(server, "POST", f"/queues/{queue}/messages", {"text": text}).document["id"])
 
 
-def _fill(server: LiveServer, queue: str, messages: int) -> None:
+def _fill(server: LiveServer, queue: str, messages: int) -> list[Operation]:
+    written = []
     for first in range(0, messages, 1_000):
-        batch = [{"text": str(number)} for number in range(first, first + 1_000)]
-        assert _ask(server, "POST", f"/queues/{queue}/messages", batch).status == 200
+        texts, asked = [str(number) for number in range(first, first + 1_000)], time.monotonic()
+        reply = _ask(server, "POST", f"/queues/{queue}/messages", [{"text": text} for text in texts])
+        assert reply.status == 200
+        written.append(Operation("write", asked, texts, None, reply.outcome, time.monotonic(), reply.document["ids"]))
+    return written
 
 
 def _send_only(server: LiveServer, request: str) -> socket.socket:

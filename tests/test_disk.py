@@ -16,6 +16,7 @@ import pytest
 
 from storage.__main__ import main as storage_tool
 from tests.checker import Outcome
+from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Connection, Load, Reply
 
@@ -95,7 +96,7 @@ def test_a_queue_that_fills_its_disk_refuses_sends_and_goes_on_with_all_else__ro
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=LONG)])
 def test_nothing_is_lost_when_another_program_fills_the_disk_to_the_last_byte_under_load__row_10(
-    times: int, service: LiveServer, small_disk: SmallDisk, tmp_path: Path
+    times: int, service: LiveServer, small_disk: SmallDisk, tmp_path: Path, tell: Tell
 ) -> None:
     connection = Connection(service.port)
     assert connection.open()
@@ -111,7 +112,7 @@ def test_nothing_is_lost_when_another_program_fills_the_disk_to_the_last_byte_un
             await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
         verdict = load.finish()
     connection.close()
-    print(verdict.row("disk full to the last byte", times))
+    tell(fault="disk full to the last byte", times=times, **verdict.figures)
     assert verdict.faultless, verdict
     assert "storage has failed" not in service.log()
     _assert_sound(small_disk.database)
@@ -198,7 +199,7 @@ def worker() -> Iterator[LiveServer]:
     ids=str,
 )
 def test_what_could_not_be_committed_is_not_acknowledged__row_10(
-    injection: Injection, times: int, worker: LiveServer, tmp_path: Path
+    injection: Injection, times: int, worker: LiveServer, tmp_path: Path, tell: Tell
 ) -> None:
     with Load(worker.port, tmp_path / "histories") as load:
         load.write().write(batch=200, keyed=True).read().read(lease=2.0, batch=200)
@@ -211,7 +212,7 @@ def test_what_could_not_be_committed_is_not_acknowledged__row_10(
                     await_true(lambda: _worker_of(worker) not in (0, pid))  # noqa: B023
             await_true(lambda: _ask(worker, "GET", "/ready").status == 200)
         verdict = load.finish()
-    print(verdict.row(str(injection), times))
+    tell(fault=str(injection), times=times, **verdict.figures)
     assert verdict.faultless, verdict
     assert worker.log().count("the storage has failed") <= times
     assert ("the storage has failed" in worker.log()) == (injection.error == "EIO")

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.checker import Outcome, read_histories
+from tests.figures import Tell
 from tests.live import REPOSITORY, LiveServer
 from tests.load import Connection, Load
 
@@ -29,7 +30,7 @@ LEASE = 2.0  # seconds; a killed stage's inputs come again after it
 
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=LONG)])
 def test_each_inputs_result_comes_out_exactly_once_while_stages_and_server_are_killed__issue_3(
-    kills: int, tmp_path: Path
+    kills: int, tmp_path: Path, tell: Tell
 ) -> None:
     with LiveServer() as server, _stages(server) as stages, Load(server.port, tmp_path, QUEUES[0]) as load:
         load.write(batch=5, keyed=True).write()
@@ -45,7 +46,7 @@ def test_each_inputs_result_comes_out_exactly_once_while_stages_and_server_are_k
                 stages[number] = _start(server, number)
             load.finish_writing()
             verdict = results.finish(written_as=lambda text: text.removesuffix(">0>1>2"))
-    print(verdict.row("kill -9 of a pipeline's stage and the server", kills))
+    tell(fault="kill -9 of a pipeline's stage and the server", times=kills, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.acknowledged > kills
 

@@ -24,6 +24,7 @@ import apsw
 import pytest
 
 from storage.__main__ import main as storage_tool
+from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Connection, Load, Reply
 
@@ -145,7 +146,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.mark.parametrize("cuts", [2, pytest.param(100, marks=LONG)])
-def test_every_acknowledged_write_survives_power_cuts_under_load__row_3(cuts: int, disk: Disk, tmp_path: Path) -> None:
+def test_every_acknowledged_write_survives_power_cuts_under_load__row_3(
+    cuts: int, disk: Disk, tmp_path: Path, tell: Tell
+) -> None:
     histories = tmp_path / "histories"
     with disk.serve() as server, Load(server.port, histories) as load:
         load.write().write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
@@ -159,14 +162,14 @@ def test_every_acknowledged_write_survives_power_cuts_under_load__row_3(cuts: in
         verdict = load.finish()
         server.stop()
         assert "failed" not in server.log()  # no process lived to see the disk gone
-    print(verdict.row("power cut", cuts))
+    tell(fault="power cut", times=cuts, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.acknowledged > cuts
     _assert_sound(disk.database)
 
 
 def test_a_power_cut_is_seen_to_take_acknowledged_writes_from_an_engine_without_fsync__row_3(
-    disk: Disk, tmp_path: Path
+    disk: Disk, tmp_path: Path, tell: Tell
 ) -> None:
     config = tmp_path / "without_fsync.py"
     config.write_text(WITHOUT_FSYNC)
@@ -181,7 +184,7 @@ def test_a_power_cut_is_seen_to_take_acknowledged_writes_from_an_engine_without_
         server.start()
         verdict = load.finish()
         server.stop()
-    print(verdict.row("power cut, without fsync", 1))
+    tell(fault="power cut, fsync left out on purpose (to see the loss seen)", times=1, **verdict.figures)
     assert verdict.lost, verdict
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -16,7 +20,7 @@ from storage.model import Receive
 from storage.sqlite import SqliteStore
 from tests.conformance.shorthand import peek, send, stats
 from tests.connections import on_each_connection, still_open
-from tests.live import REPOSITORY
+from tests.live import REPOSITORY, LiveServer
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def refusal(path: Path) -> str:
      ("3.50.7", True), ("3.50.10", True), ("3.51.0", False), ("3.51.2", False), ("3.51.3", True), ("3.54.0", True),
      ("4.0.0", True)],
 )  # fmt: skip
-def test_a_sqlite_with_the_wal_reset_bug_is_refused(version: str, fit: bool) -> None:
+def test_a_sqlite_with_the_wal_reset_bug_is_refused__row_5(version: str, fit: bool) -> None:
     if fit:
         sqlite_file.refuse_unsafe_sqlite(version)
     else:
@@ -47,19 +51,21 @@ def test_a_sqlite_with_the_wal_reset_bug_is_refused(version: str, fit: bool) -> 
             sqlite_file.refuse_unsafe_sqlite(version)
 
 
-def test_a_store_asks_for_the_version_before_it_touches_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_asks_for_the_version_before_it_touches_the_file__row_5(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
     assert "3.51.2" in refusal(path)
     assert not path.exists()
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused_and_left_alone__row_24(path: Path) -> None:
     path.write_bytes(content := b"Dear diary, " * 1_000)
     assert refusal(path).endswith("not a database")
     assert path.read_bytes() == content
 
 
-def test_a_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+def test_a_database_of_another_program_is_refused_and_left_alone__row_24(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("CREATE TABLE messages (id INTEGER PRIMARY KEY)")
     connection.close()
@@ -68,7 +74,7 @@ def test_a_database_of_another_program_is_refused_and_left_alone(path: Path) -> 
     assert path.read_bytes() == content
 
 
-def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+def test_a_newer_schema_is_refused_and_left_alone__row_24(path: Path) -> None:
     SqliteStore(path).close()
     connection = apsw.Connection(str(path))
     connection.pragma("user_version", sqlite_file.SCHEMA_VERSION + 1)
@@ -85,18 +91,18 @@ def test_an_empty_file_is_taken_for_a_fresh_one(path: Path) -> None:
     store.close()
 
 
-def test_a_directory_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_there_is_refused_and_not_made__row_24(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere" / "queue.db")
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_directory_in_the_files_place_is_refused(tmp_path: Path) -> None:
+def test_a_directory_in_the_files_place_is_refused__row_24(tmp_path: Path) -> None:
     assert "is a directory" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere, whatever the mode says")
 @pytest.mark.parametrize("place", ["directory", "file"])
-def test_what_cannot_be_written_is_refused(path: Path, place: str) -> None:
+def test_what_cannot_be_written_is_refused__row_24(path: Path, place: str) -> None:
     SqliteStore(path).close()
     locked = path if place == "file" else path.parent
     locked.chmod(0o500)
@@ -107,7 +113,9 @@ def test_what_cannot_be_written_is_refused(path: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["directory", "file"])
-def test_what_the_system_calls_unwritable_is_refused(path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_calls_unwritable_is_refused__row_24(
+    path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the test above, for root too: the answer of access(2) is made up."""
     SqliteStore(path).close()
     locked = path if place == "file" else path.parent
@@ -116,7 +124,7 @@ def test_what_the_system_calls_unwritable_is_refused(path: Path, place: str, mon
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p", "fuse.sshfs"])
-def test_a_network_filesystem_is_refused(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_filesystem_is_refused__row_24(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mounted(monkeypatch, f"server:/x {path.parent} {kind} rw 0 0")
     assert f"network filesystem ({kind})" in refusal(path)
 
@@ -136,7 +144,7 @@ def test_a_local_disk_near_a_network_filesystem_is_taken(
     SqliteStore(path).close()
 
 
-def test_a_network_filesystem_is_seen_through_a_link_and_through_blanks_in_its_name(
+def test_a_network_filesystem_is_seen_through_a_link_and_through_blanks_in_its_name__row_24(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (far := tmp_path / "far away ü").mkdir()
@@ -161,10 +169,56 @@ def test_a_url_that_names_no_file_is_refused(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize("what", ["text", "foreign", "newer", "read-only"])
+def test_a_service_does_not_start_on_what_it_cannot_use_and_says_why__row_24(
+    what: str, path: Path, read_only: Callable[[Path], None]
+) -> None:
+    reason = {
+        "text": f"{path} cannot be used: file is not a database",
+        "foreign": f"{path} is a SQLite database of another program",
+        "newer": f"{path} has schema version 99; this program knows up to {sqlite_file.SCHEMA_VERSION}",
+        "read-only": f"{path.parent} is not writable",
+    }[what]
+    if what == "text":
+        path.write_text("Dear diary, " * 1_000)
+    else:
+        SqliteStore(path).close()
+        with closing(apsw.Connection(str(path))) as connection:
+            connection.pragma("application_id", 42 if what == "foreign" else sqlite_file.APPLICATION_ID)
+            connection.pragma("user_version", 99 if what == "newer" else sqlite_file.SCHEMA_VERSION)
+    if what == "read-only":
+        read_only(path.parent)
+    server = LiveServer({"QUEUE_DATABASE_URL": f"sqlite:///{path}"})
+    try:
+        with pytest.raises(RuntimeError, match=re.escape(f"queue_service: QUEUE_DATABASE_URL: {reason}\n")):
+            server.start()
+    finally:
+        shutil.rmtree(server.directory)
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[[Path], None]]:
+    """Makes a directory one of a filesystem that is mounted read-only, which stops even root."""
+    mounted_on: list[Path] = []
+
+    def mount(directory: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only root may mount")
+        for options in (["--bind", directory, directory], ["-o", "remount,bind,ro", directory]):
+            done = subprocess.run(["mount", *map(str, options)], capture_output=True, text=True)
+            if done.returncode != 0:
+                pytest.skip(f"nothing can be mounted read-only here: {done.stderr.strip()}")
+            mounted_on[:] = [directory]
+
+    yield mount
+    for directory in mounted_on:
+        subprocess.run(["umount", directory], check=True)
+
+
 # -- opening
 
 
-def test_two_first_starts_at_once_make_one_schema(path: Path) -> None:
+def test_two_first_starts_at_once_make_one_schema__row_27(path: Path) -> None:
     program = (
         "import sys; from storage import open_store; from storage.model import NewMessage\n"
         "print('imported', flush=True); sys.stdin.readline()\n"

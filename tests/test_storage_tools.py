@@ -18,6 +18,7 @@ from storage.sqlite import SqliteStore
 from storage.sqlite_care import check
 from tests.checker import Outcome, read_histories
 from tests.conformance.shorthand import lease, peek, send, take
+from tests.figures import Tell
 from tests.live import REPOSITORY, LiveServer, await_true
 from tests.load import Connection, Load
 
@@ -53,7 +54,7 @@ def url(path: Path) -> str:
 
 
 @pytest.mark.parametrize("backups", [1, pytest.param(30, marks=LONG)])
-def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_path: Path) -> None:
+def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_path: Path, tell: Tell) -> None:
     copies = [tmp_path / f"copy-{number}.db" for number in range(backups)]
     histories = tmp_path / "histories"
     with LiveServer() as server, Load(server.port, histories) as load:
@@ -71,7 +72,7 @@ def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_pa
                 assert len(numbers) % 5 == 0  # nor a part of a batch
         load.read(2, lease=30.0, batch=500)
         verdict = load.finish()
-    print(verdict.row("backup under load", backups))
+    tell(fault="backup under load", times=backups, **verdict.figures)
     assert verdict.faultless, verdict
     assert not list(tmp_path.glob("*.part"))
     with LiveServer({"QUEUE_DATABASE_URL": url(copies[0])}) as restored:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +20,7 @@ from storage.sqlite import SqliteStore
 from storage.sqlite_care import check
 from storage.sqlite_file import MAX_WAL
 from tests.conformance.shorthand import lease, peek, send, take
+from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Connection, Load
 
@@ -95,22 +97,30 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.mark.parametrize("cuts", [40, pytest.param(1_000, marks=LONG)])
-def test_a_log_cut_at_any_byte_opens_to_what_was_committed_before_it__row_4(cuts: int, journal: Journal) -> None:
+def test_a_log_cut_at_any_byte_opens_to_what_was_committed_before_it__row_4(
+    cuts: int, journal: Journal, tell: Tell
+) -> None:
+    found = Counter[str]()
     for place in (places := journal.places(cuts)):
         database = journal.crashed(partial(_cut, place=place))
-        _assert_holds(database, journal.expected(place))
-    print(f"| log cut | {len(places)} | a clean prefix each time |")
+        found += _compared(database, journal.expected(place))
+    tell(fault="log cut at a byte", times=len(places), **{name: found[name] for name in COMPARED})
+    assert found.keys() == {"acknowledged"}
 
 
 @pytest.mark.parametrize("holes", [15, pytest.param(300, marks=LONG)])
-def test_a_log_with_a_hole_opens_to_what_was_committed_before_the_hole__row_4(holes: int, journal: Journal) -> None:
+def test_a_log_with_a_hole_opens_to_what_was_committed_before_the_hole__row_4(
+    holes: int, journal: Journal, tell: Tell
+) -> None:
     """The disk had written the sectors behind, and not yet this one, when the power went."""
     log = (journal.directory / "crashed-queue.db-wal").read_bytes()
     sectors = [place // 512 * 512 for place in journal.places(holes * 2)]
+    found = Counter[str]()
     for sector in (places := [sector for sector in sectors if any(log[sector : sector + 512])][:holes]):
         database = journal.crashed(partial(_zero, place=sector))
-        _assert_holds(database, journal.expected(_frame_of(sector)))
-    print(f"| hole in the log | {len(places)} | a clean prefix each time |")
+        found += _compared(database, journal.expected(_frame_of(sector)))
+    tell(fault="hole in the log", times=len(places), **{name: found[name] for name in COMPARED})
+    assert found.keys() == {"acknowledged"}
 
 
 def _cut(log: bytearray, place: int) -> None:
@@ -127,16 +137,28 @@ def _frame_of(place: int) -> int:
     return 0 if place < HEADER else HEADER + (place - HEADER) // FRAME * FRAME
 
 
-def _assert_holds(database: Path, texts: list[str]) -> None:
+COMPARED = ["acknowledged", "lost", "unexpected", "duplicated", "disordered"]
+
+
+def _compared(database: Path, texts: list[str]) -> Counter[str]:
+    """What is there against what was committed; the file is sound, and goes on."""
     assert check(database).startswith("ok")
     store = SqliteStore(database)
     try:
-        assert peek(store) == texts
+        there = peek(store)
         (number,) = send(store, "goes on")
-        assert peek(store) == [*texts, "goes on"]
-        assert number > max((message.id for message in store.peek("q", limit=1)), default=0) or not texts
+        assert peek(store) == [*there, "goes on"]
+        assert number > max((message.id for message in store.peek("q", limit=1)), default=0) or not there
     finally:
         store.close()
+    known = [text for text in there if text in texts]
+    return +Counter(
+        acknowledged=len(texts),
+        lost=len(set(texts) - set(there)),
+        unexpected=len(set(there) - set(texts)),
+        duplicated=len(there) - len(set(there)),
+        disordered=known != sorted(known, key=texts.index),
+    )
 
 
 # Row 20: how large it gets.
@@ -144,7 +166,7 @@ def _assert_holds(database: Path, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(120.0, marks=LONG)])
 def test_the_log_stays_small_however_long_writers_readers_and_polls_go_on__row_20(
-    seconds: float, tmp_path: Path
+    seconds: float, tmp_path: Path, tell: Tell
 ) -> None:
     with LiveServer() as server, Load(server.port, tmp_path) as load, ThreadPoolExecutor(8) as pool:
         load.write(2, batch=50).read(lease=30.0, batch=100).read(lease=30.0, batch=100)
@@ -160,14 +182,15 @@ def test_the_log_stays_small_however_long_writers_readers_and_polls_go_on__row_2
         for poll in polls:
             poll.result()
         verdict = load.finish()
-    print(verdict.row(f"load for {seconds:g} s: the log at most {most / MB:.1f} MB, begun anew", times))
+    fault = f"load for {seconds:g} s: the log at most {most / MB:.1f} MB, begun anew"
+    tell(fault=fault, times=times, **verdict.figures)
     assert verdict.faultless, verdict
     assert most < 16 * MB
 
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(180.0, marks=LONG)])
 def test_the_log_is_bounded_again_once_a_reader_goes_that_held_it_under_load__row_20(
-    seconds: float, tmp_path: Path
+    seconds: float, tmp_path: Path, tell: Tell
 ) -> None:
     with LiveServer() as server, Load(server.port, tmp_path) as load:
         log = Path(f"{server.database}-wal")
@@ -182,7 +205,8 @@ def test_the_log_is_bounded_again_once_a_reader_goes_that_held_it_under_load__ro
         await_true(lambda: _times_begun_anew(log) > before and log.stat().st_size <= MAX_WAL)
         after = log.stat().st_size
         verdict = load.finish()
-    print(verdict.row(f"reader open for {seconds:g} s: the log {held / MB:.1f} MB, then {after / MB:.1f} MB", 1))
+    fault = f"reader open for {seconds:g} s: the log {held / MB:.1f} MB, then {after / MB:.1f} MB"
+    tell(fault=fault, times=1, **verdict.figures)
     assert verdict.faultless, verdict
 
 

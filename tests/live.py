@@ -50,6 +50,12 @@ class LiveServer:
         assert self._process is not None, "not running"
         return self._process.pid
 
+    @property
+    def workers(self) -> list[int]:
+        """The pids of those that are there now, which may be fewer than there should be, or more."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
     def start(self) -> None:
         """It answers. Raises RuntimeError, with its log, if it does not within 20 s."""
         with self._log_file() as log:

@@ -37,7 +37,7 @@ class Victim(LiveServer):
 
     def kill_a_worker(self) -> None:
         """The master puts another in its place."""
-        os.kill(random.choice(self.workers()), signal.SIGKILL)
+        os.kill(random.choice(self.all_workers()), signal.SIGKILL)
 
     def kill_the_master(self) -> None:
         """Its workers find out and end by themselves; a new service is started at once, as a supervisor would."""
@@ -51,14 +51,10 @@ class Victim(LiveServer):
         _assert_sound(self.database)
         self.start()
 
-    def workers(self) -> list[int]:
-        """All of them, once they are there."""
-
-        def pids() -> list[int]:
-            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-
-        await_true(lambda: len(pids()) == Settings().workers)
-        return pids()
+    def all_workers(self) -> list[int]:
+        """Once they are there."""
+        await_true(lambda: len(self.workers) == Settings().workers)
+        return self.workers
 
 
 @pytest.fixture
@@ -84,7 +80,7 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_
         load.write().write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
         await_true(lambda: len(list(read_histories(tmp_path))) > 20)
         for _ in range(kills):
-            victim.workers()  # all there
+            victim.all_workers()
             time.sleep(random.uniform(0.0, 0.4))
             kill()
         verdict = load.finish()

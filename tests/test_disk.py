@@ -241,8 +241,8 @@ def _injected(server: LiveServer, pid: int, injection: Injection, first: int) ->
 
 def _worker_of(server: LiveServer) -> int:
     """Its pid; 0 while there is none, or two."""
-    pids = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return int(pids[0]) if len(pids) == 1 else 0
+    pids = server.workers
+    return pids[0] if len(pids) == 1 else 0
 
 
 def _ask(server: LiveServer, method: str, path: str) -> Reply:

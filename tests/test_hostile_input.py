@@ -230,8 +230,8 @@ def test_row_7_a_short_body_settles_nothing(service: LiveServer, queue: str) -> 
 
 
 def worker_of(service: LiveServer) -> int:
-    (worker,) = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
-    return int(worker)
+    (worker,) = service.workers
+    return worker
 
 
 def peak_memory(pid: int) -> int:

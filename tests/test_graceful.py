@@ -1,0 +1,91 @@
+"""A service that is reloaded, or replaces its workers, under load: all is answered, and nothing is lost.
+
+Its stop is row 11 and the death of its workers row 1 of what must survive, both in tests/test_crash.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from settings import Settings
+from tests.figures import Tell
+from tests.live import LiveServer, await_true
+from tests.load import Connection, Load
+
+LONG = [pytest.mark.slow, pytest.mark.torture]
+
+
+@pytest.mark.parametrize("reloads", [2, pytest.param(30, marks=LONG)])
+def test_a_reload_under_load_refuses_nothing_and_loses_nothing(reloads: int, tmp_path: Path, tell: Tell) -> None:
+    with LiveServer() as server, Load(server.port, tmp_path) as load, ThreadPoolExecutor(1) as pool:
+        load.write(2).write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
+        for _ in range(reloads):
+            _await_progress(tmp_path)
+            before = _all_workers(server)
+            poll = pool.submit(_poll, server)
+            os.kill(server.pid, signal.SIGHUP)
+            await_true(lambda: _all_workers(server).isdisjoint(before))  # noqa: B023
+            assert poll.result() == 204  # sent home, or answered by a worker that came after
+        _await_progress(tmp_path)
+        verdict = load.finish()
+    tell(fault="SIGHUP (reload)", times=reloads, **verdict.figures)
+    assert verdict.faultless, verdict
+    assert verdict.refused == verdict.unknown == 0
+
+
+@pytest.mark.parametrize("replacements", [4, pytest.param(100, marks=LONG)])
+def test_workers_replaced_after_so_many_requests_refuse_nothing_and_lose_nothing(
+    replacements: int, tmp_path: Path, tell: Tell
+) -> None:
+    settings = {"GUNICORN_CMD_ARGS": "--max-requests 150 --max-requests-jitter 100"}
+    with LiveServer(settings) as server, Load(server.port, tmp_path) as load:
+        load.write(2).write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
+        seen = _all_workers(server)
+
+        def has_come(count: int) -> bool:
+            seen.update(server.workers)
+            return len(seen) >= Settings().workers + count
+
+        for count in range(1, replacements + 1):
+            await_true(partial(has_come, count))
+        verdict = load.finish()
+        server.stop()
+        assert "Error" not in server.log()
+    tell(fault="workers replaced by max_requests", times=replacements, **verdict.figures)
+    assert verdict.faultless, verdict
+    assert verdict.refused == verdict.unknown == 0
+
+
+def _all_workers(server: LiveServer) -> set[int]:
+    """Once those that leave have gone and those that come are there."""
+    now: list[int] = []
+
+    def are_there() -> bool:
+        now[:] = server.workers
+        return len(now) == Settings().workers
+
+    await_true(are_there)
+    return set(now)
+
+
+def _poll(server: LiveServer) -> int:
+    connection = Connection(server.port)
+    assert connection.open()
+    try:
+        return connection.ask("GET", "/queues/empty/messages?wait=3").status
+    finally:
+        connection.close()
+
+
+def _await_progress(histories: Path) -> None:
+    def size() -> int:
+        return sum(path.stat().st_size for path in histories.glob("writer*.jsonl"))
+
+    before = size()
+    await_true(lambda: size() > before + 5_000)

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import struct
@@ -24,12 +25,17 @@ try:
 except BadSetting as fault:
     sys.exit(f"queue_service: {fault}")
 
+# A worker that is out of files ends: there are some for each connection, and for its threads' to the database.
+_least, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
+_files = max(_least, 4_096 if _most == resource.RLIM_INFINITY else min(4_096, _most))
+resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most))
+
 wsgi_app = "handler:app"
 bind = _settings.bind
 workers = _settings.workers
 worker_class = "doors.worker.Worker"  # gthread, so that a waiting poll holds a thread and not a process; and more
 threads = _settings.threads
-worker_connections = 1_000  # open connections of a worker; those above wait in the backlog
+worker_connections = max(threads + 10, min(1_000, _files - 3 * threads - 100))  # open ones; more wait in the backlog
 keepalive = 20  # s between two requests of a connection; idle ones count as worker_connections too
 graceful_timeout = 25  # s for requests under way at a stop; polls end at once, so only slow clients need it
 timeout = 30  # s without a heartbeat of a worker's loop until it is killed; no limit on a request

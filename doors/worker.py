@@ -7,11 +7,14 @@ long as there are threads for all. And a reply leaves in one piece.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
+import struct
 import time
 from email.utils import formatdate
 from functools import lru_cache, partial
+from itertools import takewhile
 from typing import Any
 
 from gunicorn import util
@@ -22,7 +25,9 @@ FIRST_BYTE = 0.1  # seconds a thread waits for a new connection's first byte; af
 # A client has PATIENCE (seconds) for a request's head, and for a body beside a second for each LEAST_RATE bytes.
 # Between two pieces of either it has the _CLIENT_PATIENCE of gunicorn.conf.py.
 PATIENCE = 4.0
+LEAST_PATIENCE = 0.5  # … and fewer when others wait for a thread, but never less
 LEAST_RATE = 10_000
+SILENCE = 1.0  # seconds a connection that has sent nothing stays when there is no room for another
 CLOSE_WITHIN = 1.0  # seconds for a client to close its side after the last reply
 STAY = 20  # ms a thread waits for the next request of its connection
 
@@ -37,7 +42,7 @@ class Worker(gthread.ThreadWorker):
             conn.init()
             conn.sock = Joining(conn.sock)
         while True:
-            conn.deadline = time.monotonic() + PATIENCE
+            conn.deadline = time.monotonic() + self._patience(conn)
             conn.parser.unreader.chunk = partial(_receive, conn, conn.parser.unreader)
             goes_on = super().handle(conn)
             conn.sock.flush()
@@ -45,6 +50,27 @@ class Worker(gthread.ThreadWorker):
                 return _close(conn)
             if self.nr_conns > self.cfg.threads or not self.alive or not _has_more(conn):
                 return True
+
+    def _patience(self, conn: Any) -> float:
+        """Seconds for a request's head: fewer when others wait for a thread, so that they need not wait for long."""
+        waiting: int = self.tpool._work_queue.qsize()
+        if not waiting:
+            return PATIENCE
+        patience = max(LEAST_PATIENCE, PATIENCE / (1 + 2 * waiting / int(self.cfg.threads)))
+        limit = struct.pack("ll", *divmod(round(patience * 1_000_000), 1_000_000))  # s and µs between two pieces
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        return patience
+
+    def murder_pending(self) -> None:
+        """Closes connections that never sent anything: after keepalive, and when all are taken, after SILENCE.
+
+        Else as many silent clients as there may be connections would keep all others waiting for keepalive.
+        """
+        if self.nr_conns >= self.worker_connections:
+            silent_since = time.monotonic() + self.cfg.keepalive - SILENCE
+            for conn in takewhile(lambda conn: conn.timeout < silent_since, self.pending_conns):
+                conn.timeout = 0.0
+        super().murder_pending()
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
         """Whether another request may follow; a body read to its end, as most are, need not be drained."""
@@ -79,11 +105,22 @@ class Joining:
             self._head = data
         else:
             head, self._head = self._head, b""
-            self._sock.sendall(head + data)
+            self._send(head + data)
 
     def flush(self) -> None:
         if self._head:
             self.sendall(b"")
+
+    def _send(self, data: bytes) -> None:
+        """Raises ConnectionResetError, which gunicorn passes over, for a client that takes less than LEAST_RATE."""
+        left, deadline = memoryview(data), 0.0
+        try:
+            while left := left[self._sock.send(left) :]:
+                deadline = deadline or time.monotonic() + PATIENCE + len(data) / LEAST_RATE
+                if time.monotonic() > deadline:
+                    raise BlockingIOError
+        except BlockingIOError:  # also what SO_SNDTIMEO makes of a send that took too long
+            raise ConnectionResetError(errno.ECONNRESET, "the client takes its reply too slowly") from None
 
     def setblocking(self, flag: bool) -> None:
         if self._sock.getblocking() != flag:

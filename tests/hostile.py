@@ -1,4 +1,4 @@
-"""Clients that mean harm, in a process of their own: `python -m tests.hostile KIND PORT CONNECTIONS`, until it is killed."""
+"""Clients that mean harm, in a process of their own: `python -m tests.hostile KIND PORT CONNECTIONS`, until killed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 HEAD = b"POST /queues/hostile/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\n"
-LARGE = "large"  # a queue with messages of some MB in it
-AT_ONCE = 64  # threads
+LARGE = "large"  # a queue with more in it than the system keeps for a connection
 DROP = 0.3  # seconds between two drops of what comes slowly
 
 
@@ -29,13 +28,18 @@ def slow_bodies(port: int) -> None:
 
 
 def slow_readers(port: int) -> None:
-    with _connected(port, f"GET /queues/{LARGE}/peek HTTP/1.1\r\nHost: q\r\n\r\n".encode()) as client:
-        while client.recv(1):
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", port))
+        client.sendall(f"GET /queues/{LARGE}/peek HTTP/1.1\r\nHost: q\r\n\r\n".encode())
+        while client.recv(1_000):
             time.sleep(DROP)
 
 
 def resets(port: int) -> None:
-    sent = random.choice([b"", HEAD, HEAD + b"Content-Length: 10\r\n\r\nx", b"GET /queues/hostile/messages?wait=5 HTTP/1.1\r\nHost: q\r\n\r\n"])  # fmt: skip
+    poll = b"GET /queues/hostile/messages?wait=5 HTTP/1.1\r\nHost: q\r\n\r\n"
+    sent = random.choice([b"", HEAD, HEAD + b"Content-Length: 10\r\n\r\nx", poll])
     with _connected(port, sent) as client:
         time.sleep(random.choice([0, 0.01]))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

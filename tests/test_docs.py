@@ -23,6 +23,7 @@ from tests.live import LiveServer
 ROOT = Path(__file__).resolve().parent.parent
 HTTP = (ROOT / "docs/http.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
+RELIABILITY = "\n" + (ROOT / "docs/reliability.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -90,6 +91,16 @@ def test_every_environment_variable_is_documented_with_its_default() -> None:
     read = set(re.findall(r'"((?:QUEUE_|PORT|WEB_)[A-Z_]*)"', (ROOT / "settings.py").read_text()))
     assert set(documented) == read
     assert Settings.from_env(documented) == Settings.from_env({}) == Settings()
+
+
+def test_every_row_of_what_must_survive_has_a_test_named_after_it() -> None:
+    documented = [int(row[0]) for row in rows(RELIABILITY, "# What must survive, and how it is tested")]
+    names = [
+        name for path in ROOT.glob("tests/**/*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    ]
+    tested = {int(number) for name in names for number in re.findall(r"row_(\d+)", name)}
+    assert documented == list(range(1, 28))
+    assert tested == set(documented)
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:

@@ -125,6 +125,12 @@ def post_worker_init(worker: Any) -> None:
     _end_with_the_master(worker)
 
 
+def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
+    """A worker that goes because it has had its max_requests sends waiting readers home: its successor waits for it."""
+    if not worker.alive:
+        worker.wsgi.store.stop_waiting()
+
+
 def worker_exit(server: Any, worker: Any) -> None:
     """Leaves the file tidy: the last one out folds the log into the database."""
     if getattr(worker, "wsgi", None) is not None:  # not set when the application could not be loaded

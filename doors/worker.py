@@ -72,6 +72,12 @@ class Worker(gthread.ThreadWorker):
                 conn.timeout = 0.0
         super().murder_pending()
 
+    def _cap_keepalive(self, deadline: float) -> None:
+        """A worker that stops waits no longer for connections that never sent anything than for idle ones."""
+        super()._cap_keepalive(deadline)  # type: ignore[misc]  # missing in the stubs
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)  # type: ignore[type-var]  # it has one since it was deferred
+
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
         """Whether another request may follow; a body read to its end, as most are, need not be drained."""
         if keepalive and getattr(conn.parser.mesg.body.reader, "length", None) == 0:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Connection, Load
 
+GONE_WITHIN = 15.0  # seconds: well before a poll of 20 s or an idle connection would end by itself
 LONG = [pytest.mark.slow, pytest.mark.torture]
 
 
@@ -62,6 +66,33 @@ def test_workers_replaced_after_so_many_requests_refuse_nothing_and_lose_nothing
     assert verdict.refused == verdict.unknown == 0
 
 
+def test_a_worker_that_has_had_its_requests_sends_waiting_readers_home() -> None:
+    settings = {"WEB_CONCURRENCY": "1", "QUEUE_THREADS": "8", "GUNICORN_CMD_ARGS": "--max-requests 300"}
+    with LiveServer(settings) as server:
+        (first,) = server.workers
+        connection = Connection(server.port)
+        with ThreadPoolExecutor(8) as pool:
+            polls = [pool.submit(_poll, server, 20) for _ in range(8)]
+            await_true(lambda: sum(poll.done() for poll in polls) == 4)  # were refused, since the others wait
+            began = time.monotonic()
+            while server.workers == [first]:
+                if connection.open():
+                    connection.ask("POST", "/messages", {"text": "x"})
+            assert [poll.result() for poll in polls] == [204] * 8
+        assert time.monotonic() - began < GONE_WITHIN
+        connection.close()
+
+
+def test_a_stop_does_not_wait_for_clients_that_say_nothing() -> None:
+    with LiveServer() as server, ExitStack() as clients:
+        for _ in range(5):
+            clients.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        assert _poll(server, 0.5) == 204  # by now they wait in the service
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < GONE_WITHIN
+
+
 def _all_workers(server: LiveServer) -> set[int]:
     """Once those that leave have gone and those that come are there."""
     now: list[int] = []
@@ -74,11 +105,11 @@ def _all_workers(server: LiveServer) -> set[int]:
     return set(now)
 
 
-def _poll(server: LiveServer) -> int:
+def _poll(server: LiveServer, seconds: float = 3.0) -> int:
     connection = Connection(server.port)
     assert connection.open()
     try:
-        return connection.ask("GET", "/queues/empty/messages?wait=3").status
+        return connection.ask("GET", f"/queues/empty/messages?wait={seconds:g}").status
     finally:
         connection.close()
 

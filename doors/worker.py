@@ -21,7 +21,7 @@ from gunicorn import util
 from gunicorn.http.errors import NoMoreData
 from gunicorn.workers import gthread
 
-FIRST_BYTE = 0.1  # seconds a thread waits for a new connection's first byte; after that the poller does
+FIRST_BYTE = 0.1  # seconds a thread that nobody waits for waits for a new connection's first byte; else the poller does
 # A client has PATIENCE (seconds) for a request's head, and for a body beside a second for each LEAST_RATE bytes.
 # Between two pieces of either it has the _CLIENT_PATIENCE of gunicorn.conf.py.
 PATIENCE = 4.0
@@ -36,7 +36,8 @@ class Worker(gthread.ThreadWorker):
     def handle(self, conn: Any) -> Any:
         """Serves the connection's requests; what it returns is gunicorn's business."""
         if not conn.initialized:
-            if not conn.data_ready and not conn.wait_for_data(FIRST_BYTE):
+            patience = 0.0 if self.tpool._work_queue.qsize() else FIRST_BYTE
+            if not conn.data_ready and not conn.wait_for_data(patience):
                 return gthread._DEFER  # type: ignore[attr-defined]  # missing in the stubs
             conn.sock.setblocking(True)
             conn.init()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.checker import History, Operation, Outcome, Verdict, judge, read_histories
-from tests.live import LiveServer
+from tests.live import LiveServer, await_true
 from tests.load import Load
 
 ACKNOWLEDGED, REFUSED, UNKNOWN = Outcome
+KILLS = 4  # one may come right after a commit
 
 
 def write(text: str, number: int = 1, outcome: Outcome = ACKNOWLEDGED, at: float = 0.0) -> Operation:
@@ -142,8 +144,9 @@ def test_the_checker_reports_the_loss_of_an_engine_that_acknowledges_before_its_
     broken: LiveServer, tmp_path: Path
 ) -> None:
     with Load(broken.port, tmp_path).write(2) as load:
-        time.sleep(0.7)
-        broken.restart()
+        for _ in range(KILLS):
+            _await_more(tmp_path, "write")
+            broken.restart()
         verdict = load.finish()
     assert verdict.lost, verdict
     assert len(verdict.lost) < verdict.acknowledged
@@ -152,13 +155,32 @@ def test_the_checker_reports_the_loss_of_an_engine_that_acknowledges_before_its_
 def test_the_checker_reports_the_second_delivery_of_an_engine_that_answers_before_its_commit(
     broken: LiveServer, tmp_path: Path
 ) -> None:
-    with Load(broken.port, tmp_path).write() as load:
-        time.sleep(0.6)
+    with Load(broken.port, tmp_path).write(batch=20) as load:
+        for _ in range(KILLS):
+            _await_more(tmp_path, "write")
         load.finish_writing()
-        time.sleep(0.4)  # by now it is all committed
+        await_true(lambda: _committed(broken) == _done(tmp_path, "write"))
         load.read()
-        time.sleep(0.4)
-        broken.restart()
+        for _ in range(KILLS):
+            _await_more(tmp_path, "read")
+            broken.restart()
         verdict = load.finish()
     assert verdict.duplicated, verdict
     assert not verdict.lost, verdict
+
+
+def _await_more(histories: Path, kind: str) -> None:
+    before = _done(histories, kind)
+    await_true(lambda: _done(histories, kind) > before + 20)
+
+
+def _done(histories: Path, kind: str) -> int:
+    """Messages whose writes, or reads, have been acknowledged."""
+    operations = [one for one in read_histories(histories) if one.kind == kind and one.outcome is ACKNOWLEDGED]
+    return sum(len(operation.got) for operation in operations)
+
+
+def _committed(server: LiveServer) -> int:
+    with closing(apsw.Connection(str(server.database))) as connection:
+        count: int = connection.execute("SELECT count(*) FROM messages").get
+        return count

@@ -105,6 +105,16 @@ class LiveServer:
         """No client has a connection left, so what a killed one had asked for is done. Raises AssertionError."""
         await_true(lambda: not _connections_to(self.port))
 
+    def await_read(self, *clients: socket.socket) -> None:
+        """All that these have sent has been read, so it is under way. Raises AssertionError."""
+        ports = {client.getsockname()[1] for client in clients}
+
+        def is_read() -> bool:
+            unread = {int(at[2][-4:], 16): at[4][-8:] for at in _sockets_of(self.port)}
+            return all(unread.get(port) == "00000000" for port in ports)
+
+        await_true(is_read)
+
     def log(self) -> str:
         """The end of what its processes wrote."""
         return (self.directory / "log").read_text(errors="replace")[-10_000:]
@@ -206,8 +216,13 @@ def _read_message(stream: IO[bytes]) -> bytes:
 def _connections_to(port: int) -> int:
     """How many the service's side of has not closed, whatever the client's did (Linux: proc_net_tcp)."""
     established, close_wait = "01", "08"
+    return sum(at[3] in (established, close_wait) for at in _sockets_of(port))
+
+
+def _sockets_of(port: int) -> list[list[str]]:
+    """The fields of the service's side of each."""
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(at[1].endswith(f":{port:04X}") and at[3] in (established, close_wait) for at in sockets)
+    return [at for at in sockets if at[1].endswith(f":{port:04X}")]
 
 
 def _free_port() -> int:

@@ -32,8 +32,11 @@ WRITTEN, READ = Once("a write", b"fingerprint"), Once("a read", b"fingerprint")
 ODD = "NUL \0, CR \r, LF \n, 😀 and \ufeff"
 HALF_AN_HOUR, DAY, YEARS = 1_800.0, 86_400.0, 3 * 366 * 86_400.0  # seconds
 
+BATCH = [str(number) for number in range(300)]
+
 # What `fill` leaves: each queue's texts by their state, oldest first.
 THERE = {
+    "batch": {State.READY: BATCH[15:], State.LEASED: BATCH[5:15]},
     "dead": {State.READY: ["rejected", "given up"]},
     "jobs": {
         State.READY: ["given back", "ready", ODD, "urgent", "for Ada", "kept for years", "gone in a day"],
@@ -76,6 +79,9 @@ def fill(store: Store, clock: FakeClock) -> dict[str, str]:
     send(store, "kept for years", queue="jobs", ttl=10 * 365 * DAY)
     send(store, "gone in a day", queue="jobs", ttl=DAY)
     send(store, "due in an hour", queue="jobs", delay=3_600)
+    send(store, *BATCH, queue="batch")
+    assert take(store, 5, queue="batch") == BATCH[:5]
+    assert texts(lease(store, 10, queue="batch", seconds=HALF_AN_HOUR)) == BATCH[5:15]
     configure(store, "paused", paused=True, lease=7.5)
     send(store, "waits", queue="paused")
     send(store, "deleted", queue="deleted")
@@ -109,7 +115,7 @@ def assert_nothing_is_lost(path: Path) -> None:
     (clock := long_ago()).advance((told["now"] - clock.now()) / 1_000 + 60)
     assert check(path).startswith("ok")
     with closing(SqliteStore(path, clock=clock)) as store:
-        assert {queue.name for queue in store.queues()} == {"dead", "dying", "jobs", "paused"}
+        assert {queue.name for queue in store.queues()} == {"batch", "dead", "dying", "jobs", "paused"}
         for queue, states in THERE.items():
             assert {s: peek(store, queue=queue, state=s) for s in State if peek(store, queue=queue, state=s)} == states
         assert peek(store, queue="dying", state=State.DEAD) == ["rejected", "given up"]
@@ -154,6 +160,7 @@ def _assert_all_comes_out(store: Store, clock: FakeClock, receipts: dict[str, st
         "urgent", "left alone", "given back", "head of a key", "second of its key", "last of its key",
         "ready", ODD, "kept for years", "gone in a day", "due in an hour", "new",
     ]  # fmt: skip
+    assert take(store, 1_000, queue="batch") == BATCH[5:]
     configure(store, "paused", paused=False)
     assert take(store, 100, queue="paused") == ["waits"]
     assert store.redrive("dying") == 2
@@ -178,8 +185,8 @@ def test_a_service_started_on_the_file_of_an_earlier_release_gives_all_of_it_out
         connection = Connection(server.port)
         assert connection.open()
         assert connection.ask("PUT", "/queues/paused", {"paused": False}).status == 200
-        for source in ("jobs/messages?", "jobs/messages?recipient=Ada&", "paused/messages?", "dead/messages?"):
-            while messages := connection.ask("GET", f"/queues/{source}limit=4").document:
+        for source in [*(f"{queue}/messages?" for queue in THERE), "jobs/messages?recipient=Ada&"]:
+            while messages := connection.ask("GET", f"/queues/{source}limit=40").document:
                 out += [message["text"] for message in messages]
         assert connection.ask("POST", "/queues/jobs/messages", {"text": "goes on"}).status == 200
         connection.close()

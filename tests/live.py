@@ -20,8 +20,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STARTS_WITHIN = 20.0  # seconds
@@ -141,12 +139,14 @@ class LiveServer:
 
     def _is_healthy(self) -> bool:
         try:
-            with urlopen(self.url + "/health", timeout=5) as reply:
-                return bool(reply.status == 200)
-        except HTTPError as error:
-            raise RuntimeError(f"the service answers {error.code}:\n{self.log()}") from None
-        except (URLError, OSError):
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: queue\r\nConnection: close\r\n\r\n")
+                status = connection.recv(1_000)[9:12]
+        except OSError:
             return False
+        if status not in (b"", b"200"):
+            raise RuntimeError(f"the service answers {status.decode()}:\n{self.log()}")
+        return status == b"200"
 
 
 class FaultProxy:

@@ -128,7 +128,7 @@ def post_worker_init(worker: Any) -> None:
 def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
     """A worker that goes because it has had its max_requests sends waiting readers home: its successor waits for it."""
     if not worker.alive:
-        worker.wsgi.store.stop_waiting()
+        worker.wsgi.whole_store.stop_waiting()
 
 
 def worker_exit(server: Any, worker: Any) -> None:

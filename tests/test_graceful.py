@@ -22,6 +22,7 @@ from tests.live import LiveServer, await_true
 from tests.load import Connection, Load
 
 GONE_WITHIN = 15.0  # seconds: well before a poll of 20 s or an idle connection would end by itself
+SECRET = "reader-secret-0123456789"
 LONG = [pytest.mark.slow, pytest.mark.torture]
 
 
@@ -66,9 +67,10 @@ def test_workers_replaced_after_so_many_requests_refuse_nothing_and_lose_nothing
     assert verdict.refused == verdict.unknown == 0
 
 
-def test_a_worker_that_has_had_its_requests_sends_waiting_readers_home() -> None:
+@pytest.mark.parametrize("access", [{}, {"QUEUE_TOKENS": f"reader:{SECRET}:receive:*"}], ids=["anonymous", "tokens"])
+def test_a_worker_that_has_had_its_requests_sends_waiting_readers_home(access: dict[str, str]) -> None:
     settings = {"WEB_CONCURRENCY": "1", "QUEUE_THREADS": "8", "GUNICORN_CMD_ARGS": "--max-requests 300"}
-    with LiveServer(settings) as server:
+    with LiveServer(settings | access) as server:
         (first,) = server.workers
         connection = Connection(server.port)
         with ThreadPoolExecutor(8) as pool:
@@ -106,12 +108,10 @@ def _all_workers(server: LiveServer) -> set[int]:
 
 
 def _poll(server: LiveServer, seconds: float = 3.0) -> int:
-    connection = Connection(server.port)
-    assert connection.open()
-    try:
-        return connection.ask("GET", f"/queues/empty/messages?wait={seconds:g}").status
-    finally:
-        connection.close()
+    request = f"GET /queues/empty/messages?wait={seconds:g} HTTP/1.1\r\nHost: q\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"{request}Authorization: Bearer {SECRET}\r\n\r\n".encode())
+        return int(connection.recv(1_000)[9:12])
 
 
 def _await_progress(histories: Path) -> None:

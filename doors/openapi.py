@@ -222,7 +222,7 @@ def _operations() -> dict[str, Any]:
         "/metrics": {
             "get": _operation(
                 "operations", "metrics", "What Prometheus reads", [],
-                {"200": text_of("Prometheus' text format.")}, ("invalid_input",),
+                {"200": text_of("Prometheus' text format.")}, ("invalid_input", *STORAGE),
             )
         },
     }  # fmt: skip

@@ -18,13 +18,13 @@ import pytest
 import handler
 from clients import Forbidden, NotAllowed, QueueClient, TooManyFailures, Unauthenticated
 from clients.errors import problem
-from doors import auth, tokens
+from doors import auth, openapi, tokens
 from doors.granted import GrantedStore
 from doors.tokens import BadTokens, Tokens
 from settings import Settings
 from storage.errors import Unavailable
 from storage.model import Store
-from tests.live import LiveServer
+from tests.live import LiveServer, await_true
 from tests.wsgi import Client, Reply, a_store
 
 SECRETS = {name: f"{name}-secret-0123456789" for name in ("producer", "consumer", "admin", "all", "scraper")}
@@ -88,6 +88,17 @@ def test_only_what_tells_nothing_of_messages_is_open() -> None:
         "HEAD /messages",  # 405, whoever asks
         "HEAD /queues/<queue>/messages",
     }
+
+
+def test_the_openapi_document_asks_for_a_token_where_the_service_does() -> None:
+    told = {
+        f"{method.upper()} {path}": operation.get("security") != []
+        for path, operations in openapi.document()["paths"].items()
+        for method, operation in operations.items()
+        if method not in ("parameters", "head")
+    }
+    asked = {route.replace("<", "{").replace(">", "}"): bool(needs) for route, needs in auth.NEEDS.items()}
+    assert told == {route: needs for route, needs in asked.items() if not route.startswith("HEAD")}
 
 
 @pytest.mark.parametrize("route", [route for route, needs in auth.NEEDS.items() if needs])
@@ -511,6 +522,21 @@ def test_curl_signs_in_with_name_and_secret(guarded: LiveServer) -> None:
         capture_output=True, check=True, text=True,
     ).stdout  # fmt: skip
     assert '"text": "x"' in told
+
+
+def test_a_worker_that_has_had_its_requests_leaves_without_a_fault() -> None:
+    """It sends waiting readers home, which no token is for."""
+    settings = {"QUEUE_TOKENS": TOKENS, "WEB_CONCURRENCY": "1", "GUNICORN_CMD_ARGS": "--max-requests 3"}
+    with LiveServer(settings) as server:
+        before = server.workers
+
+        def is_replaced() -> bool:
+            with QueueClient(server.url, token=SECRETS["all"]) as client:
+                client.send("x")
+            return server.workers != before
+
+        await_true(is_replaced)
+        assert "Exception in post_request" not in server.log()
 
 
 def test_no_log_holds_a_secret_a_text_a_receipt_or_a_key(guarded: LiveServer) -> None:

@@ -17,7 +17,7 @@ class BadSetting(Exception):
 class Settings:
     """What the operator decides. docs/operations.md lists the environment variables."""
 
-    database_url: str = "sqlite:///queue.db"  # QUEUE_DATABASE_URL
+    database_url: str = "sqlite:///queue.db"  # QUEUE_DATABASE_URL, or else DATABASE_URL
     host: str = "127.0.0.1"  # QUEUE_HOST: an IP address
     port: int = 5000  # PORT
     workers: int = 3  # WEB_CONCURRENCY: processes; while one commits the others go on
@@ -59,7 +59,7 @@ class Settings:
         env = os.environ if env is None else env
         default = cls()
         return cls(
-            database_url=env.get("QUEUE_DATABASE_URL") or default.database_url,
+            database_url=env.get("QUEUE_DATABASE_URL") or env.get("DATABASE_URL") or default.database_url,
             host=_host(env, "QUEUE_HOST", default.host),
             port=_number(env, "PORT", default.port, 0, 65_535),
             workers=_number(env, "WEB_CONCURRENCY", default.workers, 1, 256),

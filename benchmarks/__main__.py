@@ -10,14 +10,20 @@ import time
 from benchmarks import report, server
 
 NAMES = ("single_writes", "backlog", "features", "file_copy", "memory")
+ON_POSTGRESQL = ("nodes", "sustained")  # only when named: they need Debian's servers (.ci/get-postgres)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the service; only ratios count.")
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"of {', '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help=f"of {', '.join(NAMES)} (default: all of these), {', '.join(ON_POSTGRESQL)}",
+    )
     names = parser.parse_args(arguments).names or NAMES
-    if unknown := [name for name in names if name not in NAMES]:
-        parser.error(f"there is no benchmark '{unknown[0]}'; there are {', '.join(NAMES)}")
+    if unknown := [name for name in names if name not in (*NAMES, *ON_POSTGRESQL)]:
+        parser.error(f"there is no benchmark '{unknown[0]}'; there are {', '.join((*NAMES, *ON_POSTGRESQL))}")
     print(report.machine(), server.settings(), sep="\n", flush=True)
     missed = []
     for name in names:

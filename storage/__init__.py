@@ -3,27 +3,78 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from storage.errors import UnusableDatabase
 from storage.model import Store
+from storage.moving import Source, Target
 
-__all__ = ["open_store", "path_of"]
+__all__ = ["care_of", "is_postgres", "open_source", "open_store", "open_target", "path_of"]
 
 
 def open_store(url: str, *, pollers: int = 32) -> Store:
-    """The store at `sqlite:///relative/path` or `sqlite:////absolute/path`; `pollers` readers may wait at once.
+    """The store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
 
-    Open it in each process for itself, after any fork. Raises UnusableDatabase with the reason.
+    `pollers` readers may wait at once. Open it in each process for itself, after any fork. Raises UnusableDatabase
+    with the reason.
     """
+    if is_postgres(url):
+        try:
+            from storage.postgres import PostgresStore  # an engine is loaded when a URL asks for it
+        except ModuleNotFoundError as fault:
+            raise UnusableDatabase(f"'{fault.name}' is not installed, which PostgreSQL needs") from fault
+        return PostgresStore(url, pollers=pollers)
     path = path_of(url)
-    from storage.sqlite import SqliteStore  # an engine is loaded when a URL asks for it
+    from storage.sqlite import SqliteStore
 
     return SqliteStore(path, pollers=pollers)
+
+
+def open_source(url: str) -> Source:
+    """The database at this URL, to be moved from. Raises UnusableDatabase."""
+    if is_postgres(url):
+        raise UnusableDatabase("a PostgreSQL database cannot be moved from, only to")
+    path = path_of(url)
+    from storage.sqlite_moving import SqliteSource
+
+    return SqliteSource(path)
+
+
+def open_target(url: str) -> Target:
+    """The database at this URL, to be moved to. Raises UnusableDatabase."""
+    if is_postgres(url):
+        from storage.postgres_moving import PostgresTarget
+
+        return PostgresTarget(url)
+    path = path_of(url)
+    from storage.sqlite_moving import SqliteTarget
+
+    return SqliteTarget(path)
+
+
+def care_of(url: str) -> tuple[Any, Path | str]:
+    """The module whose info, check, backup and vacuum look after the database at this URL, and what they call it."""
+    if is_postgres(url):
+        from storage import postgres_care
+
+        return postgres_care, url
+    path = path_of(url)
+    from storage import sqlite_care
+
+    return sqlite_care, path
+
+
+def is_postgres(url: str) -> bool:
+    """Whether a URL names a PostgreSQL database."""
+    return url.startswith(("postgresql://", "postgres://"))
 
 
 def path_of(url: str) -> Path:
     """The file a sqlite:/// URL names. Raises UnusableDatabase."""
     scheme, _, path = url.partition("://")
     if scheme != "sqlite" or not path.startswith("/") or len(path) < 2:
-        raise UnusableDatabase(f"'{scheme}://…' names no database; use sqlite:///file or sqlite:////absolute/file")
+        raise UnusableDatabase(
+            f"'{scheme}://…' names no database; "
+            "use sqlite:///file, sqlite:////absolute/file or postgresql://user@host/database"
+        )
     return Path(path[1:])

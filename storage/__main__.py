@@ -4,6 +4,8 @@ info URL           what is in it, and how large it is
 check URL          reads all of it and says whether it is sound; exits 1 if not
 backup URL FILE    a consistent copy as of one moment, while the service goes on
 vacuum URL         gives back to the disk what deleted messages left free
+migrate URL URL    moves everything to another database; the same command again goes on after an interruption
+reopen URL         gives up a move that was begun from here: writes are taken again
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from storage import path_of
+from storage import care_of
 from storage.errors import StoreError
+from storage.moving import Tally, migrate, reopen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,24 +24,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verb", choices=["info", "check", "backup", "vacuum"])
-    parser.add_argument("url", help="sqlite:///relative/file or sqlite:////absolute/file")
-    parser.add_argument("file", type=Path, nargs="?", help="of a backup; must not be there yet")
+    parser.add_argument("verb", choices=["info", "check", "backup", "vacuum", "migrate", "reopen"])
+    parser.add_argument(
+        "url", help="sqlite:///relative/file, sqlite:////absolute/file or postgresql://user@host/database"
+    )
+    parser.add_argument("to", nargs="?", help="of backup a FILE, of migrate a URL; must not be there yet")
     given = parser.parse_args(arguments)
-    if (given.verb == "backup") != (given.file is not None):
-        parser.error("backup, and only backup, takes a FILE")
-    from storage import sqlite_care as care  # an engine is loaded when a URL asks for it
-
+    if (given.verb in ("backup", "migrate")) != (given.to is not None):
+        parser.error("backup takes a FILE and migrate a second URL; the others do not")
     try:
-        path = path_of(given.url)
-        if given.verb == "backup":
-            print(care.backup(path, given.file))
-        else:
-            print({"info": care.info, "check": care.check, "vacuum": care.vacuum}[given.verb](path))
+        print(_do(given.verb, given.url, given.to))
     except StoreError as fault:
         print(f"storage: {fault}", file=sys.stderr)
         return 1
     return 0
+
+
+def _do(verb: str, url: str, to: str) -> str:
+    if verb == "migrate":
+        return _told(migrate(url, to))
+    if verb == "reopen":
+        reopen(url)
+        return f"{url} takes writes"
+    care, place = care_of(url)
+    if verb == "backup":
+        return str(care.backup(place, Path(to)))
+    return str({"info": care.info, "check": care.check, "vacuum": care.vacuum}[verb](place))
+
+
+def _told(moved: dict[str, Tally]) -> str:
+    lines = [f"{tally.messages:>12,}  {tally.digest[:16]}  {name}" for name, tally in sorted(moved.items()) if name]
+    total = sum(tally.messages for tally in moved.values())
+    return "\n".join([*lines, f"{total:>12,}  messages, the same at both ends; from now on serve the second"])
 
 
 if __name__ == "__main__":

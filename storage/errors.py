@@ -11,8 +11,10 @@ StoreError
 ├── TooManyPollers          nothing to deliver, and no place left to wait for it; ask again later
 ├── Unavailable             the storage failed; what became of the operation is not known
 │   ├── Busy                the write lock could not be had in time; nothing was done
+│   │   └── Moved           all of it is being moved to another database, or has been; nothing was done
 │   └── DiskFull            the disk has no room for this write; nothing was done
-└── UnusableDatabase        refused at opening: wrong version, foreign file, no access; never raised later
+├── UnusableDatabase        refused at opening: wrong version, foreign file, no access; never raised later
+└── Unsound                 a check of the whole database has found something wrong; only its operator meets it
 """
 
 from __future__ import annotations
@@ -84,6 +86,11 @@ class Busy(Unavailable):
         super().__init__("the write lock could not be had in time; nothing was done")
 
 
+class Moved(Busy):
+    def __init__(self) -> None:
+        Unavailable.__init__(self, "the messages are being moved to another database; nothing was done")
+
+
 class DiskFull(Unavailable):
     def __init__(self) -> None:
         super().__init__("there is no room left to store this; nothing was done")
@@ -91,3 +98,7 @@ class DiskFull(Unavailable):
 
 class UnusableDatabase(StoreError):
     pass
+
+
+class Unsound(StoreError):
+    """`str()` tells what, a line a fault."""

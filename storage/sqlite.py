@@ -289,7 +289,7 @@ def _send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> l
     for place, (name, _) in enumerate(messages):
         places.setdefault(name, []).append(place)
     ids = [0] * len(messages)
-    for name, where in places.items():
+    for name, where in sorted(places.items()):  # an order that the other engine can keep too
         sent = send(work, work.queue_for_writing(name), [messages[place][1] for place in where])
         for place, number in zip(where, sent, strict=True):
             ids[place] = number

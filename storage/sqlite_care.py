@@ -9,13 +9,9 @@ from pathlib import Path
 
 import apsw
 
-from storage.errors import StoreError, UnusableDatabase
+from storage.errors import Unsound, UnusableDatabase
 from storage.sqlite_file import DatabaseFile
 from storage.sqlite_work import STATES
-
-
-class Unsound(StoreError):
-    """A check has found something wrong; `str()` tells what."""
 
 
 def info(path: Path) -> str:
@@ -69,14 +65,14 @@ def backup(path: Path, target: Path) -> str:
             part.unlink(missing_ok=True)
             # Not the backup API: that begins anew whenever another process writes, so it may never end under load.
             connection.execute("VACUUM INTO ?", (str(part),))
-            _sync(part)
+            sync(part)
             os.link(part, target)  # unlike a rename, does not replace what came there meanwhile
         except (OSError, apsw.Error) as fault:
             raise UnusableDatabase(f"no backup was made: {_told(fault)}") from fault
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-    _sync(target.parent)
+    sync(target.parent)
     return f"{target}: {target.stat().st_size:,} bytes"
 
 
@@ -89,6 +85,15 @@ def vacuum(path: Path) -> str:
         with suppress(apsw.BusyError):  # somebody reads on: the service will fold the log in later
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     return f"{path}: from {before:,} to {path.stat().st_size:,} bytes"
+
+
+def sync(path: Path) -> None:
+    """A file, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 _MESSAGES = "SELECT queue_id, 1 AS count FROM messages UNION ALL SELECT queue_id, count FROM runs"
@@ -142,11 +147,3 @@ def _told(fault: OSError | apsw.Error) -> str:
 def _size_of_log(path: Path) -> int:
     log = Path(f"{path}-wal")
     return log.stat().st_size if log.exists() else 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

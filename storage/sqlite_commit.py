@@ -11,7 +11,7 @@ import apsw
 
 from storage.clock import Clock
 from storage.commit import Ticket
-from storage.errors import Busy, DiskFull, Unavailable
+from storage.errors import Busy, DiskFull, Moved, Unavailable
 from storage.sqlite_file import DatabaseFile
 from storage.sqlite_work import Work
 
@@ -21,6 +21,8 @@ TURN = 0.25  # seconds
 PAUSE = 0.01  # seconds
 CHECKPOINT_FROM = 1_000  # pages in the log …
 SMALL_LOG = 50  # … or these, while the disk is nearly full: the file must get its share of what room is left
+
+SEALED = "this database is sealed"  # what the triggers of a move say (storage/sqlite_moving.py)
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +162,8 @@ def translate(fault: Exception) -> Exception:
         return Busy()
     if isinstance(fault, apsw.FullError):
         return DiskFull()
+    if isinstance(fault, apsw.ConstraintError) and SEALED in str(fault):
+        return Moved()
     if isinstance(fault, apsw.Error):
         return Unavailable("the storage failed; what became of this is not known")
     return fault

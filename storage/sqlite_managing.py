@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from storage import sqlite_runs as runs
-from storage.model import QueueSettings
+from storage.kept import write_settings
 from storage.sqlite_work import CHUNK, LIVING, QueueRow, Work, int_array
 
 CHUNK_BYTES = 32 * 1024 * 1024  # of text that one transaction removes at most
@@ -20,22 +18,25 @@ def _lifetime(ttl: str, retention: str) -> str:
 
 
 _LIFETIME = _lifetime("fields ->> 'ttl'", "?1")
-_TTL = "iif(origin IS NULL, fields ->> 'ttl', NULL)"  # a dead letter's ttl is over and done with
-# ms when a message's life began: its sending, but for one that was redriven or died since
-_BEGINNING = f"""coalesce(expires_at - {_lifetime(_TTL, "?2")},
-                          CAST(1000 * unixepoch(death ->> 'dead_letter_at', 'subsec') AS INTEGER), sent_at)"""
+TTL = "iif(origin IS NULL, fields ->> 'ttl', NULL)"  # SQL: in s; a dead letter's is over and done with
+
+
+def beginning(retention: str) -> str:
+    """SQL: ms when a message's life began: its sending, but for one that was redriven or died since."""
+    return f"""coalesce(expires_at - {_lifetime(TTL, retention)},
+                        CAST(1000 * unixepoch(death ->> 'dead_letter_at', 'subsec') AS INTEGER), sent_at)"""
 
 
 def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> None:
     """Changes settings; a new retention holds for all messages that are there. Raises InvalidInput."""
-    settings, default = asdict(queue.settings.changed(changes)), asdict(QueueSettings())
-    kept = json.dumps({name: value for name, value in settings.items() if value != default[name]})
+    settings = queue.settings.changed(changes)
+    kept = write_settings(settings)
     work.execute("UPDATE queues SET settings = ?, version = version + 1 WHERE id = ?", (kept, queue.id))
-    if settings["retention"] != queue.settings.retention:
+    if settings.retention != queue.settings.retention:
         runs.unpack_all(work, queue)
         work.execute(
-            f"UPDATE messages SET expires_at = {_BEGINNING} + {_lifetime(_TTL, '?1')} WHERE queue_id = ?3",
-            (settings["retention"], queue.settings.retention, queue.id),
+            f"UPDATE messages SET expires_at = {beginning('?2')} + {_lifetime(TTL, '?1')} WHERE queue_id = ?3",
+            (settings.retention, queue.settings.retention, queue.id),
         )
 
 

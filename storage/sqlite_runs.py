@@ -202,10 +202,16 @@ def peek(
     found = (
         (number, text, fields, None, sent_at, count, due_at, at)
         for first, sent_at, count, due_at, at, texts, all_fields in rows
-        for number, text, fields in _unpacked(first, texts, all_fields)
+        for number, text, fields in unpacked(first, texts, all_fields)
         if number > after
     )
     return {row[0]: row for row in islice(found, limit)}
+
+
+def unpacked(first: int, texts: str, fields: str) -> Iterable[tuple[int, str, str | None]]:
+    """Each message's id, text and fields."""
+    known: list[str] = json.loads(texts)
+    return zip(range(first, first + len(known)), known, json.loads(fields) or repeat(None))  # noqa: B905
 
 
 def _cut(messages: Sequence[NewMessage]) -> Iterator[Sequence[NewMessage]]:
@@ -271,7 +277,7 @@ def _take_away(work: Work, queue: QueueRow, runs: Sequence[Run]) -> list[Message
     return [
         Message(number, queue.name, text, fields, sent_at + ahead, count)
         for first, sent_at, count, texts, all_fields in rows
-        for number, text, fields in _unpacked(first, texts, all_fields)
+        for number, text, fields in unpacked(first, texts, all_fields)
     ]
 
 
@@ -291,14 +297,8 @@ def _lease(work: Work, queue: QueueRow, runs: Sequence[Run], lease: int) -> list
             number, queue.name, text, fields, sent_at + ahead, count, f"{before}~{number}~{behind}", until + ahead
         )
         for first, sent_at, count, texts, all_fields in sorted(rows)
-        for number, text, fields in _unpacked(first, texts, all_fields)
+        for number, text, fields in unpacked(first, texts, all_fields)
     ]  # fmt: skip
-
-
-def _unpacked(first: int, texts: str, fields: str) -> Iterable[tuple[int, str, str | None]]:
-    """Each message's id, text and fields."""
-    known: list[str] = json.loads(texts)
-    return zip(range(first, first + len(known)), known, json.loads(fields) or repeat(None))  # noqa: B905
 
 
 def _delete(work: Work, queue: QueueRow, runs: Sequence[Run], **totals: int) -> int:

@@ -8,8 +8,9 @@ import apsw
 
 from storage import sqlite_runs as runs
 from storage.clock import Clock
+from storage.kept import read_settings, told
 from storage.model import Message, Queue, QueueStats, State
-from storage.sqlite_work import LIVING, STATES, Room, read_settings, told
+from storage.sqlite_work import LIVING, STATES, Room
 
 
 def peek(

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from storage import sqlite_runs as runs
+from storage.kept import told
 from storage.model import Message, Receipt
-from storage.sqlite_work import QueueRow, Room, Work, int_array, told
+from storage.sqlite_work import QueueRow, Room, Work, int_array
 
 
 class Candidate(NamedTuple):

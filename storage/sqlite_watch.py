@@ -11,6 +11,7 @@ import apsw
 
 from storage.clock import Clock
 from storage.commit import GroupCommit
+from storage.errors import Moved
 from storage.sqlite_due import catch_up
 from storage.sqlite_file import BUSY_TIMEOUT, MAX_WAL
 from storage.sqlite_managing import clear, forget
@@ -86,6 +87,8 @@ class Upkeep:
                     self._once(connection)
                 except (apsw.IOError, apsw.CorruptError) as fault:
                     self._failed(fault)
+                except Moved:
+                    pass  # there is nothing to look after any more
                 except Exception:  # whatever it was, the next second may go better, and no request depends on it
                     _log.exception("upkeep failed")
         finally:

@@ -9,13 +9,13 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import apsw
 
 from storage.clock import Clock
 from storage.errors import IdempotencyMismatch, QueueNotFound
+from storage.kept import read_settings
 from storage.model import MAX_READ_BYTES, Once, QueueSettings, rfc3339
 
 READY, LEASED, DELAYED, BLOCKED = range(4)
@@ -230,21 +230,6 @@ class Work:
             self.count(queue, **{STATES[state]: -1, "blocked": 1})
 
 
-@lru_cache(maxsize=1024)
-def read_settings(text: str) -> QueueSettings:
-    """The settings kept as JSON in a queue's row."""
-    return QueueSettings(**json.loads(text))
-
-
 def int_array(numbers: Sequence[int]) -> Any:
     """Numbers bound as one value, for `IN carray(?)`; at least one."""
     return apsw.carray(array("q", numbers))
-
-
-def told(fields: str | None, death: str | None) -> str | None:
-    """The optional fields as a reader gets them: a dead letter's story is told among its attributes."""
-    if death is None:
-        return fields
-    told = json.loads(fields or "{}")
-    told["attributes"] = {**told.get("attributes", {}), **json.loads(death)}
-    return json.dumps(told, ensure_ascii=False)

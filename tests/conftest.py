@@ -1,15 +1,18 @@
-"""What tests share: a real service, and a queue in it that no other test uses."""
+"""What tests share: a real service, a queue in it that no other test uses, and a real PostgreSQL."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.figures import Cells, Tell, tables
 from tests.live import LiveServer
+from tests.postgres import Postgres, ProgramMissing
 
 _numbers = itertools.count(1)
 _rows: list[Cells] = []
@@ -18,6 +21,29 @@ _rows: list[Cells] = []
 def pytest_configure() -> None:
     """A run in the background of a shell ignores SIGINT, and so would the processes that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    """A test that needs a program this machine lacks is skipped; where CI=true it fails."""
+    with _skipping():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    with _skipping():
+        return (yield)
+
+
+@contextmanager
+def _skipping() -> Iterator[None]:
+    try:
+        yield
+    except ProgramMissing as missing:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +57,13 @@ def server() -> Iterator[LiveServer]:
 def queue() -> str:
     """A fresh queue's name."""
     return f"test-{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL for all tests that do not crash it, each in a database of its own; skips where there is none."""
+    with Postgres(fast=True) as running:
+        yield running
 
 
 @pytest.fixture

@@ -32,9 +32,9 @@ class LiveServer:
     def __init__(self, environment: dict[str, str] | None = None) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="queue-test-"))
         self.database = self.directory / "queue.db"
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._environment = os.environ | {
+        self.environment = os.environ | {
             "PORT": str(self.port),
             "QUEUE_DATABASE_URL": f"sqlite:///{self.database}",
             "PYTHONUNBUFFERED": "1",
@@ -60,7 +60,7 @@ class LiveServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "handler:app"],
                 cwd=REPOSITORY,
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -201,6 +201,12 @@ def await_true(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _read_message(stream: IO[bytes]) -> bytes:
     """One HTTP request or reply with its body; empty at the end of the stream."""
     head, length = b"", 0
@@ -223,9 +229,3 @@ def _sockets_of(port: int) -> list[list[str]]:
     """The fields of the service's side of each."""
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [at for at in sockets if at[1].endswith(f":{port:04X}")]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

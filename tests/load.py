@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tests.checker import History, Outcome, Verdict, judge, read_histories
+from tests.live import await_true
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0  # seconds for one reply, and for all processes to finish
@@ -172,6 +173,17 @@ class Load:
     ) -> Self:
         options = [f"--before={name}" for name in before] + ([] if lease is None else [f"--lease={lease}"])
         return self._start("reader", processes, f"--batch={batch}", *options)
+
+    def await_progress(self) -> None:
+        """Each process has asked something since this call, and it was acknowledged. Raises AssertionError."""
+        before = {path: path.stat().st_size for path in self.directory.glob("*.jsonl")}
+
+        def goes_on(path: Path) -> bool:
+            with path.open("rb") as history:
+                history.seek(before[path])
+                return history.read().count(b'"acknowledged"') > 1  # the first may be of something asked before
+
+        await_true(lambda: all(map(goes_on, before)))
 
     def finish_writing(self) -> None:
         """All writers have had their last answer."""

@@ -88,7 +88,7 @@ def test_every_stat_and_state_is_documented() -> None:
 
 def test_every_environment_variable_is_documented_with_its_default() -> None:
     documented = {row[0].strip("`"): row[1].strip("`") for row in rows(OPERATIONS, "## Settings")}
-    read = set(re.findall(r'"((?:QUEUE_|PORT|WEB_)[A-Z_]*)"', (ROOT / "settings.py").read_text()))
+    read = set(re.findall(r'"((?:QUEUE_|DATABASE_|PORT|WEB_)[A-Z_]*)"', (ROOT / "settings.py").read_text()))
     assert set(documented) == read
     assert Settings.from_env(documented) == Settings.from_env({}) == Settings()
 

@@ -69,7 +69,7 @@ def refused(names: tuple[str, ...], allowed: set[str]) -> list[str]:
 
 
 def test_storage_imports_nothing_but_itself_and_its_databases() -> None:
-    assert refused(("storage",), {"storage", "apsw", "psycopg"}) == []
+    assert refused(("storage",), {"storage", "apsw", "psycopg", "psycopg_pool"}) == []
 
 
 def test_clients_import_nothing_but_themselves_requests_and_tqdm() -> None:
@@ -91,7 +91,9 @@ def test_a_door_knows_storage_by_its_protocol_and_no_engine() -> None:
     assert [str(one) for one in engines] == []
 
 
-@pytest.mark.parametrize(("database", "engine"), [("apsw", "sqlite"), ("psycopg", "postgres")])
+@pytest.mark.parametrize(
+    ("database", "engine"), [("apsw", "sqlite"), ("psycopg", "postgres"), ("psycopg_pool", "postgres")]
+)
 def test_a_database_is_imported_by_its_engine_alone(database: str, engine: str) -> None:
     strangers = [
         str(one)

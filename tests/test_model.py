@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from storage import sqlite_runs
 from storage.errors import MessageNotFound, QueueNotFound, StaleReceipt
 from storage.model import NewMessage, Receive, State
-from tests.conformance.engines import ENGINES, FakeClock
+from tests.conformance.engines import ENGINES, PACE, FakeClock
 from tests.model_queue import Handle, Item, ModelQueue
 
 # In memory where there is such a place: this is about the order of things, not about the disk.
@@ -209,14 +209,14 @@ def _run(machine: type[Programs], programs: int, steps: int, *phases: Phase) -> 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_random_programs_do_what_the_model_does(engine: str) -> None:
     _run(
-        _programs(engine), 250, 50, Phase.generate
+        _programs(engine), 250 // PACE[engine], 50, Phase.generate
     )  # to find a short program that fails takes minutes: the slow one does it
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_many_long_random_programs_do_what_the_model_does(engine: str) -> None:
-    _run(_programs(engine), 600, 60, Phase.generate, Phase.shrink)
+    _run(_programs(engine), 600 // PACE[engine], 60, Phase.generate, Phase.shrink)
 
 
 def test_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:

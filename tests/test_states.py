@@ -14,21 +14,11 @@ from typing import Any
 import pytest
 
 from storage.model import NewMessage, Receive, State, Store
-from storage.sqlite import SqliteStore
+from tests.conformance.engines import ENGINES, FakeClock
 
 OUTSIDE = "[*]"
 DIAGRAM = (Path(__file__).resolve().parent.parent / "docs/http.md").read_text()
 ARROWS = set(re.findall(r"^    (\S+) --> (\S+): ", DIAGRAM, re.MULTILINE))
-
-
-class FakeClock:
-    moment = 1_700_000_000_000
-
-    def now(self) -> int:
-        return self.moment
-
-    def wall(self, moment: int) -> int:
-        return moment
 
 
 class Watched:
@@ -51,7 +41,7 @@ class Watched:
         return [message.receipt or "" for message in messages]
 
     def after(self, seconds: float) -> None:
-        self._clock.moment += round(seconds * 1000)
+        self._clock.advance(seconds)
         self._look()
 
     def do(self, verb: Callable[..., object], *arguments: Any) -> None:
@@ -153,14 +143,17 @@ def expiry(it: Watched) -> None:
 STORIES = [lease_and_ack, release_and_lapse, late_holders, delays, keys, blocked_ones_leave, dead_and_back, expiry]
 
 
-@pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Callable[[Callable[[Watched], None]], set[tuple[str, str]]]]:
+@pytest.fixture(params=ENGINES)
+def watched(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[[Callable[[Watched], None]], set[tuple[str, str]]]]:
     """Runs a story on a fresh store; the arrows it went along."""
-    stores: list[SqliteStore] = []
+    stores: list[Store] = []
 
     def run(story: Callable[[Watched], None]) -> set[tuple[str, str]]:
         clock = FakeClock()
-        stores.append(SqliteStore(tmp_path / f"{story.__name__}.db", clock=clock))
+        (directory := tmp_path / story.__name__).mkdir()
+        stores.append(ENGINES[request.param](directory, clock))
         it = Watched(stores[-1], clock)
         story(it)
         return it.arrows

@@ -243,7 +243,7 @@ def test_what_is_no_database_of_ours_is_one_sentence(
 ) -> None:
     assert verb(url(tmp_path / "nowhere.db")) == f"{tmp_path}/nowhere.db does not exist"
     assert verb(url(tmp_path)) == f"{tmp_path} is a directory"
-    assert verb("postgres://x").startswith("'postgres://…' names no database")
+    assert verb("mysql://x").startswith("'mysql://…' names no database")
     (tmp_path / "text").write_text("Dear diary, " * 1_000)
     assert verb(url(tmp_path / "text")) == f"{tmp_path}/text cannot be used: file is not a database"
     with closing(apsw.Connection(str(tmp_path / "foreign.db"))) as foreign:

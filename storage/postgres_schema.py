@@ -1,0 +1,75 @@
+"""The database as a service finds it: checked, created or brought to this version, by one of all that come at once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from storage.errors import UnusableDatabase
+from storage.postgres_pool import connection_string
+
+SCHEMA_VERSION = 1
+OLDEST_SERVER = 13  # tested from 15 on; 13 is the oldest that its makers still knew when this was written
+_FILES = ("postgres", "postgres_changes", "postgres_sending", "postgres_taking", "postgres_verbs", "postgres_managing")
+_LOCK = 0x71756575  # "queu": held while the schema is looked at and made
+
+_log = logging.getLogger(__name__)
+
+
+def prepare(url: str, *, create_it: bool = True) -> str:
+    """The database holds this version's schema; returns the connection string. Raises UnusableDatabase."""
+    try:
+        connection_info = connection_string(url)
+        with psycopg.connect(connection_info, prepare_threshold=None) as connection:
+            _check_server(connection)
+            connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
+            found = _version(connection)
+            if found is None and not create_it:
+                raise UnusableDatabase("the database holds no queues")
+            if found is None:
+                create(connection)
+            elif found > SCHEMA_VERSION:
+                raise UnusableDatabase(f"its schema is of version {found}; this service knows {SCHEMA_VERSION}")
+    except psycopg.Error as fault:
+        raise UnusableDatabase(f"the PostgreSQL database cannot be used: {_told(fault)}") from fault
+    return connection_info
+
+
+def create(connection: psycopg.Connection[Any]) -> None:
+    """The schema is there, in the transaction under way."""
+    for name in _FILES:
+        connection.execute((Path(__file__).parent / f"{name}.sql").read_bytes())
+
+
+def _check_server(connection: psycopg.Connection[Any]) -> None:
+    if connection.info.server_version < OLDEST_SERVER * 10_000:
+        raise UnusableDatabase(f"PostgreSQL {OLDEST_SERVER} or newer is needed")
+    settings: dict[str, str] = dict(
+        connection.execute(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('server_encoding', 'fsync', 'synchronous_commit')"
+        ).fetchall()
+    )
+    if settings["server_encoding"] != "UTF8":
+        raise UnusableDatabase(f"the database's encoding is {settings['server_encoding']}; it must be UTF8")
+    if settings["synchronous_commit"] == "off":
+        raise UnusableDatabase("synchronous_commit is off: what is acknowledged would not be on disk")
+    if settings["fsync"] == "off":
+        _log.warning("the PostgreSQL server runs with fsync=off: a crash of its machine may lose anything")
+
+
+def _version(connection: psycopg.Connection[Any]) -> int | None:
+    """Of the schema; None where there is none."""
+    there = connection.execute("SELECT to_regclass('queue_service.version') IS NOT NULL").fetchone()
+    if there != (True,):
+        return None
+    row = connection.execute("SELECT version FROM queue_service.version").fetchone()
+    if row is None or not isinstance(row[0], int):
+        raise UnusableDatabase("its schema queue_service is not this service's")
+    return row[0]
+
+
+def _told(fault: psycopg.Error) -> str:
+    return (fault.diag.message_primary or str(fault)).splitlines()[0]

@@ -1,0 +1,116 @@
+-- Storing new messages: room, dedup, order.
+
+SET LOCAL search_path = queue_service;
+
+-- Raises unless the messages fit; who sends to a limited queue waits for those before him.
+CREATE FUNCTION make_room(p_now bigint, p_wall bigint, p_queue queues, p_count bigint, p_bytes bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_full boolean;
+BEGIN
+    PERFORM FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
+    FOR attempt IN 1..2 LOOP
+        SELECT coalesce(sum(ready + leased + delayed + blocked), 0) + p_count
+                   > (p_queue.settings ->> 'max_messages')::bigint
+            OR coalesce(sum(bytes), 0) + p_bytes > (p_queue.settings ->> 'max_bytes')::bigint
+          INTO v_full FROM counts WHERE queue_id = p_queue.id;
+        IF v_full IS NOT TRUE THEN
+            RETURN;
+        END IF;
+        WHILE attempt = 1 AND bring_up_to_date(p_now, p_wall, p_queue, 10000) = 10000 LOOP  -- what has expired by
+        END LOOP;                                                                           -- now leaves its place
+    END LOOP;
+    RAISE EXCEPTION USING ERRCODE = 'QS429', MESSAGE = p_queue.name;
+END $$;
+
+CREATE FUNCTION insert_new(p_now bigint, p_wall bigint, p_queue queues, p_new new_message[]) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_keys bytea[];
+    v      record;
+BEGIN
+    IF p_queue.settings ?| ARRAY['max_messages', 'max_bytes'] THEN
+        PERFORM make_room(p_now, p_wall, p_queue, count(*), sum(octet_length(text) + coalesce(octet_length(fields), 0))::bigint)
+           FROM unnest(p_new);
+    END IF;
+    SELECT array_agg(DISTINCT key) INTO v_keys FROM unnest(p_new) WHERE key IS NOT NULL;
+    PERFORM expect_keys(p_queue, v_keys);
+    PERFORM pg_current_xact_id();  -- before the ids: note_head counts on that
+    WITH stored AS (  -- one with a key starts blocked, and is promoted at once if it turns out to be the key's first
+        INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, due_at, ttl, expires_at,
+                              fields, text)
+        SELECT p_queue.id, p_now, p_now, CASE WHEN key IS NOT NULL THEN 3 WHEN delay > 0 THEN 2 ELSE 0 END, priority,
+               recipient, key, CASE WHEN delay > 0 THEN p_now + delay ELSE 0 END, ttl, p_now + lifetime(p_queue, ttl),
+               fields, text
+          FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
+         ORDER BY n
+        RETURNING id, state, octet_length(text) + coalesce(octet_length(fields), 0) AS size
+    )
+    SELECT array_agg(id ORDER BY id) AS ids, sum(size)::bigint AS bytes, count(*) AS count,
+           count(*) FILTER (WHERE state = 0) AS ready, count(*) FILTER (WHERE state = 2) AS delayed,
+           count(*) FILTER (WHERE state = 3) AS blocked
+      INTO v FROM stored;
+    PERFORM tally(p_queue.id, v.ready, 0, v.delayed, v.blocked, v.bytes, p_sent => v.count);
+    PERFORM promote(p_now, p_queue.id, v_keys);
+    RETURN v.ids;
+END $$;
+
+CREATE FUNCTION insert_deduplicated(p_now bigint, p_wall bigint, p_queue queues, p_new new_message[]) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_until bigint := p_now + coalesce(seconds_setting(p_queue, 'dedup_window'), 300000);
+    v_fresh boolean[];
+    v_ids   bigint[];
+BEGIN
+    -- Whoever claims an id first stores its message; who claims it at the same time waits here. 0: claimed just now.
+    INSERT INTO dedup AS known
+    SELECT p_queue.id, dedup_id, 0, v_until FROM unnest(p_new) WHERE dedup_id IS NOT NULL
+     GROUP BY dedup_id ORDER BY dedup_id
+        ON CONFLICT (queue_id, dedup_id) DO UPDATE SET message_id = 0, forget_at = v_until
+     WHERE known.forget_at <= p_now;
+    SELECT array_agg(dedup_id IS NULL OR (nth = 1 AND message_id = 0) ORDER BY n) INTO v_fresh
+      FROM (SELECT n, new.dedup_id, message_id, row_number() OVER (PARTITION BY new.dedup_id ORDER BY n) AS nth
+              FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
+              LEFT JOIN dedup AS known ON known.queue_id = p_queue.id AND known.dedup_id = new.dedup_id) AS numbered;
+    IF true = ANY (v_fresh) THEN
+        v_ids := insert_new(p_now, p_wall, p_queue, ARRAY(
+            SELECT (text, fields, key, priority, recipient, delay, ttl, dedup_id)::new_message
+              FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
+                AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
+             WHERE fresh ORDER BY n));
+        UPDATE dedup SET message_id = v_ids[nth]
+          FROM (SELECT dedup_id, fresh, count(*) FILTER (WHERE fresh) OVER (ORDER BY n) AS nth
+                  FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
+                    AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)) AS stored
+         CROSS JOIN LATERAL (SELECT ctid AS place FROM dedup
+                              WHERE queue_id = p_queue.id AND dedup_id = stored.dedup_id LIMIT 1) AS claimed
+         WHERE stored.fresh AND dedup.ctid = claimed.place;
+    END IF;
+    RETURN ARRAY(
+        SELECT CASE WHEN fresh THEN v_ids[count(*) FILTER (WHERE fresh) OVER (ORDER BY n)] ELSE message_id END
+          FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
+            AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
+          LEFT JOIN dedup AS known ON known.queue_id = p_queue.id AND known.dedup_id = new.dedup_id
+         ORDER BY n);
+END $$;
+
+-- Stores messages in order; their ids, for a dedup_id known already the first message's. p_fields is NULL, or a JSON
+-- array with an object for each text; bytes in it are in hex.
+CREATE FUNCTION store(p_now bigint, p_wall bigint, p_queue queues, p_texts bytea[], p_fields json) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_new new_message[];
+BEGIN
+    SELECT array_agg((text, fields, decode(key, 'hex'), coalesce(priority, 0),
+                      coalesce(decode(recipient, 'hex'), ''), coalesce(delay, 0), ttl,
+                      decode(dedup_id, 'hex'))::new_message ORDER BY n)
+      INTO v_new
+      FROM ROWS FROM (unnest(p_texts),
+                      json_to_recordset(p_fields) AS (fields text, key text, priority smallint, recipient text,
+                                                      delay bigint, ttl bigint, dedup_id text))
+      WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n);
+    IF p_fields IS NOT NULL AND EXISTS (SELECT FROM unnest(v_new) WHERE dedup_id IS NOT NULL) THEN
+        RETURN insert_deduplicated(p_now, p_wall, p_queue, v_new);
+    END IF;
+    RETURN insert_new(p_now, p_wall, p_queue, v_new);
+END $$;

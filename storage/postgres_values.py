@@ -1,0 +1,73 @@
+"""How the values of a verb are given to the functions in PostgreSQL, and what these say of receipts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from storage.errors import MessageNotFound, StaleReceipt
+from storage.model import NewMessage, Once, Receipt, Receive
+
+
+def fields_of(messages: Sequence[NewMessage]) -> str | None:
+    """All but the texts, as `store` in postgres_sending.sql reads it; None for messages that are nothing but text."""
+    if all(message.fields is None for message in messages):
+        return None
+    rows = [
+        {
+            "fields": message.fields,
+            "key": _hex(message.key),
+            "priority": message.priority,
+            "recipient": _hex(message.recipient),
+            "delay": message.delay,
+            "ttl": message.ttl,
+            "dedup_id": _hex(message.dedup_id),
+        }
+        for message in messages
+    ]
+    return json.dumps(rows, ensure_ascii=False)
+
+
+def _hex(text: str | None) -> str | None:
+    return None if text is None else text.encode().hex()
+
+
+def ask_of(ask: Receive) -> list[Any]:
+    lease = None if ask.lease is None else -1 if isinstance(ask.lease, str) else round(1000 * ask.lease)
+    return [list(ask.queues), ask.limit, ask.recipient.encode(), lease, secrets.randbits(63) | 1]
+
+
+def once_of(once: Once | None) -> tuple[str | None, bytes | None]:
+    return (None, None) if once is None else (once.key, once.fingerprint)
+
+
+def receipt_of(text: str, queue: str | None) -> Receipt:
+    """Raises MessageNotFound for what is no receipt (of this queue)."""
+    receipt = Receipt.parse(text)
+    if queue is not None and receipt.queue != queue:
+        raise MessageNotFound
+    return receipt
+
+
+def receipts_of(texts: Sequence[str]) -> list[Receipt]:
+    """Raises StaleReceipt, with its index, for what is no receipt."""
+    parsed: list[Receipt] = []
+    for index, text in enumerate(texts):
+        try:
+            parsed.append(Receipt.parse(text))
+        except MessageNotFound:
+            raise StaleReceipt(index) from None
+    return parsed
+
+
+def columns(receipts: Sequence[Receipt]) -> tuple[list[str], list[int], list[int]]:
+    return [one.queue for one in receipts], [one.id for one in receipts], [one.token for one in receipts]
+
+
+def check(status: str) -> None:
+    if status == "missing":
+        raise MessageNotFound
+    if status == "stale":
+        raise StaleReceipt

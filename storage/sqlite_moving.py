@@ -1,0 +1,270 @@
+"""A SQLite file as the source of a move, and as its target: storage/moving.py tells what is promised."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from heapq import merge
+from itertools import starmap
+from pathlib import Path
+from typing import Any, ClassVar
+
+import apsw
+
+from storage.errors import StoreError, UnusableDatabase
+from storage.moving import MovedDedup, MovedMessage, MovedQueue, MovedReply
+from storage.sqlite_care import sync
+from storage.sqlite_commit import SEALED
+from storage.sqlite_file import DatabaseFile
+from storage.sqlite_managing import beginning
+from storage.sqlite_runs import unpacked
+from storage.sqlite_work import STATES
+
+_TO_NAME = "CASE state " + " ".join(f"WHEN {number} THEN '{name}'" for number, name in enumerate(STATES)) + " END"
+_TO_NUMBER = "CASE ? " + " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(STATES)) + " END"
+
+
+class SqliteContents:
+    fault: ClassVar[tuple[type[Exception], ...]] = (apsw.Error, OSError)
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+        self._connection = file.connect()
+        self._closed = False
+        self._step = 0  # ms: added to the file's own times it gives the wall clock's
+
+    def queues(self) -> list[MovedQueue]:
+        rows = self._connection.execute(
+            "SELECT name, version, settings, ready, leased, delayed, blocked, bytes, "
+            "sent, received, acked, expired, dead_lettered FROM queues WHERE name IS NOT NULL ORDER BY name"
+        )
+        return [
+            queue._replace(settings=json.dumps(json.loads(queue.settings), sort_keys=True))
+            for queue in starmap(MovedQueue, rows)
+        ]
+
+    def messages(self, after: int) -> Iterator[MovedMessage]:
+        return merge(self._single(after), self._packed(after), key=lambda message: message.id)
+
+    def _single(self, after: int) -> Iterator[MovedMessage]:
+        return starmap(
+            MovedMessage,
+            self._connection.execute(
+                f"""
+                SELECT m.id, q.name, {_TO_NAME}, m.priority, m.recipient, m.key, iif(m.due_at, m.due_at + ?1, 0),
+                       m.expires_at + ?1, m.token, m.receive_count, m.sent_at + ?1, m.origin, m.death, m.fields, m.text,
+                       {beginning("settings ->> 'retention'")} + ?1,
+                       CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER)
+                  FROM messages AS m JOIN queues AS q ON q.id = m.queue_id
+                 WHERE q.name IS NOT NULL AND m.id > ?2
+                 ORDER BY m.id
+                """,
+                (self._step, after),
+            ),
+        )
+
+    def _packed(self, after: int) -> Iterator[MovedMessage]:
+        for first, queue, state, due_at, token, count, sent_at, texts, all_fields in self._connection.execute(
+            f"""
+            SELECT r.id, q.name, {_TO_NAME}, iif(r.due_at, r.due_at + ?1, 0), r.token, r.receive_count, r.sent_at + ?1,
+                   r.texts, coalesce(r.fields, '[]')
+              FROM runs AS r JOIN queues AS q ON q.id = r.queue_id
+             WHERE q.name IS NOT NULL AND r.id + r.count > ?2 + 1
+             ORDER BY r.id
+            """,
+            (self._step, after),
+        ):
+            for number, text, fields in unpacked(first, texts, all_fields):
+                if number > after:
+                    yield MovedMessage(
+                        number, queue, state, 0, "", None, due_at, None, token, count, sent_at, None, None, fields,
+                        text, sent_at, None,
+                    )  # fmt: skip
+
+    def dedups(self) -> Iterator[MovedDedup]:
+        return starmap(
+            MovedDedup,
+            self._connection.execute(
+                "SELECT name, dedup_id, message_id, forget_at + ? FROM dedup JOIN queues ON id = queue_id "
+                "WHERE name IS NOT NULL ORDER BY name, dedup_id",
+                (self._step,),
+            ),
+        )
+
+    def replies(self) -> Iterator[MovedReply]:
+        rows = self._connection.execute(
+            "SELECT coalesce(name, ''), key, fingerprint, reply, forget_at + ? "
+            "FROM replies LEFT JOIN queues ON id = queue_id "
+            "WHERE name IS NOT NULL OR queue_id = 0 ORDER BY coalesce(name, ''), key",
+            (self._step,),
+        )
+        for queue, key, fingerprint, reply, forget_at in rows:
+            yield MovedReply(queue, key, fingerprint, *_told(json.loads(reply)), forget_at)
+
+    def last_id(self) -> int:
+        return self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get or 0
+
+    def close(self) -> None:
+        """May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._connection.close()
+            self._file.close()
+
+
+class SqliteSource(SqliteContents):
+    """Sealed by triggers, which every process that has the file open meets at its next write, without asking."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UnusableDatabase."""
+        if not path.exists():
+            raise UnusableDatabase(f"{path} does not exist")
+        super().__init__(DatabaseFile(path))
+
+    def move(self) -> str | None:
+        with suppress(apsw.SQLError):  # there is no such table
+            name: str = self._connection.execute("SELECT name FROM move").get
+            return name
+        return None
+
+    def seal(self) -> str:
+        with self._file.locked(), self._connection:
+            self._connection.execute("CREATE TABLE IF NOT EXISTS move (name TEXT, step INTEGER, done INTEGER) STRICT")
+            if not self._connection.execute("SELECT count(*) FROM move").get:
+                # Once and for all: a clock that is set while a move is interrupted must not make the two differ.
+                moment = self._file.clock.now()
+                step = self._file.clock.wall(moment) - moment
+                self._connection.execute("INSERT INTO move VALUES (?, ?, 0)", (secrets.token_hex(8), step))
+                for trigger, event in _seals(self._connection):
+                    self._connection.execute(
+                        f"CREATE TRIGGER {trigger} BEFORE {event} BEGIN SELECT raise(ABORT, '{SEALED}'); END"
+                    )
+            name: str
+            name, self._step = self._connection.execute("SELECT name, step FROM move").get
+        return name
+
+    def unseal(self) -> None:
+        with self._file.locked(), self._connection:
+            if not self._connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get:
+                return
+            if self._connection.execute("SELECT done FROM move").get:
+                raise StoreError("its messages have been moved, and may be in use elsewhere by now")
+            for trigger, _ in _seals(self._connection):
+                self._connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+            self._connection.execute("DROP TABLE move")
+
+    def has_moved(self) -> None:
+        with self._file.locked(), self._connection:
+            self._connection.execute("UPDATE move SET done = 1")
+
+
+class SqliteTarget(SqliteContents):
+    """Written beside its name, which it gets when all is there."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UnusableDatabase."""
+        if path.exists():
+            raise UnusableDatabase(f"{path} is there already")
+        self._path = path
+        self._part = path.with_name(f"{path.name}.part")
+        super().__init__(DatabaseFile(self._part))
+
+    def move(self) -> str | None:
+        with suppress(apsw.SQLError):  # there is no such table
+            name: str = self._connection.execute("SELECT move FROM arriving").get
+            return name
+        if self._connection.execute("SELECT count(*) FROM queues").get:
+            raise UnusableDatabase(f"{self._part} is of something else; remove it if nobody needs it")
+        return None
+
+    def begin(self, move: str) -> int:
+        with self._connection:
+            self._connection.execute("CREATE TABLE IF NOT EXISTS arriving (move TEXT UNIQUE) STRICT")
+            self._connection.execute("INSERT OR IGNORE INTO arriving VALUES (?)", (move,))
+        return self._connection.execute("SELECT max(id) FROM messages").get or 0
+
+    def add_queues(self, queues: Sequence[MovedQueue]) -> None:
+        with self._connection:
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO queues (name, version, settings, ready, leased, delayed, blocked, bytes, "
+                "sent, received, acked, expired, dead_lettered) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                queues,
+            )
+
+    def add_messages(self, messages: Sequence[MovedMessage]) -> None:
+        with self._connection:
+            self._connection.executemany(
+                "INSERT INTO messages (id, queue_id, state, priority, recipient, key, due_at, expires_at, token, "
+                "receive_count, sent_at, origin, death, fields, text) "
+                f"VALUES (?, (SELECT id FROM queues WHERE name = ?), {_TO_NUMBER}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (message[:15] for message in messages),  # what follows is told by the others
+            )
+
+    def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
+        with self._connection:
+            self._connection.execute("DELETE FROM dedup; DELETE FROM replies")
+            self._connection.executemany(
+                "INSERT INTO dedup (queue_id, dedup_id, message_id, forget_at) "
+                "VALUES ((SELECT id FROM queues WHERE name = ?), ?, ?, ?)",
+                dedups,
+            )
+            self._connection.executemany(
+                "INSERT INTO replies (queue_id, key, fingerprint, reply, forget_at) "
+                "VALUES (coalesce((SELECT id FROM queues WHERE name = ?), 0), ?, ?, ?, ?)",
+                (
+                    (reply.queue, reply.key, reply.fingerprint, json.dumps(_kept(reply)), reply.forget_at)
+                    for reply in replies
+                ),
+            )
+            self._connection.execute("DELETE FROM sqlite_sequence WHERE name = 'messages'")
+            self._connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('messages', ?)", (last_id,))
+
+    def open(self) -> None:
+        self._connection.pragma("journal_mode", "delete")  # all of it is in the file, and no log stays behind
+        self.close()
+        os.link(self._part, self._path)  # unlike a rename, does not replace what came there meanwhile
+        self._part.unlink()
+        Path(f"{self._part}-lock").unlink()
+        sync(self._path.parent)
+        # Only now: one who is killed before must find it.
+        file = DatabaseFile(self._path)
+        with closing(file), closing(file.connect()) as connection:
+            connection.execute("DROP TABLE arriving")
+
+
+def _told(reply: list[Any]) -> tuple[list[int] | None, str | None]:
+    """The ids and the messages of a reply as it is kept; by its form one sees of what verb it is."""
+    if len(reply) == 2 and (not reply[1] or isinstance(reply[1][0], list)):  # of a transaction: ids, messages
+        return reply[0], _as_json(reply[1])
+    if isinstance(reply[0][1], str):  # of a receive: messages
+        return None, _as_json(reply)
+    return [number for first, count in reply for number in range(first, first + count)], None
+
+
+def _as_json(messages: list[list[Any]] | None) -> str:
+    return json.dumps(messages and [message[:8] for message in messages])
+
+
+def _kept(reply: MovedReply) -> list[Any]:
+    if reply.messages is None:
+        return [[number, 1] for number in reply.ids or ()]
+    messages: list[Any] = json.loads(reply.messages)
+    return messages if reply.ids is None else [reply.ids, messages]
+
+
+def _seals(connection: apsw.Connection) -> Iterator[tuple[str, str]]:
+    """Triggers by name, and what sets them off: any change, in any table.
+
+    Of the clock's only the write that changes nothing, by which a service learns whether it is ready: the first to
+    open the file after a boot sets it.
+    """
+    for (table,) in connection.execute(
+        "SELECT name FROM sqlite_schema "
+        "WHERE type = 'table' AND name NOT LIKE 'sqlite%' AND name NOT IN ('clock', 'move')"
+    ).fetchall():
+        for event in ("INSERT", "UPDATE", "DELETE"):
+            yield f"sealed_{table}_{event.lower()}", f"{event} ON {table}"
+    yield "sealed_clock", "UPDATE ON clock"

@@ -10,7 +10,7 @@ import time
 from benchmarks import report, server
 
 NAMES = ("single_writes", "backlog", "features", "file_copy", "memory")
-ON_POSTGRESQL = ("nodes", "sustained")  # only when named: they need Debian's servers (.ci/get-postgres)
+ON_POSTGRESQL = ("nodes", "sustained")  # only when named: they need Debian's servers (.ci/get-programs)
 
 
 def main(arguments: list[str]) -> int:

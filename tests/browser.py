@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.programs import program
+
 WITHIN = 20.0  # seconds
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 FLAGS = (
@@ -31,13 +32,13 @@ class Browser:
     """`with Browser() as browser:` runs one, with a profile of its own. Names under .example lead to this machine."""
 
     def __enter__(self) -> Self:
-        assert CHROMIUM is not None
+        chromium = program("chromium", "chromium-browser", "google-chrome")
         self._profile = tempfile.mkdtemp(prefix="queue-browser-")
         theirs, self._to = os.pipe()
         self._from, mine = os.pipe()
         # Chromium reads commands from descriptor 3 and writes to 4. bash: others know no descriptor above 9.
         self._process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{mine}', "bash", CHROMIUM, *FLAGS, "--remote-debugging-pipe",
+            ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{mine}', "bash", chromium, *FLAGS, "--remote-debugging-pipe",
              f"--user-data-dir={self._profile}", "about:blank"],
             pass_fds=(theirs, mine), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

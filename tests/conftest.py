@@ -12,7 +12,8 @@ import pytest
 
 from tests.figures import Cells, Tell, tables
 from tests.live import LiveServer
-from tests.postgres import Postgres, ProgramMissing
+from tests.postgres import Postgres
+from tests.programs import ProgramMissing
 
 _numbers = itertools.count(1)
 _rows: list[Cells] = []

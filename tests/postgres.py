@@ -1,8 +1,7 @@
 """Real PostgreSQL for tests: private servers on the loopback, a standby, PgBouncer; and HAProxy before several nodes.
 
-Everything lies in directories of its own under TMPDIR and ends with its `with`. The programs are Debian's
-(`.ci/get-postgres`); where one is missing a test is skipped, and fails if it is CI's (conftest.py). PostgreSQL and
-PgBouncer refuse to run as root: root's tests run them as another user.
+Everything lies in directories of its own under TMPDIR and ends with its `with`. PostgreSQL and PgBouncer refuse to run
+as root: root's tests run them as another user.
 """
 
 from __future__ import annotations
@@ -20,24 +19,12 @@ from typing import Self
 from urllib.request import urlopen
 
 from tests.live import LiveServer, await_true, free_port
+from tests.programs import program
 
 ADMIN = "postgres"  # the superuser
 ROLE = "queue"  # whom the service connects as: owns its database, and nothing else
 STANDBY = "standby"  # as what it makes itself known to its primary
 STOPS_WITHIN = 30.0  # seconds
-_PLACES = ["/usr/sbin", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
-
-
-class ProgramMissing(Exception):
-    pass
-
-
-def program(name: str) -> str:
-    """Where it is. Raises ProgramMissing."""
-    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_PLACES]))
-    if found is None:
-        raise ProgramMissing(f"{name} is not on this machine; .ci/get-postgres installs it")
-    return found
 
 
 class Daemon:

@@ -23,6 +23,7 @@ from tests.conformance.shorthand import lease_one, send, texts
 from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Connection, Load
+from tests.programs import ProgramMissing
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 HOUR = 3_600
@@ -71,7 +72,7 @@ class WallClock:
 def _libfaketime(clock: Path) -> dict[str, str]:
     libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     if not libraries:
-        pytest.skip("libfaketime is not installed")
+        raise ProgramMissing("libfaketime is not on this machine; .ci/get-programs installs it")
     environment = {
         "LD_PRELOAD": str(libraries[0]),
         "FAKETIME_TIMESTAMP_FILE": str(clock),

@@ -19,6 +19,7 @@ from storage import open_store
 from storage.model import NewMessage
 from tests.container import Image, base_image, base_python, container, run, why_not
 from tests.live import REPOSITORY, LiveServer, await_true
+from tests.programs import program
 from tests.test_systemd import UNIT, service_section
 
 DEPLOY = (REPOSITORY / "docs/deploy.md").read_text()
@@ -55,8 +56,8 @@ def test_the_systemd_recipe_leads_to_a_service(machine: Image) -> None:
     for line in typed:
         if not line.startswith(("systemctl", "curl", "cd ")):
             run(machine, line)
-    if shutil.which("systemd-analyze"):
-        run(machine, f"systemd-analyze verify --man=no /etc/systemd/system/{UNIT.name} 2>&1 | (! grep {UNIT.name})")
+    program("systemd-analyze")
+    run(machine, f"systemd-analyze verify --man=no /etc/systemd/system/{UNIT.name} 2>&1 | (! grep {UNIT.name})")
     unit = service_section()
     names = (machine.layer / "etc/passwd").read_text()
     found = re.search(rf"^{unit['User']}:x:(\d+):(\d+):", names, re.MULTILINE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from tests.checker import Outcome
 from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Connection, Load, Reply
+from tests.programs import program
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 MB = 1024 * 1024
@@ -183,8 +183,9 @@ OTHERS = [Injection("pwrite64", "EIO", "-wal"), Injection("pwrite64", "EIO", "")
 @pytest.fixture
 def worker() -> Iterator[LiveServer]:
     """A service with one worker, so that it is known which one fails."""
-    if os.geteuid() != 0 or shutil.which("strace") is None:
-        pytest.skip("takes strace, and root to attach it")
+    program("strace")
+    if os.geteuid() != 0:
+        pytest.skip("takes root to attach strace")
     with LiveServer({"WEB_CONCURRENCY": "1"}) as server:
         yield server
 

@@ -27,6 +27,7 @@ from settings import Settings
 from storage.errors import Unavailable
 from storage.model import Disk, NewMessage, Receive, Store
 from tests.live import REPOSITORY, LiveServer, await_true
+from tests.programs import program
 from tests.wsgi import Client, a_store
 
 ALERTS = (REPOSITORY / "docs/alerts.yaml").read_text()
@@ -400,9 +401,8 @@ def test_every_alert_is_documented_and_every_documented_alert_is_there() -> None
     assert len(alerts) == len(EXPRESSIONS["alerts"]) == len(set(alerts))
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_prometheus_takes_the_rules() -> None:
-    checked = subprocess.run(["promtool", "check", "rules", "docs/alerts.yaml"], cwd=REPOSITORY, check=False)
+    checked = subprocess.run([program("promtool"), "check", "rules", "docs/alerts.yaml"], cwd=REPOSITORY, check=False)
     assert checked.returncode == 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +16,11 @@ import pytest
 import handler
 from clients import QueueClient
 from settings import Settings
-from tests import browser
 from tests.browser import Browser, Tab
 from tests.live import LiveServer
 from tests.wsgi import a_store
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        browser.CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium here (Debian's package: chromium)"
-    ),
-]
+pytestmark = pytest.mark.slow
 MARKUP = "<img src=/health onerror=document.title='owned'><script>document.title='owned'</script>"
 OpenTab = Callable[..., Tab]
 

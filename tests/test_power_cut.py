@@ -27,6 +27,7 @@ from storage.__main__ import main as storage_tool
 from tests.figures import Tell
 from tests.live import LiveServer, await_true
 from tests.load import Connection, Load, Reply
+from tests.programs import program
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 EXT4_IOC_SHUTDOWN = 0x8004587D
@@ -129,10 +130,9 @@ def _run(*command: str) -> None:
 def disk(tmp_path: Path) -> Iterator[Disk]:
     if os.geteuid() != 0:
         pytest.skip("only root may mount a disk and cut its power")
+    program("mkfs.ext4")
     try:
         disk = Disk(tmp_path)
-    except FileNotFoundError as fault:
-        pytest.skip(f"{fault.filename} is not installed")
     except subprocess.CalledProcessError as fault:
         pytest.skip(f"no disk can be made here: {fault.stderr.decode(errors='replace').strip()}")
     try:

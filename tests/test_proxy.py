@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
 import subprocess
@@ -15,9 +14,7 @@ import pytest
 
 from clients import QueueClient
 from tests.live import REPOSITORY, LiveServer, _connections_to, await_true
-
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin")
-pytestmark = pytest.mark.skipif(not (NGINX and shutil.which("openssl")), reason="nginx and openssl are not both here")
+from tests.programs import program
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +29,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     directory = tmp_path_factory.mktemp("certificate")
     made = directory / "pem", directory / "key"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-out", made[0], "-keyout", made[1]],
+        [program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-out", made[0], "-keyout", made[1]],
         check=True, capture_output=True,
     )  # fmt: skip
     return made
@@ -61,7 +59,7 @@ def port(server: LiveServer, certificate: tuple[Path, Path], tmp_path: Path) -> 
         f"daemon off; user root; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}"
         f" http {{ access_log off; {places} include {tmp_path}/site.conf; }}"
     )
-    with running([str(NGINX), "-e", f"{tmp_path}/error.log", "-c", f"{tmp_path}/nginx.conf"], number):
+    with running([program("nginx"), "-e", f"{tmp_path}/error.log", "-c", f"{tmp_path}/nginx.conf"], number):
         yield number
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from clients import QueueClient
 from settings import Settings
 from tests.live import REPOSITORY, STOPS_WITHIN, await_true
+from tests.programs import program
 
 UNIT = REPOSITORY / "deploy/queue-service.service"
 EXPOSURE = 15  # of 100, as systemd-analyze counts what a service could still do; 12 when this was written
@@ -26,9 +26,6 @@ EXPOSURE = 15  # of 100, as systemd-analyze counts what a service could still do
 DENY_WRITE_EXECUTE = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
-
-needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
-needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not here")
 
 
 class Sections(configparser.RawConfigParser):
@@ -42,20 +39,18 @@ def service_section() -> dict[str, str]:
     return dict(unit["Service"])
 
 
-@needs_systemd
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     here = tmp_path / UNIT.name  # with a command that this machine has
     here.write_text(re.sub("ExecStart=[^ ]+", "ExecStart=/bin/true", UNIT.read_text()))
     verified = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", here], capture_output=True, check=False, text=True
+        [program("systemd-analyze"), "verify", "--man=no", here], capture_output=True, check=False, text=True
     )
     assert UNIT.name not in verified.stdout + verified.stderr  # of other units of this machine it may complain
 
 
-@needs_systemd
 def test_the_service_is_shut_in_as_systemd_counts_it() -> None:
     counted = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE}", UNIT],
+        [program("systemd-analyze"), "security", "--offline=yes", f"--threshold={EXPOSURE}", UNIT],
         capture_output=True, check=False, text=True,
     )  # fmt: skip
     assert counted.returncode == 0, counted.stdout + counted.stderr
@@ -100,10 +95,8 @@ def started(directory: Path, *before: str) -> Iterator[tuple[QueueClient, subpro
 
 
 @pytest.mark.slow
-@needs_systemd
-@needs_strace
 def test_the_service_makes_no_system_call_that_the_unit_forbids(tmp_path: Path) -> None:
-    strace = ["strace", "-f", "-qq", "-o", f"{tmp_path}/calls"]
+    strace = [program("strace"), "-f", "-qq", "-o", f"{tmp_path}/calls"]
     with started(tmp_path, *strace, sys.executable, "-c", DENY_WRITE_EXECUTE) as (client, process):
         client.send("one")
         client.send_many([str(number) for number in range(1_000)])
@@ -139,7 +132,7 @@ def calls_of(*groups: str) -> set[str]:
     found: set[str] = set()
     for group in groups:
         told = subprocess.run(
-            ["systemd-analyze", "syscall-filter", group], capture_output=True, check=True, text=True
+            [program("systemd-analyze"), "syscall-filter", group], capture_output=True, check=True, text=True
         ).stdout
         names = [line.strip() for line in told.splitlines()[1:] if line.startswith("    ") and "#" not in line]
         found |= {name for name in names if not name.startswith("@")}

@@ -126,6 +126,9 @@ def _mount_routes(service: Application) -> Bottle:
     _mount_messages(app, service)
     _mount_queues(app, service)
     _mount_operations(app, service)
+    metrics.mount(app, service)
+    openapi.mount(app)
+    page.mount(app)
     return app
 
 
@@ -234,20 +237,6 @@ def _mount_queues(app: Bottle, service: Application) -> None:
 
 
 def _mount_operations(app: Bottle, service: Application) -> None:
-    @app.get("/")
-    def index() -> HTTPResponse:
-        if wire.wants_html(request.environ):
-            return page.index()
-        return answer.value(page.guide(request.environ.get("HTTP_HOST", "localhost")), {"Vary": "Accept"})
-
-    @app.get("/docs")
-    def docs() -> HTTPResponse:
-        return page.docs()
-
-    @app.get("/openapi.json")
-    def document() -> HTTPResponse:
-        return answer.value(openapi.document())
-
     @app.get("/health")
     def health() -> HTTPResponse:
         return answer.value({"status": "alive"})
@@ -256,14 +245,6 @@ def _mount_operations(app: Bottle, service: Application) -> None:
     def ready() -> HTTPResponse:
         service.store.check_ready()
         return answer.value({"status": "ready"})
-
-    @app.get("/metrics")
-    def counted() -> HTTPResponse:
-        parse.nothing(request.environ)
-        routes = [f"{route.method} {watch.rule_of(route)}" for route in app.routes]
-        limits = metrics.Limits(service.settings.threads, service.settings.pollers)
-        told = metrics.exposition(service.store, service.slot.counts.total(), routes, limits, openapi.VERSION)
-        return answer.text(told, metrics.CONTENT_TYPE)
 
 
 def _refuse_strangers(settings: Settings) -> None:

@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from doors.counts import COMMIT_OPERATIONS, COMMIT_SECONDS, OTHER_ROUTE, REQUEST_SECONDS, STATUSES, Total
+from bottle import Bottle, HTTPResponse, request
+
+from doors import answer, parse, watch
+from doors.counts import COMMIT_OPERATIONS, COMMIT_SECONDS, OTHER_ROUTE, REQUEST_SECONDS, STATUSES, Slot, Total
+from doors.openapi import VERSION
+from settings import Settings
 from storage.errors import StoreError
 from storage.model import Disk, Queue, QueueStats
 
@@ -67,11 +72,34 @@ class Readable(Protocol):
     def disk(self) -> Disk: ...
 
 
+class Service(Protocol):
+    """What is told of."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def slot(self) -> Slot: ...
+
+    @property
+    def store(self) -> Readable: ...
+
+
 class Limits(NamedTuple):
     """Of each process."""
 
     threads: int
     pollers: int
+
+
+def mount(app: Bottle, service: Service) -> None:
+    @app.get("/metrics")
+    def scraped() -> HTTPResponse:
+        parse.nothing(request.environ)
+        routes = [f"{route.method} {watch.rule_of(route)}" for route in app.routes]
+        limits = Limits(service.settings.threads, service.settings.pollers)
+        told = exposition(service.store, service.slot.counts.total(), routes, limits, VERSION)
+        return answer.text(told, CONTENT_TYPE)
 
 
 def exposition(store: Readable, total: Total, routes: Sequence[str], limits: Limits, version: str) -> str:

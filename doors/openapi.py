@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bottle import Bottle, HTTPResponse
+
+from doors import answer
 from doors.openapi_answers import (
     ACCESS,
     CODES,
@@ -35,6 +38,12 @@ _IDEMPOTENT = {
 }
 _QUEUE = {"name": "queue", "in": "path", "required": True, "schema": ref("QueueName")}
 _RECEIPT = {"name": "receipt", "in": "path", "required": True, "schema": RECEIPT | {"minLength": 1}}
+
+
+def mount(app: Bottle) -> None:
+    @app.get("/openapi.json")
+    def told() -> HTTPResponse:
+        return answer.value(document())
 
 
 def document() -> dict[str, Any]:

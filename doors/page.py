@@ -8,12 +8,26 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from bottle import HTTPResponse
+from bottle import Bottle, HTTPResponse, request
 
-from doors import reference
+from doors import answer, reference, wire
 
 
-def guide(host: str) -> dict[str, str]:
+def mount(app: Bottle) -> None:
+    @app.get("/")
+    def index() -> HTTPResponse:
+        """Queues to look at and to look after, kept up to date by the page's own script; curl gets a guide."""
+        if wire.wants_html(request.environ):
+            return _page(_file("page.html"))
+        return answer.value(_guide(request.environ.get("HTTP_HOST", "localhost")), {"Vary": "Accept"})
+
+    @app.get("/docs")
+    def docs() -> HTTPResponse:
+        """The OpenAPI document as a page."""
+        return _page(_reference())
+
+
+def _guide(host: str) -> dict[str, str]:
     """Where to go from here, for who came with curl."""
     return {
         "service": "queue_service",
@@ -23,16 +37,6 @@ def guide(host: str) -> dict[str, str]:
         "reference": "/docs",
         "openapi": "/openapi.json",
     }
-
-
-def index() -> HTTPResponse:
-    """Queues to look at and to look after, kept up to date by the page's own script."""
-    return _page(_file("page.html"))
-
-
-def docs() -> HTTPResponse:
-    """The OpenAPI document as a page."""
-    return _page(_reference())
 
 
 @lru_cache(maxsize=1)

@@ -18,8 +18,8 @@ test: .venv/tox ## run the tests on every Python there is, style and types (one:
 serve: .venv/service ## serve on http://127.0.0.1:5000 (PORT=… for another), messages in queue.db
 	.venv/bin/gunicorn handler:app
 
-bench: .venv/service ## run the benchmarks and print their ratios
-	.venv/bin/python -m benchmarks
+bench: .venv/bench ## measure the service and its peers, print the ratios, draw them in docs/performance.svg
+	.venv/bin/python -m benchmarks --plot docs/performance.svg
 
 lock: .venv/tox ## pin the requirements anew after a change in pyproject.toml
 	.venv/bin/tox run -e lock
@@ -36,6 +36,12 @@ clean: ## remove what make made
 
 .venv/service: .venv/made requirements.txt pyproject.toml
 	.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+# The clients of the peers, and such peers as are Python packages themselves. pip of Python 3.11 knows no groups.
+.venv/bench: .venv/service
+	.venv/bin/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
+	.venv/bin/python -m pip install -qq --disable-pip-version-check --group bench
 	@touch $@
 
 .venv/tox: .venv/made

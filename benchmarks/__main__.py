@@ -6,11 +6,29 @@ import argparse
 import importlib
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from benchmarks import report, server
+from benchmarks import plot, report, server
+from benchmarks.queues.peer import NAMES as PEERS
+from benchmarks.report import Found
 
-NAMES = ("single_writes", "backlog", "features", "file_copy", "memory")
-ON_POSTGRESQL = ("nodes", "sustained")  # only when named: they need Debian's servers (.ci/get-programs)
+NAMES = (
+    "limits",
+    "single_requests",
+    "single_writes",
+    "batches",
+    "long_polls",
+    "backlog",
+    "features",
+    "file_copy",
+    "memory",
+    "file_size",
+    "peers",
+)
+# Those of PostgreSQL need Debian's servers (.ci/get-programs).
+ONLY_NAMED = ("deep_backlog", "nodes", "sustained")
 
 
 def main(arguments: list[str]) -> int:
@@ -19,22 +37,41 @@ def main(arguments: list[str]) -> int:
         "names",
         metavar="NAME",
         nargs="*",
-        help=f"of {', '.join(NAMES)} (default: all of these), {', '.join(ON_POSTGRESQL)}",
+        help=f"of {', '.join(NAMES)} (default: all of these), {', '.join(ONLY_NAMED)}; or of the peers alone: "
+        f"{', '.join(PEERS)}",
     )
-    names = parser.parse_args(arguments).names or NAMES
-    if unknown := [name for name in names if name not in (*NAMES, *ON_POSTGRESQL)]:
-        parser.error(f"there is no benchmark '{unknown[0]}'; there are {', '.join((*NAMES, *ON_POSTGRESQL))}")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios as an SVG")
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.names) - {*NAMES, *ONLY_NAMED, *PEERS}:
+        parser.error(f"there is no benchmark '{min(unknown)}'; there are {', '.join((*NAMES, *ONLY_NAMED, *PEERS))}")
     print(report.machine(), server.settings(), sep="\n", flush=True)
-    missed = []
-    for name in names:
-        start = time.monotonic()
-        module = importlib.import_module(f"benchmarks.{name}")
-        print(f"\n{name}: {str(module.__doc__).splitlines()[0]}", flush=True)
-        found: report.Found = getattr(module, name)()
-        print(report.table(found), f"  ({time.monotonic() - start:.0f} s)", sep="\n", flush=True)
-        missed += [f"{name}: {figure.what}" for figure in found.figures if figure.missed]
+    found = [one for name, run in _chosen(asked.names) for one in _run(name, run)]
+    if asked.plot:
+        asked.plot.write_text(plot.svg([one for _, one in found]), encoding="utf-8")
+    missed = [f"{name}: {what}" for name, one in found for what in one.missed]
     print("", *[f"MISSED  {what}" for what in missed] or ["Every required figure was reached."], sep="\n")
     return 1 if missed else 0
+
+
+def _chosen(names: list[str]) -> list[tuple[str, Callable[[], list[Found]]]]:
+    """The benchmarks, in the order of NAMES. Peers that are named are measured together, in one."""
+    peers = [name for name in PEERS if name in names]
+    wanted = names or NAMES
+    chosen: list[tuple[str, Callable[[], list[Found]]]] = []
+    for name in (*NAMES, *ONLY_NAMED):
+        if name in wanted or (name == "peers" and peers):
+            benchmark = getattr(importlib.import_module(f"benchmarks.{name}"), name)
+            few = name == "peers" and peers and name not in wanted
+            chosen.append((name, partial(benchmark, peers) if few else benchmark))
+    return chosen
+
+
+def _run(name: str, benchmark: Callable[[], list[Found]]) -> list[tuple[str, Found]]:
+    start = time.monotonic()
+    print(f"\n{name}: {str(sys.modules[f'benchmarks.{name}'].__doc__).splitlines()[0]}", flush=True)
+    found = benchmark()
+    print(*map(report.table, found), f"  ({time.monotonic() - start:.0f} s)", sep="\n", flush=True)
+    return [(name, one) for one in found]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """receive with a lease, one message at a time, by how many messages wait or are leased already.
 
-The same reads in turn from a queue of 1,000 ready messages, of 1,000,000, and of 1,000,000 with 500,000 in flight
-as well; first through the Store, then through HTTP on one connection.
+The same reads in turn from a queue of 1,000 ready messages, of 10,000, 100,000 and 1,000,000, and of 1,000,000 with
+500,000 in flight as well; first through the Store, then through HTTP on one connection.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from benchmarks.server import service
 from storage import open_store
 from storage.model import MAX_BATCH, MAX_LEASE, MAX_LIMIT, NewMessage, Receive, Store
 
-FEW, MANY, IN_FLIGHT = 1_000, 1_000_000, 500_000
-NAMES = (f"{MANY:,} ready", f"{MANY:,} ready, {IN_FLIGHT:,} in flight")
-MOST = 1.3  # times the cost at FEW
+# (ready, in flight); the others are measured against the first
+SIZES = ((1_000, 0), (10_000, 0), (100_000, 0), (1_000_000, 0), (1_000_000, 500_000))
+MOST = 1.2  # times the cost at the first
 ROUNDS = 25
 READS = 60  # through the Store in one round
 SECONDS = 0.1  # of HTTP in one round
@@ -30,20 +30,27 @@ READ = request("GET", "/messages?lease=600")
 Read = Callable[[], tuple[float, int]]  # reads for a while: mean seconds of a read, and how many there were
 
 
-def backlog() -> Found:
+def backlog() -> list[Found]:
+    return at_sizes(SIZES)
+
+
+def at_sizes(sizes: Sequence[tuple[int, int]]) -> list[Found]:
+    """What a read costs at each of the sizes (ready, in flight), against the first."""
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder:
-        paths = [Path(folder, name) for name in ("few.db", "many.db", "in-flight.db")]
+        paths = [Path(folder, f"{number}.db") for number in range(len(sizes))]
         with ExitStack() as stack:
             stores = [stack.enter_context(closing(open_store(f"sqlite:///{path}"))) for path in paths]
-            for store, ready, leased in zip(stores, (FEW, MANY, MANY), (0, 0, IN_FLIGHT), strict=True):
+            for store, (ready, leased) in zip(stores, sizes, strict=True):
                 _fill(store, ready, leased)
-            figures = _figures("Store", stores, [_reader(store) for store in stores])
+            figures = _figures("Store", sizes, stores, [_reader(store) for store in stores])
             services = [stack.enter_context(service(database=path)) for path in paths]
-            figures += _figures("HTTP", stores, [_http_reader(one.port) for one in services])
-    return Found("backlog", f"{FEW:,} ready", figures)
+            figures += _figures("HTTP", sizes, stores, [_http_reader(one.port) for one in services])
+    return [Found("backlog", _told(*sizes[0]), figures, plot="a read by backlog: its cost to that at 1,000 messages")]
 
 
-def _figures(door: str, stores: Sequence[Store], readers: Sequence[Read]) -> list[Figure]:
+def _figures(
+    door: str, sizes: Sequence[tuple[int, int]], stores: Sequence[Store], readers: Sequence[Read]
+) -> list[Figure]:
     rounds: list[list[float]] = []
     for _ in range(ROUNDS + 1):
         rounds.append([])
@@ -52,9 +59,15 @@ def _figures(door: str, stores: Sequence[Store], readers: Sequence[Read]) -> lis
             rounds[-1].append(seconds)
             store.send("default", [NewMessage("x" * 60)] * count)  # as many are ready in the next round
     return [
-        compare(f"{door}: {name}", [(r[place], r[0]) for r in rounds[1:]], us, ratio=ours_to_other, at_most=MOST)
-        for place, name in enumerate(NAMES, start=1)
+        compare(
+            f"{door}: {_told(*size)}", [(r[place], r[0]) for r in rounds[1:]], us, ratio=ours_to_other, at_most=MOST
+        )
+        for place, size in enumerate(sizes[1:], start=1)
     ]
+
+
+def _told(ready: int, leased: int) -> str:
+    return f"{ready:,} ready, {leased:,} in flight" if leased else f"{ready:,} ready"
 
 
 def _fill(store: Store, ready: int, leased: int) -> None:

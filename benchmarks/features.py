@@ -52,7 +52,7 @@ WITH_BACKLOG: Kinds = {
 }
 
 
-def features() -> Found:
+def features() -> list[Found]:
     figures = []
     with (
         tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
@@ -65,7 +65,7 @@ def features() -> Found:
         for batch in MESSAGES:
             figures += _figures(store, WITHOUT_BACKLOG, batch) + _figures(store, WITH_BACKLOG, batch)
         figures.append(_packing(store))
-    return Found("feature", "plain", figures)
+    return [Found("feature", "plain", figures)]
 
 
 def _packing(store: Store) -> Figure:

@@ -7,17 +7,18 @@ final check included.
 
 from __future__ import annotations
 
-import http.client
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import requests
 
+from benchmarks.call import Caller
 from benchmarks.report import Found, compare, other_to_ours
 from benchmarks.server import REPOSITORY, service
 
@@ -30,20 +31,26 @@ LEAST = 100.0
 Call = Callable[[str, str, str | None], str]  # method, path, body → the reply's body
 
 
-def file_copy() -> Found:
-    with service() as ours, tempfile.TemporaryDirectory(prefix="queue-bench-") as folder:
+def file_copy() -> list[Found]:
+    with (
+        service() as ours,
+        closing(Caller(ours.port)) as caller,
+        tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
+    ):
         source = Path(folder, "source")
         source.write_text(f"{LINE}\n" * LINES)
-        by_requests, by_socket = _requests_call(ours.url), _http_client_call(ours.port)
+        by_requests, by_socket = _requests_call(ours.url), _http_client_call(caller)
         rounds = [(_copy(source, ours.url), _singly(by_requests), _singly(by_socket)) for _ in range(ROUNDS)]
-    return Found(
-        "clients.copy_file",
-        "one a request",
-        [
-            compare("requests", [(r[0], r[1]) for r in rounds], _s, ratio=other_to_ours, at_least=LEAST),
-            compare("http.client", [(r[0], r[2]) for r in rounds], _s, ratio=other_to_ours),
-        ],
-    )
+    return [
+        Found(
+            "clients.copy_file",
+            "one a request",
+            [
+                compare("requests", [(r[0], r[1]) for r in rounds], _s, ratio=other_to_ours, at_least=LEAST),
+                compare("http.client", [(r[0], r[2]) for r in rounds], _s, ratio=other_to_ours),
+            ],
+        )
+    ]
 
 
 def _copy(source: Path, url: str) -> float:
@@ -86,18 +93,8 @@ def _requests_call(url: str) -> Call:
     return call
 
 
-def _http_client_call(port: int) -> Call:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-
-    def call(method: str, path: str, body: str | None) -> str:
-        connection.request(method, path, body, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        content = reply.read().decode()
-        if reply.status not in (200, 204):
-            raise RuntimeError(f"{method} {path} was answered {reply.status}: {content[:200]}")
-        return content
-
-    return call
+def _http_client_call(caller: Caller) -> Call:
+    return lambda method, path, body: caller.call(method, path, body).decode()
 
 
 def _s(seconds: float) -> str:

@@ -8,19 +8,33 @@ from __future__ import annotations
 import selectors
 import socket
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
 PATIENCE = 30.0  # seconds without any reply at all before the load gives up
 
 
+Script = bytes | Callable[[bytes], bytes]  # a request, or what makes the next of the body of the reply before it
+
+
 class Load(NamedTuple):
-    """`seconds` of load: how many 2xx replies came, how many others, and the latencies (s, ascending) of the 2xx."""
+    """`seconds` of load: how often each status came, and the latencies (s, ascending) of the 2xx."""
 
     seconds: float
-    done: int
-    failed: int
+    statuses: Counter[int]
     latencies: list[float]
+
+    @property
+    def done(self) -> int:
+        """2xx replies."""
+        return len(self.latencies)
+
+    @property
+    def failed(self) -> int:
+        """Other replies."""
+        return self.statuses.total() - self.done
 
     @property
     def rate(self) -> float:
@@ -28,65 +42,77 @@ class Load(NamedTuple):
 
 
 class _Client:
-    __slots__ = ("asked", "got", "sock")
+    __slots__ = ("asked", "body", "got", "latencies", "script", "sock", "statuses")
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, script: Script) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.script = script
         self.asked = 0.0
-        self.got = b""
+        self.got = self.body = b""
+        self.latencies: list[float] = []
+        self.statuses: list[int] = []
 
-    def ask(self, request: bytes) -> None:
+    def ask(self) -> None:
+        request = self.script if isinstance(self.script, bytes) else self.script(self.body)
         self.asked = time.perf_counter()
         self.sock.sendall(request)
 
-    def status(self) -> int:
-        """The status of the reply once it is all here, else 0."""
+    def has_reply(self) -> bool:
+        """Whether the reply is all here; it is counted then."""
         piece = self.sock.recv(65_536)
         if not piece:
             raise ConnectionError("the service closed a connection in the middle of a reply")
         self.got += piece
-        head, found, body = self.got.partition(b"\r\n\r\n")
-        if not found or len(body) < _length(head):
-            return 0
+        head, found, self.body = self.got.partition(b"\r\n\r\n")
+        if not found or len(self.body) < _length(head):
+            return False
         self.got = b""
-        return int(head[9:12])
+        status = int(head[9:12])
+        self.statuses.append(status)
+        if 200 <= status < 300:
+            self.latencies.append(time.perf_counter() - self.asked)
+        return True
 
 
-def run(port: int, request: bytes, connections: int, seconds: float) -> Load:
-    """The same request again and again on `connections` connections for `seconds`."""
-    latencies: list[float] = []
-    failed = 0
+def run(port: int, script: Script, connections: int, seconds: float) -> Load:
+    """`connections` that each go through the script again and again for `seconds`."""
+    return run_together(port, [(script, connections)], seconds)[0]
+
+
+def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float) -> list[Load]:
+    """As run, for several scripts at the same time, each on connections of its own."""
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
-        clients = [_Client(port) for _ in range(connections)]
+        groups = [[_Client(port, script) for _ in range(connections)] for script, connections in kinds]
+        clients = [client for group in groups for client in group]
         for client in clients:
             stack.enter_context(client.sock)
             selector.register(client.sock, selectors.EVENT_READ, client)
         start = time.perf_counter()
         for client in clients:
-            client.ask(request)
-        under_way = connections
+            client.ask()
+        under_way = len(clients)
         while under_way:
             ready = selector.select(PATIENCE)
             if not ready:
                 raise TimeoutError(f"no reply in {PATIENCE:g} s")
             for key, _ in ready:
                 client = key.data
-                status = client.status()
-                if not status:
-                    continue
-                now = time.perf_counter()
-                if 200 <= status < 300:
-                    latencies.append(now - client.asked)
-                else:
-                    failed += 1
-                if now - start < seconds:
-                    client.ask(request)
-                else:
-                    under_way -= 1
+                if client.has_reply():
+                    if time.perf_counter() - start < seconds:
+                        client.ask()
+                    else:
+                        under_way -= 1
         taken = time.perf_counter() - start
-    return Load(taken, len(latencies), failed, sorted(latencies))
+    return [
+        Load(
+            taken,
+            Counter(status for client in group for status in client.statuses),
+            sorted(latency for client in group for latency in client.latencies),
+        )
+        for group in groups
+    ]
 
 
 def request(method: str, path: str, body: bytes = b"") -> bytes:

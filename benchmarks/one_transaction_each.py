@@ -59,7 +59,7 @@ class PlainStore(SqliteStore):
 
 class PlainApplication(Application):
     @property
-    def store(self) -> Store:
+    def whole_store(self) -> Store:
         with self._opening:
             if self._store is None:
                 path = self.settings.database_url.removeprefix("sqlite:///")

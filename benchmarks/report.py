@@ -46,11 +46,25 @@ class Figure(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one benchmark found; `ours` and `other` head the columns of what is compared."""
+    """What a benchmark found; `ours` and `other` head the columns of what is compared.
+
+    `title`: where one benchmark finds several things. `notes` are told below the table. `faults` are told too, and
+    count as a required figure that was missed. `plot`: what the ratios are called in the plot; None keeps them out.
+    """
 
     ours: str
     other: str
     figures: list[Figure]
+    title: str = ""
+    notes: Sequence[str] = ()
+    faults: Sequence[str] = ()
+    plot: str | None = None
+
+    @property
+    def missed(self) -> list[str]:
+        """What is below its bound, and what failed."""
+        where = f"{self.title}: " if self.title else ""
+        return [f"{where}{figure.what}" for figure in self.figures if figure.missed] + list(self.faults)
 
 
 def compare(
@@ -85,7 +99,9 @@ def table(found: Found) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         return f"  {'  '.join(cells)}".rstrip()
 
-    return "\n".join(map(line, rows))
+    lines = [f"  {found.title}"] if found.title else []
+    lines += map(line, rows)
+    return "\n".join(lines + [f"  {note}" for note in (*found.notes, *found.faults)])
 
 
 def machine() -> str:

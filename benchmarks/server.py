@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
+from settings import Settings
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 STARTS_WITHIN = 20.0  # seconds
 STOPS_WITHIN = 40.0  # seconds: a little over gunicorn's graceful timeout
@@ -46,7 +48,9 @@ def service(app: str = "handler:app", database: Path | None = None) -> Iterator[
         process = _start(app, port, database or Path(folder, "queue.db"), log)
         try:
             _await_answer(f"http://127.0.0.1:{port}/ready", process, log)
-            yield Service(port, process.pid)
+            one = Service(port, process.pid)
+            _await_workers(one, log)
+            yield one
         finally:
             _stop(process)
 
@@ -54,8 +58,8 @@ def service(app: str = "handler:app", database: Path | None = None) -> Iterator[
 def settings() -> str:
     """What decides the figures, beside the machine."""
     return (
-        f"settings  gunicorn gthread, {os.environ.get('WEB_CONCURRENCY', '3')} workers of "
-        f"{os.environ.get('QUEUE_THREADS', '64')} threads; SQLite WAL, synchronous=FULL: every reply after its fsync"
+        f"settings  gunicorn gthread, {Settings.from_env().workers} workers of {Settings.from_env().threads} threads; "
+        "SQLite WAL, synchronous=FULL: every reply after its fsync"
     )
 
 
@@ -81,6 +85,15 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None
         except OSError:  # refused, or an HTTP error: not ready yet
             time.sleep(0.02)
     raise RuntimeError(f"the service did not start:\n{log.read_text(errors='replace')}")
+
+
+def _await_workers(one: Service, log: Path) -> None:
+    """All of them are there: the first answers before the last is forked."""
+    deadline = time.monotonic() + STARTS_WITHIN
+    while len(one.workers) < Settings.from_env().workers:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"some workers did not start:\n{log.read_text(errors='replace')}")
+        time.sleep(0.02)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,201 @@
+"""readers that wait: how soon a message wakes one, what a crowd of them costs writers, and what it costs to wait.
+
+Woken: from the write until a waiting reader has the message, on a connection of the same worker or of another, against
+the same write followed by a read. Mixed: 16 writers with 32 readers that wait, against the writers alone. Idle: the
+service's CPU while 50 readers wait and nothing comes, against nobody waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.load import Load, request, run, run_together
+from benchmarks.processes import cpu_of_tree
+from benchmarks.report import Figure, Found, compare, ms, ours_to_other, per_second, percentile
+from benchmarks.server import Service, service
+
+WAKES = 40  # in a round
+ROUNDS = 3
+PATIENCE = 10.0  # seconds until each of two workers has a connection
+SETTLE = 0.01  # seconds until a poll that was sent waits, surely
+WRITERS, READERS = 16, 32
+SECONDS = 2.0  # of mixed load, and of writers alone, in a round
+POLLERS, IDLE = 50, 10.0  # seconds
+MOST_IDLE = 2.0  # % of a core
+WRITE = request("POST", "/messages", json.dumps({"text": "x" * 60}).encode())
+POLL = request("GET", "/messages?wait=20")
+SHORT_POLL = request("GET", "/messages?wait=1")
+READ = request("GET", "/messages")
+
+
+def long_polls() -> list[Found]:
+    with service() as server:
+        return [_woken(server), _mixed(server), _idle(server)]
+
+
+def _woken(server: Service) -> Found:
+    writer, same, other = _connections(server)
+    rounds = []
+    for _ in range(ROUNDS):
+        by_same = statistics.median(_wake(writer, same) for _ in range(WAKES))
+        by_other = statistics.median(_wake(writer, other) for _ in range(WAKES)) if other else None
+        rounds.append((by_same, by_other, statistics.median(_write_and_read(writer, same) for _ in range(WAKES))))
+    figures = [compare("same worker", [(a, c) for a, _, c in rounds], ms, ratio=ours_to_other)]
+    others = [(b, c) for _, b, c in rounds if b is not None]
+    if others:
+        figures.append(compare("another worker", others, ms, ratio=ours_to_other))
+    for connection in (writer, same, other):
+        if connection:
+            connection.close()
+    return Found("woken", "write, then read", figures, "from the write until a waiting reader has the message")
+
+
+def _connections(server: Service) -> tuple[socket.socket, socket.socket, socket.socket | None]:
+    """A writer, a reader at the same worker, and one at another (None where there is but one)."""
+    at: dict[int, list[socket.socket]] = {}
+    wanted = min(2, len(server.workers))
+    give_up = time.monotonic() + PATIENCE
+    while len(at) < wanted or max(map(len, at.values())) < 2:
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"all connections of {PATIENCE:g} s went to one worker")
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _ask(connection, READ)  # a worker has taken it when it has answered
+        at.setdefault(_worker_of(connection, server), []).append(connection)
+    busiest = max(at, key=lambda worker: len(at[worker]))
+    writer, same, *spare = at.pop(busiest)
+    others = [connection for connections in at.values() for connection in connections]
+    for connection in spare + others[1:]:
+        connection.close()
+    return writer, same, others[0] if others else None
+
+
+def _worker_of(connection: socket.socket, server: Service) -> int:
+    """The pid of the process that has the other end. On Linux."""
+    ours, theirs = (f"0100007F:{address[1]:04X}" for address in (connection.getsockname(), connection.getpeername()))
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inode = next(row[9] for row in rows if row[1] == theirs and row[2] == ours)
+    for pid in server.workers:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if os.readlink(descriptor) == f"socket:[{inode}]":
+                    return pid
+            except FileNotFoundError:  # closed meanwhile
+                continue
+    raise RuntimeError("no worker has the connection")
+
+
+def _wake(writer: socket.socket, reader: socket.socket) -> float:
+    """Seconds."""
+    reader.sendall(POLL)
+    time.sleep(SETTLE)
+    start = time.perf_counter()
+    writer.sendall(WRITE)
+    _expect_message(_reply(reader))
+    taken = time.perf_counter() - start
+    _reply(writer)
+    return taken
+
+
+def _write_and_read(writer: socket.socket, reader: socket.socket) -> float:
+    """Seconds."""
+    time.sleep(SETTLE)
+    start = time.perf_counter()
+    _ask(writer, WRITE)
+    _expect_message(_ask(reader, READ))
+    return time.perf_counter() - start
+
+
+def _expect_message(reply: bytes) -> None:
+    if b'"text"' not in reply:
+        raise RuntimeError(f"no message came, but {reply[:100]!r}")
+
+
+def _ask(connection: socket.socket, what: bytes) -> bytes:
+    connection.sendall(what)
+    return _reply(connection)
+
+
+def _reply(connection: socket.socket) -> bytes:
+    """A short one comes in one piece."""
+    return connection.recv(65_536)
+
+
+def _mixed(server: Service) -> Found:
+    rounds = []
+    for _ in range(ROUNDS):
+        writes, polls = run_together(server.port, [(WRITE, WRITERS), (SHORT_POLL, READERS)], SECONDS)
+        received = polls.statuses[200]
+        _drain(server, writes.done - received)
+        alone = run(server.port, WRITE, WRITERS, SECONDS)
+        _drain(server, alone.done)
+        rounds.append((writes, alone, received / polls.seconds))
+
+    def of_writes(what: str, measure: Callable[[Load], float], tell: Callable[[float], str]) -> Figure:
+        return compare(what, [(measure(a), measure(b)) for a, b, _ in rounds], tell, ratio=ours_to_other)
+
+    return Found(
+        "with readers",
+        "writers alone",
+        [
+            of_writes("writes", lambda load: load.rate, per_second),
+            of_writes("writes: p50", lambda load: percentile(load.latencies, 0.5), ms),
+            of_writes("writes: p99", lambda load: percentile(load.latencies, 0.99), ms),
+            compare(
+                "messages received, to those written",
+                [(c, a.rate) for a, _, c in rounds],
+                per_second,
+                ratio=ours_to_other,
+            ),
+        ],
+        f"{WRITERS} writers and {READERS} readers that wait",
+    )
+
+
+def _drain(server: Service, count: int) -> None:
+    """Raises RuntimeError unless exactly so many messages are there: none lost, none twice."""
+    left = run(server.port, READ, 1, 0.0).statuses[200]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        purged = _ask(connection, request("POST", "/queues/default/purge"))
+    left += int(json.loads(purged.partition(b"\r\n\r\n")[2])["purged"])
+    if left != count:
+        raise RuntimeError(f"{left} messages are left where {count} should be")
+
+
+def _idle(server: Service) -> Found:
+    alone = _share_of_core(server)
+    polls = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(POLLERS)]
+    for poll in polls:
+        poll.sendall(POLL)
+    time.sleep(min(1.0, IDLE / 2))  # all wait now
+    waiting = _share_of_core(server)
+    for poll in polls:
+        poll.close()
+    return Found(
+        "waiting",
+        "nobody",
+        [
+            Figure(
+                f"{POLLERS} readers wait",
+                f"{waiting:.2f} %",
+                f"{alone:.2f} %",
+                waiting,
+                at_most=MOST_IDLE,
+                unit="% of a core",
+            )
+        ],
+        f"CPU of the service in {IDLE:g} idle seconds",
+    )
+
+
+def _share_of_core(server: Service) -> float:
+    """% of a core that the service uses."""
+    used, start = cpu_of_tree(server.pid), time.perf_counter()
+    time.sleep(IDLE)
+    return 100 * (cpu_of_tree(server.pid) - used) / (time.perf_counter() - start)

@@ -1,0 +1,175 @@
+"""the same work for this service and for other queues, each with an fsync before it confirms.
+
+Texts of 60 bytes, sent with a confirm, received and acked, by clients in Python that are processes of their own. One at
+a time, by 1 client and by 16. In batches, by one process that sends and one that receives. And a file of 100,000 lines,
+copied in order by two such processes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.queues import work
+from benchmarks.queues.peer import NAMES, OURS, Missing, Peer, Server, load
+from benchmarks.queues.work import Run
+from benchmarks.report import Figure, Found, compare, other_to_ours, ours_to_other, per_second
+
+CLIENTS = 16
+ROUNDS = 3
+SECONDS = {1: 1.5, CLIENTS: 2.0}  # of one round, by how many clients
+LINES = 100_000
+TRIAL = 200  # messages, to find out how many lines …
+LONGEST = 3.0  # … a slow peer passes in so many seconds: it copies a file that is no longer
+COPY_LEAST = 2.0  # times the fastest durable peer
+SINGLE_LEAST, SINGLE_PEER = 0.8, "PostgreSQL"  # times its rate, one at a time
+
+
+class Round(NamedTuple):
+    one: Run
+    many: Run | None  # None of a peer that several processes cannot read
+    batched: Run
+    copied: Run
+
+
+class _Contest:
+    """The queues that are measured, their servers, and what was found of each, round by round."""
+
+    def __init__(self, folder: Path, stack: ExitStack, names: Sequence[str]) -> None:
+        self._folder = folder
+        self.peers: dict[str, Peer] = {}
+        self.rounds: dict[str, list[Round]] = {}
+        self.notes: list[str] = []
+        self.faults: list[str] = []
+        self._servers: dict[str, Server] = {}
+        self._lines: dict[str, int] = {}
+        for name in (OURS, *names):
+            try:
+                self.peers[name] = load(name)
+                self._attempt(name, partial(self._start, name, self.peers[name].version(), stack))
+            except Missing as reason:
+                self.peers.pop(name, None)
+                self.notes.append(f"{name} was not measured: {reason}")
+
+    def run(self) -> None:
+        for _ in range(ROUNDS):
+            for name in list(self.peers):
+                self._attempt(name, partial(self._round, name))
+
+    def _attempt(self, name: str, step: Callable[[], None]) -> None:
+        """A peer that fails is told and left out; that ours fails ends the benchmark."""
+        try:
+            step()
+        except (RuntimeError, OSError) as fault:
+            if name == OURS:
+                raise
+            self.faults.append(f"{self.peers.pop(name).name} FAILED: {fault}")
+
+    def _start(self, name: str, version: str, stack: ExitStack) -> None:
+        peer = self.peers[name]
+        self.rounds[name] = []
+        private = self._folder / name
+        private.mkdir()
+        server = self._servers[name] = stack.enter_context(peer.serve(private))
+        lines = self._lines[name] = LINES if name == OURS else _lines_in_time(name, server)
+        told = f"{peer.name}: {version}"
+        told += f"; {peer.note}" if peer.note else ""
+        told += f"; {lines:,} lines" if lines < LINES else ""
+        self.notes.append(told)
+
+    def _round(self, name: str) -> None:
+        server, lines = self._servers[name], self._lines[name]
+        source = self._folder / "source"
+        source.write_text("".join(f"{number:060}\n" for number in range(lines)))
+        this = Round(
+            work.one_at_a_time(name, server, 1, SECONDS[1]),
+            work.one_at_a_time(name, server, CLIENTS, SECONDS[CLIENTS]) if self.peers[name].shared else None,
+            work.batched(name, server, lines),
+            work.copied(name, server, source, self._folder / "target"),
+        )
+        self.rounds[name].append(this)
+
+
+def peers(names: Sequence[str] = NAMES) -> list[Found]:
+    with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, ExitStack() as stack:
+        contest = _Contest(Path(folder), stack, names)
+        contest.run()
+    single = _rates(contest, "one at a time, 1 client", lambda round_: round_.one, SINGLE_LEAST, SINGLE_PEER)
+    copied = _rates(contest, "a file copied, lines", lambda round_: round_.copied)
+    durable = [name for name, peer in contest.peers.items() if peer.durable and name != OURS]
+    if durable:
+        fastest = max(durable, key=lambda name: sorted(r.copied.rate for r in contest.rounds[name])[ROUNDS // 2])
+        pairs = _pairs(contest, fastest, lambda round_: round_.copied)
+        what = f"the fastest that is durable: {contest.peers[fastest].name}"
+        copied.figures.append(
+            compare(what, [(a.rate, b.rate) for a, b in pairs], per_second, ratio=ours_to_other, at_least=COPY_LEAST)
+        )
+    return [
+        single,
+        _rates(contest, f"one at a time, {CLIENTS} clients", lambda round_: round_.many),
+        _rates(contest, "in batches, one process sends and one receives", lambda round_: round_.batched),
+        copied,
+        _cpu(contest, "CPU of a message, one at a time, 1 client", lambda round_: round_.one),
+        _cpu(contest, "CPU of a message, in batches", lambda round_: round_.batched)._replace(
+            notes=contest.notes, faults=contest.faults
+        ),
+    ]
+
+
+def _lines_in_time(name: str, server: Server) -> int:
+    """How many lines take the peer no longer than LONGEST, LINES at most."""
+    trial, count = work.batched(name, server, TRIAL), TRIAL
+    while trial.seconds < LONGEST / 10 and count < LINES:  # most of that was the start
+        count = min(LINES, count * 10)
+        trial = work.batched(name, server, count)
+    return min(LINES, max(TRIAL, int(round(trial.rate * LONGEST, -2))))
+
+
+def _rates(
+    contest: _Contest,
+    title: str,
+    kind: Callable[[Round], Run | None],
+    least: float | None = None,
+    least_of: str = "",
+) -> Found:
+    figures = [
+        compare(
+            peer.name,
+            [(a.rate, b.rate) for a, b in pairs],
+            per_second,
+            ratio=ours_to_other,
+            at_least=least if peer.name == least_of else None,
+        )
+        for name, peer in contest.peers.items()
+        if name != OURS and (pairs := _pairs(contest, name, kind))
+    ]
+    return Found("ours", "the other", figures, title, plot=f"{title}: ours to the other's rate")
+
+
+def _cpu(contest: _Contest, title: str, kind: Callable[[Round], Run | None]) -> Found:
+    figures = []
+    for name, peer in contest.peers.items():
+        if name != OURS and (pairs := _pairs(contest, name, kind)):
+            whole = compare("", [(_spent(a), _spent(b)) for a, b in pairs], str, ratio=other_to_ours)
+            figures.append(Figure(peer.name, _split([a for a, _ in pairs]), _split([b for _, b in pairs]), whole.ratio))
+    return Found("ours: client + server", "the other", figures, title)
+
+
+def _pairs(contest: _Contest, name: str, kind: Callable[[Round], Run | None]) -> list[tuple[Run, Run]]:
+    """Our run and the other's of each round."""
+    both = zip(map(kind, contest.rounds[OURS]), map(kind, contest.rounds[name]), strict=True)
+    return [(ours, other) for ours, other in both if ours is not None and other is not None]
+
+
+def _spent(run: Run) -> float:
+    return (run.client_cpu + run.server_cpu) / run.messages
+
+
+def _split(runs: list[Run]) -> str:
+    """Of the run in the middle."""
+    run = sorted(runs, key=_spent)[len(runs) // 2]
+    return f"{run.client_cpu / run.messages * 1e6:,.0f} + {run.server_cpu / run.messages * 1e6:,.0f} µs"

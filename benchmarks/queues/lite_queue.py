@@ -1,0 +1,85 @@
+"""litequeue, in the client's own process over one file: SQLite's WAL, synchronous=FULL where its default is NORMAL."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import litequeue
+
+from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, versions
+
+POLL = 0.001  # seconds until a reader that found nothing looks again
+
+
+@contextmanager
+def _serve(folder: Path) -> Iterator[Server]:
+    path = str(folder / "queue.db")
+    litequeue.LiteQueue(path).close()
+    yield Server(path, None)
+
+
+class _Client:
+    def __init__(self, address: str) -> None:
+        self._queue = litequeue.LiteQueue(address, timeout=PATIENCE)
+        self._queue.conn.execute("PRAGMA synchronous = FULL")
+        self._taken: list[str] = []
+
+    def send(self, text: str) -> None:
+        self._queue.put(text)
+
+    def take(self) -> str:
+        self._ack()
+        return self._next(1)[0]
+
+    def send_all(self, batches: Iterable[list[str]]) -> None:
+        for batch in batches:
+            with self._queue.transaction(mode="IMMEDIATE"):
+                for text in batch:
+                    self._queue.put(text)
+
+    def take_all(self, count: int) -> Iterator[list[str]]:
+        while count:
+            texts = self._next(min(BATCH, count))
+            count -= len(texts)
+            yield texts
+            with self._queue.transaction(mode="IMMEDIATE"):
+                self._ack()
+
+    def close(self) -> None:
+        self._ack()
+        self._queue.close()
+
+    def _next(self, most: int) -> list[str]:
+        """Each pop is a transaction of its own: litequeue begins one inside."""
+        texts: list[str] = []
+        give_up = time.monotonic() + PATIENCE
+        while len(texts) < most:
+            message = self._queue.pop()
+            if message is not None:
+                self._taken.append(message.message_id)
+                texts.append(message.data)
+            elif texts:
+                break
+            elif time.monotonic() > give_up:
+                raise TimeoutError("no message")
+            else:
+                time.sleep(POLL)
+        return texts
+
+    def _ack(self) -> None:
+        for message_id in self._taken:
+            self._queue.done(message_id)
+        self._taken = []
+
+
+PEER = Peer(
+    name="litequeue",
+    version=lambda: f"{versions('litequeue')}, SQLite {sqlite3.sqlite_version}",
+    serve=_serve,
+    connect=_Client,
+    note="no server: a file that all clients open",
+)

@@ -1,0 +1,72 @@
+"""This service, through its own client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server
+from benchmarks.server import service
+from clients import QueueClient
+
+WAIT = 5.0  # seconds of one poll
+LEASE = 60.0  # seconds
+
+
+@contextmanager
+def _serve(folder: Path) -> Iterator[Server]:
+    with service(database=folder / "queue.db") as server:
+        yield Server(server.url, server.pid)
+
+
+class _Client:
+    def __init__(self, address: str) -> None:
+        self._client = QueueClient(address, queue="bench", retry_for=PATIENCE)
+        self._held: list[str] = []
+
+    def send(self, text: str) -> None:
+        self._client.send(text)
+
+    def take(self) -> str:
+        return self._next(1)[0]
+
+    def send_all(self, batches: Iterable[list[str]]) -> None:
+        for batch in batches:
+            self._client.send_many(batch)
+
+    def take_all(self, count: int) -> Iterator[list[str]]:
+        while count:
+            texts = self._next(min(BATCH, count))
+            count -= len(texts)
+            yield texts
+        self._ack()
+
+    def close(self) -> None:
+        self._ack()
+        self._client.close()
+
+    def _next(self, limit: int) -> list[str]:
+        documents: list[dict[str, str]] = []
+        while not documents:
+            held, self._held = self._held, []
+            if held:
+                _, documents = self._client.ack_and_receive(held, limit=limit, wait=WAIT, lease=LEASE)
+            else:
+                documents = self._client.receive_documents(limit=limit, wait=WAIT, lease=LEASE)
+        self._held = [document["receipt"] for document in documents]
+        return [document["text"] for document in documents]
+
+    def _ack(self) -> None:
+        if self._held:
+            self._client.ack_many(self._held)
+            self._held = []
+
+
+PEER = Peer(
+    name="ours",
+    version=lambda: f"gunicorn {version('gunicorn')}",
+    serve=_serve,
+    connect=_Client,
+)

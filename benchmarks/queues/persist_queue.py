@@ -1,0 +1,81 @@
+"""persist-queue's SQLiteAckQueue, in the client's own process over one file: WAL, synchronous=FULL, a commit a call."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import persistqueue
+
+from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, versions
+
+POLL = 0.001  # seconds until a reader that found nothing looks again
+
+
+@contextmanager
+def _serve(folder: Path) -> Iterator[Server]:
+    yield Server(str(folder / "queue"), None)
+
+
+class _Client:
+    def __init__(self, address: str) -> None:
+        self._queue = persistqueue.SQLiteAckQueue(address, auto_resume=False, timeout=PATIENCE)
+        self._taken: list[int] = []
+
+    def send(self, text: str) -> None:
+        self._queue.put(text)
+
+    def take(self) -> str:
+        self._ack()
+        return self._next(1)[0]
+
+    def send_all(self, batches: Iterable[list[str]]) -> None:
+        for batch in batches:
+            for text in batch:
+                self._queue.put(text)
+
+    def take_all(self, count: int) -> Iterator[list[str]]:
+        while count:
+            texts = self._next(min(BATCH, count))
+            count -= len(texts)
+            yield texts
+            self._ack()
+
+    def close(self) -> None:
+        self._ack()
+        self._queue.close()
+
+    def _next(self, most: int) -> list[str]:
+        texts: list[str] = []
+        give_up = time.monotonic() + PATIENCE
+        while len(texts) < most:
+            try:
+                item = self._queue.get(block=False, raw=True)
+            except persistqueue.Empty:
+                if texts:
+                    break
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(POLL)
+            else:
+                self._taken.append(item["pqid"])
+                texts.append(item["data"])
+        return texts
+
+    def _ack(self) -> None:
+        for number in self._taken:
+            self._queue.ack(id=number)
+        self._taken = []
+
+
+PEER = Peer(
+    name="persist-queue",
+    version=lambda: f"{versions('persist-queue')}, SQLite {sqlite3.sqlite_version}",
+    serve=_serve,
+    connect=_Client,
+    note="no server: a file that all clients open; no batches; one process alone may read",
+    shared=False,
+)

@@ -1,0 +1,125 @@
+"""one message a request, over 1, 16 and 64 keep-alive connections, against a route that does nothing.
+
+A write (`POST`), a pop (a plain `GET`), and a lease and its ack (`GET` and `DELETE`, each counted as a request), all
+durable before their replies. The other is `GET /health` on as many connections, in turns.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import NamedTuple
+
+from benchmarks.call import Caller, batch_of
+from benchmarks.load import Load, Script, request, run
+from benchmarks.processes import TICK, cpu_of_tree
+from benchmarks.report import Figure, Found, compare, ms, ours_to_other, per_second, percentile, us
+from benchmarks.server import Service, service
+
+CONNECTIONS = (1, 16, 64)
+ROUNDS = 3
+SECONDS = 1.0  # of each in a round
+READY = 20_000  # messages that wait before each round of reads: more than it reads
+LEAST_RATE = {1: 0.7, 64: 0.8}  # times that of the route that does nothing, by connections
+MOST_P99 = {64: 3.0}  # times its latency
+ONE_REQUEST = ("write", "pop")  # what is done with a message by one request
+WRITE = request("POST", "/queues/written/messages", json.dumps({"text": "x" * 60}).encode())
+POP = request("GET", "/queues/popped/messages")
+LEASE = request("GET", "/queues/leased/messages?lease=600")
+NOTHING = request("GET", "/health")
+
+
+class Sample(NamedTuple):
+    load: Load
+    cpu: float  # seconds the service used for a request
+
+
+Round = dict[str, Sample]  # by what was asked
+Rounds = dict[int, list[Round]]  # by connections
+
+
+def single_requests() -> list[Found]:
+    with service() as server, closing(Caller(server.port)) as caller:
+        rounds = {count: [_round(server, caller, count) for _ in range(ROUNDS + 1)][1:] for count in CONNECTIONS}
+    plot = "a message a request: {} to that of a no-op"
+    return [
+        Found("ours", "GET /health", _rates(rounds), "requests", plot=plot.format("rate (more is better)")),
+        Found("ours", "GET /health", _latencies(rounds), "latency", plot=plot.format("latency (less is better)")),
+        Found("ours", "GET /health", _cpu(rounds), "CPU of the service, a request"),
+    ]
+
+
+def lease_and_ack(reply: bytes) -> bytes:
+    """The request that follows: the ack of what was leased, or else a lease."""
+    receipt = reply.partition(b'"receipt":"')[2].partition(b'"')[0].decode()
+    return request("DELETE", f"/messages/{receipt}") if receipt else LEASE
+
+
+def _round(server: Service, caller: Caller, connections: int) -> Round:
+    for queue in ("popped", "leased"):
+        for _ in range(0, READY, 10_000):
+            caller.send(queue, batch_of(min(READY, 10_000)))
+    kinds: dict[str, Script] = {"write": WRITE, "pop": POP, "lease, ack": lease_and_ack, "nothing": NOTHING}
+    found = {what: _sample(server, script, connections) for what, script in kinds.items()}
+    if 204 in found["pop"].load.statuses:
+        raise RuntimeError(f"a reader found nothing: {READY} messages are too few for a round")
+    for queue in ("written", "popped", "leased"):
+        caller.call("POST", f"/queues/{queue}/purge")
+    return found
+
+
+def _sample(server: Service, script: Script, connections: int) -> Sample:
+    before = cpu_of_tree(server.pid)
+    load = run(server.port, script, connections, SECONDS)
+    if load.failed:
+        raise RuntimeError(f"{load.failed} of {load.done + load.failed} requests were refused")
+    return Sample(load, max(TICK, cpu_of_tree(server.pid) - before) / load.done)
+
+
+def _rates(rounds: Rounds) -> list[Figure]:
+    return [
+        compare(
+            f"{what}, {_told(connections)}",
+            [(r[what].load.rate, r["nothing"].load.rate) for r in found],
+            per_second,
+            ratio=ours_to_other,
+            at_least=LEAST_RATE.get(connections) if what in ONE_REQUEST else None,
+        )
+        for connections, found in rounds.items()
+        for what in (*ONE_REQUEST, "lease, ack")
+    ]
+
+
+def _latencies(rounds: Rounds) -> list[Figure]:
+    return [
+        compare(
+            f"{what}, {_told(connections)}: {name}",
+            [
+                (percentile(r[what].load.latencies, share), percentile(r["nothing"].load.latencies, share))
+                for r in found
+            ],
+            ms,
+            ratio=ours_to_other,
+            at_most=MOST_P99.get(connections) if name == "p99" else None,
+        )
+        for connections, found in rounds.items()
+        for what in ONE_REQUEST
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
+    ]
+
+
+def _cpu(rounds: Rounds) -> list[Figure]:
+    return [
+        compare(
+            f"{what}, {_told(connections)}",
+            [(r[what].cpu, r["nothing"].cpu) for r in found],
+            us,
+            ratio=ours_to_other,
+        )
+        for connections, found in rounds.items()
+        for what in (*ONE_REQUEST, "lease, ack")
+    ]
+
+
+def _told(connections: int) -> str:
+    return f"{connections} connection{'s' if connections > 1 else ''}"

@@ -133,7 +133,7 @@ def _outlook(work: Work, queue_id: int, recipient: str, most: int) -> tuple[int,
                                        WHERE queue_id = ?1 AND recipient = ?2 AND state = 0 LIMIT ?3))
              + (SELECT count(*) FROM (SELECT 1 FROM messages
                                        WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?4 LIMIT ?3))
-             + (SELECT total(count) FROM (SELECT count FROM runs
+             + (SELECT total(count) FROM (SELECT count FROM runs INDEXED BY deliverable_runs
                                            WHERE queue_id = ?1 AND ?2 = '' AND state = 0 LIMIT ?3))
              + (SELECT total(count) FROM (SELECT count FROM runs
                                            WHERE queue_id = ?1 AND ?2 = '' AND state = 1 AND due_at <= ?4 LIMIT ?3)),

@@ -96,6 +96,7 @@ def test_no_statement_reads_all_messages_of_a_queue_nor_sorts_them(
     send(store, *"abcdefgh")
     send(store, *"abcdefgh", key="k", queue="keys", ttl=1)
     send(store, "delayed", delay=1)
+    send(store, *map(str, range(300)))
     lease(store, 2, seconds=1)
     peek(store)
     clock.advance(1)  # so that something has ended and expired
@@ -107,7 +108,7 @@ def test_no_statement_reads_all_messages_of_a_queue_nor_sorts_them(
     assert plans, "nothing was traced"
     for sql, plan in plans.items():
         bad = [step for step in plan if _reads_all(step)]
-        bad += [step for step in plan if "INDEX in_queue" in step and verb not in MAY_WALK]
+        bad += [step for step in plan if "in_queue" in step and verb not in MAY_WALK]
         bad += [step for step in plan if "TEMP B-TREE" in step and verb not in MAY_SORT]
         assert bad == [], f"{sql}\n{plan}"
 
@@ -137,4 +138,6 @@ def _reads_all(step: str) -> bool:
     """A scan, but for one of values given with the statement, of queues (few) or of an inner select."""
     if not step.startswith("SCAN"):
         return False
-    return not step.startswith(("SCAN json_each", "SCAN wanted", "SCAN CONSTANT ROW", "SCAN carray", "SCAN queues"))
+    return not step.startswith(
+        ("SCAN json_each", "SCAN item", "SCAN wanted", "SCAN CONSTANT ROW", "SCAN carray", "SCAN queues")
+    )

@@ -60,6 +60,16 @@ def test_to_settle_one_unpacks_its_run_and_no_other(store: SqliteStore, path: Pa
     store.close()
 
 
+def test_reads_of_one_unpack_a_run_only_when_the_one_before_is_used_up(store: SqliteStore, path: Path) -> None:
+    send(store, *map(str, range(5 * LONGEST)))
+    for number in range(LONGEST):
+        assert take(store) == [str(number)]
+        assert rows(path) == (LONGEST - number - 1, 4)
+    assert take(store, LONGEST // 2) == [str(number) for number in range(LONGEST, LONGEST + LONGEST // 2)]
+    assert rows(path) == (LONGEST // 2, 3)
+    store.close()
+
+
 def test_looking_unpacks_nothing(store: SqliteStore, path: Path) -> None:
     send(store, *map(str, range(300)))
     assert len(peek(store)) == 300

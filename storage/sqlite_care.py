@@ -81,6 +81,7 @@ def vacuum(path: Path) -> str:
     with _opened(path) as connection:
         before = path.stat().st_size
         connection.pragma("temp_store", 1)  # a file: the copy may be larger than memory
+        connection.pragma("auto_vacuum", "incremental")  # so that an older file shrinks by itself, too
         connection.execute("VACUUM")
         with suppress(apsw.BusyError):  # somebody reads on: the service will fold the log in later
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)

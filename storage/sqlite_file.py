@@ -106,6 +106,10 @@ class DatabaseFile:
             kept = _kept_clock(connection)
             if kept is not None:
                 return kept  # nothing to write: a worker that is replaced must not wait for whoever is writing
+            if connection.pragma("page_count") == 0:
+                connection.pragma(
+                    "auto_vacuum", "incremental"
+                )  # upkeep shrinks the file; can only be said at its birth
             connection.pragma("journal_mode", "wal")
             connection.execute("BEGIN IMMEDIATE")
             _migrate(connection)

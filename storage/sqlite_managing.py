@@ -10,6 +10,7 @@ from storage.kept import write_settings
 from storage.sqlite_work import CHUNK, LIVING, QueueRow, Work, int_array
 
 CHUNK_BYTES = 32 * 1024 * 1024  # of text that one transaction removes at most
+SHRUNK = 500  # pages
 
 
 def _lifetime(ttl: str, retention: str) -> str:
@@ -145,6 +146,11 @@ def forget(work: Work) -> None:
         "(SELECT queue_id, dedup_id FROM dedup WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
         (work.now, CHUNK),
     )
+
+
+def shrink(work: Work) -> None:
+    """Gives up to SHRUNK free pages back to the disk, moving pages in use from the file's end into other free ones."""
+    work.all(f"PRAGMA incremental_vacuum({SHRUNK})", ())
 
 
 def touch(work: Work) -> None:

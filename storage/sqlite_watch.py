@@ -14,11 +14,13 @@ from storage.commit import GroupCommit
 from storage.errors import Moved
 from storage.sqlite_due import catch_up
 from storage.sqlite_file import BUSY_TIMEOUT, MAX_WAL
-from storage.sqlite_managing import clear, forget
+from storage.sqlite_managing import clear, forget, shrink
 from storage.sqlite_work import Work
 from storage.waiting import Interest, Outlook
 
 UPKEEP_EVERY = 1.0  # seconds
+FREE_KEPT = 512  # pages (2 MiB) …
+SHRINKS = 10  # transactions with which a second's upkeep shrinks the file at most
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Upkeep:
     """A thread that does, every second, what no request need wait for.
 
     Expired messages leave, dead letters get where they are read, remembered keys are forgotten, deleted queues are
-    cleared, a grown log is cut. `failed` is told when the disk fails it.
+    cleared, a file that has emptied shrinks, a grown log is cut. `failed` is told when the disk fails it.
     """
 
     def __init__(
@@ -103,8 +105,18 @@ class Upkeep:
             self._commits.run(lambda work, number=number: clear(work, number))  # type: ignore[misc]
         if _has_to_forget(work):
             self._commits.run(forget)
+        if _has_emptied(connection):
+            for _ in range(SHRINKS):
+                self._commits.run(shrink)
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
         if _has_grown(connection):
             _cut_log(connection)
+
+
+def _has_emptied(connection: apsw.Connection) -> bool:
+    """Whether more of the file is free than what comes next will want."""
+    free, pages, kind = map(connection.pragma, ("freelist_count", "page_count", "auto_vacuum"))
+    return bool(kind == 2 and free > max(FREE_KEPT, pages // 4))  # 2: incremental
 
 
 def _has_grown(connection: apsw.Connection) -> bool:

@@ -18,9 +18,10 @@ from storage import open_store, sqlite_file
 from storage.errors import UnusableDatabase
 from storage.model import Receive
 from storage.sqlite import SqliteStore
-from tests.conformance.shorthand import peek, send, stats
+from storage.sqlite_care import check
+from tests.conformance.shorthand import lease, peek, send, stats
 from tests.connections import on_each_connection, still_open
-from tests.live import REPOSITORY, LiveServer
+from tests.live import REPOSITORY, LiveServer, await_true
 
 
 @pytest.fixture
@@ -268,3 +269,23 @@ def test_every_connection_writes_through_the_log_and_syncs_each_commit(path: Pat
     store.close()
     assert still_open(connections) == []
     assert sorted(child.name for child in path.parent.iterdir()) == ["queue.db", "queue.db-lock"]
+
+
+# The size of the file.
+
+
+def test_a_file_that_has_emptied_gives_its_room_back_and_keeps_what_is_left(path: Path) -> None:
+    store = SqliteStore(path)
+    try:
+        for _ in range(100):
+            send(store, *["x" * 60] * 1_000)
+        left = [f"{number}" for number in range(2_000)]
+        send(store, *left, key="k")  # at the file's end, in rows of their own
+        full = path.stat().st_size
+        for _ in range(100):
+            store.ack([held.receipt for held in lease(store, 1_000)])
+        await_true(lambda: path.stat().st_size < full / 4)
+        assert peek(store) == left
+    finally:
+        store.close()
+    assert check(path).startswith("ok: 2,000 messages")

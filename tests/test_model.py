@@ -209,21 +209,21 @@ def _run(machine: type[Programs], programs: int, steps: int, *phases: Phase) -> 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_random_programs_do_what_the_model_does(engine: str) -> None:
     _run(
-        _programs(engine), 250 // PACE[engine], 50, Phase.generate
+        _programs(engine), 150 // PACE[engine], 50, Phase.generate
     )  # to find a short program that fails takes minutes: the slow one does it
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("engine", ENGINES)
 def test_many_long_random_programs_do_what_the_model_does(engine: str) -> None:
     _run(_programs(engine), 600 // PACE[engine], 60, Phase.generate, Phase.shrink)
 
 
 def test_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
-    _run(packed, 250, 50, Phase.generate)
+    _run(packed, 150, 50, Phase.generate)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_many_long_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
     _run(packed, 600, 60, Phase.generate, Phase.shrink)
 

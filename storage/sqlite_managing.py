@@ -33,6 +33,8 @@ def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> None:
     settings = queue.settings.changed(changes)
     kept = write_settings(settings)
     work.execute("UPDATE queues SET settings = ?, version = version + 1 WHERE id = ?", (kept, queue.id))
+    if settings.max_receives:
+        runs.unpack_spent(work, queue, settings.max_receives)
     if settings.retention != queue.settings.retention:
         runs.unpack_all(work, queue)
         work.execute(

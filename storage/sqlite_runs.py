@@ -94,9 +94,10 @@ def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | N
     ]
     if not runs:
         return []
-    chosen = list(_whole(runs, _other(work, queue, 1), limit, queue.settings.max_receives, room))
+    chosen = list(_whole(runs, _other(work, queue, 1), limit, room))
     left, rest = limit - sum(run.length for run in chosen), runs[len(chosen) :]
-    if left and rest and not room.full and not _comes_before(_other(work, queue, left), rest[0]):
+    most = queue.settings.max_receives or 2**63 - 1  # who has been received that often is buried instead
+    if left and rest and not room.full and not _comes_before(_other(work, queue, left, most), rest[0]):
         _unpack(work, _holding(rest, left))
     if not chosen:
         return []
@@ -142,6 +143,18 @@ def unpack_held(work: Work, deliveries: Collection[tuple[int, int, int | None]])
     return elsewhere
 
 
+def unpack_spent(work: Work, queue: QueueRow, most_receives: int) -> None:
+    """The ready runs that have been received so often, of which return_due leaves none, have become rows.
+
+    So a ready run can always be given out.
+    """
+    rows = work.all(
+        f"SELECT {_RUN} FROM runs INDEXED BY deliverable_runs WHERE queue_id = ? AND state = 0 AND receive_count >= ?",
+        (queue.id, most_receives),
+    )
+    _unpack(work, [Run(*row) for row in rows])
+
+
 def unpack_all(work: Work, queue: QueueRow) -> None:
     """Each message of the queue has a row of its own."""
     _unpack(work, [Run(*row) for row in work.all(f"SELECT {_RUN} FROM runs WHERE queue_id = ?", (queue.id,))])
@@ -157,7 +170,8 @@ def return_due(work: Work, queue: QueueRow) -> bool:
             (queue.id, work.now, most),
         )
     ]
-    spent = [run for run in due if _is_spent(run, queue.settings.max_receives)]
+    most_receives = queue.settings.max_receives
+    spent = [run for run in due if most_receives and run.receive_count >= most_receives]
     _unpack(work, spent)
     back = [run for run in due if run not in spent]
     if back:
@@ -230,12 +244,15 @@ def _length(message: NewMessage) -> int:
     return len(message.text) + (0 if message.fields is None else len(message.fields))
 
 
-def _other(work: Work, queue: QueueRow, place: int) -> tuple[int, int] | None:
-    """Priority and id of the message at this place (from 1) among those in rows of their own that are ready."""
+def _other(work: Work, queue: QueueRow, place: int, below: int = 2**63 - 1) -> tuple[int, int] | None:
+    """Priority and id of the message at this place (from 1) among those in rows of their own that are ready.
+
+    Those that have been received `below` times or more have no place.
+    """
     row: tuple[int, int] | None = work.execute(
         "SELECT priority, id FROM messages WHERE queue_id = ? AND recipient = '' AND state = 0 "
-        "ORDER BY priority DESC, id LIMIT 1 OFFSET ?",
-        (queue.id, place - 1),
+        "AND receive_count < ? ORDER BY priority DESC, id LIMIT 1 OFFSET ?",
+        (queue.id, below, place - 1),
     ).get
     return row
 
@@ -244,20 +261,14 @@ def _comes_before(other: tuple[int, int] | None, run: Run) -> bool:
     return other is not None and (other[0] > 0 or other[1] < run.id)
 
 
-def _whole(
-    runs: Iterable[Run], other: tuple[int, int] | None, limit: int, most_receives: int, room: Room
-) -> Iterator[Run]:
+def _whole(runs: Iterable[Run], other: tuple[int, int] | None, limit: int, room: Room) -> Iterator[Run]:
     for run in runs:
         if _comes_before(other, run):
             return
-        if run.length > limit or _is_spent(run, most_receives) or not room.holds(run.bytes):
+        if run.length > limit or not room.holds(run.bytes):
             return
         limit -= run.length
         yield run
-
-
-def _is_spent(run: Run, most_receives: int) -> bool:
-    return bool(most_receives) and run.receive_count >= most_receives
 
 
 def _holding(runs: Iterable[Run], count: int) -> list[Run]:

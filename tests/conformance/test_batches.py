@@ -275,3 +275,15 @@ def test_a_read_of_one_takes_the_head_of_a_batch(store: Store) -> None:
     assert lease_one(store).text == BATCH[0]
     assert lease_one(store).text == BATCH[1]
     assert stats(store)[:2] == (248, 2)
+
+
+def test_what_a_lower_max_receives_buries_hides_nothing_behind_it(store: Store, clock: FakeClock) -> None:
+    for start in range(0, 40, 10):
+        send(store, *BATCH[start : start + 10])
+    lease(store, 30, seconds=5)
+    clock.advance(6)
+    lease(store, 10, seconds=5)
+    configure(store, max_receives=1)
+    assert texts(lease(store, 1, seconds=60)) == [BATCH[30]]
+    assert texts(lease(store, 100, seconds=60)) == BATCH[31:40]
+    assert sorted(peek(store, queue="q.dead")) == BATCH[10:30]

@@ -26,6 +26,7 @@ ATTEMPTS = 3  # at a statement that certainly did nothing, as the victim of a de
 # writes is found.
 _DEFAULTS: dict[str, Any] = {
     "application_name": "queue_service",
+    "client_encoding": "UTF8",
     "connect_timeout": 3,
     "keepalives_idle": 5,
     "keepalives_interval": 2,

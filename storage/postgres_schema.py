@@ -16,6 +16,14 @@ OLDEST_SERVER = 13  # tested from 15 on; 13 is the oldest that its makers still 
 _FILES = ("postgres", "postgres_changes", "postgres_sending", "postgres_taking", "postgres_verbs", "postgres_managing")
 _LOCK = 0x71756575  # "queu": held while the schema is looked at and made
 
+# What the functions count on, and a database or a role may have otherwise.
+_NEEDED = {
+    "default_transaction_isolation": "read committed",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+}
+_SETTINGS = ["server_encoding", "fsync", "synchronous_commit", *_NEEDED]
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,14 +56,15 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
     if connection.info.server_version < OLDEST_SERVER * 10_000:
         raise UnusableDatabase(f"PostgreSQL {OLDEST_SERVER} or newer is needed")
     settings: dict[str, str] = dict(
-        connection.execute(
-            "SELECT name, setting FROM pg_settings WHERE name IN ('server_encoding', 'fsync', 'synchronous_commit')"
-        ).fetchall()
+        connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [_SETTINGS]).fetchall()
     )
     if settings["server_encoding"] != "UTF8":
         raise UnusableDatabase(f"the database's encoding is {settings['server_encoding']}; it must be UTF8")
     if settings["synchronous_commit"] == "off":
         raise UnusableDatabase("synchronous_commit is off: what is acknowledged would not be on disk")
+    for name, needed in _NEEDED.items():  # of the server, the database or the role
+        if settings[name] != needed:
+            raise UnusableDatabase(f"{name} is {settings[name]}; it must be {needed}")
     if settings["fsync"] == "off":
         _log.warning("the PostgreSQL server runs with fsync=off: a crash of its machine may lose anything")
 

@@ -2,13 +2,12 @@
 
 SET LOCAL search_path = queue_service;
 
--- Raises unless the messages fit; who sends to a limited queue waits for those before him.
+-- Raises unless the messages fit; who sends to a limited queue has waited for those before him.
 CREATE FUNCTION make_room(p_now bigint, p_wall bigint, p_queue queues, p_count bigint, p_bytes bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     v_full boolean;
 BEGIN
-    PERFORM FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
     FOR attempt IN 1..2 LOOP
         SELECT coalesce(sum(ready + leased + delayed + blocked), 0) + p_count
                    > (p_queue.settings ->> 'max_messages')::bigint
@@ -101,6 +100,9 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_new new_message[];
 BEGIN
+    IF p_queue.settings ?| ARRAY['max_messages', 'max_bytes'] THEN  -- before dedup_ids and keys: in the order of locks
+        PERFORM FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
+    END IF;
     SELECT array_agg((text, fields, decode(key, 'hex'), coalesce(priority, 0),
                       coalesce(decode(recipient, 'hex'), ''), coalesce(delay, 0), ttl,
                       decode(dedup_id, 'hex'))::new_message ORDER BY n)

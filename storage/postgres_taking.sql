@@ -6,9 +6,15 @@ SET LOCAL search_path = queue_service;
 -- none with an id below `head` waits. Else each read would walk over all that those before it have left behind, which
 -- cannot be cleared away while any transaction in the cluster is open that began before. Further: a message id, and the
 -- transaction in which it was the last one. It is kept in a setting of the session's own; NULL: nothing is known.
+CREATE FUNCTION head_setting(p_queue bigint) RETURNS text LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    -- A pooler's session may outlive the schema; the next one of this name is another, and its ids begin anew.
+    RETURN 'queue_service.head_' || 'queue_service'::regnamespace::oid || '_' || p_queue;
+END $$;
+
 CREATE FUNCTION known_head(p_queue bigint, OUT head bigint, OUT last bigint, OUT xact bigint) LANGUAGE plpgsql AS $$
 DECLARE
-    v_known bigint[] := string_to_array(nullif(current_setting('queue_service.head_' || p_queue, true), ''), ' ');
+    v_known bigint[] := string_to_array(nullif(current_setting(queue_service.head_setting(p_queue), true), ''), ' ');
 BEGIN
     head := v_known[1];
     last := v_known[2];
@@ -31,9 +37,9 @@ BEGIN
            pg_snapshot_xmin(pg_current_snapshot())::text::bigint
       INTO v_first, v_xmin;
     IF v_known.xact IS NULL THEN
-        PERFORM set_config('queue_service.head_' || p_queue, concat_ws(' ', 0, p_last, pg_current_xact_id()), false);
+        PERFORM set_config(queue_service.head_setting(p_queue), concat_ws(' ', 0, p_last, pg_current_xact_id()), false);
     ELSIF v_xmin >= v_known.xact THEN
-        PERFORM set_config('queue_service.head_' || p_queue,
+        PERFORM set_config(queue_service.head_setting(p_queue),
                            concat_ws(' ', least(v_first, v_known.last + 1), p_last, pg_current_xact_id()), false);
     END IF;
 END $$;
@@ -83,7 +89,7 @@ END $$;
 -- (p_first: unless it is the first of all). Messages of a key go with its head, and compete by their own priority
 -- once those before them are taken: that is, none comes before the largest rank among it and those before it.
 CREATE FUNCTION choose(
-    p_now bigint, p_queue queues, p_limit integer, p_recipient bytea, p_room bigint, p_first boolean, p_wait boolean,
+    p_now bigint, p_queue queues, p_limit integer, p_recipient bytea, p_room bigint, p_first boolean,
     OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -93,11 +99,6 @@ BEGIN
         SELECT * INTO spots, ids, bytes, cut
           FROM choose_plain(p_queue.id, p_limit, p_room, p_first, coalesce((known_head(p_queue.id)).head, 0));
         RETURN;
-    END IF;
-    IF p_wait AND p_queue.keyed THEN  -- else a head would be passed over whose key is being written to just now
-        PERFORM lock_keys(p_queue.id, ARRAY(
-            SELECT key FROM messages WHERE queue_id = p_queue.id AND recipient = p_recipient AND state = 0
-             ORDER BY priority DESC, id LIMIT p_limit));
     END IF;
     IF p_limit = 1 THEN  -- the most usual read; else as below
         SELECT ARRAY[m.ctid], ARRAY[m.id], octet_length(m.text) INTO spots, ids, bytes FROM messages AS m
@@ -224,9 +225,14 @@ BEGIN
             END IF;
         END IF;
         CONTINUE WHEN (v_queue.settings ->> 'paused')::boolean;
+        IF p_wait AND v_queue.keyed THEN  -- else a head would be passed over whose key is being written to just now
+            PERFORM lock_keys(v_queue.id, ARRAY(
+                SELECT key FROM messages WHERE queue_id = v_queue.id AND recipient = p_recipient AND state = 0
+                 ORDER BY priority DESC, messages.id LIMIT p_limit - v_taken));
+            p_wait := false;  -- from now on keys are held
+        END IF;
         PERFORM bury_spent(p_now, p_wall, v_queue, p_limit - v_taken, p_recipient);
-        v_chosen := choose(p_now, v_queue, p_limit - v_taken, p_recipient, v_room, v_taken = 0, p_wait);
-        p_wait := p_wait AND NOT v_queue.keyed;
+        v_chosen := choose(p_now, v_queue, p_limit - v_taken, p_recipient, v_room, v_taken = 0);
         CONTINUE WHEN v_chosen.ids IS NULL AND v_chosen.cut IS NOT TRUE;
         IF v_chosen.ids IS NOT NULL THEN
             v_room := v_room - v_chosen.bytes;

@@ -303,3 +303,53 @@ def test_a_stale_receipt_stops_a_transaction_with_its_place(store: Store) -> Non
         store.transact([held[0].receipt, held[1].receipt], [("q", NewMessage("never"))])
     assert fault.value.index == 1
     assert peek(store) == ["a"]
+
+
+# Locks are taken in one order: no request waits for a deadlock to be found, which takes a second.
+
+
+@pytest.mark.parametrize("settings", [{"max_receives": 5}, {"max_messages": 100_000}], ids=str)
+def test_senders_transactors_and_readers_of_keys_never_wait_for_each_other_in_a_circle(
+    nodes: list[Store], url: str, settings: dict[str, int]
+) -> None:
+    nodes[0].configure("q", settings)
+
+    def batch(number: int) -> list[NewMessage]:
+        return [new("x", key=f"k{(number * 7 + n * 3) % 8}", dedup_id=f"{number}-{n}") for n in range(4)]
+
+    def send_some(node: Store, start: int) -> None:
+        for number in range(start, start + 40):
+            node.send("q", batch(number))
+
+    def transact_some(node: Store, start: int) -> None:
+        for number in range(start, start + 40):
+            node.transact([], [("q", message) for message in batch(number)])
+
+    def read_some(node: Store) -> None:
+        for _ in range(60):
+            node.ack([str(message.receipt) for message in node.receive(Receive(("q",), 5, 30.0))])
+
+    work = [
+        *(lambda node=node, n=n: send_some(node, n * 1_000) for n, node in enumerate(nodes)),
+        *(lambda node=node, n=n: transact_some(node, n * 1_000 + 500) for n, node in enumerate(nodes)),
+        *(lambda node=node: read_some(node) for node in nodes),
+    ]
+    assert in_threads(work) == [None] * len(work)
+    assert _deadlocks(url) == 0
+
+
+def _deadlocks(url: str) -> int:
+    found = sql(url, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    assert isinstance(found[0][0], int)
+    return found[0][0]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["default_transaction_isolation = 'repeatable read'", "standard_conforming_strings = off", "array_nulls = off"],
+)
+def test_a_database_with_settings_that_the_engine_cannot_live_with_is_refused(url: str, setting: str) -> None:
+    database = sql(url, "SELECT current_database()")[0][0]
+    sql(url, f'ALTER DATABASE "{database}" SET {setting}')
+    with pytest.raises(UnusableDatabase, match="it must be"):
+        open_store(url)

@@ -128,3 +128,13 @@ def _waits_for_a_lock(url: str) -> bool:
     with psycopg.connect(url) as session:
         found = session.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
     return found is not None and found[0] > 0
+
+
+def test_a_head_is_not_remembered_of_a_schema_that_is_gone(url: str, store: Store) -> None:
+    with psycopg.connect(url, autocommit=True) as session:
+        for _ in range(250):
+            _take_by(session)
+        session.execute("DROP SCHEMA queue_service CASCADE")
+        with closing(PostgresStore(url)) as anew:
+            send(anew, "first", "second")
+        assert [_take_by(session), _take_by(session)] == ["first", "second"]

@@ -15,7 +15,7 @@ from storage.errors import UnusableDatabase
 from storage.model import Receipt
 from storage.moving import MovedDedup, MovedMessage, MovedQueue, MovedReply
 from storage.postgres_pool import connection_string
-from storage.postgres_schema import create
+from storage.postgres_schema import check_server, create
 
 _STATES = ("ready", "leased", "delayed", "blocked")
 _DELIVERY = ("note", "ids", "queue", "id", "text", "fields", "death", "sent_at", "receive_count", "token",
@@ -34,6 +34,9 @@ class PostgresTarget:
             raise UnusableDatabase(f"no connection to the database: {str(fault).splitlines()[0]}") from fault
 
     def move(self) -> str | None:
+        check_server(self._connection)
+        if not self._one("SELECT has_database_privilege(current_database(), 'CREATE')"):
+            raise UnusableDatabase("the role may not create a schema in the database")
         if self._is_there("queue_service"):
             raise UnusableDatabase("the database holds a queue service already (the schema queue_service)")
         if not self._is_there("queue_service_arriving"):

@@ -32,7 +32,8 @@ def prepare(url: str, *, create_it: bool = True) -> str:
     try:
         connection_info = connection_string(url)
         with psycopg.connect(connection_info, prepare_threshold=None) as connection:
-            _check_server(connection)
+            if check_server(connection)["fsync"] == "off":
+                _log.warning("the PostgreSQL server runs with fsync=off: a crash of its machine may lose anything")
             connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
             found = _version(connection)
             if found is None and not create_it:
@@ -52,7 +53,8 @@ def create(connection: psycopg.Connection[Any]) -> None:
         connection.execute((Path(__file__).parent / f"{name}.sql").read_bytes())
 
 
-def _check_server(connection: psycopg.Connection[Any]) -> None:
+def check_server(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """Its settings. Raises UnusableDatabase where a service would not keep its promises."""
     if connection.info.server_version < OLDEST_SERVER * 10_000:
         raise UnusableDatabase(f"PostgreSQL {OLDEST_SERVER} or newer is needed")
     settings: dict[str, str] = dict(
@@ -65,8 +67,7 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
     for name, needed in _NEEDED.items():  # of the server, the database or the role
         if settings[name] != needed:
             raise UnusableDatabase(f"{name} is {settings[name]}; it must be {needed}")
-    if settings["fsync"] == "off":
-        _log.warning("the PostgreSQL server runs with fsync=off: a crash of its machine may lose anything")
+    return settings
 
 
 def _version(connection: psycopg.Connection[Any]) -> int | None:

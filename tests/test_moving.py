@@ -13,6 +13,7 @@ from itertools import count, islice
 from pathlib import Path
 
 import apsw
+import psycopg
 import pytest
 
 from storage import open_source, open_store, open_target
@@ -170,6 +171,20 @@ def test_a_move_adds_to_nothing_that_is_there_already(source: str, target: str) 
         migrate(source, target)
     with closing(open_store(source)) as store, closing(open_store(target)) as other:
         assert (take(store, 2), take(other, 2)) == (["moved"], ["precious"])
+
+
+def test_a_target_that_no_service_could_use_is_refused_before_the_source_is_sealed(
+    source: str, postgres: Postgres
+) -> None:
+    target = postgres.create_database("unfit")
+    with psycopg.connect(target, autocommit=True) as connection:
+        connection.execute("ALTER DATABASE unfit SET synchronous_commit = off")
+    with closing(open_store(source)) as store:
+        send(store, "stays")
+    with pytest.raises(UnusableDatabase, match="synchronous_commit"):
+        migrate(source, target)
+    with closing(open_store(source)) as store:
+        assert take(store) == ["stays"]
 
 
 def test_a_copy_that_differs_is_not_opened(source: str, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """A PostgreSQL database as the target of a move: storage/moving.py tells what is promised.
 
-It is filled in a schema of another name than the one that is served, which it gets when all is there.
+It is filled in a schema of another name than the one that is served, which it gets when all is there. Until then that
+name is held by a schema whose version says nothing, so that a node started too early opens nothing and makes nothing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import psycopg
@@ -15,7 +17,7 @@ from storage.errors import UnusableDatabase
 from storage.model import Receipt
 from storage.moving import MovedDedup, MovedMessage, MovedQueue, MovedReply
 from storage.postgres_pool import connection_string
-from storage.postgres_schema import check_server, create
+from storage.postgres_schema import LOCK, check_server, create
 
 _STATES = ("ready", "leased", "delayed", "blocked")
 _DELIVERY = ("note", "ids", "queue", "id", "text", "fields", "death", "sent_at", "receive_count", "token",
@@ -34,31 +36,37 @@ class PostgresTarget:
             raise UnusableDatabase(f"no connection to the database: {str(fault).splitlines()[0]}") from fault
 
     def move(self) -> str | None:
+        """Raises UnusableDatabase too if no node would open what is brought here, or nothing can be."""
         check_server(self._connection)
         if not self._one("SELECT has_database_privilege(current_database(), 'CREATE')"):
-            raise UnusableDatabase("the role may not create a schema in the database")
-        if self._is_there("queue_service"):
+            raise UnusableDatabase("the role has no right to CREATE in the database")
+        if self._is_there("queue_service") and not self._is_held():
             raise UnusableDatabase("the database holds a queue service already (the schema queue_service)")
         if not self._is_there("queue_service_arriving"):
             return None
+        if not self._one("SELECT to_regclass('queue_service_arriving.arriving') IS NOT NULL"):
+            raise UnusableDatabase("the schema queue_service_arriving is of something else; drop it if nobody needs it")
         move: str = self._one("SELECT move FROM queue_service_arriving.arriving")
         return move
 
     def begin(self, move: str) -> int:
-        if not self._is_there("queue_service_arriving"):
-            with self._connection.transaction():
+        with self._transaction():
+            self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))  # a node may be making its schema
+            if not self._is_there("queue_service_arriving"):
                 create(self._connection)
                 self._connection.execute("ALTER SCHEMA queue_service RENAME TO queue_service_arriving")
                 self._connection.execute("CREATE TABLE queue_service_arriving.arriving (move text NOT NULL)")
                 self._connection.execute("INSERT INTO queue_service_arriving.arriving VALUES (%s)", (move,))
-        self._connection.execute("SET search_path = queue_service_arriving")
+            if not self._is_there("queue_service"):
+                self._connection.execute("CREATE SCHEMA queue_service CREATE TABLE version (version integer)")
+                self._connection.execute("INSERT INTO queue_service.version VALUES (NULL)")
         last: int = self._one(
             "SELECT coalesce(max((SELECT max(id) FROM messages WHERE queue_id = queues.id)), 0) FROM queues"
         )
         return last
 
     def add_queues(self, queues: Sequence[MovedQueue]) -> None:
-        with self._connection.transaction():
+        with self._transaction():
             for name, version, settings, *counts in queues:
                 self._connection.execute(
                     "INSERT INTO queues (name, version, settings) VALUES (%s, %s, %s) ON CONFLICT (name) DO NOTHING",
@@ -75,7 +83,7 @@ class PostgresTarget:
     def add_messages(self, messages: Sequence[MovedMessage]) -> None:
         queues = self._numbers()
         with (
-            self._connection.transaction(),
+            self._transaction(),
             self._connection.cursor().copy(
                 "COPY messages (queue_id, id, sent_at, arrived_at, due_at, expires_at, ttl, token, receive_count, "
                 "state, priority, recipient, key, origin, death, fields, text) FROM STDIN"
@@ -90,7 +98,7 @@ class PostgresTarget:
 
     def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
         queues = self._numbers() | {"": 0}
-        with self._connection.transaction(), self._connection.cursor() as cursor:
+        with self._transaction(), self._connection.cursor() as cursor:
             cursor.execute("TRUNCATE dedup, replies, graves")
             with cursor.copy("COPY dedup (queue_id, dedup_id, message_id, forget_at) FROM STDIN") as copy:
                 for dedup in dedups:
@@ -105,23 +113,25 @@ class PostgresTarget:
             cursor.execute("INSERT INTO graves (origin, queue_id) "
                            "SELECT DISTINCT origin, queue_id FROM messages WHERE origin IS NOT NULL")  # fmt: skip
             cursor.execute("SELECT setval('message_ids', greatest(%s, 1), %s > 0)", (last_id, last_id))
-        self._connection.execute("ANALYZE")
+            cursor.execute("ANALYZE")
 
     def open(self) -> None:
-        with self._connection.transaction():
-            self._connection.execute("DROP TABLE arriving")
+        with self._transaction():
+            self._connection.execute("DROP TABLE arriving, queue_service.version")
+            self._connection.execute("DROP SCHEMA queue_service")
             self._connection.execute("ALTER SCHEMA queue_service_arriving RENAME TO queue_service")
 
     def queues(self) -> list[MovedQueue]:
-        rows = self._connection.execute(
-            """
-            SELECT name, version, settings, sum(ready)::bigint, sum(leased)::bigint, sum(delayed)::bigint,
-                   sum(blocked)::bigint, sum(bytes)::bigint, sum(sent)::bigint, sum(received)::bigint,
-                   sum(acked)::bigint, sum(expired)::bigint, sum(dead_lettered)::bigint
-              FROM queues JOIN counts ON queue_id = queues.id
-             GROUP BY queues.id ORDER BY name
-            """
-        ).fetchall()
+        with self._transaction():
+            rows = self._connection.execute(
+                """
+                SELECT name, version, settings, sum(ready)::bigint, sum(leased)::bigint, sum(delayed)::bigint,
+                       sum(blocked)::bigint, sum(bytes)::bigint, sum(sent)::bigint, sum(received)::bigint,
+                       sum(acked)::bigint, sum(expired)::bigint, sum(dead_lettered)::bigint
+                  FROM queues JOIN counts ON queue_id = queues.id
+                 GROUP BY queues.id ORDER BY name
+                """
+            ).fetchall()
         return [MovedQueue(row[0], row[1], json.dumps(row[2], sort_keys=True), *row[3:]) for row in rows]
 
     def messages(self, after: int) -> Iterator[MovedMessage]:
@@ -162,17 +172,32 @@ class PostgresTarget:
     def _is_there(self, schema: str) -> bool:
         return bool(self._one("SELECT count(*) FROM pg_namespace WHERE nspname = %s", schema))
 
+    def _is_held(self) -> bool:
+        """Whether the name is only kept for what arrives."""
+        if not self._one("SELECT to_regclass('queue_service.version') IS NOT NULL"):
+            return False
+        return bool(self._one("SELECT count(*) = 1 AND count(version) = 0 FROM queue_service.version"))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A pooler lends the session to others after it, so it alone has the search path."""
+        with self._connection.transaction():
+            self._connection.execute("SET LOCAL search_path = queue_service_arriving")
+            yield
+
     def _numbers(self) -> dict[str, int]:
-        return dict(self._connection.execute("SELECT name, id FROM queues").fetchall())
+        with self._transaction():
+            return dict(self._connection.execute("SELECT name, id FROM queues").fetchall())
 
     def _one(self, sql: str, *values: Any) -> Any:
-        row = self._connection.execute(sql, values).fetchone()
+        with self._transaction():
+            row = self._connection.execute(sql, values).fetchone()
         assert row is not None
         return row[0]
 
     def _rows(self, sql: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         """Fetched in pieces, so that they need not fit into memory."""
-        with self._connection.transaction(), self._connection.cursor(name="moving") as cursor:
+        with self._transaction(), self._connection.cursor(name="moving") as cursor:
             cursor.itersize = _ITEMS
             yield from cursor.execute(sql, values)
 

@@ -14,7 +14,7 @@ from storage.postgres_pool import connection_string
 SCHEMA_VERSION = 1
 OLDEST_SERVER = 13  # tested from 15 on; 13 is the oldest that its makers still knew when this was written
 _FILES = ("postgres", "postgres_changes", "postgres_sending", "postgres_taking", "postgres_verbs", "postgres_managing")
-_LOCK = 0x71756575  # "queu": held while the schema is looked at and made
+LOCK = 0x71756575  # "queu": held while the schema is looked at and made
 
 # What the functions count on, and a database or a role may have otherwise.
 _NEEDED = {
@@ -34,7 +34,7 @@ def prepare(url: str, *, create_it: bool = True) -> str:
         with psycopg.connect(connection_info, prepare_threshold=None) as connection:
             if check_server(connection)["fsync"] == "off":
                 _log.warning("the PostgreSQL server runs with fsync=off: a crash of its machine may lose anything")
-            connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
+            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})".encode())
             found = _version(connection)
             if found is None and not create_it:
                 raise UnusableDatabase("the database holds no queues")

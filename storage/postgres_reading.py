@@ -21,7 +21,8 @@ def peek(pool: Pool, clock: Clock, queue: str, limit: int, after: int, state: St
                                THEN origin = $1::text AND queue_id IN (
                                     SELECT g.queue_id FROM queue_service.graves AS g
                                       JOIN queue_service.queues AS q ON q.id = g.queue_id AND q.name IS NOT NULL
-                                     WHERE g.origin = $1::text)
+                                     WHERE g.origin = $1::text AND EXISTS (
+                                           SELECT FROM queue_service.queues WHERE name = $1::text))
                                ELSE queue_id = (SELECT id FROM queue_service.queues WHERE name = $1::text)
                                     AND ($4::int IS NULL OR state = $4::int) END
                          ORDER BY id LIMIT $3::int) AS found

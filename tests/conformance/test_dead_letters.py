@@ -213,3 +213,12 @@ def test_a_redrive_brings_a_deleted_queue_to_life_again(store: Store) -> None:
         store.redrive("q")
     assert store.redrive("q.dead") == 1
     assert peek(store) == ["a"]
+
+
+def test_dead_letters_of_a_deleted_queue_are_not_told_of_it(store: Store) -> None:
+    send(store, "a")
+    store.reject(lease_one(store).receipt)
+    assert len(store.peek("q", state=State.DEAD)) == 1
+    store.delete_queue("q")
+    assert store.peek("q", state=State.DEAD) == []
+    assert peek(store, queue="q.dead") == ["a"]

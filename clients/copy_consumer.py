@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from clients.client import QueueClient
-from clients.copy_plan import CopyError, EndMark, delete_queue, find_begin_mark, totals
+from clients.copy_plan import CopyError, EndMark, clear_away, delete_queue, find_begin_mark, totals
 from clients.copy_target import Target
 
 WAIT = 0.5  # seconds of one poll: how late a fault in the other half, or an interrupt, may be seen
@@ -59,7 +59,7 @@ def consume(
             if not got and not end:
                 _check_still_coming(client, producing)
         assert isinstance(target, Target)
-        _finish(client, target, end)
+        _finish(client, target, end, say)
     except KeyboardInterrupt:
         with suppress(Exception):  # then what it holds comes back when the leases end
             fetcher.settle(target.write if isinstance(target, Target) else None).result(QUICK)
@@ -158,14 +158,14 @@ def _tell_what_is_waited_for(
         say(f"waiting for the rest: the producer has not sent the end of the file to queue '{client.queue}' yet")
 
 
-def _finish(client: QueueClient, target: Target, end: EndMark | None) -> None:
+def _finish(client: QueueClient, target: Target, end: EndMark | None, say: Callable[[str], object]) -> None:
     assert end is not None
     try:
         target.finish(end)
     except CopyError:
         delete_queue(client)  # so that the same copy, run again, starts afresh
         raise
-    delete_queue(client)
+    clear_away(client, say)
 
 
 def _open(client: QueueClient, path: str) -> Target:

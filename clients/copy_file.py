@@ -20,7 +20,7 @@ from clients.client import QueueClient
 from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
 from clients.copy_consumer import consume
 from clients.copy_display import Display
-from clients.copy_plan import CopyError, Plan, delete_queue, queue_of
+from clients.copy_plan import CopyError, Plan, clear_away, delete_queue, queue_of
 from clients.copy_source import Flow, produce, stored_already
 from clients.copy_target import Target, check_target, digest_of
 from clients.errors import Unavailable, Unreachable
@@ -50,7 +50,7 @@ def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display:
     if stored and target.is_new:
         # No .part file: a run was killed right after its rename, or somebody removed the file.
         if _is_in_place(plan, target):
-            delete_queue(client)
+            clear_away(client, display.say)
             target.discard()
             return
         delete_queue(client)

@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from clients.client import QueueClient
-from clients.errors import NotFound
+from clients.errors import Forbidden, NotFound
 
 FORMAT = 1  # of the messages and their cut into batches; a new one makes every unfinished copy another copy
 MARK_READER = "copy-begin-mark"  # the recipient of begin marks, which nobody reads as
@@ -107,3 +108,11 @@ def delete_queue(client: QueueClient, queue: str | None = None) -> None:
         client.delete_queue(queue)
     except NotFound:
         return
+
+
+def clear_away(client: QueueClient, say: Callable[[str], object]) -> None:
+    """The queue of a copy that is complete is gone; or it is said why it stays, which takes nothing from the copy."""
+    try:
+        delete_queue(client)
+    except Forbidden as refusal:
+        say(f"the copy is complete; its queue '{client.queue}' stays: {refusal}")

@@ -171,6 +171,7 @@ def _network(client: str) -> str:
         address = ipaddress.ip_address(client)
     except ValueError:  # a UNIX socket's client has none
         return ""
+    address = getattr(address, "ipv4_mapped", None) or address  # an IPv4 client of a socket for both
     if address.is_loopback:
         return ""
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)

@@ -82,8 +82,8 @@ class Unavailable(StoreError):
 
 
 class Busy(Unavailable):
-    def __init__(self) -> None:
-        super().__init__("the write lock could not be had in time; nothing was done")
+    def __init__(self, why: str = "the write lock could not be had in time") -> None:
+        super().__init__(f"{why}; nothing was done")
 
 
 class Moved(Busy):

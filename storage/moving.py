@@ -120,6 +120,9 @@ class Source(Contents, Protocol):
     def unseal(self) -> None:
         """It takes writes again, and its next move is another. Raises StoreError if its messages have been moved."""
 
+    def is_moved(self) -> bool:
+        """Whether `has_moved` was called."""
+
     def has_moved(self) -> None:
         """Its messages are in use elsewhere now: it is never unsealed again."""
 
@@ -182,6 +185,8 @@ def reopen(source_url: str) -> None:
 def _move(source: Source, target: Target) -> dict[str, Tally]:
     if target.move() not in (None, source.move()):
         raise MoveFailed("the target has a part of another move; clear it if nobody needs that")
+    if source.is_moved() and target.move() is None:
+        raise MoveFailed("its messages have been moved already, and may be in use elsewhere by now")
     last = target.begin(source.seal())
     target.add_queues(source.queues())
     for chunk in _chunks(source.messages(last)):

@@ -100,7 +100,7 @@ class Pool:
             try:
                 connection = self._pool.getconn()
             except (PoolTimeout, PoolClosed) as fault:
-                raise Busy from fault
+                raise Busy("the database cannot be reached, or is kept busy by others") from fault
             try:
                 return connection.execute(statement, values, binary=True).fetchall()
             except psycopg.Error as fault:

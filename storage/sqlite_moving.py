@@ -156,6 +156,11 @@ class SqliteSource(SqliteContents):
                 self._connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
             self._connection.execute("DROP TABLE move")
 
+    def is_moved(self) -> bool:
+        with suppress(apsw.SQLError):  # there is no such table
+            return bool(self._connection.execute("SELECT done FROM move").get)
+        return False
+
     def has_moved(self) -> None:
         with self._file.locked(), self._connection:
             self._connection.execute("UPDATE move SET done = 1")

@@ -208,7 +208,7 @@ def peek(
         SELECT id, sent_at, receive_count, due_at, state, texts, coalesce(fields, '[]')
           FROM runs
          WHERE queue_id = (SELECT id FROM queues WHERE name = ?1)
-           AND id > ?2 - {LONGEST + SHORTEST} AND (?3 IS NULL OR state = ?3)
+           AND id > ?2 - {LONGEST + SHORTEST} AND id + count - 1 > ?2 AND (?3 IS NULL OR state = ?3)
          ORDER BY id
          LIMIT ?4
         """,

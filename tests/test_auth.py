@@ -308,6 +308,11 @@ def test_a_missing_token_is_no_guess(app: handler.Application) -> None:
     assert client.get("/queues", Authorization=f"Bearer {SECRETS['all']}").status == 200
 
 
+def test_ipv4_clients_of_a_socket_for_both_are_told_apart() -> None:
+    assert auth._network("::ffff:192.0.2.1") == "192.0.2.1" != auth._network("::ffff:192.0.2.2")
+    assert auth._network("::ffff:127.0.0.1") == ""
+
+
 def test_addresses_of_one_ipv6_network_are_one_client(app: handler.Application) -> None:
     for number in range(auth.FAILURES):
         assert Client(app, REMOTE_ADDR=f"2001:db8::{number:x}").get("/queues", Authorization="Bearer x").status == 401

@@ -404,7 +404,7 @@ def test_killed_between_the_rename_and_the_end_the_next_run_sees_that_all_is_don
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("clients.copy_consumer.delete_queue", killed)
+        patch.setattr("clients.copy_consumer.clear_away", killed)
         assert copy(server, source, target) == 130
     assert len(copy_queues(server)) == 1
     inode = target.stat().st_ino
@@ -555,3 +555,15 @@ def test_a_symbolic_link_in_place_of_the_part_file_is_not_followed(
     assert "symbolic link" in told(capsys)
     assert source.read_bytes() == lines(10)
     assert not target.exists()
+
+
+def test_a_token_that_may_not_delete_the_queue_makes_a_copy_all_the_same(
+    source: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_bytes(lines(2_000))
+    secret = "0123456789abcdef"
+    with LiveServer({"QUEUE_TOKENS": f"worker:{secret}:send,receive:*"}) as server:
+        for _ in range(2):  # the second finds that all is done
+            assert copy(server, source, target, "--token", secret) == 0
+            assert "stays: the token 'worker' lacks the right admin" in capsys.readouterr().err
+    assert target.read_bytes() == source.read_bytes()

@@ -162,6 +162,17 @@ def test_a_source_whose_messages_have_moved_is_never_opened_again(source: str, t
         assert take(store, 2) == ["moved"]
 
 
+def test_what_has_moved_is_not_moved_a_second_time(source: str, new_target: Callable[[], str]) -> None:
+    with closing(open_store(source)) as store:
+        send(store, "once")
+    first, second = new_target(), new_target()
+    migrate(source, first)
+    with pytest.raises(MoveFailed, match="have been moved already"):
+        migrate(source, second)
+    with closing(open_store(first)) as store:
+        assert take(store, 2) == ["once"]
+
+
 def test_a_move_adds_to_nothing_that_is_there_already(source: str, target: str) -> None:
     with closing(open_store(source)) as store:
         send(store, "moved")

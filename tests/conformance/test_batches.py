@@ -199,6 +199,17 @@ def test_peek_pages_through_batches_and_tells_their_states(store: Store) -> None
     assert texts(store.peek("q", limit=1000, state=State.LEASED)) == BATCH[:130]
 
 
+@pytest.mark.parametrize("limit", [1, 5, 50, 100])
+def test_peek_pages_through_many_short_batches(store: Store, limit: int) -> None:
+    for start in range(0, 160, 8):
+        send(store, *BATCH[start : start + 8])
+    seen: list[Message] = []
+    while page := store.peek("q", limit=limit, after=seen[-1].id if seen else 0):
+        assert len(page) == min(limit, 160 - len(seen))
+        seen += page
+    assert texts(seen) == BATCH[:160]
+
+
 def test_a_purge_removes_batches_ready_and_leased(store: Store) -> None:
     send(store, *BATCH)
     receipts = [held.receipt for held in lease(store, 100)]
@@ -287,3 +298,14 @@ def test_what_a_lower_max_receives_buries_hides_nothing_behind_it(store: Store, 
     assert texts(lease(store, 1, seconds=60)) == [BATCH[30]]
     assert texts(lease(store, 100, seconds=60)) == BATCH[31:40]
     assert sorted(peek(store, queue="q.dead")) == BATCH[10:30]
+
+
+def test_what_is_spent_before_a_batch_does_not_hide_it(store: Store) -> None:
+    send(store, "spent 1", "spent 2", "spent 3")
+    for held in lease(store, 3):
+        store.release(held.receipt)
+    configure(store, max_receives=1)
+    send(store, *BATCH[:8])
+    send(store, "after")
+    assert texts(lease(store, 1)) == [BATCH[0]]
+    assert take(store, 100) == [*BATCH[1:8], "after"]

@@ -221,12 +221,12 @@ def test_a_node_that_starts_too_early_is_refused_and_hinders_nothing(postgres: P
 
 
 def test_a_move_through_a_pooler_leaves_its_sessions_as_they_were(postgres: Postgres, source: str) -> None:
-    target = postgres.create_database("pooled")
+    target = postgres.create_database("moved-through-a-pooler")
     with closing(open_store(source)) as store:
         send(store, "moved")
     with PgBouncer(postgres, connections=1) as pooler:
-        migrate(source, pooler.url("pooled"))
-        path = pooler.run("psql", "-qAtX", "-d", pooler.url("pooled"), "-c", "SHOW search_path")
+        migrate(source, pooler.url("moved-through-a-pooler"))
+        path = pooler.run("psql", "-qAtX", "-d", pooler.url("moved-through-a-pooler"), "-c", "SHOW search_path")
     assert path == '"$user", public\n'
     with closing(open_store(target)) as store:
         assert take(store, 2) == ["moved"]

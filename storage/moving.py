@@ -183,9 +183,10 @@ def reopen(source_url: str) -> None:
 
 
 def _move(source: Source, target: Target) -> dict[str, Tally]:
-    if target.move() not in (None, source.move()):
+    part_of = target.move()
+    if part_of not in (None, source.move()):
         raise MoveFailed("the target has a part of another move; clear it if nobody needs that")
-    if source.is_moved() and target.move() is None:
+    if source.is_moved() and part_of is None:
         raise MoveFailed("its messages have been moved already, and may be in use elsewhere by now")
     last = target.begin(source.seal())
     target.add_queues(source.queues())

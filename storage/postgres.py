@@ -13,8 +13,6 @@ from storage.errors import (
     MessageNotFound,
     PreconditionFailed,
     QueueNotFound,
-    TooManyPollers,
-    Unavailable,
 )
 from storage.kept import read_settings, told, write_settings
 from storage.model import (
@@ -36,7 +34,7 @@ from storage.postgres_pool import Pool, flat
 from storage.postgres_schema import prepare
 from storage.postgres_values import ask_of, check, columns, fields_of, once_of, receipt_of, receipts_of
 from storage.postgres_watch import CHUNK, Hints, Sight, Upkeep, clear, late_queues
-from storage.waiting import Interest, Waiting
+from storage.waiting import Interest, Waiting, receive_after
 
 CHUNK_BYTES = 32 * 1024 * 1024  # of text that one transaction removes at most
 
@@ -166,19 +164,8 @@ class PostgresStore:
         self._became_ready(batches)
         late = bool(rows) and rows[0][0] is not None
         if receive is not None and (late or (receive.wait > 0 and not rows)):
-            return self._receive_after(sent, receive, once, present)
+            return receive_after(self, sent, receive, once, present)
         return Transacted(sent, self._messages(rows))
-
-    def _receive_after(
-        self, ids: list[int], ask: Receive, once: Once | None, present: Callable[[], bool]
-    ) -> Transacted:
-        """What a transaction's reader waits for. The transaction is done and has to be told, so nothing is raised."""
-        # A name of its own, which no header can hold: the transaction's reply is remembered under the client's.
-        once = once and Once(f"{once.key}\n", once.fingerprint)
-        try:
-            return Transacted(ids, self.receive(ask, once, present))
-        except (TooManyPollers, Unavailable):
-            return Transacted(ids, [], crowded=True)
 
     # -- the verbs on queues
 

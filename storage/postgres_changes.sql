@@ -69,6 +69,10 @@ CREATE FUNCTION max_receives(p_queue queues) RETURNS bigint LANGUAGE sql IMMUTAB
     SELECT coalesce((p_queue.settings ->> 'max_receives')::bigint, 0)
 $$;
 
+CREATE FUNCTION is_limited(p_queue queues) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT p_queue.settings ?| ARRAY['max_messages', 'max_bytes']
+$$;
+
 -- Keys share 64 locks a queue: the server's table of locks has room for few thousand.
 CREATE FUNCTION lock_of(p_queue bigint, p_key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT p_queue * 64 + (hashtext(encode(p_key, 'hex')) & 63)

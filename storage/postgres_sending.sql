@@ -28,7 +28,7 @@ DECLARE
     v_keys bytea[];
     v      record;
 BEGIN
-    IF p_queue.settings ?| ARRAY['max_messages', 'max_bytes'] THEN
+    IF is_limited(p_queue) THEN
         PERFORM make_room(p_now, p_wall, p_queue, count(*), sum(octet_length(text) + coalesce(octet_length(fields), 0))::bigint)
            FROM unnest(p_new);
     END IF;
@@ -100,7 +100,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_new new_message[];
 BEGIN
-    IF p_queue.settings ?| ARRAY['max_messages', 'max_bytes'] THEN  -- before dedup_ids and keys: in the order of locks
+    IF is_limited(p_queue) THEN  -- before dedup_ids and keys: in the order of locks
         PERFORM FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
     END IF;
     SELECT array_agg((text, fields, decode(key, 'hex'), coalesce(priority, 0),

@@ -200,8 +200,7 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    PERFORM FROM queues WHERE name = ANY (p_send_names) AND settings ?| ARRAY['max_messages', 'max_bytes']
-      ORDER BY id FOR NO KEY UPDATE;
+    PERFORM FROM queues WHERE name = ANY (p_send_names) AND is_limited(queues) ORDER BY id FOR NO KEY UPDATE;
     PERFORM lock_all_keys(p_ack_names, p_ack_ids, p_send_names, p_fields);
     v_bad := array_position(ARRAY(SELECT status = 'held' FROM unnest(ack(p_now, p_ack_names, p_ack_ids, p_ack_tokens))
                                     AS status), false);

@@ -19,8 +19,6 @@ from storage.errors import (
     InvalidInput,
     PreconditionFailed,
     QueueNotFound,
-    TooManyPollers,
-    Unavailable,
 )
 from storage.model import (
     MAX_READ_BYTES,
@@ -43,7 +41,7 @@ from storage.sqlite_sending import send
 from storage.sqlite_taking import take
 from storage.sqlite_watch import Sight, Upkeep
 from storage.sqlite_work import CHUNK, QueueRow, Room, Work
-from storage.waiting import Interest, Waiting
+from storage.waiting import Interest, Waiting, receive_after
 
 T = TypeVar("T")
 
@@ -138,19 +136,8 @@ class SqliteStore:
             lambda work: work.once(NO_QUEUE, once, TRANSACTION_WINDOW, lambda: operation(work))
         )
         if receive is not None and (found is None or (receive.wait > 0 and not found)):
-            return self._receive_after(ids, receive, once, present)
+            return receive_after(self, ids, receive, once, present)
         return Transacted(ids, [Message(*message) for message in found])
-
-    def _receive_after(
-        self, ids: list[int], ask: Receive, once: Once | None, present: Callable[[], bool]
-    ) -> Transacted:
-        """What a transaction's reader waits for. The transaction is done and has to be told, so nothing is raised."""
-        # A name of its own, which no header can hold: the transaction's reply is remembered under the client's.
-        once = once and Once(f"{once.key}\n", once.fingerprint)
-        try:
-            return Transacted(ids, self.receive(ask, once, present))
-        except (TooManyPollers, Unavailable):
-            return Transacted(ids, [], crowded=True)
 
     # -- the verbs on queues
 

@@ -40,6 +40,8 @@ class Run(NamedTuple):
 
 
 _RUN = "id, count, bytes, receive_count, token, queue_id"
+# Unless it is told, SQLite takes the index of all runs, and walks over those that are leased.
+_READY = "INDEXED BY deliverable_runs WHERE queue_id = ? AND state = 0"
 
 
 def packable(queue: QueueRow, message: NewMessage) -> bool:
@@ -84,18 +86,11 @@ def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | N
     """
     if recipient:
         return []
-    runs = [
-        Run(*row)
-        for row in work.all(
-            # Unless it is told, SQLite takes the index of all runs, and walks over those that are leased.
-            f"SELECT {_RUN} FROM runs INDEXED BY deliverable_runs WHERE queue_id = ? AND state = 0 ORDER BY id LIMIT ?",
-            (queue.id, limit // SHORTEST + 1),
-        )
-    ]
+    runs = _select(work, f"{_READY} ORDER BY id LIMIT ?", queue.id, limit // SHORTEST + 1)
     if not runs:
         return []
     chosen = list(_whole(runs, _other(work, queue, 1), limit, room))
-    left, rest = limit - sum(run.length for run in chosen), runs[len(chosen) :]
+    left, rest = limit - _messages(chosen), runs[len(chosen) :]
     most = queue.settings.max_receives or 2**63 - 1  # who has been received that often is buried instead
     if left and rest and not room.full and not _comes_before(_other(work, queue, left, most), rest[0]):
         _unpack(work, _holding(rest, left))
@@ -126,7 +121,7 @@ def whole(work: Work, receipts: Sequence[Receipt]) -> tuple[list[tuple[QueueRow,
 
 
 def settle(work: Work, queue: QueueRow, runs: Sequence[Run]) -> None:
-    _delete(work, queue, runs, acked=sum(run.length for run in runs))
+    _delete(work, queue, runs, acked=_messages(runs))
 
 
 def unpack_held(work: Work, deliveries: Collection[tuple[int, int, int | None]]) -> dict[int, int]:
@@ -148,37 +143,26 @@ def unpack_spent(work: Work, queue: QueueRow, most_receives: int) -> None:
 
     So a ready run can always be given out.
     """
-    rows = work.all(
-        f"SELECT {_RUN} FROM runs INDEXED BY deliverable_runs WHERE queue_id = ? AND state = 0 AND receive_count >= ?",
-        (queue.id, most_receives),
-    )
-    _unpack(work, [Run(*row) for row in rows])
+    _unpack(work, _select(work, f"{_READY} AND receive_count >= ?", queue.id, most_receives))
 
 
 def unpack_all(work: Work, queue: QueueRow) -> None:
     """Each message of the queue has a row of its own."""
-    _unpack(work, [Run(*row) for row in work.all(f"SELECT {_RUN} FROM runs WHERE queue_id = ?", (queue.id,))])
+    _unpack(work, _select(work, "WHERE queue_id = ?", queue.id))
 
 
 def return_due(work: Work, queue: QueueRow) -> bool:
     """Runs whose lease has ended are ready again, those received too often unpacked; True when more are left."""
     most = CHUNK // LONGEST
-    due = [
-        Run(*row)
-        for row in work.all(
-            f"SELECT {_RUN} FROM runs WHERE queue_id = ? AND state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?",
-            (queue.id, work.now, most),
-        )
-    ]
+    ended = "WHERE queue_id = ? AND state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
+    due = _select(work, ended, queue.id, work.now, most)
     most_receives = queue.settings.max_receives
     spent = [run for run in due if most_receives and run.receive_count >= most_receives]
     _unpack(work, spent)
     back = [run for run in due if run not in spent]
     if back:
-        work.execute(
-            "UPDATE runs SET state = 0, due_at = 0 WHERE id IN carray(?)", (int_array([run.id for run in back]),)
-        )
-        count = sum(run.length for run in back)
+        work.execute("UPDATE runs SET state = 0, due_at = 0 WHERE id IN carray(?)", (_ids(back),))
+        count = _messages(back)
         work.count(queue, ready=count, leased=-count)
     return len(due) == most
 
@@ -192,7 +176,7 @@ def clear(work: Work, queue_id: int) -> bool:
     """Removes a chunk of a disowned queue's runs; False when there were none."""
     runs = _some(work, queue_id, 2**63 - 1)
     if runs:
-        work.execute("DELETE FROM runs WHERE id IN carray(?)", (int_array([run.id for run in runs]),))
+        work.execute("DELETE FROM runs WHERE id IN carray(?)", (_ids(runs),))
     return bool(runs)
 
 
@@ -286,9 +270,9 @@ def _take_away(work: Work, queue: QueueRow, runs: Sequence[Run]) -> list[Message
     rows = work.all(
         "SELECT id, sent_at, receive_count + 1, texts, coalesce(fields, '[]') FROM runs "
         "WHERE id IN carray(?) ORDER BY id",
-        (int_array([run.id for run in runs]),),
+        (_ids(runs),),
     )
-    _delete(work, queue, runs, received=sum(run.length for run in runs))
+    _delete(work, queue, runs, received=_messages(runs))
     ahead = work.wall(0)
     return [
         Message(number, queue.name, text, fields, sent_at + ahead, count)
@@ -302,9 +286,9 @@ def _lease(work: Work, queue: QueueRow, runs: Sequence[Run], lease: int) -> list
     rows = work.all(
         "UPDATE runs SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 WHERE id IN carray(?) "
         "RETURNING id, sent_at, receive_count, texts, coalesce(fields, '[]')",
-        (token, until, int_array([run.id for run in runs])),
+        (token, until, _ids(runs)),
     )
-    count = sum(run.length for run in runs)
+    count = _messages(runs)
     work.count(queue, ready=-count, leased=count, received=count)
     ahead = work.wall(0)
     before, _, behind = str(Receipt(queue.name, 0, token)).partition("~0~")
@@ -323,7 +307,7 @@ def _delete(work: Work, queue: QueueRow, runs: Sequence[Run], **totals: int) -> 
         return 0
     states = work.all(
         "DELETE FROM runs WHERE id IN carray(?) RETURNING state, count, bytes",
-        (int_array([run.id for run in runs]),),
+        (_ids(runs),),
     )
     work.count(
         queue,
@@ -338,7 +322,7 @@ def _delete(work: Work, queue: QueueRow, runs: Sequence[Run], **totals: int) -> 
 def _unpack(work: Work, runs: Collection[Run]) -> None:
     if not runs:
         return
-    ids = int_array([run.id for run in runs])
+    ids = _ids(runs)
     work.execute(
         """
         INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, fields, text)
@@ -359,19 +343,28 @@ def _containing(work: Work, ids: Iterable[int]) -> list[Run]:
     for number in sorted(ids):
         if number < end:
             continue
-        row = work.execute(f"SELECT {_RUN} FROM runs WHERE id <= ? ORDER BY id DESC LIMIT 1", (number,)).get
-        if row is not None and number in (run := Run(*row)).ids:
-            found.append(run)
-            end = run.ids.stop
+        for run in _select(work, "WHERE id <= ? ORDER BY id DESC LIMIT 1", number):
+            if number in run.ids:
+                found.append(run)
+                end = run.ids.stop
     return found
 
 
 def _some(work: Work, queue_id: int, last: int) -> list[Run]:
     """As many of a queue's runs as one transaction may remove."""
-    return [
-        Run(*row)
-        for row in work.all(
-            f"SELECT {_RUN} FROM runs WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
-            (queue_id, last, CHUNK // LONGEST),
-        )
-    ]
+    return _select(work, "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?", queue_id, last, CHUNK // LONGEST)
+
+
+def _select(work: Work, which: str, *values: int) -> list[Run]:
+    """Runs, by the end of a SELECT."""
+    return [Run(*row) for row in work.all(f"SELECT {_RUN} FROM runs {which}", values)]
+
+
+def _ids(runs: Iterable[Run]) -> Any:
+    """Bound as one value, for `IN carray(?)`."""
+    return int_array([run.id for run in runs])
+
+
+def _messages(runs: Iterable[Run]) -> int:
+    """How many they hold."""
+    return sum(run.length for run in runs)

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol, TypeVar
 
-from storage.errors import TooManyPollers
+from storage.errors import TooManyPollers, Unavailable
+from storage.model import Once, Receive, Store, Transacted
 
 T = TypeVar("T")
 
@@ -171,3 +172,15 @@ class Waiting:
             if outlook.due_in is not None:
                 next_due = min(next_due, outlook.due_in)
         return next_due
+
+
+def receive_after(
+    store: Store, ids: list[int], ask: Receive, once: Once | None, present: Callable[[], bool]
+) -> Transacted:
+    """What a transaction's reader waits for. The transaction is done and has to be told, so nothing is raised."""
+    # A name of its own, which no header can hold: the transaction's reply is remembered under the client's.
+    once = once and Once(f"{once.key}\n", once.fingerprint)
+    try:
+        return Transacted(ids, store.receive(ask, once, present))
+    except (TooManyPollers, Unavailable):
+        return Transacted(ids, [], crowded=True)

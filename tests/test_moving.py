@@ -13,7 +13,6 @@ from itertools import count, islice
 from pathlib import Path
 
 import apsw
-import psycopg
 import pytest
 
 from storage import open_source, open_store, open_target
@@ -184,28 +183,18 @@ def test_a_move_adds_to_nothing_that_is_there_already(source: str, target: str) 
         assert (take(store, 2), take(other, 2)) == (["moved"], ["precious"])
 
 
-def test_a_target_that_no_service_could_use_is_refused_before_the_source_is_sealed(
-    source: str, postgres: Postgres
-) -> None:
-    target = postgres.create_database("unfit")
-    with psycopg.connect(target, autocommit=True) as connection:
-        connection.execute("ALTER DATABASE unfit SET synchronous_commit = off")
-    with closing(open_store(source)) as store:
-        send(store, "stays")
-    with pytest.raises(UnusableDatabase, match="synchronous_commit"):
-        migrate(source, target)
-    with closing(open_store(source)) as store:
-        assert take(store) == ["stays"]
-
-
 def test_a_target_that_no_node_would_open_leaves_the_source_as_it_was(postgres: Postgres, source: str) -> None:
     postgres.sql("CREATE DATABASE latin OWNER queue ENCODING 'LATIN1' TEMPLATE template0")
     postgres.sql("CREATE DATABASE foreigners")
+    postgres.create_database("unsafe")
+    postgres.sql("ALTER DATABASE unsafe SET synchronous_commit = off")
     with closing(open_store(source)) as store:
-        for name, reason in (("latin", "LATIN1"), ("foreigners", "CREATE")):
+        send(store, "stays")
+        for name, reason in (("latin", "LATIN1"), ("foreigners", "CREATE"), ("unsafe", "synchronous_commit")):
             with pytest.raises(UnusableDatabase, match=reason):
                 migrate(source, postgres.url(name))
             store.check_ready()
+        assert take(store) == ["stays"]
 
 
 def test_a_node_that_starts_too_early_is_refused_and_hinders_nothing(postgres: Postgres, source: str) -> None:

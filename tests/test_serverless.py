@@ -10,7 +10,7 @@ import subprocess
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -19,7 +19,7 @@ import handler
 from doors.serverless import LambdaHandler
 from settings import BadSetting, Settings
 from tests.live import REPOSITORY
-from tests.wsgi import a_store
+from tests.wsgi import Reply, a_store
 
 POSTGRES = Settings(database_url="postgresql://nowhere/queue", allow_anonymous=True)  # its store is given by hand
 
@@ -117,19 +117,7 @@ def named(headers: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-class Answer(NamedTuple):
-    """What the client behind the gateway gets; `headers` by their names in lower case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-Ask = Callable[[Event], Answer]
+Ask = Callable[[Event], Reply]
 
 
 @pytest.fixture
@@ -139,12 +127,12 @@ def ask() -> Iterator[Ask]:
 
 
 def asker(function: LambdaHandler) -> Ask:
-    def ask(event: Event) -> Answer:
+    def ask(event: Event) -> Reply:
         # Lambda turns events and replies into JSON and back.
         told = json.loads(json.dumps(function(json.loads(json.dumps(event)), None)))
         headers = told.get("headers") or {name: many[-1] for name, many in told["multiValueHeaders"].items()}
         body = b64decode(told["body"]) if told["isBase64Encoded"] else told["body"].encode()
-        return Answer(told["statusCode"], {name.lower(): value for name, value in headers.items()}, body)
+        return Reply(told["statusCode"], {name.lower(): value for name, value in headers.items()}, body)
 
     return ask
 

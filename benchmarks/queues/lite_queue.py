@@ -10,7 +10,7 @@ from pathlib import Path
 
 import litequeue
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, versions
+from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
 
 POLL = 0.001  # seconds until a reader that found nothing looks again
 
@@ -42,9 +42,7 @@ class _Client:
                     self._queue.put(text)
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._next(min(BATCH, count))
-            count -= len(texts)
+        for texts in in_batches(self._next, count):
             yield texts
             with self._queue.transaction(mode="IMMEDIATE"):
                 self._ack()

@@ -12,7 +12,7 @@ from typing import Any
 from nats.aio.client import Client as Connection
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, program, versions
+from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, output, running
 
 SUBJECT, STREAM, READERS = "bench", "BENCH", "readers"
@@ -57,10 +57,7 @@ class _Client:
         self._run(self._send_all(batches))
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._run(self._next(min(BATCH, count)))
-            count -= len(texts)
-            yield texts
+        yield from in_batches(lambda most: self._run(self._next(most)), count)
         self._run(self._ack())
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server
+from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches
 from benchmarks.server import service
 from clients import QueueClient
 
@@ -37,10 +37,7 @@ class _Client:
             self._client.send_many(batch)
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._next(min(BATCH, count))
-            count -= len(texts)
-            yield texts
+        yield from in_batches(self._next, count)
         self._ack()
 
     def close(self) -> None:

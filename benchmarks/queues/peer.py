@@ -100,3 +100,11 @@ def versions(*packages: str) -> str:
 def batches(texts: list[str], size: int) -> Iterator[list[str]]:
     for start in range(0, len(texts), size):
         yield texts[start : start + size]
+
+
+def in_batches(take: Callable[[int], list[str]], count: int, most: int = BATCH) -> Iterator[list[str]]:
+    """So many messages, as `take` brings them, which is told how many it may bring."""
+    while count:
+        texts = take(min(most, count))
+        count -= len(texts)
+        yield texts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import persistqueue
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, versions
+from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
 
 POLL = 0.001  # seconds until a reader that found nothing looks again
 
@@ -38,9 +38,7 @@ class _Client:
                 self._queue.put(text)
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._next(min(BATCH, count))
-            count -= len(texts)
+        for texts in in_batches(self._next, count):
             yield texts
             self._ack()
 

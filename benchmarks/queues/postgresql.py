@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, program, versions
+from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, output, running
 
 USER = "postgres"  # PostgreSQL refuses to run as root
@@ -86,10 +86,7 @@ class _Client:
             self._writer.execute(SEND_ALL, (batch,))
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._next(min(BATCH, count))
-            count -= len(texts)
-            yield texts
+        yield from in_batches(self._next, count)
         self._reader.commit()
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import amqp
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, program, versions
+from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, running
 
 QUEUE = "bench"
@@ -89,9 +89,7 @@ class _Client:
             self._connection.drain_events(PATIENCE)
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._next(2 * BATCH, min(BATCH, count))
-            count -= len(texts)
+        for texts in in_batches(lambda most: self._next(2 * BATCH, most), count):
             yield texts
             self._ack()
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 import redis
 
 from benchmarks.queues import redis_server
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer
+from benchmarks.queues.peer import PATIENCE, Peer, in_batches
 
 QUEUE, GROUP = "bench", "readers"
 
@@ -36,10 +36,7 @@ class _Client:
                 pipeline.execute()
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._next(min(BATCH, count))
-            count -= len(texts)
-            yield texts
+        yield from in_batches(self._next, count)
         self._ack()
 
     def close(self) -> None:

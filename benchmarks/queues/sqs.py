@@ -9,7 +9,7 @@ from pathlib import Path
 
 import boto3
 
-from benchmarks.queues.peer import Peer, Server, batches, program, versions
+from benchmarks.queues.peer import Peer, Server, batches, in_batches, program, versions
 from benchmarks.queues.process import free_port, running
 
 LARGEST = 10  # messages in a request
@@ -53,10 +53,7 @@ class _Client:
                 self._sqs.send_message_batch(QueueUrl=self._queue, Entries=entries)
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        while count:
-            texts = self._next(min(LARGEST, count))
-            count -= len(texts)
-            yield texts
+        yield from in_batches(self._next, count, LARGEST)
         self._ack()
 
     def close(self) -> None:

@@ -148,7 +148,7 @@ def _mount_messages(app: Bottle, service: Application) -> None:
         ask, batch = parse.ask(request.environ, queue)
         once = wire.read_once(request.environ)
         messages = service.store.receive(ask, once, wire.presence(request.environ))
-        return answer.delivery(messages, ask, batch, wire.wants_ndjson(request.environ))
+        return answer.delivery(messages, ask, batch, wire.wanted(request.environ, wire.NDJSON, wire.RUNS))
 
     @app.route("/messages", method="HEAD")
     @app.route("/queues/<queue>/messages", method="HEAD")
@@ -189,7 +189,7 @@ def _mount_messages(app: Bottle, service: Application) -> None:
         steps = parse.transaction(request.environ, content := service.body())
         once = wire.read_once(request.environ, content)
         done = service.store.transact(*steps, once, wire.presence(request.environ))
-        return answer.transacted(done, steps.receive)
+        return answer.transacted(done, steps.receive, wire.wanted(request.environ, wire.RUNS))
 
 
 def _mount_queues(app: Bottle, service: Application) -> None:
@@ -221,7 +221,7 @@ def _mount_queues(app: Bottle, service: Application) -> None:
         limit, after, state = parse.peek(request.environ)
         messages = service.store.peek(check_queue_name(queue), limit=limit, after=after, state=state)
         told = [answer.envelope(message, state=message.state) for message in messages]
-        return answer.batch(told, wire.wants_ndjson(request.environ))
+        return answer.batch(told, wire.wanted(request.environ, wire.NDJSON))
 
     @app.post("/queues/<queue>/purge")
     def purge(queue: str) -> HTTPResponse:

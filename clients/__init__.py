@@ -17,6 +17,7 @@ from clients.errors import (
     Unreachable,
 )
 from clients.messages import AckResult, Attribute, Lease, Message, NextMessages, Outgoing, TransactionReply
+from clients.runs import Run
 
 __all__ = [
     "AckResult",
@@ -34,6 +35,7 @@ __all__ = [
     "QueueClient",
     "QueueError",
     "QueueFull",
+    "Run",
     "StaleReceipt",
     "TooManyFailures",
     "TransactionReply",

@@ -35,6 +35,7 @@ from clients.messages import (
     received,
     several,
 )
+from clients.runs import RUNS, Run, encode_batch, messages_of, runs_of
 from clients.settling import Settling
 from clients.transport import Reply, Transport, retry_after
 
@@ -97,12 +98,22 @@ class QueueClient(Settling):
 
         `idempotency_key`: for a caller that can repeat the call itself, after a crash for instance.
         """
-        batch = [outgoing(message) for message in several(messages)]
-        return self.send_encoded(encode(batch), queue=queue, idempotency_key=idempotency_key) if batch else []
+        batch = list(several(messages))
+        if not batch:
+            return []
+        content, kind = encode_batch(batch)
+        return self.send_encoded(content, kind, queue=queue, idempotency_key=idempotency_key)
 
-    def send_encoded(self, batch: bytes, *, queue: str | None = None, idempotency_key: str | None = None) -> list[str]:
-        """As send_many, for a caller that made the JSON array itself."""
-        return list(json.loads(self._post(queue, batch, idempotency_key).body)["ids"])
+    def send_encoded(
+        self,
+        batch: bytes,
+        kind: str = "application/json",
+        *,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> list[str]:
+        """As send_many, for a caller that made the batch's JSON itself; `kind` is its media type."""
+        return list(json.loads(self._post(queue, batch, idempotency_key, kind).body)["ids"])
 
     def receive(
         self,
@@ -137,18 +148,37 @@ class QueueClient(Settling):
         queues: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         """As receive, but in the words of the wire: cheaper where messages come by the thousand."""
-        source = Source(queue, queues, recipient)
+        reply = self._read(Source(queue, queues, recipient), limit, wait, lease, {})
+        return [] if reply is None else _documents(reply)
+
+    def receive_runs(
+        self,
+        *,
+        lease: Lease,
+        limit: int = 1000,
+        wait: float = 0,
+        recipient: str | None = None,
+        queue: str | None = None,
+        queues: Sequence[str] | None = None,
+    ) -> list[Run]:
+        """As receive, in columns: for a reader that takes messages by the thousand and looks at texts and attributes.
+
+        They are acked by the runs' receipts, with ack_many or ack_and_receive_runs.
+        """
+        reply = self._read(Source(queue, queues, recipient), limit, wait, lease, {"Accept": RUNS})
+        return [] if reply is None else runs_of(json.loads(reply.body))
+
+    def _read(
+        self, source: Source, limit: int, wait: float, lease: Lease | None, headers: dict[str, str]
+    ) -> Reply | None:
         query: list[tuple[str, str | int | float]] = [("limit", limit)] if limit != 1 or lease is not None else []
         if lease is not None:
             query.append(("lease", round(lease, 3) if isinstance(lease, float) else lease))
-        if recipient is not None:
-            query.append(("recipient", recipient))
+        if source.recipient is not None:
+            query.append(("recipient", source.recipient))
         query += [("queue", name) for name in source.queues or ()]
-        path = "/messages" if source.queues else f"{self._path(queue)}/messages"
-        # A plain read is gone once done: the key lets a retry have the reply that was lost.
-        headers = {} if lease is not None else {"Idempotency-Key": uuid.uuid4().hex}
-        reply = self._poll(path, query, wait, headers)
-        return [] if reply is None else _documents(reply)
+        path = "/messages" if source.queues else f"{self._path(source.queue)}/messages"
+        return self._poll(path, query, wait, headers, once=lease is None)
 
     def consume(
         self,
@@ -203,27 +233,55 @@ class QueueClient(Settling):
         """Ack these, as ack_many does, and lease the next ones, in one request: a reader's whole loop."""
         receipts = self._let_go(messages)
         ask = given(limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue)
+        done, told = self._settle_and_read(receipts, ask, {})
+        return (done, told) if done else (self.ack_many(receipts, queue=queue), self.receive_documents(**ask))
+
+    def ack_and_receive_runs(
+        self,
+        messages: Iterable[Message | str],
+        *,
+        lease: Lease,
+        limit: int = 1000,
+        wait: float = 0,
+        recipient: str | None = None,
+        queue: str | None = None,
+    ) -> tuple[AckResult, list[Run]]:
+        """As ack_and_receive, in columns, as receive_runs."""
+        receipts = self._let_go(messages)
+        ask = given(limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue)
+        done, told = self._settle_and_read(receipts, ask, {"Accept": RUNS})
+        return (done, runs_of(told)) if done else (self.ack_many(receipts, queue=queue), self.receive_runs(**ask))
+
+    def _settle_and_read(
+        self, receipts: list[str], ask: dict[str, Any], headers: Mapping[str, str]
+    ) -> tuple[AckResult | None, list[dict[str, Any]]]:
+        """None: one of the receipts did not hold, so nothing was done."""
         try:
-            told = self._transact({"ack": receipts, "receive": {"queue": self.queue, **ask}}, {})
-            return AckResult(len(receipts), [], []), told.get("messages", [])
-        except (NotFound, StaleReceipt):  # of one of them: then none was acked
-            return self.ack_many(receipts, queue=queue), self.receive_documents(**ask)
+            told = self._transact({"ack": receipts, "receive": {"queue": self.queue, **ask}}, headers)
+        except (NotFound, StaleReceipt):
+            return None, []
+        return AckResult(messages_of(receipts), [], []), told.get("messages", [])
 
     def close(self) -> None:
         """Stop renewing leases and close idle connections; calls that wait for their next try give up."""
         self._leases.close()
         super().close()
 
-    def _post(self, queue: str | None, body: bytes, key: str | None = None) -> Reply:
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+    def _post(self, queue: str | None, body: bytes, key: str | None = None, kind: str = "application/json") -> Reply:
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex, "Content-Type": kind}
         return self._transport.call("POST", f"{self._path(queue)}/messages", body=body, headers=headers)
 
     def _poll(
-        self, path: str, query: list[tuple[str, str | int | float]], wait: float, headers: Mapping[str, str]
+        self, path: str, query: list[tuple[str, str | int | float]], wait: float, headers: dict[str, str], *, once: bool
     ) -> Reply | None:
-        """The first reply that has messages; None if there was none in `wait` seconds."""
+        """The first reply that has messages; None if there was none in `wait` seconds.
+
+        `once`: what a reply brings is gone from the queue, so a retry has to be given the one that was lost.
+        """
         until = time.monotonic() + wait
         while True:
+            if once:
+                headers["Idempotency-Key"] = uuid.uuid4().hex
             left = max(0.0, until - time.monotonic())
             this = min(LONGEST_WAIT, round(left, 3))
             asked = urlencode([*query, ("wait", this)] if this else query)
@@ -236,8 +294,6 @@ class QueueClient(Settling):
                 time.sleep(pause)
             if time.monotonic() >= until:
                 return None
-            if headers:
-                headers = {"Idempotency-Key": uuid.uuid4().hex}  # this one has had its reply
 
     def _transact(self, document: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
         waits = document.get("receive", {}).get("wait", 0)

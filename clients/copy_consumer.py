@@ -13,12 +13,13 @@ from typing import Any
 from clients.client import QueueClient
 from clients.copy_plan import CopyError, EndMark, clear_away, delete_queue, find_begin_mark, totals
 from clients.copy_target import Target
+from clients.runs import Run
 
 WAIT = 0.5  # seconds of one poll: how late a fault in the other half, or an interrupt, may be seen
 QUICK = 2.0  # seconds: how long an interrupted run may take to settle what it holds
 LONG_QUIET = 5.0  # seconds after which a producer that sends nothing more is worth a word
 
-Documents = list[dict[str, Any]]
+Runs = list[Run]
 
 
 def consume(
@@ -54,7 +55,7 @@ def consume(
                     continue
                 target = _open(client, target)
             written(target.write(lines))
-            unacked = [line["receipt"] for line in lines]
+            unacked = [run.receipt for run in lines]
             end = _checked(ends[-1], target) if ends else end
             if not got and not end:
                 _check_still_coming(client, producing)
@@ -77,15 +78,15 @@ class Fetcher:
         self._client = client
         self._limit = limit
         self._lease = lease
-        self._held: dict[str, dict[str, Any]] = {}  # by receipt: leased, and not acked yet
-        self._asked: queue.SimpleQueue[tuple[Callable[[], Documents], Future[Documents]] | None] = queue.SimpleQueue()
+        self._held: dict[str, Run] = {}  # by receipt: leased, and not acked yet
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Runs], Future[Runs]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="copy-fetcher", daemon=True).start()
 
-    def ask(self, receipts: list[str], wait: float) -> Future[Documents]:
+    def ask(self, receipts: list[str], wait: float) -> Future[Runs]:
         """The next messages, when there are any or `wait` seconds have passed; the receipts are acked by then."""
         return self._soon(lambda: self._ack_and_fetch(receipts, wait))
 
-    def settle(self, write: Callable[[Documents], object] | None) -> Future[Documents]:
+    def settle(self, write: Callable[[Runs], object] | None) -> Future[Runs]:
         """Nothing is held any more, so that the next run need not wait for leases to end: lines are written and
         acked, which is one request; what cannot be written is given back."""
         return self._soon(lambda: self._settle(write))
@@ -94,8 +95,8 @@ class Fetcher:
         """The thread ends, after what it is doing."""
         self._asked.put(None)
 
-    def _soon(self, work: Callable[[], Documents]) -> Future[Documents]:
-        result: Future[Documents] = Future()
+    def _soon(self, work: Callable[[], Runs]) -> Future[Runs]:
+        result: Future[Runs] = Future()
         self._asked.put((work, result))
         return result
 
@@ -107,29 +108,29 @@ class Fetcher:
             except BaseException as error:
                 result.set_exception(error)
 
-    def _ack_and_fetch(self, receipts: list[str], wait: float) -> Documents:
+    def _ack_and_fetch(self, receipts: list[str], wait: float) -> Runs:
         if receipts:
             # Stale or missing ones are no fault: who was too slow for its lease finds these lines again.
-            _, got = self._client.ack_and_receive(receipts, limit=self._limit, wait=wait, lease=self._lease)
+            _, got = self._client.ack_and_receive_runs(receipts, limit=self._limit, wait=wait, lease=self._lease)
         else:
-            got = self._client.receive_documents(limit=self._limit, wait=wait, lease=self._lease)
+            got = self._client.receive_runs(limit=self._limit, wait=wait, lease=self._lease)
         for receipt in receipts:
             del self._held[receipt]
-        self._held.update((message["receipt"], message) for message in got)
+        self._held.update((run.receipt, run) for run in got)
         return got
 
-    def _settle(self, write: Callable[[Documents], object] | None) -> Documents:
+    def _settle(self, write: Callable[[Runs], object] | None) -> Runs:
         lines, ends = _sorted(list(self._held.values()))
         if write is None:
-            self._client.give_back(self._held)
+            self._client.give_back(receipt for run in self._held.values() for receipt in run.receipts)
         else:
             write(lines)
-            self._client.ack_many(line["receipt"] for line in lines)
-            self._client.give_back(end["receipt"] for end in ends)
+            self._client.ack_many(run.receipt for run in lines)
+            self._client.give_back(receipt for run in ends for receipt in run.receipts)
         return []
 
 
-def _result(asked: Future[Documents], producing: Future[None] | None) -> Documents:
+def _result(asked: Future[Runs], producing: Future[None] | None) -> Runs:
     """The next messages; or the producer's fault, as soon as there is one."""
     if producing is not None and not producing.done():
         either: list[Future[Any]] = [asked, producing]
@@ -139,10 +140,9 @@ def _result(asked: Future[Documents], producing: Future[None] | None) -> Documen
     return asked.result()
 
 
-def _sorted(got: Documents) -> tuple[Documents, Documents]:
+def _sorted(got: Runs) -> tuple[Runs, Runs]:
     """Lines and end marks."""
-    ends = [message for message in got if "end" in message.get("attributes", ())]
-    return ([message for message in got if message not in ends] if ends else got), ends
+    return [run for run in got if "end" not in run.attributes], [run for run in got if "end" in run.attributes]
 
 
 def _tell_what_is_waited_for(
@@ -177,10 +177,10 @@ def _open(client: QueueClient, path: str) -> Target:
     return target
 
 
-def _checked(mark: dict[str, Any], target: Target) -> EndMark:
-    attributes = mark["attributes"]
+def _checked(marks: Run, target: Target) -> EndMark:
+    attributes: dict[str, Any] = {name: values[-1] for name, values in marks.attributes.items()}
     if attributes.get("copy") != target.copy:
-        raise CopyError(f"two copies went through queue '{mark['queue']}' at once; run them again, one by one")
+        raise CopyError(f"two copies went through queue '{marks.queue}' at once; run them again, one by one")
     return EndMark(attributes["copy"], attributes["size"], attributes["count"], attributes["sha256"])
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from clients.client import QueueClient
 from clients.errors import Forbidden, NotFound
 
-FORMAT = 1  # of the messages and their cut into batches; a new one makes every unfinished copy another copy
+FORMAT = 2  # of the messages and their cut into batches; a new one makes every unfinished copy another copy
 MARK_READER = "copy-begin-mark"  # the recipient of begin marks, which nobody reads as
 
 

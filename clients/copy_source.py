@@ -15,21 +15,24 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from itertools import accumulate
+from typing import Any, BinaryIO
 
 from clients.client import QueueClient
 from clients.copy_plan import MARK_READER, CopyError, Plan, find_begin_mark, totals
+from clients.runs import RUNS
 
 BLOCK = 1024 * 1024  # bytes read at a time
 LONGEST_PIECE = 256 * 1024  # bytes of a line in one message; a longer line takes several
 LARGEST_BATCH = 1024 * 1024  # bytes of the file: JSON makes up to 6 bytes of one, and the service takes 8 MiB
 MOST_AHEAD = 32 * 1024 * 1024  # bytes sent and not yet written, where both halves are in one process
 
-NO_NEWLINE = ',"newline":false'
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_json = json.JSONEncoder(ensure_ascii=False).encode
+Special = dict[str, bool | str]  # attributes of a line that is not just text and its newline
 
 
 class Flow:
@@ -59,12 +62,53 @@ class Flow:
 
 
 @dataclass(slots=True)
+class Lines:
+    """Successive lines, or pieces of long ones, in columns; and how many bytes of the file each is."""
+
+    texts: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # bytes from the start of the file
+    sizes: list[int] = field(default_factory=list)
+    specials: dict[int, Special] = field(default_factory=dict)  # by place in the columns
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def add(self, other: Lines, start: int, end: int) -> None:
+        """The other's, from place `start` to `end`."""
+        shift = len(self) - start
+        self.specials |= {place + shift: told for place, told in other.specials.items() if start <= place < end}
+        self.texts += other.texts[start:end]
+        self.offsets += other.offsets[start:end]
+        self.sizes += other.sizes[start:end]
+
+
+@dataclass(slots=True)
 class Batch:
-    messages: list[str] = field(default_factory=list)  # JSON
+    """What is sent in one request: lines; in the first the begin mark before them, in the last the end mark after."""
+
+    before: Mapping[str, Any] | None = None
+    lines: Lines = field(default_factory=Lines)
+    after: Mapping[str, Any] | None = None
     size: int = 0  # bytes of the file
 
-    def encoded(self) -> bytes:
-        return f"[{','.join(self.messages)}]".encode()
+    def __len__(self) -> int:
+        """Messages."""
+        return len(self.lines) + (self.before is not None) + (self.after is not None)
+
+    def add(self, lines: Lines, start: int, end: int) -> None:
+        self.lines.add(lines, start, end)
+        self.size += sum(lines.sizes[start:end])
+
+    def encoded(self) -> tuple[bytes, str]:
+        """Its JSON, and the media type of that."""
+        lines = self.lines
+        if not (self.before or self.after or lines.specials):
+            return f'{{"texts":{_json(lines.texts)},"attributes":{{"offset":{_json(lines.offsets)}}}}}'.encode(), RUNS
+        messages = [
+            {"text": text, "attributes": {"offset": offset, **lines.specials.get(place, {})}}
+            for place, (text, offset) in enumerate(zip(lines.texts, lines.offsets, strict=True))
+        ]
+        return _json([mark for mark in (self.before, *messages, self.after) if mark]).encode(), "application/json"
 
 
 def produce(client: QueueClient, plan: Plan, stored: int, sent: Callable[[int], bool]) -> None:
@@ -75,10 +119,10 @@ def produce(client: QueueClient, plan: Plan, stored: int, sent: Callable[[int], 
     with open(plan.source, "rb", buffering=0) as file:
         count = 0
         for index, batch in enumerate(batches(file, plan)):
-            count += len(batch.messages)
+            count += len(batch)
             if count <= stored:
                 continue
-            client.send_encoded(batch.encoded(), idempotency_key=f"{plan.id}-{index}")
+            client.send_encoded(*batch.encoded(), idempotency_key=f"{plan.id}-{index}")
             if not sent(batch.size):
                 return
 
@@ -104,50 +148,81 @@ def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
     """
     digest = hashlib.sha256()
     count = 0
-    begin = {"text": "", "recipient": MARK_READER, "attributes": {"copy": plan.id, "size": plan.size}}
-    batch = Batch([_json(begin)])
-    for message, size in messages(file, digest):
-        if len(batch.messages) >= plan.batch or batch.size + size > LARGEST_BATCH:
-            yield batch
-            batch = Batch()
-        batch.messages.append(message)
-        batch.size += size
-        count += 1
+    batch = Batch({"text": "", "recipient": MARK_READER, "attributes": {"copy": plan.id, "size": plan.size}})
+    for lines in cut(file, digest):
+        start, count = 0, count + len(lines)
+        while start < len(lines):
+            end = start + _room(batch, plan.batch, lines.sizes[start : start + plan.batch])
+            batch.add(lines, start, end)
+            start = end
+            if start < len(lines):
+                yield batch
+                batch = Batch()
     if file.tell() != plan.size or not plan.still_holds(file.fileno()):
         raise CopyError(f"{plan.source}: changed while it was being copied; run the copy again")
-    end = {"end": True, "copy": plan.id, "size": plan.size, "count": count, "sha256": digest.hexdigest()}
-    batch.messages.append(_json({"text": "", "attributes": end}))
+    if len(batch) >= plan.batch:
+        yield batch
+        batch = Batch()
+    end_mark = {"end": True, "copy": plan.id, "size": plan.size, "count": count, "sha256": digest.hexdigest()}
+    batch.after = {"text": "", "attributes": end_mark}
     yield batch
 
 
-def messages(file: BinaryIO, digest: hashlib._Hash) -> Iterator[tuple[str, int]]:
-    r"""Each line as a message's JSON, and its size in bytes with its newline. Only b"\n" ends a line."""
+def cut(file: BinaryIO, digest: hashlib._Hash) -> Iterator[Lines]:
+    r"""All lines of the file; of one that is too long its pieces. Only b"\n" ends a line."""
     offset, rest = 0, b""
     while block := file.read(BLOCK):
         digest.update(block)
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            if len(line) > LONGEST_PIECE:
-                *pieces, line = _pieces(line)
-                for piece in pieces:
-                    yield _message(piece, offset, NO_NEWLINE), len(piece)
-                    offset += len(piece)
-            yield _message(line, offset), len(line) + 1
-            offset += len(line) + 1
+        whole, newline, rest = (rest + block).rpartition(b"\n")
+        if newline:
+            yield _lines(whole, offset)
+            offset += len(whole) + 1
         *pieces, rest = _pieces(rest)
-        for piece in pieces:
-            yield _message(piece, offset, NO_NEWLINE), len(piece)
-            offset += len(piece)
+        if pieces:
+            yield _told_apart([(piece, False) for piece in pieces], offset)
+            offset += sum(map(len, pieces))
     if rest:
-        yield _message(rest, offset, NO_NEWLINE), len(rest)
+        yield _told_apart([(rest, False)], offset)
 
 
-def _message(line: bytes, offset: int, newline: str = "") -> str:
-    try:
-        text, encoding = line.decode(), ""
-    except UnicodeDecodeError:
-        text, encoding = base64.b64encode(line).decode(), ',"encoding":"base64"'
-    return f'{{"text":{_json(text)},"attributes":{{"offset":{offset}{newline}{encoding}}}}}'
+def _lines(whole: bytes, offset: int) -> Lines:
+    """The lines of a part of the file that begins at `offset` and ends before a newline."""
+    lines = whole.split(b"\n")
+    sizes = [len(line) + 1 for line in lines]
+    if max(sizes) <= LONGEST_PIECE:
+        with suppress(UnicodeDecodeError):
+            return Lines(whole.decode().split("\n"), list(accumulate(sizes[:-1], initial=offset)), sizes)
+    cut_up = (list(_pieces(line)) for line in lines)
+    return _told_apart(
+        ((piece, place == len(pieces)) for pieces in cut_up for place, piece in enumerate(pieces, start=1)), offset
+    )
+
+
+def _told_apart(pieces: Iterable[tuple[bytes, bool]], offset: int) -> Lines:
+    """Of pieces one after the other, each with whether its line ends there."""
+    lines = Lines()
+    for piece, is_end in pieces:
+        special: Special = {} if is_end else {"newline": False}
+        try:
+            text = piece.decode()
+        except UnicodeDecodeError:
+            text = base64.b64encode(piece).decode()
+            special["encoding"] = "base64"
+        if special:
+            lines.specials[len(lines)] = special
+        lines.texts.append(text)
+        lines.offsets.append(offset)
+        lines.sizes.append(len(piece) + is_end)
+        offset += lines.sizes[-1]
+    return lines
+
+
+def _room(batch: Batch, most: int, sizes: list[int]) -> int:
+    """How many lines, of which the next have these sizes, find room in a batch of so many messages."""
+    sizes = sizes[: max(0, most - len(batch))]
+    if batch.size + sum(sizes) <= LARGEST_BATCH:
+        return len(sizes)
+    return sum(1 for end in accumulate(sizes, initial=batch.size) if end <= LARGEST_BATCH) - 1
 
 
 def _pieces(line: bytes) -> Iterator[bytes]:

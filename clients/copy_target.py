@@ -13,13 +13,16 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
+import itertools
+import operator
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from clients.copy_plan import CopyError, EndMark
+from clients.runs import Run
 
 
 class Target:
@@ -36,19 +39,15 @@ class Target:
             raise CopyError(f"{path}: another copy to it is running")
         _sync_directory(self.path)
 
-    def write(self, messages: Iterable[Mapping[str, Any]]) -> int:
-        """The messages' lines are on disk at their offsets; how many bytes that was."""
-        start, end, total = 0, 0, 0
-        run: list[bytes] = []
-        for message in messages:
-            data, offset = _line(message)
-            if offset != end:
-                self._write_at(start, run)
-                start, run = offset, []
-            run.append(data)
-            end = offset + len(data)
-            total += len(data)
-        self._write_at(start, run)
+    def write(self, runs: Iterable[Run]) -> int:
+        """The runs' lines are on disk at their offsets; how many bytes that was."""
+        total = 0
+        for run in runs:
+            lines, offsets = _lines(run)
+            for start, end in _stretches(offsets, lines):
+                data = b"".join(lines[start:end])
+                self._write_at(offsets[start], data)
+                total += len(data)
         if total:
             os.fdatasync(self._descriptor)
         return total
@@ -124,11 +123,11 @@ class Target:
             os.close(self._file)
             self._file = None
 
-    def _write_at(self, offset: int, run: list[bytes]) -> None:
-        data = memoryview(b"".join(run))
-        while data:
-            written = os.pwrite(self._descriptor, data, offset)
-            data, offset = data[written:], offset + written
+    def _write_at(self, offset: int, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(self._descriptor, left, offset)
+            left, offset = left[written:], offset + written
 
 
 def check_target(path: str) -> None:
@@ -149,16 +148,26 @@ def digest_of(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def _line(message: Mapping[str, Any]) -> tuple[bytes, int]:
-    """Its bytes and their offset."""
-    attributes = message.get("attributes", {})
-    text, offset = message["text"], attributes.get("offset")
-    if type(offset) is not int or not 0 <= offset < 2**62:
-        raise CopyError(f"message {message.get('id')} is not of a file copy: it has no offset")
-    if len(attributes) == 1:
-        return text.encode() + b"\n", offset
-    data = base64.b64decode(text) if attributes.get("encoding") == "base64" else text.encode()
-    return (data if attributes.get("newline") is False else data + b"\n"), offset
+def _lines(run: Run) -> tuple[list[bytes], list[int]]:
+    """A run's lines and their offsets. Raises CopyError for one that is of no file copy."""
+    offsets: list[Any] = run.attributes.get("offset", [])
+    if len(offsets) != len(run) or set(map(type, offsets)) != {int} or min(offsets) < 0 or max(offsets) >= 2**62:
+        raise CopyError(f"message {run.id}, or one after it, is not of a file copy: it has no offset")
+    if len(run.attributes) == 1:
+        return [text.encode() + b"\n" for text in run.texts], offsets
+    encodings, newlines = (run.attributes.get(name, [None] * len(run)) for name in ("encoding", "newline"))
+    lines = []
+    for text, encoding, newline in zip(run.texts, encodings, newlines, strict=True):
+        data = base64.b64decode(text) if encoding == "base64" else text.encode()
+        lines.append(data if newline is False else data + b"\n")
+    return lines, offsets
+
+
+def _stretches(offsets: list[int], lines: list[bytes]) -> Iterator[tuple[int, int]]:
+    """The places between which lines lie one behind the other in the file; mostly they all do."""
+    ends = list(map(operator.add, offsets, map(len, lines)))
+    breaks = [] if offsets[1:] == ends[:-1] else [n for n in range(1, len(lines)) if offsets[n] != ends[n - 1]]
+    yield from itertools.pairwise([0, *breaks, len(lines)])
 
 
 def _open_locked(path: str) -> int | None:

@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from clients.client import QueueClient
 from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
 from clients.consuming import LONGEST_WAIT
 from clients.errors import BadRequest, ProblemError, QueueError
 from clients.messages import AckResult
+from clients.runs import Run
 
 BLOCK = 1024 * 1024  # bytes read from stdin at a time; what is there is sent, so a slow pipe's lines go at once
 MOST_LINES = 1000  # in one request
@@ -142,30 +142,29 @@ def _receive(asked: argparse.Namespace) -> int:
     with client_for(asked) as client:
         while left:
             limit = min(asked.batch, left)
-            late, got = client.ack_and_receive(written, limit=limit, lease=asked.lease, recipient=asked.recipient)
+            late, got = client.ack_and_receive_runs(written, limit=limit, lease=asked.lease, recipient=asked.recipient)
             _tell_of_late(late, asked)
             if not got and wait:
-                got = client.receive_documents(limit=limit, lease=asked.lease, recipient=asked.recipient, wait=wait)
+                got = client.receive_runs(limit=limit, lease=asked.lease, recipient=asked.recipient, wait=wait)
             if not got and not asked.follow:
                 return 0
             written = _write_out(client, got)
-            left -= len(got)
+            left -= sum(map(len, got))
         _tell_of_late(client.ack_many(written), asked)
     return 0
 
 
-def _write_out(client: QueueClient, messages: list[dict[str, Any]]) -> list[str]:
-    """The messages' texts are in the pipe, and these are their receipts; or they are given back."""
-    receipts = [message["receipt"] for message in messages]
+def _write_out(client: QueueClient, runs: list[Run]) -> list[str]:
+    """The texts are in the pipe, and these are their receipts; or they are given back."""
     try:
         # Not through sys.stdout: where Python is told not to buffer, that may write a part and say nothing.
-        left = memoryview(b"".join(message["text"].encode() + b"\n" for message in messages))
+        left = memoryview("".join(f"{text}\n" for run in runs for text in run.texts).encode())
         while left:
             left = left[os.write(sys.stdout.fileno(), left) :]
     except BaseException:
-        client.give_back(receipts)
+        client.give_back(receipt for run in runs for receipt in run.receipts)
         raise
-    return receipts
+    return [run.receipt for run in runs]
 
 
 def _tell_of_late(result: AckResult, asked: argparse.Namespace) -> None:

@@ -10,8 +10,9 @@ from clients.administration import Administration
 from clients.errors import QueueError
 from clients.leases import LeaseKeeper, log
 from clients.messages import AckResult, Message, encode, several
+from clients.runs import in_batches
 
-LARGEST_BATCH = 10_000  # receipts in one request
+LARGEST_BATCH = 10_000  # messages in one request
 
 
 class Settling(Administration):
@@ -24,15 +25,18 @@ class Settling(Administration):
         self._transport.call("DELETE", self._settling(message, queue), done_if_lost=(404,))
 
     def ack_many(self, messages: Iterable[Message | str], *, queue: str | None = None) -> AckResult:
-        """Ack those that are still ours and tell which are not. A bare receipt is one of `queue`."""
+        """Ack those that are still ours and tell which are not. A bare receipt is one of `queue`.
+
+        That of a run counts for all of its messages; which of them are not ours is told one by one.
+        """
         by_queue: dict[str | None, list[str]] = {}
         for message in several(messages):
             name = message.queue if isinstance(message, Message) else queue
             by_queue.setdefault(name, []).extend(self._let_go([message]))
         total = AckResult(0, [], [])
         for name, receipts in by_queue.items():
-            for start in range(0, len(receipts), LARGEST_BATCH):
-                total += self._ack_batch(name, receipts[start : start + LARGEST_BATCH])
+            for batch in in_batches(receipts, LARGEST_BATCH):
+                total += self._ack_batch(name, batch)
         return total
 
     def extend(self, message: Message | str, lease: float, *, queue: str | None = None) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from bottle import HTTPResponse
 
+from doors.wire import JSON, NDJSON, RUNS
 from storage.model import Message, NewMessage, Queue, Receive, Transacted, rfc3339
+from storage.runs import Messages, Run
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
 RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 for want of a place to wait
@@ -34,35 +37,35 @@ def ids(numbers: list[int]) -> HTTPResponse:
     return value({"ids": [str(number) for number in numbers]})
 
 
-def delivery(messages: list[Message], ask: Receive, many: bool, ndjson: bool) -> HTTPResponse:
+def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -> HTTPResponse:
     """What a read brought: with its envelope when it is leased, else just as it was written."""
     if not messages:
         return nothing()
     if ask.lease is not None:
-        told = [envelope(message) for message in messages]
+        told = _leased(messages, packed=many and kind == RUNS)
     else:
+        kind = JSON if kind == RUNS else kind
         told = [_as_written(message.text, message.fields) for message in messages]
         if many and len(ask.queues) > 1:
             told = [f'{{"queue": "{message.queue}", {one[1:]}' for message, one in zip(messages, told, strict=True)]
-    return batch(told, ndjson) if many else _text(told[0], headers=_delivery_headers(messages[0]))
+    return batch(told, kind) if many else _text(told[0], headers=_delivery_headers(messages[0]))
 
 
-def batch(told: list[str], ndjson: bool) -> HTTPResponse:
-    if ndjson:
-        return _text("\n".join(told), kind="application/x-ndjson")
-    return _text(f"[{','.join(told)}]")
+def batch(told: list[str], kind: str) -> HTTPResponse:
+    return _text("\n".join(told) if kind == NDJSON else f"[{','.join(told)}]", kind=kind)
 
 
 def extended(until: int) -> HTTPResponse:
     return value({"leased_until": rfc3339(until)})
 
 
-def transacted(done: Transacted, asked: Receive | None) -> HTTPResponse:
+def transacted(done: Transacted, asked: Receive | None, kind: str) -> HTTPResponse:
     numbers = json.dumps([str(number) for number in done.ids])
     if asked is None:
         return _text(f'{{"ids": {numbers}}}')
     headers = {"Retry-After": str(RETRY_AFTER)} if done.crowded else {}
-    return _text(f'{{"ids": {numbers}, "messages": [{",".join(map(envelope, done.messages))}]}}', headers=headers)
+    told = ",".join(_leased(done.messages, packed=kind == RUNS))
+    return _text(f'{{"ids": {numbers}, "messages": [{told}]}}', kind=kind, headers=headers)
 
 
 def stats(queue: Queue) -> dict[str, Any]:
@@ -84,6 +87,21 @@ def envelope(message: Message, state: str | None = None) -> str:
     if message.leased_until is not None:
         told += f', "leased_until": "{rfc3339(message.leased_until)}"'
     return f"{told}, {_as_written(message.text, message.fields)[1:]}"
+
+
+def _leased(messages: Sequence[Message], *, packed: bool) -> list[str]:
+    """Each in its envelope. `packed`: those that came as a run are told as one."""
+    if packed and isinstance(messages, Messages):
+        return [_run(part) if isinstance(part, Run) else envelope(part) for part in messages.parts]
+    return [envelope(message) for message in messages]
+
+
+def _run(run: Run) -> str:
+    """The same as `envelope`, of all its messages. What was written is JSON already."""
+    told = f'{{"id": "{run.id}", "count": {run.length}, "queue": "{run.queue}", "sent_at": "{rfc3339(run.sent_at)}"'
+    told += f', "receive_count": {run.receive_count}, "receipt": "{run.receipt}"'
+    told += f', "leased_until": "{rfc3339(run.leased_until or 0)}", "texts": {run.texts}'
+    return f"{told}}}" if run.attributes is None else f'{told}, "attributes": {run.attributes}}}'
 
 
 def problem(
@@ -110,9 +128,7 @@ def _delivery_headers(message: Message) -> dict[str, str]:
     }
 
 
-def _text(
-    text: str, status: int = 200, kind: str = "application/json", headers: dict[str, str] | None = None
-) -> HTTPResponse:
+def _text(text: str, status: int = 200, kind: str = JSON, headers: dict[str, str] | None = None) -> HTTPResponse:
     headers = {"Content-Type": kind, "Cache-Control": "no-store"} | (headers or {})
     # A lone surrogate, cited from a request, becomes its JSON escape.
     body = f"{text}\n".encode("utf-8", "backslashreplace") if text else b""

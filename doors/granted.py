@@ -22,7 +22,7 @@ class GrantedStore:
         self._need(queue, SEND)
         return self._store.send(queue, messages, once)
 
-    def receive(self, ask: Receive, once: Once | None, present: Callable[[], bool]) -> list[Message]:
+    def receive(self, ask: Receive, once: Once | None, present: Callable[[], bool]) -> Sequence[Message]:
         self._need_all(ask.queues, RECEIVE)
         return self._store.receive(ask, once, present)
 

@@ -27,6 +27,7 @@ from doors.openapi_answers import (
     text_of,
 )
 from doors.schemas import IDEMPOTENCY, LEASE, LIMIT, QUEUE, RECEIPT, RECIPIENT, SCHEMAS, WAIT, Schema, listed, ref
+from doors.wire import JSON, NDJSON, RUNS, TEXT
 
 VERSION = "0.1.0"  # as in pyproject.toml
 
@@ -103,7 +104,8 @@ def _messages(prefix: str) -> dict[str, Any]:
                 [*_reading(queues=not prefix), _IDEMPOTENT],
                 {"200": RECEIVED, "204": NOTHING_THERE},
                 ("invalid_input", "idempotency_mismatch", *STORAGE),
-                more="Without `lease` the message is removed. With `limit` the reply is an array.",
+                more="Without `lease` the message is removed. With `limit` the reply is an array. In the form of runs "
+                "a leased read tells messages that lie together as one.",
             ),
             "head": _operation(
                 "messages", f"head{of}", "Refused, since a read removes messages", [], {}, ("method_not_allowed",)
@@ -133,6 +135,7 @@ def _messages(prefix: str) -> dict[str, Any]:
 
 def _transactions() -> dict[str, Any]:
     answered = json_of("It is on disk.", ref("Transacted"), {"Retry-After": RETRY | {"required": False}})
+    answered["content"][RUNS] = {"schema": ref("TransactedRuns")}
     problems = (
         *READS_BODY, "message_not_found", "stale_receipt", "idempotency_mismatch", "queue_full", *STORAGE,
     )  # fmt: skip
@@ -288,11 +291,12 @@ def _query(name: str, schema: Schema) -> Schema:
 
 
 def _body(schema: Schema, required: bool = True) -> Schema:
-    return {"required": required, "content": {"application/json": {"schema": schema}}}
+    return {"required": required, "content": {JSON: {"schema": schema}}}
 
 
 _SEND_BODY = _body({"anyOf": [ref("Message"), ref("Batch")]})
 _SEND_BODY["content"] |= {
-    "application/x-ndjson": {"schema": {"type": "string", "description": "One message a line."}},
-    "text/plain": {"schema": {"type": "string", "description": "The text of one message."}},
+    NDJSON: {"schema": {"type": "string", "description": "One message a line."}},
+    TEXT: {"schema": {"type": "string", "description": "The text of one message."}},
+    RUNS: {"schema": ref("Run")},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from doors.answer import RETRY_AFTER
 from doors.schemas import QUEUE, Schema, listed, ref
+from doors.wire import JSON, NDJSON, RUNS
 
 # Every code a problem may have: (status, when). The codes a route may answer stand at its operation.
 CODES = {
@@ -69,7 +70,7 @@ def json_of(description: str, schema: Schema, headers: Schema | None = None) -> 
     return {
         "description": description,
         "headers": NO_STORE | (headers or {}),
-        "content": {"application/json": {"schema": schema}},
+        "content": {JSON: {"schema": schema}},
     }
 
 
@@ -80,7 +81,7 @@ def text_of(description: str) -> Schema:
 def list_or_lines(description: str, schema: Schema, headers: Schema | None = None) -> Schema:
     """JSON, or one value a line for who accepts application/x-ndjson."""
     told = json_of(description, schema, headers)
-    told["content"]["application/x-ndjson"] = {"schema": {"type": "string"}}
+    told["content"][NDJSON] = {"schema": {"type": "string"}}
     return told
 
 
@@ -103,6 +104,7 @@ RECEIVED = list_or_lines(
         }.items()
     },
 )
+RECEIVED["content"][RUNS] = {"schema": listed({"anyOf": [ref("LeasedMessage"), ref("LeasedRun")]}, 1)}
 DONE = {"description": "Done.", "headers": NO_STORE}
 NOTHING_THERE = {
     "description": "Nothing there. With `Retry-After` it came early: as many readers wait as the service allows.",

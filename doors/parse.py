@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
-from doors.wire import BadRequest, Environ, Query, UnsupportedMediaType, media_type, parse_json, utf8
+from doors.wire import (
+    JSON,
+    NDJSON,
+    RUNS,
+    TEXT,
+    BadRequest,
+    Environ,
+    Query,
+    UnsupportedMediaType,
+    media_type,
+    parse_json,
+    utf8,
+)
 from storage.errors import InvalidInput
 from storage.model import (
     MAX_BATCH,
@@ -20,12 +33,13 @@ from storage.model import (
     check_queue_name,
     milliseconds,
 )
+from storage.runs import NewRun
 
 
 class Body(NamedTuple):
     """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
 
-    messages: list[NewMessage]
+    messages: Sequence[NewMessage]
     batch: bool
 
 
@@ -59,11 +73,13 @@ def nothing(environ: Environ) -> None:
 def messages(environ: Environ, body: bytes) -> Body:
     """The messages a body holds, by its Content-Type."""
     kind = media_type(environ)
-    if kind == "text/plain":
+    if kind == TEXT:
         return Body([NewMessage.from_document({"text": utf8(body)})], batch=False)
-    if kind == "application/x-ndjson":
-        return Body(_batch(_ndjson(body)), batch=True)
+    if kind == NDJSON:
+        return Body(_batch(list(islice(_ndjson(body), MAX_BATCH + 1))), batch=True)
     document = parse_json(body)
+    if kind == RUNS:
+        return Body(_run(document), batch=True)
     if isinstance(document, list):
         return Body(_batch(document), batch=True)
     return Body([NewMessage.from_document(document)], batch=False)
@@ -159,8 +175,8 @@ def if_match(environ: Environ) -> int | None:
 
 def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
     """A JSON object, with no other members than `names` where these are given."""
-    if media_type(environ) != "application/json":
-        raise UnsupportedMediaType("this route takes application/json")
+    if media_type(environ) != JSON:
+        raise UnsupportedMediaType(f"this route takes {JSON}")
     document = parse_json(body)
     if not isinstance(document, dict):
         raise InvalidInput("the body is a JSON object")
@@ -175,15 +191,37 @@ def _only(document: Mapping[str, Any], *names: str) -> None:
             raise InvalidInput(f"unknown field '{name[:128]}': known here are {', '.join(names)}", field=name[:128])
 
 
-def _batch(documents: Iterable[object]) -> list[NewMessage]:
+def _batch(documents: list[Any]) -> Sequence[NewMessage]:
+    if not documents:
+        raise InvalidInput("a batch has at least one message")
+    if len(documents) <= MAX_BATCH and (run := NewRun.of_documents(documents)) is not None:
+        return run
     batch = []
     for index, document in enumerate(documents):
         if index == MAX_BATCH:
             raise InvalidInput(f"a batch has at most {MAX_BATCH} messages", index=index)
         batch.append(NewMessage.from_document(document, index))
-    if not batch:
-        raise InvalidInput("a batch has at least one message")
     return batch
+
+
+def _run(document: object) -> Sequence[NewMessage]:
+    if not isinstance(document, dict):
+        raise InvalidInput("a run is a JSON object with 'texts'")
+    _only(document, "texts", "attributes")
+    texts, attributes = document.get("texts"), document.get("attributes", {})
+    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_BATCH:
+        raise InvalidInput(f"'texts' is an array of 1 to {MAX_BATCH} strings", field="texts")
+    if not isinstance(attributes, dict) or not all(
+        isinstance(values, list) and len(values) == len(texts) for values in attributes.values()
+    ):
+        raise InvalidInput("'attributes' is an object of arrays, each with a value for every text", field="attributes")
+    if "attributes" not in document:
+        return NewRun.of(texts) or _batch([{"text": text} for text in texts])
+    if (run := NewRun.of(texts, attributes)) is not None:
+        return run
+    rows: Iterable[tuple[Any, ...]] = zip(*attributes.values(), strict=True) if attributes else repeat(())
+    each = (dict(zip(attributes, row, strict=True)) for row in rows)
+    return _batch([{"text": text, "attributes": one} for text, one in zip(texts, each, strict=False)])
 
 
 def _ndjson(body: bytes) -> Iterator[object]:

@@ -100,6 +100,16 @@ ENVELOPE = {
     "receive_count": whole("How often it was delivered."),
 }
 LEASED_UNTIL = moment("When the lease ends.")
+HELD = {"receipt": RECEIPT, "leased_until": LEASED_UNTIL}
+# Messages in columns.
+RUN = {
+    "texts": listed({"type": "string"}, 1, MAX_BATCH) | {"description": "The text of each message."},
+    "attributes": {
+        "type": "object",
+        "additionalProperties": listed({"type": ["string", "number", "boolean", "null"]}, 1, MAX_BATCH),
+        "description": "By name a value for each message; all of them have attributes of these names.",
+    },
+}
 
 _SETTINGS: Schema = {
     "lease": seconds("For readers that say `lease=default`.", 1, MAX_LEASE),
@@ -148,6 +158,9 @@ SCHEMAS: dict[str, Schema] = {
     "QueueName": QUEUE,
     "Message": record(WRITTEN, "text", description="What a client writes."),
     "Batch": listed(ref("Message"), 1, MAX_BATCH) | {"description": "Stored whole and in order, or not at all."},
+    "Run": record(
+        RUN, "texts", description="Messages that are nothing but texts and attributes: the same as a batch of them."
+    ),
     "StoredMessage": record({"id": ID} | WRITTEN, "id", "text", description="A message as written, and its id."),
     "Ids": record({"ids": listed(ID)}, "ids", description="The ids of what was sent, in order."),
     "TakenMessage": record(
@@ -156,12 +169,20 @@ SCHEMAS: dict[str, Schema] = {
         description="A message as written. `queue` is told in a read of several messages from several queues.",
     ),
     "LeasedMessage": record(
-        ENVELOPE | {"receipt": RECEIPT, "leased_until": LEASED_UNTIL} | WRITTEN,
+        ENVELOPE | HELD | WRITTEN,
         *ENVELOPE,
-        "receipt",
-        "leased_until",
+        *HELD,
         "text",
         description="A message in its envelope, held until the lease ends.",
+    ),
+    "LeasedRun": record(
+        ENVELOPE | {"count": whole("How many messages.", 2)} | HELD | RUN,
+        *ENVELOPE,
+        "count",
+        *HELD,
+        "texts",
+        description="Messages that lie together: `id` is of the first, the others' follow one by one, and `receipt` "
+        "is of all of them.",
     ),
     "PeekedMessage": record(
         ENVELOPE | {"state": ref("State"), "leased_until": LEASED_UNTIL} | WRITTEN,
@@ -219,6 +240,12 @@ SCHEMAS: dict[str, Schema] = {
         {"ids": listed(ID), "messages": listed(ref("LeasedMessage"))},
         "ids",
         description="`messages` is told when `receive` was asked for.",
+    ),
+    "TransactedRuns": record(
+        {"ids": listed(ID), "messages": listed({"anyOf": [ref("LeasedMessage"), ref("LeasedRun")]})},
+        "ids",
+        "messages",
+        description="The same, with messages that lie together told as one.",
     ),
     "QueueSettings": record(SETTINGS, *SETTINGS),
     "SettingsChange": record(

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from doors.wire import JSON, NDJSON, RUNS
 from settings import BadSetting, Settings
 
 Event = dict[str, Any]
 Handler = Callable[[Event, Any], dict[str, Any]]
 
 # What a reply of these types holds is UTF-8; all else goes out as base64, as Lambda wants it.
-_TEXT = ("text/", "application/json", "application/problem+json", "application/x-ndjson")
+_TEXT = ("text/", "application/problem+json", JSON, NDJSON, RUNS)
 
 
 class App(Protocol):

@@ -15,6 +15,9 @@ from storage.model import Once
 
 Environ = dict[str, Any]
 
+JSON, NDJSON, TEXT = "application/json", "application/x-ndjson", "text/plain"
+RUNS = "application/vnd.queue-service.runs+json"  # plain messages in columns
+
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # so that any float can be written just as it is
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -109,6 +112,7 @@ def parse_json(raw: bytes) -> Any:
         raise BadRequest("the JSON is nested too deeply") from None
     except ValueError as fault:
         why = f"{fault.msg} at character {fault.pos}" if isinstance(fault, json.JSONDecodeError) else str(fault)
+        why = "a number of more than 4,300 digits" if "digits" in why else why  # Python's own limit
         raise BadRequest(f"the body is not valid JSON: {why}") from None
 
 
@@ -163,8 +167,10 @@ def presence(environ: Environ) -> Callable[[], bool]:
     return lambda: not poll.poll(0)
 
 
-def wants_ndjson(environ: Environ) -> bool:
-    return "application/x-ndjson" in environ.get("HTTP_ACCEPT", "")
+def wanted(environ: Environ, *kinds: str) -> str:
+    """The first of these media types that the client accepts in so many words; else JSON."""
+    accept = environ.get("HTTP_ACCEPT", "")
+    return next((kind for kind in kinds if kind in accept), JSON)
 
 
 def wants_html(environ: Environ) -> bool:
@@ -190,9 +196,9 @@ def media_type(environ: Environ) -> str:
     if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType("text is UTF-8")
     if kind in ("", "application/x-www-form-urlencoded"):
-        return "application/json"
-    if kind not in ("application/json", "application/x-ndjson", "text/plain"):
-        raise UnsupportedMediaType("a body is application/json, application/x-ndjson or text/plain")
+        return JSON
+    if kind not in (JSON, NDJSON, TEXT, RUNS):
+        raise UnsupportedMediaType(f"a body is {JSON}, {NDJSON}, {TEXT} or {RUNS}")
     return kind
 
 
@@ -221,12 +227,4 @@ def _no_constant(literal: str) -> None:
     raise ValueError(f"{literal} is not JSON")
 
 
-def _whole(literal: str) -> int:
-    if len(literal) > 4_300:  # where Python itself refuses, in its own words
-        raise ValueError("a number of more than 4,300 digits")
-    return int(literal)
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_no_constant
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)

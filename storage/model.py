@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -26,7 +26,7 @@ MAX_READ_BYTES = 16 * 1024 * 1024  # bytes of text in one read; the first messag
 
 _as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder at every call
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})~([0-9a-f]{1,16})")
+_RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})(?:-([1-9][0-9]{0,18}))?~([0-9a-f]{1,16})")
 
 
 class State(StrEnum):
@@ -96,24 +96,37 @@ class Once(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """The handle of one delivery. Its text names the queue, the message and a token new at every delivery."""
+    """The handle of one delivery. Its text names the queue, the message and a token new at every delivery.
+
+    That of `length` messages given out as a run names the first and the last of them.
+    """
 
     queue: str
     id: int
     token: int
+    length: int = 1
 
     def __str__(self) -> str:
-        return f"{self.queue}~{self.id}~{self.token:x}"
+        last = f"-{self.id + self.length - 1}" if self.length > 1 else ""
+        return f"{self.queue}~{self.id}{last}~{self.token:x}"
+
+    def covers(self, other: Receipt) -> bool:
+        """Whether the other, of one message, is of one of these."""
+        return (self.queue, self.token) == (other.queue, other.token) and 0 <= other.id - self.id < self.length
+
+    def each(self) -> list[Receipt]:
+        """One for each message."""
+        return [Receipt(self.queue, number, self.token) for number in range(self.id, self.id + self.length)]
 
     @classmethod
-    def parse(cls, text: str) -> Receipt:
-        """Raises MessageNotFound for what cannot be a receipt of ours."""
+    def parse(cls, text: str, most: int = 1) -> Receipt:
+        """Raises MessageNotFound for what cannot be a receipt of ours, of `most` messages."""
         match = _RECEIPT.fullmatch(text)
         if match is None:
             raise MessageNotFound
-        queue, number, token = match.groups()
-        receipt = cls(queue, int(number), int(token, 16))
-        if receipt.id >= 2**63 or receipt.token >= 2**63:
+        queue, first, last, token = match.groups()
+        receipt = cls(queue, int(first), int(token, 16), int(last or first) - int(first) + 1)
+        if int(last or first) >= 2**63 or receipt.token >= 2**63 or not 1 <= receipt.length <= most:
             raise MessageNotFound
         return receipt
 
@@ -192,7 +205,7 @@ class Transacted(NamedTuple):
     """What a transaction brought: the ids of what was sent, and the next messages."""
 
     ids: list[int]
-    messages: list[Message]
+    messages: Sequence[Message]
     crowded: bool = False  # no place was left to wait for messages: ask again later
 
 
@@ -229,7 +242,7 @@ class Store(Protocol):
         into being if it was not there. Raises QueueFull, IdempotencyMismatch.
         """
 
-    def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = ...) -> list[Message]:
+    def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = ...) -> Sequence[Message]:
         """At most `limit` messages in delivery order, or none when `wait` seconds brought none.
 
         Without a lease they are removed; with one they are invisible until it ends. `present` is asked right
@@ -238,7 +251,10 @@ class Store(Protocol):
         """
 
     def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
-        """The messages whose receipts hold are removed; the others are told. Receipts not of `queue` are missing."""
+        """The messages whose receipts hold are removed; the others are told. Receipts not of `queue` are missing.
+
+        One of a run stands for one of each of its messages. Raises InvalidInput for more than MAX_BATCH messages.
+        """
 
     def settle(self, receipt: str, queue: str | None = None) -> None:
         """The message is removed. Raises MessageNotFound, StaleReceipt."""
@@ -316,6 +332,12 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Frees files, connections and threads; no other method may be called after."""
+
+
+def check_receipts(receipts: Iterable[Receipt]) -> None:
+    """Raises InvalidInput when they are of more messages than one request may settle."""
+    if sum(receipt.length for receipt in receipts) > MAX_BATCH:
+        raise InvalidInput(f"the receipts are of more than {MAX_BATCH} messages")
 
 
 def total_size(messages: Sequence[NewMessage]) -> int:

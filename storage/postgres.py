@@ -13,9 +13,11 @@ from storage.errors import (
     MessageNotFound,
     PreconditionFailed,
     QueueNotFound,
+    StaleReceipt,
 )
 from storage.kept import read_settings, told, write_settings
 from storage.model import (
+    MAX_BATCH,
     AckResult,
     Disk,
     Message,
@@ -28,6 +30,7 @@ from storage.model import (
     Receive,
     State,
     Transacted,
+    check_receipts,
 )
 from storage.postgres_clock import SharedClock
 from storage.postgres_pool import Pool, flat
@@ -87,9 +90,12 @@ class PostgresStore:
         missing: list[str] = []
         for text in receipts:
             try:
-                parsed[receipt_of(text, queue)] = text
+                receipt = receipt_of(text, queue, MAX_BATCH)
             except MessageNotFound:
                 missing.append(text)
+            else:
+                parsed |= {receipt: text} if receipt.length == 1 else {one: str(one) for one in receipt.each()}
+        check_receipts(parsed)
         statuses = self._settle(list(parsed)) if parsed else []
         for text, status in zip(parsed.values(), statuses, strict=True):
             if status != "held":
@@ -129,7 +135,7 @@ class PostgresStore:
 
     def _change(self, call: str, moment: Sequence[int], receipt: str, queue: str | None, change: Any) -> None:
         parsed = receipt_of(receipt, queue)
-        check(flat(self._pool.run(f"SELECT queue_service.{call}", *moment, *parsed, change)))
+        check(flat(self._pool.run(f"SELECT queue_service.{call}", *moment, *parsed[:3], change)))
         self._became_ready([parsed.queue])
 
     def transact(
@@ -140,26 +146,29 @@ class PostgresStore:
         once: Once | None = None,
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
-        receipts = receipts_of(ack)
+        receipts, given = receipts_of(ack)
         places: dict[str, list[int]] = {}
         for place, (name, _) in enumerate(send):
             places.setdefault(name, []).append(place)
         batches = {name: [send[place][1] for place in places[name]] for name in sorted(places)}
         stored = {place: n for n, place in enumerate((place for name in batches for place in places[name]), start=1)}
-        told_ids, *rows = self._pool.run(
-            "SELECT * FROM queue_service.transact($1::bigint, $2::bigint, $3::text[], $4::bigint[], $5::bigint[], "
-            "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
-            "$14::bigint, $15::bigint, $16::text, $17::bytea)",
-            *self._moment(),
-            *columns(receipts),
-            list(batches),
-            [len(batch) for batch in batches.values()],
-            [message.text.encode() for batch in batches.values() for message in batch],
-            [fields_of(batch) for batch in batches.values()],
-            [stored[place] for place in range(len(send))],
-            *(ask_of(receive) if receive and present() else [None] * 5),
-            *once_of(once),
-        )
+        try:
+            told_ids, *rows = self._pool.run(
+                "SELECT * FROM queue_service.transact($1::bigint, $2::bigint, $3::text[], $4::bigint[], $5::bigint[], "
+                "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
+                "$14::bigint, $15::bigint, $16::text, $17::bytea)",
+                *self._moment(),
+                *columns(receipts),
+                list(batches),
+                [len(batch) for batch in batches.values()],
+                [message.text.encode() for batch in batches.values() for message in batch],
+                [fields_of(batch) for batch in batches.values()],
+                [stored[place] for place in range(len(send))],
+                *(ask_of(receive) if receive and present() else [None] * 5),
+                *once_of(once),
+            )
+        except StaleReceipt as fault:
+            raise StaleReceipt(None if fault.index is None else given[fault.index]) from None
         sent: list[int] = told_ids[1]
         self._became_ready(batches)
         late = bool(rows) and rows[0][0] is not None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import NewMessage, Once, Receipt, Receive
+from storage.model import MAX_BATCH, NewMessage, Once, Receipt, Receive, check_receipts
 
 
 def fields_of(messages: Sequence[NewMessage]) -> str | None:
@@ -43,23 +43,28 @@ def once_of(once: Once | None) -> tuple[str | None, bytes | None]:
     return (None, None) if once is None else (once.key, once.fingerprint)
 
 
-def receipt_of(text: str, queue: str | None) -> Receipt:
-    """Raises MessageNotFound for what is no receipt (of this queue)."""
-    receipt = Receipt.parse(text)
+def receipt_of(text: str, queue: str | None, most: int = 1) -> Receipt:
+    """Raises MessageNotFound for what is no receipt (of this queue) of at most so many messages."""
+    receipt = Receipt.parse(text, most)
     if queue is not None and receipt.queue != queue:
         raise MessageNotFound
     return receipt
 
 
-def receipts_of(texts: Sequence[str]) -> list[Receipt]:
-    """Raises StaleReceipt, with its index, for what is no receipt."""
+def receipts_of(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
+    """A receipt for each message, and the place of the text it stands in.
+
+    Raises StaleReceipt, with its index, for what is no receipt.
+    """
     parsed: list[Receipt] = []
     for index, text in enumerate(texts):
         try:
-            parsed.append(Receipt.parse(text))
+            parsed.append(Receipt.parse(text, MAX_BATCH))
         except MessageNotFound:
             raise StaleReceipt(index) from None
-    return parsed
+    check_receipts(parsed)
+    each = [(one, index) for index, receipt in enumerate(parsed) for one in receipt.each()]
+    return [one for one, _ in each], [index for _, index in each]
 
 
 def columns(receipts: Sequence[Receipt]) -> tuple[list[str], list[int], list[int]]:

@@ -34,6 +34,7 @@ from storage.model import (
     State,
     Transacted,
 )
+from storage.runs import Messages, Run
 from storage.sqlite_commit import Committer, translate
 from storage.sqlite_due import bring_up_to_date, catch_up, next_due
 from storage.sqlite_file import DatabaseFile
@@ -69,22 +70,22 @@ class SqliteStore:
     def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> list[int]:
         def operation(work: Work) -> list[int]:
             row = work.queue_for_writing(queue)
-            runs = work.once(row.id, once, row.settings.dedup_window, lambda: _runs(send(work, row, messages)))
-            return [number for first, count in runs for number in range(first, first + count)]
+            spans = work.once(row.id, once, row.settings.dedup_window, lambda: _spans(send(work, row, messages)))
+            return [number for first, count in spans for number in range(first, first + count)]
 
         return self._commits.run(operation)
 
-    def receive(
-        self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True
-    ) -> list[Message]:
-        def claim() -> list[Message]:
-            while (found := self._commits.run(lambda work: self._claim(work, ask, once) if present() else [])) is None:
+    def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True) -> Messages:
+        def claim() -> Messages:
+            while (
+                found := self._commits.run(lambda work: self._claim(work, ask, once) if present() else Messages())
+            ) is None:
                 pass
             return found
 
         return self._waiting.receive(claim, Interest(ask.queues, ask.recipient), ask.wait, present)
 
-    def _claim(self, work: Work, ask: Receive, once: Once | None) -> list[Message] | None:
+    def _claim(self, work: Work, ask: Receive, once: Once | None) -> Messages | None:
         """None: ask again, more has fallen due than one transaction deals with."""
         rows = [row for row in map(work.find_queue, ask.queues) if row is not None]
         # A key over several queues is no one queue's: what came from which must not depend on which is there now.
@@ -94,7 +95,7 @@ class SqliteStore:
             else (NO_QUEUE, TRANSACTION_WINDOW)
         )
         found = work.once(scope, once, window, lambda: _take_from(work, rows, ask))
-        return None if found is None else [Message(*message) for message in found]
+        return None if found is None else _remembered(found)
 
     def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
         return self._commits.run(lambda work: settling.ack(work, receipts, queue))
@@ -130,14 +131,17 @@ class SqliteStore:
     ) -> Transacted:
         def operation(work: Work) -> list[Any]:
             settling.ack_all(work, ack)
-            return [_send_to_queues(work, send), self._claim(work, receive, None) if receive and present() else []]
+            return [
+                _send_to_queues(work, send),
+                self._claim(work, receive, None) if receive and present() else Messages(),
+            ]
 
         ids, found = self._commits.run(
             lambda work: work.once(NO_QUEUE, once, TRANSACTION_WINDOW, lambda: operation(work))
         )
         if receive is not None and (found is None or (receive.wait > 0 and not found)):
             return receive_after(self, ids, receive, once, present)
-        return Transacted(ids, [Message(*message) for message in found])
+        return Transacted(ids, _remembered(found))
 
     # -- the verbs on queues
 
@@ -257,17 +261,19 @@ class SqliteStore:
         return found is not None
 
 
-def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> list[Message] | None:
+def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> Messages | None:
     """What these queues have for the reader, in its order of preference; None when one has yet to be caught up with."""
-    taken: list[Message] = []
+    taken: list[Message | Run] = []
+    left = ask.limit
     room = Room(SMALL_READ if work.nearly_full else MAX_READ_BYTES)  # a lease writes what it gives out
     for row in rows:
-        if len(taken) == ask.limit or room.full:
+        if not left or room.full:
             break
         if bring_up_to_date(work, row):
-            return taken or None
-        taken += take(work, row, ask.limit - len(taken), ask.recipient, _lease(ask, row.settings), room)
-    return taken
+            return Messages(taken) if taken else None
+        taken += (found := take(work, row, left, ask.recipient, _lease(ask, row.settings), room))
+        left -= len(Messages(found))
+    return Messages(taken)
 
 
 def _send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> list[int]:
@@ -290,12 +296,19 @@ def _lease(ask: Receive, settings: QueueSettings) -> int | None:
     return round(1000 * (settings.lease if isinstance(ask.lease, str) else ask.lease))
 
 
-def _runs(ids: list[int]) -> list[list[int]]:
-    """Ids as [first, count] of each run of successive ones: what a batch's reply is remembered as."""
-    runs: list[list[int]] = []
+def _spans(ids: list[int]) -> list[list[int]]:
+    """Ids as [first, count] of each span of successive ones: what a batch's reply is remembered as."""
+    if ids and ids == list(range(ids[0], ids[0] + len(ids))):
+        return [[ids[0], len(ids)]]
+    spans: list[list[int]] = []
     for number in ids:
-        if runs and number == runs[-1][0] + runs[-1][1]:
-            runs[-1][1] += 1
+        if spans and number == sum(spans[-1]):
+            spans[-1][1] += 1
         else:
-            runs.append([number, 1])
-    return runs
+            spans.append([number, 1])
+    return spans
+
+
+def _remembered(found: Messages | list[Any]) -> Messages:
+    """What was found just now, or when the Idempotency-Key was first used."""
+    return found if isinstance(found, Messages) else Messages([Message(*message) for message in found])

@@ -16,11 +16,11 @@ import apsw
 
 from storage.errors import StoreError, UnusableDatabase
 from storage.moving import MovedDedup, MovedMessage, MovedQueue, MovedReply
+from storage.runs import unpacked
 from storage.sqlite_care import sync
 from storage.sqlite_commit import SEALED
 from storage.sqlite_file import DatabaseFile
 from storage.sqlite_managing import beginning
-from storage.sqlite_runs import unpacked
 from storage.sqlite_work import STATES
 
 _TO_NAME = "CASE state " + " ".join(f"WHEN {number} THEN '{name}'" for number, name in enumerate(STATES)) + " END"
@@ -67,17 +67,17 @@ class SqliteContents:
         )
 
     def _packed(self, after: int) -> Iterator[MovedMessage]:
-        for first, queue, state, due_at, token, count, sent_at, texts, all_fields in self._connection.execute(
+        for first, queue, state, due_at, token, count, sent_at, texts, attributes in self._connection.execute(
             f"""
             SELECT r.id, q.name, {_TO_NAME}, iif(r.due_at, r.due_at + ?1, 0), r.token, r.receive_count, r.sent_at + ?1,
-                   r.texts, coalesce(r.fields, '[]')
+                   r.texts, r.attributes
               FROM runs AS r JOIN queues AS q ON q.id = r.queue_id
              WHERE q.name IS NOT NULL AND r.id + r.count > ?2 + 1
              ORDER BY r.id
             """,
             (self._step, after),
         ):
-            for number, text, fields in unpacked(first, texts, all_fields):
+            for number, text, fields in unpacked(first, texts, attributes):
                 if number > after:
                     yield MovedMessage(
                         number, queue, state, 0, "", None, due_at, None, token, count, sent_at, None, None, fields,

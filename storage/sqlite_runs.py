@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice, repeat
+from bisect import bisect_left
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import accumulate, islice, pairwise, starmap
 from typing import Any, NamedTuple
 
 import apsw
 
-from storage.model import Message, NewMessage, Receipt, total_size
-from storage.sqlite_work import CHUNK, LEASED, READY, QueueRow, Room, Work, int_array
+from storage.model import Receipt
+from storage.runs import NewRun, Run, unpacked
+from storage.sqlite_work import CHUNK, LEASED, READY, QueueRow, Work, int_array
 
 LONGEST = 100  # messages: as many may have to be unpacked for the sake of one; and a few more at a batch's end
 SHORTEST = 8  # messages: fewer are as well off in rows of their own
-LARGEST = 64 * 1024  # characters …
-LARGEST_MESSAGE = LARGEST // (2 * SHORTEST)  # … and of one message, so that no run is too short
-
-_json = json.JSONEncoder(ensure_ascii=False).encode
+LARGEST = 64 * 1024  # characters of text, about
 
 
-class Run(NamedTuple):
+class RunRow(NamedTuple):
     id: int
     length: int  # messages
-    bytes: int
+    size: int  # bytes, as in NewRun
     receive_count: int
     token: int | None
     queue_id: int
@@ -38,90 +38,107 @@ class Run(NamedTuple):
     def ids(self) -> range:
         return range(self.id, self.id + self.length)
 
+    @property
+    def priority(self) -> int:
+        return 0
+
 
 _RUN = "id, count, bytes, receive_count, token, queue_id"
 # Unless it is told, SQLite takes the index of all runs, and walks over those that are leased.
 _READY = "INDEXED BY deliverable_runs WHERE queue_id = ? AND state = 0"
 
 
-def packable(queue: QueueRow, message: NewMessage) -> bool:
-    """Whether it is as plain as the messages of a run: it has its place by its id, and no time of its own."""
-    return message[2:7] == _PLAIN and queue.settings.retention is None and _length(message) <= LARGEST_MESSAGE
-
-
-_PLAIN = NewMessage("")[2:7]  # key, priority, recipient, delay, ttl
-
-
-def pack(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> int:
-    """Stores packable messages, in order and ready, as runs; the last one's id. Counting them is the caller's."""
+def pack(work: Work, queue: QueueRow, run: NewRun) -> int:
+    """Stores the messages, in order and ready, as runs; the last one's id. Counting them is the caller's."""
     last: int = work.execute(
-        "UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'messages' RETURNING seq", (len(messages),)
+        "UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'messages' RETURNING seq", (len(run),)
     ).get
-    first = last - len(messages) + 1
+    first = last - len(run) + 1
     rows = []
-    for run in _cut(messages):
-        fields = [message.fields for message in run]
-        rows.append(
-            (
-                first,
-                queue.id,
-                len(run),
-                total_size(run),
-                work.now,
-                _json(fields) if any(fields) else None,
-                _json([message.text for message in run]),
-            )
-        )
-        first += len(run)
+    for piece in _cut(run):
+        rows.append((first, queue.id, len(piece), piece.size, work.now, *piece.columns()))
+        first += len(piece)
     work.connection.executemany(
-        "INSERT INTO runs (id, queue_id, count, bytes, sent_at, fields, texts) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+        "INSERT INTO runs (id, queue_id, count, bytes, sent_at, texts, attributes) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
     )
     return last
 
 
-def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | None, room: Room) -> list[Message]:
-    """The runs that come before all other messages, as far as the reader takes them whole: leased or (None) removed.
-
-    When it would take more, what it may want of the next runs is unpacked.
-    """
+def ready(work: Work, queue: QueueRow, recipient: str) -> Generator[RunRow]:
+    """The runs that can be given out to this reader, in order. None has been received too often: see unpack_spent."""
     if recipient:
-        return []
-    runs = _select(work, f"{_READY} ORDER BY id LIMIT ?", queue.id, limit // SHORTEST + 1)
+        return
+    rows = work.execute(f"SELECT {_RUN} FROM runs {_READY} ORDER BY id", (queue.id,))
+    with closing(rows):  # it may not be read to its end
+        yield from map(RunRow._make, rows)
+
+
+def split(work: Work, run: RunRow, length: int) -> RunRow:
+    """The first `length` messages of a ready run are one, the rest another; which is too short becomes rows."""
+    texts, attributes = work.execute("SELECT texts, attributes FROM runs WHERE id = ?", (run.id,)).get
+    whole = NewRun(json.loads(texts), None if attributes is None else json.loads(attributes))
+    head, tail = whole.cut(0, length), whole.cut(length, run.length)
+    work.execute(
+        "INSERT INTO runs (id, queue_id, count, bytes, token, receive_count, sent_at, texts, attributes) "
+        "SELECT id + ?, queue_id, ?, ?, token, receive_count, sent_at, ?, ? FROM runs WHERE id = ?",
+        (length, len(tail), tail.size, *tail.columns(), run.id),
+    )
+    work.execute(
+        "UPDATE runs SET count = ?, bytes = ?, texts = ?, attributes = ? WHERE id = ?",
+        (len(head), head.size, *head.columns(), run.id),
+    )
+    first = run._replace(length=len(head), size=head.size)
+    second = run._replace(id=run.id + length, length=len(tail), size=tail.size)
+    unpack(work, [part for part in (first, second) if part.length < SHORTEST])
+    return first
+
+
+def whole(work: Work, receipts: Iterable[Receipt]) -> tuple[list[tuple[QueueRow, list[RunRow]]], list[Receipt]]:
+    """The runs, by queue, that these are all receipts of; and the receipts that are left, each of one message."""
+    receipts = dict.fromkeys(receipts)
+    queues = {name: work.find_queue(name) for name in {one.queue for one in receipts}}
+    rest = dict.fromkeys(one for one in receipts if one.length == 1)
+    found: dict[int, RunRow] = {}
+    for span, run in _spanned(work, [one for one in receipts if one.length > 1]):
+        queue = queues[span.queue]
+        if queue and run and (run.queue_id, run.token, run.length) == (queue.id, span.token, span.length):
+            found[run.id] = run
+        else:
+            rest |= dict.fromkeys(span.each())
+    for queue in filter(None, queues.values()):
+        found |= _covered(work, queue, [one for one in rest if one.queue == queue.name])
+    by_queue = [(queue, [r for r in found.values() if r.queue_id == queue.id]) for queue in queues.values() if queue]
+    if rest:
+        settled = {Receipt(queue.name, n, run.token or 0) for queue, runs in by_queue for run in runs for n in run.ids}
+        return by_queue, [one for one in rest if one not in settled]
+    return by_queue, []
+
+
+def settle(work: Work, queue: QueueRow, runs: Sequence[RunRow]) -> int:
+    """How many messages that was."""
+    return _delete(work, queue, runs, acked=_messages(runs))
+
+
+def unpack(work: Work, runs: Collection[RunRow]) -> None:
+    """Each of their messages has a row of its own."""
     if not runs:
-        return []
-    chosen = list(_whole(runs, _other(work, queue, 1), limit, room))
-    left, rest = limit - _messages(chosen), runs[len(chosen) :]
-    most = queue.settings.max_receives or 2**63 - 1  # who has been received that often is buried instead
-    if left and rest and not room.full and not _comes_before(_other(work, queue, left, most), rest[0]):
-        _unpack(work, _holding(rest, left))
-    if not chosen:
-        return []
-    return _take_away(work, queue, chosen) if lease is None else _lease(work, queue, chosen, lease)
-
-
-def whole(work: Work, receipts: Sequence[Receipt]) -> tuple[list[tuple[QueueRow, list[Run]]], Sequence[Receipt]]:
-    """The runs, by queue, of which these are all receipts; and the receipts that are left."""
-    if len(receipts) < SHORTEST:
-        return [], receipts
-    deliveries: dict[tuple[str, int], set[int]] = {}
-    for receipt in receipts:
-        deliveries.setdefault((receipt.queue, receipt.token), set()).add(receipt.id)
-    found: list[tuple[QueueRow, list[Run]]] = []
-    for (name, token), ids in deliveries.items():
-        queue = work.find_queue(name) if len(ids) >= SHORTEST else None
-        if queue is not None:
-            runs = [
-                run
-                for run in _containing(work, ids)
-                if run.token == token and run.queue_id == queue.id and ids.issuperset(run.ids)
-            ]
-            found.append((queue, runs))
-    settled = {(queue.name, number, run.token) for queue, runs in found for run in runs for number in run.ids}
-    return found, [receipt for receipt in receipts if receipt not in settled]
-
-
-def settle(work: Work, queue: QueueRow, runs: Sequence[Run]) -> None:
-    _delete(work, queue, runs, acked=_messages(runs))
+        return
+    ids = _ids(runs)
+    rows = [
+        (number, *rest, fields, text)
+        for first, texts, attributes, *rest in work.all(
+            "SELECT id, texts, attributes, queue_id, state, due_at, token, receive_count, sent_at FROM runs "
+            "WHERE id IN carray(?)",
+            (ids,),
+        )
+        for number, text, fields in unpacked(first, texts, attributes)
+    ]
+    work.connection.executemany(
+        "INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, fields, text) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        rows,
+    )
+    work.execute("DELETE FROM runs WHERE id IN carray(?)", (ids,))
 
 
 def unpack_held(work: Work, deliveries: Collection[tuple[int, int, int | None]]) -> dict[int, int]:
@@ -132,7 +149,7 @@ def unpack_held(work: Work, deliveries: Collection[tuple[int, int, int | None]])
     elsewhere: dict[int, int] = {}
     for run in _containing(work, {number for _, number, _ in deliveries}):
         if any((run.queue_id, number, run.token) in deliveries for number in run.ids):
-            _unpack(work, [run])
+            unpack(work, [run])
         else:
             elsewhere.update(dict.fromkeys(run.ids, run.queue_id))
     return elsewhere
@@ -143,12 +160,12 @@ def unpack_spent(work: Work, queue: QueueRow, most_receives: int) -> None:
 
     So a ready run can always be given out.
     """
-    _unpack(work, _select(work, f"{_READY} AND receive_count >= ?", queue.id, most_receives))
+    unpack(work, _select(work, f"{_READY} AND receive_count >= ?", queue.id, most_receives))
 
 
 def unpack_all(work: Work, queue: QueueRow) -> None:
     """Each message of the queue has a row of its own."""
-    _unpack(work, _select(work, "WHERE queue_id = ?", queue.id))
+    unpack(work, _select(work, "WHERE queue_id = ?", queue.id))
 
 
 def return_due(work: Work, queue: QueueRow) -> bool:
@@ -158,7 +175,7 @@ def return_due(work: Work, queue: QueueRow) -> bool:
     due = _select(work, ended, queue.id, work.now, most)
     most_receives = queue.settings.max_receives
     spent = [run for run in due if most_receives and run.receive_count >= most_receives]
-    _unpack(work, spent)
+    unpack(work, spent)
     back = [run for run in due if run not in spent]
     if back:
         work.execute("UPDATE runs SET state = 0, due_at = 0 WHERE id IN carray(?)", (_ids(back),))
@@ -189,7 +206,7 @@ def peek(
     """
     rows: list[Any] = connection.execute(
         f"""
-        SELECT id, sent_at, receive_count, due_at, state, texts, coalesce(fields, '[]')
+        SELECT id, sent_at, receive_count, due_at, state, texts, attributes
           FROM runs
          WHERE queue_id = (SELECT id FROM queues WHERE name = ?1)
            AND id > ?2 - {LONGEST + SHORTEST} AND id + count - 1 > ?2 AND (?3 IS NULL OR state = ?3)
@@ -200,108 +217,63 @@ def peek(
     ).fetchall()
     found = (
         (number, text, fields, None, sent_at, count, due_at, at)
-        for first, sent_at, count, due_at, at, texts, all_fields in rows
-        for number, text, fields in unpacked(first, texts, all_fields)
+        for first, sent_at, count, due_at, at, texts, attributes in rows
+        for number, text, fields in unpacked(first, texts, attributes)
         if number > after
     )
     return {row[0]: row for row in islice(found, limit)}
 
 
-def unpacked(first: int, texts: str, fields: str) -> Iterable[tuple[int, str, str | None]]:
-    """Each message's id, text and fields."""
-    known: list[str] = json.loads(texts)
-    return zip(range(first, first + len(known)), known, json.loads(fields) or repeat(None))  # noqa: B905
+def _cut(run: NewRun) -> Iterator[NewRun]:
+    if run.longest * LONGEST <= LARGEST:
+        starts = range(
+            0, max(1, len(run) - SHORTEST + 1), LONGEST
+        )  # a rest that is too short goes with what is before it
+        yield from starmap(run.cut, pairwise([*starts, len(run)]))
+        return
+    lengths = list(accumulate(run.lengths()))  # of each and all before it
+    start = 0
+    while start < len(run):
+        before = lengths[start - 1] if start else 0
+        end = min(start + LONGEST, bisect_left(lengths, before + LARGEST) + 1)
+        if len(run) - end < SHORTEST:  # a rest that is too short goes with what is before it
+            end = len(run)
+        yield run.cut(start, end)
+        start = end
 
 
-def _cut(messages: Sequence[NewMessage]) -> Iterator[Sequence[NewMessage]]:
-    start, size = 0, 0
-    for place in range(len(messages) - SHORTEST + 1):  # a rest that is too short goes with what is before it
-        if place - start >= LONGEST or size >= LARGEST:
-            yield messages[start:place]
-            start, size = place, 0
-        size += _length(messages[place])
-    yield messages[start:]
-
-
-def _length(message: NewMessage) -> int:
-    """Its characters."""
-    return len(message.text) + (0 if message.fields is None else len(message.fields))
-
-
-def _other(work: Work, queue: QueueRow, place: int, below: int = 2**63 - 1) -> tuple[int, int] | None:
-    """Priority and id of the message at this place (from 1) among those in rows of their own that are ready.
-
-    Those that have been received `below` times or more have no place.
-    """
-    row: tuple[int, int] | None = work.execute(
-        "SELECT priority, id FROM messages WHERE queue_id = ? AND recipient = '' AND state = 0 "
-        "AND receive_count < ? ORDER BY priority DESC, id LIMIT 1 OFFSET ?",
-        (queue.id, below, place - 1),
-    ).get
-    return row
-
-
-def _comes_before(other: tuple[int, int] | None, run: Run) -> bool:
-    return other is not None and (other[0] > 0 or other[1] < run.id)
-
-
-def _whole(runs: Iterable[Run], other: tuple[int, int] | None, limit: int, room: Room) -> Iterator[Run]:
-    for run in runs:
-        if _comes_before(other, run):
-            return
-        if run.length > limit or not room.holds(run.bytes):
-            return
-        limit -= run.length
-        yield run
-
-
-def _holding(runs: Iterable[Run], count: int) -> list[Run]:
-    """The first of the runs, until they have `count` messages."""
-    chosen = []
-    for run in runs:
-        if count <= 0:
-            break
-        chosen.append(run)
-        count -= run.length
-    return chosen
-
-
-def _take_away(work: Work, queue: QueueRow, runs: Sequence[Run]) -> list[Message]:
+def take_away(work: Work, queue: QueueRow, runs: Sequence[RunRow]) -> dict[int, Run]:
+    """By the id of its first message."""
     rows = work.all(
-        "SELECT id, sent_at, receive_count + 1, texts, coalesce(fields, '[]') FROM runs "
-        "WHERE id IN carray(?) ORDER BY id",
+        "SELECT id, count, texts, attributes, sent_at, receive_count + 1 FROM runs WHERE id IN carray(?)",
         (_ids(runs),),
     )
     _delete(work, queue, runs, received=_messages(runs))
     ahead = work.wall(0)
-    return [
-        Message(number, queue.name, text, fields, sent_at + ahead, count)
-        for first, sent_at, count, texts, all_fields in rows
-        for number, text, fields in unpacked(first, texts, all_fields)
-    ]
+    return {
+        first: Run(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count)
+        for first, count, texts, attributes, sent_at, receive_count in rows
+    }
 
 
-def _lease(work: Work, queue: QueueRow, runs: Sequence[Run], lease: int) -> list[Message]:
+def lease(work: Work, queue: QueueRow, runs: Sequence[RunRow], lease: int) -> dict[int, Run]:
+    """By the id of its first message."""
     token, until = secrets.randbits(63) | 1, work.now + lease
     rows = work.all(
         "UPDATE runs SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 WHERE id IN carray(?) "
-        "RETURNING id, sent_at, receive_count, texts, coalesce(fields, '[]')",
+        "RETURNING id, count, texts, attributes, sent_at, receive_count",
         (token, until, _ids(runs)),
     )
     count = _messages(runs)
     work.count(queue, ready=-count, leased=count, received=count)
     ahead = work.wall(0)
-    before, _, behind = str(Receipt(queue.name, 0, token)).partition("~0~")
-    return [
-        Message(
-            number, queue.name, text, fields, sent_at + ahead, count, f"{before}~{number}~{behind}", until + ahead
-        )
-        for first, sent_at, count, texts, all_fields in sorted(rows)
-        for number, text, fields in unpacked(first, texts, all_fields)
-    ]  # fmt: skip
+    return {
+        first: Run(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, until + ahead)
+        for first, count, texts, attributes, sent_at, receive_count in rows
+    }
 
 
-def _delete(work: Work, queue: QueueRow, runs: Sequence[Run], **totals: int) -> int:
+def _delete(work: Work, queue: QueueRow, runs: Sequence[RunRow], **totals: int) -> int:
     """The runs are gone; how many messages that was."""
     if not runs:
         return 0
@@ -319,26 +291,31 @@ def _delete(work: Work, queue: QueueRow, runs: Sequence[Run], **totals: int) -> 
     return sum(count for _, count, _ in states)
 
 
-def _unpack(work: Work, runs: Collection[Run]) -> None:
-    if not runs:
-        return
-    ids = _ids(runs)
-    work.execute(
-        """
-        INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, fields, text)
-        SELECT runs.id + item.key, queue_id, state, due_at, token, receive_count, sent_at,
-               runs.fields ->> item.key, item.value
-          FROM runs, json_each(runs.texts) AS item
-         WHERE runs.id IN carray(?)
-        """,
-        (ids,),
-    )
-    work.execute("DELETE FROM runs WHERE id IN carray(?)", (ids,))
+def _spanned(work: Work, spans: Sequence[Receipt]) -> Iterator[tuple[Receipt, RunRow | None]]:
+    """Each with the run that begins where it does."""
+    if spans:
+        known = {run.id: run for run in _select(work, "WHERE id IN carray(?)", int_array([one.id for one in spans]))}
+        for span in spans:
+            yield span, known.get(span.id)
 
 
-def _containing(work: Work, ids: Iterable[int]) -> list[Run]:
+def _covered(work: Work, queue: QueueRow, receipts: Sequence[Receipt]) -> dict[int, RunRow]:
+    """The queue's runs, by id, of which every message has one of these receipts of single messages."""
+    deliveries: dict[int, set[int]] = {}  # ids by token
+    for one in receipts:
+        deliveries.setdefault(one.token, set()).add(one.id)
+    return {
+        run.id: run
+        for token, ids in deliveries.items()
+        if len(ids) >= SHORTEST
+        for run in _containing(work, ids)
+        if (run.queue_id, run.token) == (queue.id, token) and ids.issuperset(run.ids)
+    }
+
+
+def _containing(work: Work, ids: Iterable[int]) -> list[RunRow]:
     """The runs that have one of these messages."""
-    found: list[Run] = []
+    found: list[RunRow] = []
     end = 0
     for number in sorted(ids):
         if number < end:
@@ -350,21 +327,21 @@ def _containing(work: Work, ids: Iterable[int]) -> list[Run]:
     return found
 
 
-def _some(work: Work, queue_id: int, last: int) -> list[Run]:
+def _some(work: Work, queue_id: int, last: int) -> list[RunRow]:
     """As many of a queue's runs as one transaction may remove."""
     return _select(work, "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?", queue_id, last, CHUNK // LONGEST)
 
 
-def _select(work: Work, which: str, *values: int) -> list[Run]:
+def _select(work: Work, which: str, *values: Any) -> list[RunRow]:
     """Runs, by the end of a SELECT."""
-    return [Run(*row) for row in work.all(f"SELECT {_RUN} FROM runs {which}", values)]
+    return [RunRow(*row) for row in work.all(f"SELECT {_RUN} FROM runs {which}", values)]
 
 
-def _ids(runs: Iterable[Run]) -> Any:
+def _ids(runs: Iterable[RunRow]) -> Any:
     """Bound as one value, for `IN carray(?)`."""
     return int_array([run.id for run in runs])
 
 
-def _messages(runs: Iterable[Run]) -> int:
+def _messages(runs: Iterable[RunRow]) -> int:
     """How many they hold."""
     return sum(run.length for run in runs)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 from storage import sqlite_runs as runs
 from storage.errors import DiskFull, QueueFull
-from storage.model import NewMessage, total_size
+from storage.model import NewMessage
+from storage.runs import NewRun, plain_form, size_of
 from storage.sqlite_due import bring_up_to_date
 from storage.sqlite_work import BLOCKED, DELAYED, READY, STATES, QueueRow, Work
 
 
 def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
     """Stores the messages in order; their ids, for a dedup_id known already the first message's."""
-    if any(message.dedup_id is not None for message in messages):
+    if not isinstance(messages, NewRun) and any(message.dedup_id is not None for message in messages):
         return _send_deduplicated(work, queue, messages)
     return _insert(work, queue, messages)
 
@@ -55,8 +55,8 @@ def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list
     queue = _make_room(work, queue, messages)
     states: Counter[int] = Counter()
     last = 0
-    for packed, stretch in _stretches(queue, messages):
-        if packed:
+    for stretch in _stretches(queue, messages):
+        if isinstance(stretch, NewRun):
             last = runs.pack(work, queue, stretch)
             states[READY] += len(stretch)
         else:
@@ -67,29 +67,33 @@ def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list
     work.count(
         queue,
         sent=len(messages),
-        bytes=total_size(messages),
+        bytes=size_of(messages),
         **{name: states[state] for state, name in enumerate(STATES)},
     )
-    work.promote(queue, {message.key for message in messages if message.key is not None})
+    if not isinstance(messages, NewRun):
+        work.promote(queue, {message.key for message in messages if message.key is not None})
     return list(range(last - len(messages) + 1, last + 1))
 
 
-def _stretches(queue: QueueRow, messages: Sequence[NewMessage]) -> Iterator[tuple[bool, Sequence[NewMessage]]]:
+def _stretches(queue: QueueRow, messages: Sequence[NewMessage]) -> Iterator[NewRun | list[NewMessage]]:
     """The messages in order, cut into those that are packed and those that get rows of their own."""
-    if len(messages) < runs.SHORTEST:
-        yield False, messages
-        return
-    start, end = 0, 0  # of the stretch for rows
-    for packable, group in groupby(messages, partial(runs.packable, queue)):
-        count = sum(1 for _ in group)
-        if packable and count >= runs.SHORTEST:
-            if end > start:
-                yield False, messages[start:end]
-            yield True, messages[end : end + count]
-            start = end + count
-        end += count
-    if end > start:
-        yield False, messages[start:end]
+    if queue.settings.retention is not None or len(messages) < runs.SHORTEST:  # each has a time of its own; or few
+        yield list(messages)
+    elif isinstance(messages, NewRun):
+        yield messages
+    else:
+        alone: list[NewMessage] = []
+        for form, group in groupby(messages, plain_form):
+            stretch = list(group)
+            if form is None or len(stretch) < runs.SHORTEST:
+                alone += stretch
+                continue
+            if alone:
+                yield alone
+                alone = []
+            yield NewRun.of_messages(stretch)
+        if alone:
+            yield alone
 
 
 def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> QueueRow:
@@ -98,7 +102,7 @@ def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Q
     settings = queue.settings
     if settings.max_messages is None and settings.max_bytes is None:
         return queue
-    count, size = len(messages), sum(message.size for message in messages)
+    count, size = len(messages), size_of(messages)
 
     def full() -> bool:
         return (settings.max_messages is not None and queue.messages + count > settings.max_messages) or (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from storage import sqlite_runs as runs
 from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import AckResult, Receipt
+from storage.model import MAX_BATCH, AckResult, Receipt, check_receipts
 from storage.sqlite_work import BLOCKED, LEASED, STATES, QueueRow, Work, int_array
 
 
@@ -38,27 +38,30 @@ def ack_all(work: Work, receipts: Sequence[str]) -> None:
     places: dict[Receipt, int] = {}
     for index, text in enumerate(receipts):
         try:
-            places.setdefault(Receipt.parse(text), index)
+            places.setdefault(Receipt.parse(text, MAX_BATCH), index)
         except MessageNotFound:
             raise StaleReceipt(index) from None
-    whole, rest = runs.whole(work, list(places))
+    check_receipts(places)
+    whole, rest = runs.whole(work, places)
     helds: list[Held] = []
     for receipt, found in zip(rest, _find(work, rest), strict=True):
         if not isinstance(found, Held):
-            raise StaleReceipt(places[receipt])
+            raise StaleReceipt(next(place for given, place in places.items() if given.covers(receipt)))
         helds.append(found)
     remove(work, helds, whole)
 
 
-def remove(work: Work, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, list[runs.Run]]] = ()) -> None:
-    """The messages are settled, whichever queues they are in, those of whole runs too."""
+def remove(work: Work, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, list[runs.RunRow]]] = ()) -> int:
+    """The messages are settled, whichever queues they are in, those of whole runs too; how many there were."""
+    count = len(helds)
     for row, some in whole:
-        runs.settle(work, row, some)
+        count += runs.settle(work, row, some)
     by_queue: dict[str, tuple[QueueRow, list[int]]] = {}
     for held in helds:
         by_queue.setdefault(held.queue.name, (held.queue, []))[1].append(held.id)
     for row, ids in by_queue.values():
         work.remove(row, ids, acked=len(ids))
+    return count
 
 
 def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult:
@@ -68,7 +71,7 @@ def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult:
     stale: list[str] = []
     for text in receipts:
         try:
-            receipt = Receipt.parse(text)
+            receipt = Receipt.parse(text, MAX_BATCH)
         except MessageNotFound:
             missing.append(text)
             continue
@@ -76,15 +79,15 @@ def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult:
             parsed[receipt] = text
         else:
             missing.append(text)
-    whole, rest = runs.whole(work, list(parsed))
+    check_receipts(parsed)
+    whole, rest = runs.whole(work, parsed)
     helds = []
     for receipt, found in zip(rest, _find(work, rest), strict=True):
         if isinstance(found, Held):
             helds.append(found)
         else:
-            (stale if isinstance(found, StaleReceipt) else missing).append(parsed[receipt])
-    remove(work, helds, whole)
-    return AckResult(len(parsed) - len(rest) + len(helds), stale, missing)
+            (stale if isinstance(found, StaleReceipt) else missing).append(parsed.get(receipt, str(receipt)))
+    return AckResult(remove(work, helds, whole), stale, missing)
 
 
 def extend(work: Work, held: Held, until: int) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from storage import sqlite_runs as runs
 from storage.kept import told
 from storage.model import Message, Receipt
+from storage.runs import Run
+from storage.sqlite_runs import RunRow
 from storage.sqlite_work import QueueRow, Room, Work, int_array
 
 
@@ -23,68 +26,103 @@ class Candidate(NamedTuple):
     receive_count: int
     followed: bool
 
+    @property
+    def length(self) -> int:
+        return 1
 
-def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | None, room: Room) -> list[Message]:
+
+def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | None, room: Room) -> list[Message | Run]:
     """The next messages, leased for `lease` ms or (None) removed. The queue must be up to date."""
     if queue.settings.paused:
         return []
-    taken = runs.take(work, queue, limit, recipient, lease, room)
-    chosen = _choose(work, queue, limit - len(taken), recipient, room)
-    if not chosen:
-        return taken
-    if lease is None:
-        return taken + _take_away(work, queue, chosen)
-    return taken + _lease(work, queue, chosen, lease)
+    chosen = _choose(work, queue, limit, recipient, room)
+    rows = [one for one in chosen if isinstance(one, Candidate)]
+    packed = [one for one in chosen if isinstance(one, RunRow)]
+    given: dict[int, Message | Run] = {}
+    if rows:
+        given |= _take_away(work, queue, rows) if lease is None else _lease(work, queue, rows, lease)
+    if packed:
+        given |= runs.take_away(work, queue, packed) if lease is None else runs.lease(work, queue, packed, lease)
+    return [given[one.id] for one in chosen]
 
 
-def _choose(work: Work, queue: QueueRow, limit: int, recipient: str, room: Room) -> list[Candidate]:
-    """In the order in which they would come one by one: a key's next competes once the one before it is taken."""
-    if not limit or room.full:
-        return []
-    heads = _heads(work, queue, limit, recipient)
-    chosen: list[Candidate] = []
-    heap: list[tuple[int, int, Candidate, Iterator[Candidate]]] = [
-        (-head.priority, head.id, head, iter(())) for head in heads
-    ]  # sorted, so it is a heap
-    while heap and len(chosen) < limit:
-        _, _, candidate, run = heapq.heappop(heap)
-        if not room.holds(candidate.size):
+def _choose(work: Work, queue: QueueRow, limit: int, recipient: str, room: Room) -> list[Candidate | RunRow]:
+    chosen: list[Candidate | RunRow] = []
+    left = limit
+    with closing(_heads(work, queue, limit, recipient)) as heads, closing(runs.ready(work, queue, recipient)) as packed:
+        for one in _in_order(work, queue, limit, recipient, heads, packed):
+            if not room.holds(one.size):
+                return chosen
+            if one.length > left:
+                break
+            chosen.append(one)
+            left -= one.length
+            if not left:
+                return chosen
+        else:
+            return chosen
+    assert isinstance(one, RunRow)
+    if left >= runs.SHORTEST:
+        return [*chosen, runs.split(work, one, left)]
+    if chosen:
+        runs.split(work, one, left)
+    else:
+        runs.unpack(work, [one])  # who reads a few at a time will want the rest of it too
+    return [*chosen, *(Candidate(number, 0, None, 0, one.receive_count, False) for number in one.ids[:left])]
+
+
+def _in_order(
+    work: Work, queue: QueueRow, limit: int, recipient: str, *sources: Iterator[Candidate | RunRow]
+) -> Iterator[Candidate | RunRow]:
+    """What is taken one by one: a key's next competes with the others once the one before it is taken."""
+    heap: list[tuple[int, int, Candidate | RunRow, Iterator[Candidate | RunRow]]] = []
+
+    def compete(source: Iterator[Candidate | RunRow]) -> None:
+        for one in source:
+            heapq.heappush(heap, (-one.priority, one.id, one, source))
             break
-        chosen.append(candidate)
-        if candidate.followed and len(chosen) < limit:
-            run = _run(work, queue, candidate, limit - len(chosen), recipient)
-        for follower in run:
-            heapq.heappush(heap, (-follower.priority, follower.id, follower, run))
-            break
-    return chosen
+
+    for source in sources:
+        compete(source)
+    while heap:
+        _, _, one, source = heapq.heappop(heap)
+        yield one
+        limit -= one.length
+        compete(source)
+        if isinstance(one, Candidate) and one.followed and limit:
+            compete(_followers(work, queue, one, limit, recipient))
 
 
-def _heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> list[Candidate]:
-    while True:
-        heads = [
-            Candidate(*row)
-            for row in work.all(
-                """
-                SELECT id, priority, key, octet_length(text), receive_count,
-                       key IS NOT NULL AND EXISTS (SELECT 1 FROM messages AS next
-                                                    WHERE next.queue_id = ?1 AND next.key = messages.key
-                                                      AND next.id > messages.id)
-                  FROM messages
-                 WHERE queue_id = ?1 AND recipient = ?2 AND state = 0
-                 ORDER BY priority DESC, id
-                 LIMIT ?3
-                """,
-                (queue.id, recipient, limit),
-            )
-        ]
-        most = queue.settings.max_receives
-        spent = [head.id for head in heads if most and head.receive_count >= most]
+def _heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> Generator[Candidate]:
+    """The ready messages with rows of their own, in order."""
+    most = queue.settings.max_receives
+    while most:
+        spent = [head.id for head in _some_heads(work, queue, limit, recipient) if head.receive_count >= most]
         if not spent:
-            return heads
+            break
         work.bury(queue, spent, "max_receives")  # max_receives was lowered since these were given back
+    yield from _some_heads(work, queue, limit, recipient)
 
 
-def _run(work: Work, queue: QueueRow, head: Candidate, limit: int, recipient: str) -> Iterator[Candidate]:
+def _some_heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> Generator[Candidate]:
+    rows = work.execute(
+        """
+        SELECT id, priority, key, octet_length(text), receive_count,
+               key IS NOT NULL AND EXISTS (SELECT 1 FROM messages AS next
+                                            WHERE next.queue_id = ?1 AND next.key = messages.key
+                                              AND next.id > messages.id)
+          FROM messages
+         WHERE queue_id = ?1 AND recipient = ?2 AND state = 0
+         ORDER BY priority DESC, id
+         LIMIT ?3
+        """,
+        (queue.id, recipient, limit),
+    )
+    with closing(rows):  # it may not be read to its end
+        yield from map(Candidate._make, rows)
+
+
+def _followers(work: Work, queue: QueueRow, head: Candidate, limit: int, recipient: str) -> Iterator[Candidate]:
     """The messages behind `head` in its key, as far as this reader may have them."""
     most = queue.settings.max_receives
     for *row, addressee, due_at in work.all(
@@ -98,17 +136,18 @@ def _run(work: Work, queue: QueueRow, head: Candidate, limit: int, recipient: st
         yield follower
 
 
-def _take_away(work: Work, queue: QueueRow, chosen: list[Candidate]) -> list[Message]:
+def _take_away(work: Work, queue: QueueRow, chosen: list[Candidate]) -> dict[int, Message]:
+    """By id."""
     rows = work.remove(queue, [one.id for one in chosen], received=len(chosen))
     ahead = work.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
-    taken = {
+    return {
         number: Message(number, queue.name, text, told(fields, death), sent_at + ahead, count + 1)
         for number, text, fields, death, sent_at, count, *_ in rows
     }
-    return [taken[one.id] for one in chosen]
 
 
-def _lease(work: Work, queue: QueueRow, chosen: list[Candidate], lease: int) -> list[Message]:
+def _lease(work: Work, queue: QueueRow, chosen: list[Candidate], lease: int) -> dict[int, Message]:
+    """By id."""
     token = secrets.randbits(63) | 1
     until = work.now + lease
     ids = [one.id for one in chosen]
@@ -118,20 +157,14 @@ def _lease(work: Work, queue: QueueRow, chosen: list[Candidate], lease: int) -> 
         "WHERE id IN carray(?) RETURNING id, text, fields, death, sent_at, receive_count",
         (token, until, int_array(ids)),
     )
-    followers = _followers(chosen)
-    work.count(queue, ready=followers - len(ids), blocked=-followers, leased=len(ids), received=len(ids))
+    keyed = [one.key for one in chosen if one.key is not None]
+    blocked = len(keyed) - len(set(keyed))
+    work.count(queue, ready=blocked - len(ids), blocked=-blocked, leased=len(ids), received=len(ids))
     ahead = work.wall(0)
-    leased = {
+    return {
         number: Message(
             number, queue.name, text, told(fields, death), sent_at + ahead, count,
             str(Receipt(queue.name, number, token)), until + ahead,
         )
         for number, text, fields, death, sent_at, count in rows
     }  # fmt: skip
-    return [leased[number] for number in ids]
-
-
-def _followers(chosen: Iterable[Candidate]) -> int:
-    """How many came along behind an earlier one of their key."""
-    keyed = [one.key for one in chosen if one.key is not None]
-    return len(keyed) - len(set(keyed))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sized
 from typing import NamedTuple, Protocol, TypeVar
 
 from storage.errors import TooManyPollers, Unavailable
 from storage.model import Once, Receive, Store, Transacted
 
-T = TypeVar("T")
+Found = TypeVar("Found", bound=Sized)  # messages
 
 LOOK_EVERY = 0.008  # seconds between two looks for another process's commits
 PRESENCE_EVERY = 1.0  # seconds between two checks that a waiting reader is still there
@@ -74,8 +74,8 @@ class Waiting:
         return len(self._waiters)
 
     def receive(
-        self, claim: Callable[[], list[T]], interest: Interest, wait: float, present: Callable[[], bool]
-    ) -> list[T]:
+        self, claim: Callable[[], Found], interest: Interest, wait: float, present: Callable[[], bool]
+    ) -> Found:
         """What `claim` finds, at once or within `wait` s; empty when nothing came, the reader went or waiting stopped.
 
         Raises TooManyPollers when nothing is there and `capacity` readers wait already.

@@ -251,6 +251,65 @@ def test_a_message_read_without_a_lease_cannot_be_settled(client: QueueClient) -
         client.receive()[0].ack()
 
 
+# Runs
+
+
+def test_runs_are_received_and_acked_in_columns(client: QueueClient) -> None:
+    sent = client.send_many([str(number) for number in range(250)])
+    client.send("urgent", priority=5, attributes={"n": 1})
+    runs = client.receive_runs(limit=230, lease=30)
+    assert [text for run in runs for text in run.texts] == ["urgent", *map(str, range(229))]
+    assert [len(run) for run in runs] == [1, 100, 100, 29]
+    assert [id for run in runs[1:] for id in range(run.id, run.id + len(run))] == list(map(int, sent[:229]))
+    assert {(run.queue, run.receive_count) for run in runs} == {(client.queue, 1)}
+    assert [run.attributes for run in runs] == [{"n": [1]}, {}, {}, {}]
+    result, rest = client.ack_and_receive_runs([run.receipt for run in runs], lease=30)
+    assert (result.acked, [text for run in rest for text in run.texts]) == (230, list(map(str, range(229, 250))))
+    assert client.ack_many(run.receipt for run in rest).acked == 21
+    assert client.stats()["acked"] == 251
+
+
+def test_a_run_has_a_receipt_for_each_of_its_messages(client: QueueClient) -> None:
+    client.send_many(list("abcdefghij"))
+    (run,) = client.receive_runs(lease=30)
+    assert len(run.receipts) == 10
+    client.ack(run.receipts[2])
+    client.release(run.receipts[4])
+    assert client.receive(lease=30)[0].text == "e"
+    result = client.ack_many([run.receipt])
+    assert (result.acked, result.stale, result.missing) == (8, [run.receipts[4]], [run.receipts[2]])
+
+
+def test_who_acks_a_run_too_late_and_reads_on_is_told_and_reads_on(client: QueueClient) -> None:
+    client.send_many(list("abcdefghij"))
+    (run,) = client.receive_runs(lease=30)
+    client.ack(run.receipts[0])
+    client.send_many(list("klmnopqrst"))
+    result, (following,) = client.ack_and_receive_runs([run.receipt], lease=30)
+    assert (result.acked, result.stale, result.missing) == (9, [], [run.receipts[0]])
+    assert "".join(following.texts) == "klmnopqrst"
+
+
+def test_receipts_of_many_messages_are_acked_in_requests_that_the_service_takes(client: QueueClient) -> None:
+    count = 25_000
+    for _ in range(0, count, 5_000):
+        client.send_many(["x"] * 5_000)
+    runs = [run for _ in range(0, count, 1_000) for run in client.receive_runs(lease=60)]
+    assert client.ack_many(run.receipt for run in runs).acked == count
+    assert client.ack_many(["a~b~c~d", "no receipt", "q~1~-~2"]).acked == 0
+
+
+def test_runs_of_several_queues_and_of_a_recipient(client: QueueClient) -> None:
+    client.send_many([{"text": "for Ada", "recipient": "Ada"}, {"text": "x", "attributes": {"n": 1}}])
+    client.send_many(["y"] * 9, queue=f"{client.queue}-2")
+    (run,) = client.receive_runs(lease=30, recipient="Ada")
+    assert run.texts == ["for Ada"]
+    several = client.receive_runs(lease=30, queues=[f"{client.queue}-2", client.queue])
+    assert [(run.queue, run.texts) for run in several] == [(f"{client.queue}-2", ["y"] * 9), (client.queue, ["x"])]
+    assert client.receive_runs(lease=30, wait=0.1) == []
+    client.delete_queue(f"{client.queue}-2")
+
+
 # consume
 
 

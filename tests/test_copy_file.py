@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from clients import QueueClient, copy_consumer, copy_file, copy_source
 from clients.copy_plan import CopyError, Plan
+from clients.copy_source import Lines
 from clients.copy_target import Target
 from tests.figures import Tell
 from tests.live import REPOSITORY, LiveServer
@@ -140,9 +142,17 @@ def test_any_bytes_are_cut_in_the_same_messages_however_they_are_read(
 ) -> None:
     monkeypatch.setattr(copy_source, "LONGEST_PIECE", longest)
     forever = (size for _ in iter(int, 1) for size in sizes)
-    cut = list(copy_source.messages(_Bytes(content, forever), hashlib.sha256()))
-    assert cut == list(copy_source.messages(io.BytesIO(content), hashlib.sha256()))
-    assert sum(size for _, size in cut) == len(content)
+    lines = all_of(copy_source.cut(_Bytes(content, forever), hashlib.sha256()))
+    assert lines == all_of(copy_source.cut(io.BytesIO(content), hashlib.sha256()))
+    assert sum(lines.sizes) == len(content)
+    assert lines.offsets == [0, *accumulate(lines.sizes)][: len(lines)]
+
+
+def all_of(cut: Iterator[Lines]) -> Lines:
+    whole = Lines()
+    for lines in cut:
+        whole.add(lines, 0, len(lines))
+    return whole
 
 
 # Faults are told in one line, and leave the target as it was.
@@ -462,11 +472,11 @@ def test_a_consumer_whose_producer_fell_silent_says_what_is_missing(
     words: SimpleQueue[str] = SimpleQueue()
     with QueueClient(server.url, queue=queue) as client, source.open("rb") as file, ThreadPoolExecutor(1) as pool:
         first, *rest = copy_source.batches(file, plan)
-        client.send_encoded(first.encoded())
+        client.send_encoded(*first.encoded())
         consuming = pool.submit(copy_consumer.consume, client, str(target), 100, 5, lambda size: None, words.put)
         assert words.get(timeout=10).startswith("waiting for the rest: the producer has not sent the end of the file")
         for batch in rest:
-            client.send_encoded(batch.encoded())
+            client.send_encoded(*batch.encoded())
         consuming.result(10)
     assert target.read_bytes() == lines(10)
 

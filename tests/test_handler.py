@@ -180,6 +180,104 @@ def test_a_line_that_is_no_json_stores_nothing_and_is_named(client: Client, line
     assert client.get("/messages").status == 204
 
 
+RUNS = "application/vnd.queue-service.runs+json"
+
+
+def send_run(client: Client, document: object) -> Reply:
+    return client.call("POST", "/messages", json.dumps(document).encode(), Content_Type=RUNS)
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+@pytest.mark.parametrize("attributes", [None, {}, {"n": 1}, {"n": None, "ä": "x"}])
+def test_a_run_is_written_and_read_in_columns(client: Client, count: int, attributes: dict[str, object] | None) -> None:
+    texts = [f"{n} \u2028\n" for n in range(count)]
+    columns = (
+        {} if attributes is None else {"attributes": {name: [value] * count for name, value in attributes.items()}}
+    )
+    ids = [str(number) for number in range(1, count + 1)]
+    assert send_run(client, {"texts": texts, **columns}).json == {"ids": ids}
+    told = client.get("/messages?limit=1000&lease=60", Accept=f"{RUNS}, application/json;q=0.5")
+    assert told.headers["content-type"] == RUNS
+    got = [text for one in told.json for text in (one["texts"] if "texts" in one else [one["text"]])]
+    assert got == texts
+    for run in told.json:
+        assert run.get("attributes") == (
+            attributes
+            if "text" in run or attributes is None
+            else {name: [value] * run["count"] for name, value in attributes.items()}
+        )
+    receipts = [one["receipt"] for one in told.json]
+    assert len(receipts) == (count if count < 8 else 3)
+    assert client.post("/messages/ack", {"receipts": receipts}).json == {"acked": count, "stale": [], "missing": []}
+
+
+def test_a_run_is_read_one_by_one_too(client: Client) -> None:
+    send_run(client, {"texts": [str(n) for n in range(50)], "attributes": {"n": list(range(50))}})
+    assert client.get("/messages").json == {"text": "0", "attributes": {"n": 0}}
+    assert client.get("/messages?limit=2").json == [{"text": str(n), "attributes": {"n": n}} for n in (1, 2)]
+    plain = client.get("/messages?limit=20", Accept=RUNS)
+    assert (plain.headers["content-type"], len(plain.json)) == ("application/json", 20)
+    assert client.get("/messages?lease=9", Accept=RUNS).json["text"] == "23"
+    told = client.get("/messages?limit=1000&lease=9").json
+    assert [(one["id"], one["text"], one["attributes"]) for one in told] == [
+        (str(n + 1), str(n), {"n": n}) for n in range(24, 50)
+    ]
+    assert len({one["receipt"] for one in told}) == 26
+
+
+def test_a_transaction_tells_runs_to_who_takes_them(client: Client) -> None:
+    send_run(client, {"texts": ["a"] * 200})
+    ask = {"receive": {"limit": 150, "lease": 60}}
+    (first, second) = client.post("/transactions", ask, Accept=RUNS).json["messages"]
+    assert (first["count"], second["count"], second["id"]) == (100, 50, "101")
+    done = client.post("/transactions", {"ack": [first["receipt"], second["receipt"]], **ask}, Accept=RUNS)
+    assert done.headers["content-type"] == RUNS
+    assert [len(run["texts"]) for run in done.json["messages"]] == [50]
+    assert stats(client)["acked"] == 150
+    again = client.post("/transactions", {"ack": [second["receipt"]]})
+    assert_problem(again, 409, "stale_receipt", index=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ([], {}),
+        ({}, {"field": "texts"}),
+        ({"texts": []}, {"field": "texts"}),
+        ({"texts": "ab"}, {"field": "texts"}),
+        ({"texts": ["a"] * 10_001}, {"field": "texts"}),
+        ({"texts": ["a"], "text": "a"}, {"field": "text"}),
+        ({"texts": ["a", 1]}, {"field": "text", "index": 1}),
+        ({"texts": ["a", None]}, {"field": "text", "index": 1}),
+        ({"texts": ["a", "\ud800"]}, {"field": "text", "index": 1}),
+        ({"texts": ["a"], "attributes": []}, {"field": "attributes"}),
+        ({"texts": ["a"], "attributes": None}, {"field": "attributes"}),
+        ({"texts": ["a"], "attributes": {"n": 1}}, {"field": "attributes"}),
+        ({"texts": ["a"], "attributes": {"n": [1, 2]}}, {"field": "attributes"}),
+        ({"texts": ["a", "b"], "attributes": {"n": [1, [2]]}}, {"field": "attributes", "index": 1}),
+        ({"texts": ["a", "b"], "attributes": {"n": [1, "\udfff"]}}, {"field": "attributes", "index": 1}),
+        ({"texts": ["a", "b"], "attributes": {"\ud800": [1, 2]}}, {"field": "attributes", "index": 0}),
+        ({"texts": ["a", "b"], "attributes": {"n": ["x", "x" * 65_536]}}, {"field": "attributes", "index": 1}),
+    ],
+)
+def test_a_wrong_run_is_refused_and_stores_nothing(client: Client, wrong: object, told: dict[str, object]) -> None:
+    assert_problem(send_run(client, wrong), 400, "invalid_input", **told)
+    assert client.get("/queues").json == {"queues": []}
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"", b'{"texts":["a"],"texts":["b"]}', b'{"texts":["a"],"attributes":{"n":[NaN]}}', b'{"texts":["\xff"]}']
+)
+def test_a_run_that_is_no_json_is_refused(client: Client, wrong: bytes) -> None:
+    assert_problem(client.call("POST", "/messages", wrong, Content_Type=RUNS), 400, "bad_request")
+
+
+def test_a_run_with_large_messages_is_a_batch_like_any(client: Client) -> None:
+    texts = ["x" * 5_000, "y"] * 10
+    assert len(send_run(client, {"texts": texts}).json["ids"]) == 20
+    assert [one["text"] for one in client.get("/messages?limit=20&lease=9", Accept=RUNS).json] == texts
+
+
 def test_a_batch_has_one_to_ten_thousand_messages(client: Client) -> None:
     most = [{"text": ""}] * 10_000
     assert client.post("/messages", most).json["ids"] == [str(number) for number in range(1, 10_001)]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import count, islice
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_everything_is_there_and_goes_on_as_if_it_had_not_been_moved(
 def _story(store: Store, receipts: dict[str, str]) -> list[object]:
     """What a store tells and does, but for what is new and random each time."""
 
-    def settled(messages: list[Message]) -> list[Message]:
+    def settled(messages: Sequence[Message]) -> list[Message]:
         return [message._replace(receipt=None, leased_until=None, sent_at=0) for message in messages]
 
     told: list[object] = []

@@ -24,6 +24,7 @@ from clients.messages import NextMessages, Outgoing
 from doors import openapi_answers
 from doors.refusals import REFUSALS
 from doors.schemas import SCHEMAS
+from doors.wire import RUNS
 from settings import Settings
 from storage.model import QueueSettings, QueueStats
 from tests.contract import DOCUMENT, resolved
@@ -34,6 +35,19 @@ LINES = strategies.lists(strategies.fixed_dictionaries({"text": strategies.text(
 schemathesis.openapi.media_type(
     "application/x-ndjson", LINES.map(lambda lines: "\n".join(map(json.dumps, lines)).encode())
 )
+# That a run's arrays are of one length is more than a schema can say.
+SCALAR = strategies.none() | strategies.booleans() | strategies.integers(-(2**53), 2**53) | strategies.text(max_size=9)
+RUN = strategies.integers(1, 9).flatmap(
+    lambda length: strategies.fixed_dictionaries(
+        {"texts": strategies.lists(strategies.text(), min_size=length, max_size=length)},
+        optional={
+            "attributes": strategies.dictionaries(
+                strategies.text(max_size=9), strategies.lists(SCALAR, min_size=length, max_size=length), max_size=3
+            )
+        },
+    )
+)
+schemathesis.openapi.media_type(RUNS, RUN.map(lambda run: json.dumps(run).encode()))
 Case = schemathesis.Case[Any]
 SCHEMATHESIS = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -65,8 +65,35 @@ def test_reads_of_one_unpack_a_run_only_when_the_one_before_is_used_up(store: Sq
     for number in range(LONGEST):
         assert take(store) == [str(number)]
         assert rows(path) == (LONGEST - number - 1, 4)
-    assert take(store, LONGEST // 2) == [str(number) for number in range(LONGEST, LONGEST + LONGEST // 2)]
-    assert rows(path) == (LONGEST // 2, 3)
+    store.close()
+
+
+@pytest.mark.parametrize("lease_for", [None, 30.0])
+@pytest.mark.parametrize("limit", [SHORTEST, 10, 33, 50, LONGEST - 1, LONGEST + 1, 250, 333])
+def test_a_read_that_ends_within_a_run_splits_it(
+    store: SqliteStore, path: Path, limit: int, lease_for: float | None
+) -> None:
+    texts = list(map(str, range(1000)))
+    send(store, *texts, attributes={"a": 1})
+    first = store.receive(Receive(("q",), limit, lease_for))
+    assert [message.text for message in first] == texts[:limit]
+    assert rows(path)[0] < SHORTEST
+    got = [message.text for message in first]
+    while more := store.receive(Receive(("q",), limit, lease_for)):
+        got += [message.text for message in more]
+    assert got == texts
+    assert store.queue("q").stats.bytes == (0 if lease_for is None else sum(map(len, texts)) + 1000 * 24)
+    store.close()
+
+
+def test_messages_among_the_runs_unpack_nothing(store: SqliteStore, path: Path) -> None:
+    store.send("q", [new("later", priority=0)])
+    send(store, *map(str, range(LONGEST)))
+    store.send("q", [new("first", priority=5)])
+    send(store, *map(str, range(LONGEST, 2 * LONGEST)))
+    numbers = list(map(str, range(2 * LONGEST)))
+    assert [one.text for one in lease(store, 1000)] == ["first", "later", *numbers]
+    assert rows(path) == (2, 2)
     store.close()
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -33,6 +34,12 @@ ODD = "NUL \0, CR \r, LF \n, 😀 and \ufeff"
 HALF_AN_HOUR, DAY, YEARS = 1_800.0, 86_400.0, 3 * 366 * 86_400.0  # seconds
 
 BATCH = [str(number) for number in range(300)]
+# Some have attributes, and of these some have others than the rest: for one, two and many in succession.
+BATCH_FIELDS: dict[str, dict[str, Any]] = {
+    str(number): {"attributes": {"place": number, "name": f"№ {number}"} if number % 7 else {"alone": True}}
+    for number in range(40, 300)
+    if number % 50
+}
 
 # What `fill` leaves: each queue's texts by their state, oldest first.
 THERE = {
@@ -79,7 +86,7 @@ def fill(store: Store, clock: FakeClock) -> dict[str, str]:
     send(store, "kept for years", queue="jobs", ttl=10 * 365 * DAY)
     send(store, "gone in a day", queue="jobs", ttl=DAY)
     send(store, "due in an hour", queue="jobs", delay=3_600)
-    send(store, *BATCH, queue="batch")
+    store.send("batch", [new(text, **BATCH_FIELDS.get(text, {})) for text in BATCH])
     assert take(store, 5, queue="batch") == BATCH[:5]
     assert texts(lease(store, 10, queue="batch", seconds=HALF_AN_HOUR)) == BATCH[5:15]
     configure(store, "paused", paused=True, lease=7.5)
@@ -106,7 +113,8 @@ def write(path: Path) -> None:
     clock = long_ago()
     with closing(SqliteStore(path, clock=clock)) as store:
         receipts = fill(store, clock)
-    path.with_suffix(".json").write_text(json.dumps({"now": clock.now(), "receipts": receipts}, indent=1) + "\n")
+    told = {"now": clock.now(), "receipts": receipts, "fields": BATCH_FIELDS}
+    path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def assert_nothing_is_lost(path: Path) -> None:
@@ -119,6 +127,8 @@ def assert_nothing_is_lost(path: Path) -> None:
         for queue, states in THERE.items():
             assert {s: peek(store, queue=queue, state=s) for s in State if peek(store, queue=queue, state=s)} == states
         assert peek(store, queue="dying", state=State.DEAD) == ["rejected", "given up"]
+        batch = {message.text: json.loads(message.fields or "{}") for message in store.peek("batch", limit=1_000)}
+        assert {text: fields for text, fields in batch.items() if fields} == told.get("fields", {})  # not in version 1
         _assert_settings_and_totals(store)
         _assert_receipts_and_keys(store, told["receipts"])
         _assert_all_comes_out(store, clock, told["receipts"])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,12 +47,12 @@ class Poll:
         self, pool: ThreadPoolExecutor, store: SqliteStore, ask: Receive, present: Callable[[], bool] = lambda: True
     ) -> None:
         before = len(store._waiting)  # no verb tells how many wait
-        self._result: Future[tuple[list[Message], float]] = pool.submit(self._run, store, ask, present)
+        self._result: Future[tuple[Sequence[Message], float]] = pool.submit(self._run, store, ask, present)
         while len(store._waiting) == before and not self._result.done():
             time.sleep(0.001)
 
     @staticmethod
-    def _run(store: Store, ask: Receive, present: Callable[[], bool]) -> tuple[list[Message], float]:
+    def _run(store: Store, ask: Receive, present: Callable[[], bool]) -> tuple[Sequence[Message], float]:
         return store.receive(ask, present=present), time.monotonic()
 
     def texts(self) -> list[str]:

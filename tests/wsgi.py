@@ -141,7 +141,7 @@ def check(reply: Reply, method: str = "GET") -> None:
     elif headers["content-type"] == "application/x-ndjson":
         assert isinstance(reply.lines, list)
     else:
-        assert headers["content-type"] == "application/json"
+        assert headers["content-type"] in ("application/json", "application/vnd.queue-service.runs+json")
         assert reply.body.count(b"\n") == 1
         assert isinstance(reply.json, dict | list)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches
 from benchmarks.server import service
-from clients import QueueClient
+from clients import QueueClient, Run
 
 WAIT = 5.0  # seconds of one poll
 LEASE = 60.0  # seconds
@@ -30,7 +30,16 @@ class _Client:
         self._client.send(text)
 
     def take(self) -> str:
-        return self._next(1)[0]
+        held, self._held = self._held, []
+        documents: list[dict[str, str]] = []
+        while not documents:
+            if held:
+                _, documents = self._client.ack_and_receive(held, wait=WAIT, lease=LEASE)
+            else:
+                documents = self._client.receive_documents(wait=WAIT, lease=LEASE)
+            held = []
+        self._held = [documents[0]["receipt"]]
+        return documents[0]["text"]
 
     def send_all(self, batches: Iterable[list[str]]) -> None:
         for batch in batches:
@@ -45,15 +54,16 @@ class _Client:
         self._client.close()
 
     def _next(self, limit: int) -> list[str]:
-        documents: list[dict[str, str]] = []
-        while not documents:
-            held, self._held = self._held, []
+        held, self._held = self._held, []
+        runs: list[Run] = []
+        while not runs:
             if held:
-                _, documents = self._client.ack_and_receive(held, limit=limit, wait=WAIT, lease=LEASE)
+                _, runs = self._client.ack_and_receive_runs(held, limit=limit, wait=WAIT, lease=LEASE)
             else:
-                documents = self._client.receive_documents(limit=limit, wait=WAIT, lease=LEASE)
-        self._held = [document["receipt"] for document in documents]
-        return [document["text"] for document in documents]
+                runs = self._client.receive_runs(limit=limit, wait=WAIT, lease=LEASE)
+            held = []
+        self._held = [run.receipt for run in runs]
+        return [text for run in runs for text in run.texts]
 
     def _ack(self) -> None:
         if self._held:

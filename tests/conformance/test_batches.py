@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import Message, Receive, State, Store
+from storage.errors import InvalidInput, MessageNotFound, StaleReceipt
+from storage.model import Message, NewMessage, Receipt, Receive, State, Store
+from storage.runs import NewRun
 from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take, texts
+from tests.conformance.shorthand import Held, configure, lease, lease_one, new, peek, send, stats, take, texts
 
 BATCH = [f"m{n:03d}" for n in range(250)]
 
@@ -309,3 +312,126 @@ def test_what_is_spent_before_a_batch_does_not_hide_it(store: Store) -> None:
     send(store, "after")
     assert texts(lease(store, 1)) == [BATCH[0]]
     assert take(store, 100) == [*BATCH[1:8], "after"]
+
+
+def span(held: Sequence[Held]) -> str:
+    """One receipt for messages that were leased together, with ids one after the other."""
+    return str(Receipt.parse(held[0].receipt)._replace(length=len(held)))
+
+
+def test_one_receipt_settles_all_that_was_leased_together(store: Store) -> None:
+    send(store, *BATCH)
+    held = lease(store, 250)
+    assert store.ack([span(held[:100])]) == (100, [], [])
+    assert store.ack([span(held[100:130]), span(held[130:200]), held[149].receipt]) == (100, [], [])
+    store.transact([span(held[200:])], [])
+    assert stats(store)[:4] == (0, 0, 0, 0)
+    assert stats(store).acked == 250
+
+
+def test_a_receipt_of_many_tells_one_by_one_which_do_not_hold(store: Store) -> None:
+    send(store, *BATCH)
+    held = lease(store, 250, seconds=600)
+    for one in (held[20], held[199]):
+        store.settle(one.receipt)
+    store.release(held[50].receipt)
+    assert lease_one(store).text == BATCH[50]
+    assert store.ack([span(held)]) == (247, [held[50].receipt], [held[20].receipt, held[199].receipt])
+    assert stats(store).leased == 1
+
+
+def test_a_receipt_of_many_of_which_one_does_not_hold_stops_a_transaction(store: Store) -> None:
+    send(store, *BATCH)
+    held = lease(store, 250, seconds=600)
+    store.settle(held[150].receipt)
+    with pytest.raises(StaleReceipt) as refused:
+        store.transact([held[0].receipt, span(held[1:100]), span(held[100:])], [("q", new("never"))])
+    assert refused.value.index == 2
+    assert stats(store).leased == 249
+    assert stats(store).sent == 250
+
+
+@pytest.mark.parametrize(
+    "forged", ["q~1-99999~1", "q~1-9223372036854775807~1", "q~3-2~1", "q~3-3-4~1", "q~-3~1", "q~3-~1"]
+)
+def test_what_cannot_be_a_receipt_of_many_settles_nothing(store: Store, forged: str) -> None:
+    send(store, *BATCH[:20])
+    lease(store, 20)
+    assert store.ack([forged]) == (0, [], [forged])
+    with pytest.raises(StaleReceipt):
+        store.transact([forged], [])
+
+
+def test_a_receipt_of_one_written_as_of_many_holds(store: Store) -> None:
+    send(store, "alone")
+    held = lease_one(store)
+    assert store.ack([held.receipt.replace("~1~", "~1-1~")]).acked == 1
+
+
+def test_receipts_are_of_ten_thousand_messages_at_most(store: Store) -> None:
+    send(store, *BATCH)
+    held = lease(store, 250)
+    many = ["q~1-9999~1", span(held)]
+    with pytest.raises(InvalidInput):
+        store.ack(many)
+    with pytest.raises(InvalidInput):
+        store.transact(many, [])
+    assert stats(store).leased == 250
+
+
+def test_only_an_ack_takes_a_receipt_of_many(store: Store) -> None:
+    send(store, *BATCH)
+    receipt = span(lease(store, 250))
+    refused: list[Callable[[], object]] = [
+        lambda: store.settle(receipt),
+        lambda: store.extend(receipt, 60),
+        lambda: store.release(receipt),
+        lambda: store.reject(receipt),
+    ]
+    for verb in refused:
+        with pytest.raises(MessageNotFound):
+            verb()
+    assert stats(store).leased == 250
+
+
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"attributes": {}},
+    {"attributes": {"a": 1}},
+    {"attributes": {"a": "1", "b": None}},
+    {"attributes": {"b": 1.5, "a": True}},
+    {"attributes": {"é\n": 10**30}},
+    {"priority": 0},
+    {"key": "k"},
+]
+
+
+def test_batches_of_mixed_messages_come_back_as_they_were_written(store: Store) -> None:
+    """In stretches that are long enough to be packed, and in some that are not."""
+    written = [new(f"{place} {n}", **form) for place, form in enumerate(FORMS * 2) for n in range(5 + 20 * (place % 2))]
+    store.send("q", written)
+    assert stats(store).bytes == sum(message.size for message in written)
+    assert [(one.text, one.fields) for one in store.peek("q", limit=1000)] == [message[:2] for message in written]
+    got = store.receive(Receive(("q",), 1000, 30))
+    assert [(one.text, one.fields) for one in got] == [message[:2] for message in written]
+    assert store.ack([str(one.receipt) for one in got]).acked == len(written)
+    assert stats(store).bytes == 0
+
+
+@pytest.mark.parametrize("form", FORMS[:6], ids=str)
+def test_a_run_is_what_the_batch_of_its_messages_is(store: Store, form: dict[str, Any]) -> None:
+    documents = [{"text": f"€{n}", **form} for n in range(150)]
+    run = NewRun.of_documents(documents)
+    assert run is not None
+    messages = [NewMessage.from_document(document) for document in documents]
+    assert (list(run), run[7], run[-2:], len(run)) == (messages, messages[7], messages[-2:], 150)
+    assert run.size == sum(message.size for message in messages)
+    store.send("run", run)
+    store.send("batch", messages)
+    assert stats(store, "run") == stats(store, "batch")
+    for ask in [Receive(limit=100, lease=30), Receive(limit=20), Receive(limit=30, lease=5)]:
+        of_run, of_batch = (store.receive(ask._replace(queues=(name,))) for name in ("run", "batch"))
+        assert [one[2:4] for one in of_run] == [one[2:4] for one in of_batch]
+        assert {one[2:4] for one in of_run} <= {message[:2] for message in messages}
+        assert len(of_run) == ask.limit
+    assert stats(store, "run") == stats(store, "batch")

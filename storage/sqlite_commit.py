@@ -49,7 +49,7 @@ class Committer:
         self.broken = False
 
     def run_group(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None] = lambda: None) -> None:
-        """Runs the operations in one transaction, each in a savepoint of its own, and commits."""
+        """Runs the operations in one transaction, in which one that fails leaves nothing, and commits."""
         try:
             woken = self._transact(tickets, gather)
         except (apsw.IOError, apsw.CorruptError) as fault:
@@ -82,8 +82,12 @@ class Committer:
         with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # who has waited longest gives up in time
             gather()  # who came while the other processes had their turn need not wait for another
             try:
-                for ticket in tickets:
-                    self._run_one(work, ticket)
+                if not self._run_together(work, tickets):
+                    self._connection.execute("ROLLBACK")
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    work.forget()
+                    self._run_apart(work, tickets)
+                work.write_counts()
                 self._connection.execute("COMMIT")
             except apsw.FullError:
                 self._pages_in_log = CHECKPOINT_FROM  # folded in, it has room for the next
@@ -131,18 +135,41 @@ class Committer:
                     return
             time.sleep(PAUSE)  # who frees a flock and takes it again at once gets it before those that wait for it
 
-    def _run_one(self, work: Work, ticket: Ticket[Work]) -> None:
-        self._connection.execute("SAVEPOINT operation")
-        try:
-            ticket.result = ticket.operation(work)
-        except (apsw.IOError, apsw.CorruptError):
-            raise
-        except Exception as fault:
-            if not self._connection.in_transaction:
-                raise  # SQLite has rolled back all of it, as it may when the disk is full
-            self._connection.execute("ROLLBACK TO operation")
-            ticket.error = translate(fault)
-        self._connection.execute("RELEASE operation")
+    def _run_together(self, work: Work, tickets: Sequence[Ticket[Work]]) -> bool:
+        """False when one has failed after it had changed something: that cannot be told from what the others did.
+
+        Nearly all that fail have changed nothing, so savepoints would be paid for by all and used by nobody.
+        """
+        for ticket in tickets:
+            before = work.changes
+            try:
+                ticket.result = ticket.operation(work)
+            except Exception as fault:
+                self._raise_if_lost(fault)
+                if work.changes != before:
+                    return False
+                ticket.error = translate(fault)
+        return True
+
+    def _run_apart(self, work: Work, tickets: Sequence[Ticket[Work]]) -> None:
+        """Each in a savepoint of its own."""
+        for ticket in tickets:
+            ticket.result = ticket.error = None
+            self._connection.execute("SAVEPOINT operation")
+            try:
+                ticket.result = ticket.operation(work)
+                work.write_counts()
+            except Exception as fault:
+                self._raise_if_lost(fault)
+                self._connection.execute("ROLLBACK TO operation")
+                work.forget()
+                ticket.error = translate(fault)
+            self._connection.execute("RELEASE operation")
+
+    def _raise_if_lost(self, fault: Exception) -> None:
+        """The disk has failed, or SQLite has rolled back all of the transaction, as it may when the disk is full."""
+        if isinstance(fault, apsw.IOError | apsw.CorruptError) or not self._connection.in_transaction:
+            raise fault
 
     def _run_each_alone(self, tickets: Sequence[Ticket[Work]]) -> None:
         """The transaction was lost to one of them: alone, only that one fails."""

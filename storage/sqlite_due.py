@@ -11,6 +11,8 @@ def bring_up_to_date(work: Work, queue: QueueRow) -> bool:
 
     At most CHUNK of each, so that half a million leases that end at once do not stop everybody.
     """
+    if queue.id in work.up_to_date:
+        return False
     due, expires = next_due(work, queue.id)
     more = False
     if due is not None and due <= work.now:
@@ -18,6 +20,8 @@ def bring_up_to_date(work: Work, queue: QueueRow) -> bool:
         expires = 0  # one whose lease ended may have expired meanwhile
     if expires is not None and expires <= work.now:
         more = _drop_expired(work, queue) or more
+    if not more:
+        work.up_to_date.add(queue.id)
     return more
 
 

@@ -43,6 +43,7 @@ class DatabaseFile:
         """Creates the file where there is none. Raises UnusableDatabase with the reason, Busy while it is locked."""
         refuse_unsafe_sqlite(apsw.sqlite_lib_version())
         self.path = path.absolute()
+        self._folder = str(self.path.parent)
         _refuse_unfit_place(self.path)
         try:
             # Beside the database and never the database itself: closing any descriptor of that file would
@@ -78,7 +79,7 @@ class DatabaseFile:
 
         What has left the queues is room inside the file, which does not get smaller; the log needs some outside.
         """
-        disk = os.statvfs(self.path.parent)
+        disk = os.statvfs(self._folder)
         free, reserve = disk.f_bavail * disk.f_frsize, min(RESERVE, disk.f_blocks * disk.f_frsize // 4)
         if free >= reserve:
             return False

@@ -41,6 +41,7 @@ def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> None:
             f"UPDATE messages SET expires_at = {beginning('?2')} + {_lifetime(TTL, '?1')} WHERE queue_id = ?3",
             (settings.retention, queue.settings.retention, queue.id),
         )
+    work.forget_queue(queue)
 
 
 def version(work: Work, queue: QueueRow) -> int:
@@ -67,6 +68,7 @@ def purge(work: Work, queue: QueueRow, last: int) -> int:
 def disown(work: Work, queue: QueueRow) -> int:
     """The queue is gone for everybody; its number, by which `clear` removes what is left of it."""
     work.execute("UPDATE queues SET name = NULL WHERE id = ?", (queue.id,))
+    work.forget_queue(queue)
     return queue.id
 
 

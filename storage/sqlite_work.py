@@ -24,7 +24,8 @@ LIVING = "queue_id IN (SELECT id FROM queues WHERE name IS NOT NULL)"  # SQL: no
 CHUNK = 10_000  # rows one transaction moves at most in work without a bound of its own, so that no other waits long
 
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
-_COUNT = f"UPDATE queues SET {', '.join(f'{name} = {name} + ?' for name in STATES + _TOTALS)} WHERE id = ?"
+_COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
+_COUNT = f"UPDATE queues SET {', '.join(f'{name} = {name} + ?' for name in _COUNTED)} WHERE id = ?"
 
 
 class QueueRow(NamedTuple):
@@ -58,7 +59,10 @@ class Room:
 
 
 class Work:
-    """One transaction. `now` is its time; `woken` gathers the queues in which something became ready."""
+    """One transaction. `now` is its time; `woken` gathers the queues in which something became ready.
+
+    What its operations need again and again is looked up once, and their counts are written once: `write_counts`.
+    """
 
     def __init__(self, connection: apsw.Connection, clock: Clock, nearly_full: bool = False) -> None:
         self.connection = connection
@@ -67,6 +71,32 @@ class Work:
         self.now = clock.now()
         self.wall = clock.wall
         self.woken: set[str] = set()
+        self.up_to_date: set[int] = set()  # queues that have nothing left to be done by `now`
+        self._queues: dict[str, QueueRow] = {}
+        self._counts: dict[int, list[int]] = {}  # what is to be added, by queue
+        self._counted = 0
+
+    @property
+    def changes(self) -> tuple[int, int]:
+        """The same as before, as long as nothing was changed."""
+        return self.connection.total_changes(), self._counted
+
+    def write_counts(self) -> None:
+        for queue_id, counts in self._counts.items():
+            self.execute(_COUNT, (*counts, queue_id))
+        self._counts.clear()
+
+    def forget(self) -> None:
+        """The transaction goes on from an earlier state: counts that were not written are gone."""
+        self.up_to_date.clear()
+        self._queues.clear()
+        self._counts.clear()
+
+    def forget_queue(self, queue: QueueRow) -> None:
+        """Its row was changed by another way than `count`, or what falls due in it."""
+        self.write_counts()
+        self.up_to_date.discard(queue.id)
+        self._queues.pop(queue.name, None)
 
     def all(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         """All rows at once: a cursor left open would hold the transaction, and RETURNING has no order anyway."""
@@ -81,10 +111,14 @@ class Work:
         return found
 
     def find_queue(self, name: str) -> QueueRow | None:
-        row = self.execute(
-            "SELECT id, settings, ready + leased + delayed + blocked, bytes FROM queues WHERE name = ?", (name,)
-        ).get
-        return None if row is None else QueueRow(row[0], name, read_settings(row[1]), row[2], row[3])
+        found = self._queues.get(name)
+        if found is None:
+            row = self.execute(
+                "SELECT id, settings, ready + leased + delayed + blocked, bytes FROM queues WHERE name = ?", (name,)
+            ).get
+            if row is not None:
+                found = self._queues[name] = QueueRow(row[0], name, read_settings(row[1]), row[2], row[3])
+        return found
 
     def queue_for_writing(self, name: str) -> QueueRow:
         """The queue, which comes into being if it was not there."""
@@ -92,13 +126,21 @@ class Work:
         if found is None:
             self.execute("INSERT INTO queues (name) VALUES (?)", (name,))
             found = QueueRow(self.connection.last_insert_rowid(), name, QueueSettings(), 0, 0)
+            self._queues[name] = found
         return found
 
     def count(self, queue: QueueRow, **changes: int) -> None:
         """Adds to the queue's counts of states and its totals."""
         if changes.get("ready", 0) > 0:
             self.woken.add(queue.name)
-        self.execute(_COUNT, (*(changes.get(name, 0) for name in STATES + _TOTALS), queue.id))
+        self._counted += 1
+        counts = self._counts.setdefault(queue.id, [0] * len(_COUNTED))
+        for name, change in changes.items():
+            counts[_COUNTED[name]] += change
+        known = self._queues.get(queue.name)
+        if known is not None and known.id == queue.id:
+            messages = known.messages + sum(changes.get(state, 0) for state in STATES)
+            self._queues[queue.name] = known._replace(messages=messages, bytes=known.bytes + changes.get("bytes", 0))
 
     # -- idempotency
 

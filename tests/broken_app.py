@@ -38,8 +38,8 @@ class AcknowledgesTooEarly(Committer):
         with self._turn:
             if not self._connection.in_transaction:
                 self._connection.execute("BEGIN IMMEDIATE")
-            for ticket in tickets:
-                self._run_one(Work(self._connection, self._clock), ticket)
+            work = Work(self._connection, self._clock)
+            self._run_apart(work, tickets)
         return set()
 
     def _commit_late(self) -> None:

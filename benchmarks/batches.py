@@ -1,16 +1,18 @@
 """batches of 10, 100 and 1,000 messages over one connection, against SQLite alone.
 
-Sent, and then leased and acked. The other inserts as many rows a transaction, or reads and deletes them.
+Sent, and then leased and acked: as arrays of messages, and as runs. The other inserts as many rows a transaction, or
+reads and deletes them.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.call import Caller, batch_of
+from benchmarks.call import Caller, Leased, batch_of, run_of
 from benchmarks.raw_sqlite import RawSqlite
 from benchmarks.report import Figure, Found, compare, ours_to_other, per_second
 from benchmarks.server import service
@@ -38,31 +40,38 @@ def batches() -> list[Found]:
 
 
 def _round(caller: Caller, sqlite: RawSqlite, size: int) -> dict[str, tuple[float, float]]:
-    sent = _send(caller, size)
+    batch, run = batch_of(size), run_of(size)
+    sent = _send(lambda: caller.send("batches", batch), size)
+    taken = _take(caller, caller.lease, size)
     inserted = sqlite.insert(size, SECONDS)
-    taken = _take(caller, size)
+    sent_runs = _send(lambda: caller.send_run("batches", run), size)
+    taken_runs = _take(caller, caller.lease_runs, size)
     deleted = sqlite.take(size, SECONDS)
-    return {"send": (sent, inserted), "lease and ack": (taken, deleted)}
+    return {
+        "send": (sent, inserted),
+        "send, as a run": (sent_runs, inserted),
+        "lease and ack": (taken, deleted),
+        "lease and ack, as runs": (taken_runs, deleted),
+    }
 
 
-def _send(caller: Caller, size: int) -> float:
+def _send(send: Callable[[], None], size: int) -> float:
     """Messages a second."""
-    batch = batch_of(size)
     done = 0
     start = time.perf_counter()
     while not done or time.perf_counter() - start < SECONDS:
-        caller.send("batches", batch)
+        send()
         done += size
     return done / (time.perf_counter() - start)
 
 
-def _take(caller: Caller, size: int) -> float:
+def _take(caller: Caller, lease: Callable[[str, int], Leased], size: int) -> float:
     """Messages a second, as long as there are any."""
     done = 0
     start = time.perf_counter()
-    while (not done or time.perf_counter() - start < SECONDS) and (receipts := caller.lease("batches", size)):
-        caller.ack(receipts)
-        done += len(receipts)
+    while (not done or time.perf_counter() - start < SECONDS) and (leased := lease("batches", size)).count:
+        caller.ack(leased)
+        done += leased.count
     taken = time.perf_counter() - start
     caller.call("POST", "/queues/batches/purge")
     return done / taken

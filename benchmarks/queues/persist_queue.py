@@ -17,7 +17,8 @@ POLL = 0.001  # seconds until a reader that found nothing looks again
 
 @contextmanager
 def _serve(folder: Path) -> Iterator[Server]:
-    yield Server(str(folder / "queue"), None)
+    (address := folder / "queue").mkdir()  # else clients that start together fail at making it
+    yield Server(str(address), None)
 
 
 class _Client:

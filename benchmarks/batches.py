@@ -69,9 +69,9 @@ def _take(caller: Caller, lease: Callable[[str, int], Leased], size: int) -> flo
     """Messages a second, as long as there are any."""
     done = 0
     start = time.perf_counter()
-    while (not done or time.perf_counter() - start < SECONDS) and (leased := lease("batches", size)).count:
+    while (not done or time.perf_counter() - start < SECONDS) and (leased := lease("batches", size)).messages:
         caller.ack(leased)
-        done += leased.count
+        done += leased.messages
     taken = time.perf_counter() - start
     caller.call("POST", "/queues/batches/purge")
     return done / taken

@@ -15,7 +15,7 @@ class Leased(NamedTuple):
     """Receipts of so many messages."""
 
     receipts: list[str]
-    count: int
+    messages: int
 
 
 class Caller:
@@ -58,8 +58,8 @@ class Caller:
     def ack(self, leased: Leased) -> None:
         """Raises RuntimeError unless all of them held."""
         told: dict[str, Any] = json.loads(self.call("POST", "/messages/ack", json.dumps({"receipts": leased.receipts})))
-        if told["acked"] != leased.count:
-            raise RuntimeError(f"{told['acked']} of {leased.count} messages were held")
+        if told["acked"] != leased.messages:
+            raise RuntimeError(f"{told['acked']} of {leased.messages} messages were held")
 
     def close(self) -> None:
         self._connection.close()

@@ -39,19 +39,13 @@ class Service(NamedTuple):
 
 
 @contextmanager
-def service(
-    app: str = "handler:app", database: Path | None = None, worker_class: str | None = None
-) -> Iterator[Service]:
-    """One on a free port, with a database of its own or the one given; all of it is gone when the block ends.
-
-    `worker_class`: gunicorn's name of a worker in place of ours, the other settings being the same.
-    """
+def service(app: str = "handler:app", database: Path | None = None) -> Iterator[Service]:
+    """One on a free port, with a database of its own or the one given; all of it is gone when the block ends."""
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         probe.close()
         log = Path(folder, "log")
-        options = [] if worker_class is None else ["--worker-class", worker_class]
-        process = _start([app, *options], port, database or Path(folder, "queue.db"), log)
+        process = _start(app, port, database or Path(folder, "queue.db"), log)
         try:
             _await_answer(f"http://127.0.0.1:{port}/ready", process, log)
             one = Service(port, process.pid)
@@ -69,10 +63,10 @@ def settings() -> str:
     )
 
 
-def _start(arguments: list[str], port: int, database: Path, log: Path) -> subprocess.Popen[bytes]:
+def _start(app: str, port: int, database: Path, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *arguments],
+            [sys.executable, "-m", "gunicorn", app],
             cwd=REPOSITORY,
             env=os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{database}"},
             stdin=subprocess.DEVNULL,

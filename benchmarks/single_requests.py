@@ -1,8 +1,7 @@
 """one message a request, over 1, 16 and 64 keep-alive connections, against a route that does nothing.
 
 A write (`POST`), a pop (a plain `GET`), and a lease and its ack (`GET` and `DELETE`, each counted as a request), all
-durable before their replies. The other is `GET /health` on as many connections, in turns: by our own worker, and by
-gunicorn's gthread, which ours is made from, under the same settings otherwise.
+durable before their replies. The other is `GET /health` on as many connections, in turns.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ READY = 20_000  # messages that wait before each round of reads: more than it re
 LEAST_RATE = {1: 0.7, 64: 0.8}  # times that of the route that does nothing, by connections
 MOST_P99 = {64: 3.0}  # times its latency
 ONE_REQUEST = ("write", "pop")  # what is done with a message by one request
-NO_OP, GTHREAD = "nothing", "nothing, by gthread"
 WRITE = request("POST", "/queues/written/messages", json.dumps({"text": "x" * 60}).encode())
 POP = request("GET", "/queues/popped/messages")
 LEASE = request("GET", "/queues/leased/messages?lease=600")
@@ -41,20 +39,11 @@ Rounds = dict[int, list[Round]]  # by connections
 
 
 def single_requests() -> list[Found]:
-    with service() as server, service(worker_class="gthread") as gthread, closing(Caller(server.port)) as caller:
-        rounds = {
-            count: [_round(server, gthread, caller, count) for _ in range(ROUNDS + 1)][1:] for count in CONNECTIONS
-        }
+    with service() as server, closing(Caller(server.port)) as caller:
+        rounds = {count: [_round(server, caller, count) for _ in range(ROUNDS + 1)][1:] for count in CONNECTIONS}
     plot = "a message a request: {} to that of a no-op"
     return [
-        Found("ours", "GET /health", _rates(rounds, NO_OP), "requests", plot=plot.format("rate (more is better)")),
-        Found(
-            "ours",
-            "GET /health",
-            _rates(rounds, GTHREAD),
-            "requests, and a no-op by gunicorn's own gthread worker",
-            plot=plot.format("rate by gunicorn's own worker"),
-        ),
+        Found("ours", "GET /health", _rates(rounds), "requests", plot=plot.format("rate (more is better)")),
         Found("ours", "GET /health", _latencies(rounds), "latency", plot=plot.format("latency (less is better)")),
         Found("ours", "GET /health", _cpu(rounds), "CPU of the service, a request"),
     ]
@@ -66,13 +55,12 @@ def lease_and_ack(reply: bytes) -> bytes:
     return request("DELETE", f"/messages/{receipt}") if receipt else LEASE
 
 
-def _round(server: Service, gthread: Service, caller: Caller, connections: int) -> Round:
+def _round(server: Service, caller: Caller, connections: int) -> Round:
     for queue in ("popped", "leased"):
         for _ in range(0, READY, 10_000):
             caller.send(queue, batch_of(min(READY, 10_000)))
-    kinds: dict[str, Script] = {"write": WRITE, "pop": POP, "lease, ack": lease_and_ack, NO_OP: NOTHING}
+    kinds: dict[str, Script] = {"write": WRITE, "pop": POP, "lease, ack": lease_and_ack, "nothing": NOTHING}
     found = {what: _sample(server, script, connections) for what, script in kinds.items()}
-    found[GTHREAD] = _sample(gthread, NOTHING, connections)
     if 204 in found["pop"].load.statuses:
         raise RuntimeError(f"a reader found nothing: {READY} messages are too few for a round")
     for queue in ("written", "popped", "leased"):
@@ -88,11 +76,11 @@ def _sample(server: Service, script: Script, connections: int) -> Sample:
     return Sample(load, max(TICK, cpu_of_tree(server.pid) - before) / load.done)
 
 
-def _rates(rounds: Rounds, other: str) -> list[Figure]:
+def _rates(rounds: Rounds) -> list[Figure]:
     return [
         compare(
             f"{what}, {_told(connections)}",
-            [(r[what].load.rate, r[other].load.rate) for r in found],
+            [(r[what].load.rate, r["nothing"].load.rate) for r in found],
             per_second,
             ratio=ours_to_other,
             at_least=LEAST_RATE.get(connections) if what in ONE_REQUEST else None,
@@ -106,7 +94,10 @@ def _latencies(rounds: Rounds) -> list[Figure]:
     return [
         compare(
             f"{what}, {_told(connections)}: {name}",
-            [(percentile(r[what].load.latencies, share), percentile(r[NO_OP].load.latencies, share)) for r in found],
+            [
+                (percentile(r[what].load.latencies, share), percentile(r["nothing"].load.latencies, share))
+                for r in found
+            ],
             ms,
             ratio=ours_to_other,
             at_most=MOST_P99.get(connections) if name == "p99" else None,
@@ -121,7 +112,7 @@ def _cpu(rounds: Rounds) -> list[Figure]:
     return [
         compare(
             f"{what}, {_told(connections)}",
-            [(r[what].cpu, r[NO_OP].cpu) for r in found],
+            [(r[what].cpu, r["nothing"].cpu) for r in found],
             us,
             ratio=ours_to_other,
         )

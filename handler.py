@@ -88,7 +88,7 @@ class Application:
         """For the request under way: as much of it as its token allows."""
         if self.access is None:
             return self.whole_store
-        return GrantedStore(self.whole_store, request.environ.get(auth.GRANT))
+        return GrantedStore(self.whole_store, request.environ.get(wire.GRANT))
 
     @property
     def whole_store(self) -> Store:

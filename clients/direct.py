@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,13 +35,13 @@ class Direct:
     def ask(self, head: bytes, body: bytes, timeout: float, patience: float, bodiless: bool) -> Answer:
         """The reply to a request. Raises OSError.
 
-        `timeout` is for connecting and `patience` for each piece of the reply, in seconds; `bodiless`: for HEAD.
+        `timeout` is for connecting and `patience` for the reply, in seconds; `bodiless`: for HEAD.
         """
         with self._connection(timeout) as connection:
             connection.settimeout(patience)
             with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reason may be there to read
                 connection.sendall(head + body)
-            reply = Reply(connection)
+            reply = Reply(connection, time.monotonic() + patience)
             answer = reply.read(bodiless)
             if reply.goes_on and len(self._idle) < self._kept_at_most:
                 self._idle.append(connection)
@@ -85,10 +86,14 @@ class Direct:
 
 
 class Reply:
-    """One reply, read from a connection. `goes_on`: afterwards the connection can carry another request."""
+    """One reply, read from a connection. `goes_on`: afterwards the connection can carry another request.
 
-    def __init__(self, connection: socket.socket) -> None:
+    Raises TimeoutError when one more piece of it was not there in the connection's timeout, or by the deadline.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
         self.goes_on = False
+        self._deadline = deadline
         self._connection = connection
         self._received = bytearray()
 
@@ -148,14 +153,20 @@ class Reply:
         return found
 
     def _to_the_end(self) -> bytes:
-        while piece := self._connection.recv(AT_ONCE):
+        while piece := self._receive():
             self._received += piece
         return bytes(self._received)
 
     def _piece(self) -> bytes:
-        piece = self._connection.recv(AT_ONCE)
+        piece = self._receive()
         if not piece:
             raise Garbled("the connection broke")
+        return piece
+
+    def _receive(self) -> bytes:
+        piece = self._connection.recv(AT_ONCE)
+        if time.monotonic() > self._deadline:  # of a reply that drips each piece comes in time
+            raise TimeoutError
         return piece
 
 

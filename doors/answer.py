@@ -10,8 +10,8 @@ from typing import Any
 from bottle import HTTPResponse
 
 from doors.wire import JSON, NDJSON, RUNS
+from storage import runs
 from storage.model import Message, NewMessage, Queue, Receive, Transacted, rfc3339
-from storage.runs import Messages, Run
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
 RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 for want of a place to wait
@@ -90,13 +90,12 @@ def envelope(message: Message, state: str | None = None) -> str:
 
 
 def _leased(messages: Sequence[Message], *, packed: bool) -> list[str]:
-    """Each in its envelope. `packed`: those that came as a run are told as one."""
-    if packed and isinstance(messages, Messages):
-        return [_run(part) if isinstance(part, Run) else envelope(part) for part in messages.parts]
-    return [envelope(message) for message in messages]
+    """Each in its envelope. `packed`: those that lie together are told as one run."""
+    parts = runs.packed(messages) if packed else messages
+    return [_run(part) if isinstance(part, runs.Run) else envelope(part) for part in parts]
 
 
-def _run(run: Run) -> str:
+def _run(run: runs.Run) -> str:
     """The same as `envelope`, of all its messages. What was written is JSON already."""
     told = f'{{"id": "{run.id}", "count": {run.length}, "queue": "{run.queue}", "sent_at": "{rfc3339(run.sent_at)}"'
     told += f', "receive_count": {run.receive_count}, "receipt": "{run.receipt}"'

@@ -20,9 +20,7 @@ from typing import Any
 from bottle import request
 
 from doors.tokens import ADMIN, METRICS, RECEIVE, SEND, Grant, Tokens, hash_of
-from doors.wire import Environ, WireError
-
-GRANT = "queue_service.grant"  # in the environ: the Grant of a request that was admitted
+from doors.wire import GRANT, Environ, WireError
 
 # What each route needs: a token with one of these rights, or (OPEN) none. A route that does not stand here is refused.
 OPEN: frozenset[str] = frozenset()

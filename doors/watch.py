@@ -16,9 +16,8 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from doors.auth import GRANT
 from doors.counts import OTHER_ROUTE, Slot
-from doors.wire import Environ
+from doors.wire import GRANT, Environ
 from storage.errors import InvalidInput
 from storage.model import check_queue_name, rfc3339
 

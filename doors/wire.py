@@ -18,6 +18,8 @@ Environ = dict[str, Any]
 JSON, NDJSON, TEXT = "application/json", "application/x-ndjson", "text/plain"
 RUNS = "application/vnd.queue-service.runs+json"  # plain messages in columns
 
+GRANT = "queue_service.grant"  # in the environ: the Grant of a request that was admitted
+
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # so that any float can be written just as it is
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -144,7 +146,7 @@ def read_body(environ: Environ, limit: int) -> bytes:
 
 
 def read_once(environ: Environ, body: bytes = b"") -> Once | None:
-    """The Idempotency-Key, with a digest of all that the request asks for."""
+    """The Idempotency-Key, with a digest of all that the request asks for. Each token has keys of its own."""
     key = environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
@@ -154,7 +156,8 @@ def read_once(environ: Environ, body: bytes = b"") -> Once | None:
     for part in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE"):
         digest.update(environ.get(part, "").encode() + b"\0")
     digest.update(body)
-    return Once(key, digest.digest())
+    grant = environ.get(GRANT)
+    return Once(key if grant is None else f"{grant.name} {key}", digest.digest())
 
 
 def presence(environ: Environ) -> Callable[[], bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import repeat
+from itertools import groupby, repeat
 from typing import Any, NamedTuple, Self, TypeGuard, overload
 
 from storage.model import Message, NewMessage, Receipt, total_size
@@ -185,10 +185,43 @@ def plain_form(message: NewMessage) -> tuple[str, ...] | None:
     """Messages of one form can be in one run; None for one that is not plain."""
     if message[2:] != _PLAIN or len(message.text) + len(message.fields or "") > LARGEST_MESSAGE:
         return None
-    fields = json.loads(message.fields or "{}")
-    if not fields:
+    return _form(message.fields)
+
+
+def packed(messages: Sequence[Message]) -> list[Message | Run]:
+    """The same leased messages, with those that lie together as runs."""
+    parts: list[Message | Run] = []
+    known = messages.parts if isinstance(messages, Messages) else messages
+    for together, group in groupby(enumerate(known), _together):
+        some = [part for _, part in group]
+        parts += [_run_of(some)] if together and len(some) > 1 else some
+    return parts
+
+
+def _together(item: tuple[int, Message | Run]) -> tuple[object, ...] | None:
+    """The same for messages one after the other that can be told as one run; None for what cannot be in one."""
+    place, part = item
+    if isinstance(part, Run) or part.receipt is None or (form := _form(part.fields)) is None:
+        return None
+    token = part.receipt.rpartition("~")[2]
+    return form, part.id - place, part.queue, part.sent_at, part.receive_count, token, part.leased_until
+
+
+def _run_of(messages: Sequence[Any]) -> Run:
+    first = messages[0]
+    texts, attributes = NewRun.of_messages([NewMessage(one.text, one.fields) for one in messages]).columns()
+    return Run(
+        first.id, len(messages), first.queue, texts, attributes, first.sent_at, first.receive_count,
+        Receipt.parse(first.receipt).token, first.leased_until,
+    )  # fmt: skip
+
+
+def _form(fields: str | None) -> tuple[str, ...] | None:
+    """The names of nothing but attributes; None when there is something else."""
+    if fields is None:
         return ()
-    return ("attributes", *fields["attributes"]) if len(fields) == 1 and "attributes" in fields else None
+    known = json.loads(fields)
+    return ("attributes", *known["attributes"]) if known.keys() == {"attributes"} else None
 
 
 _PLAIN = NewMessage("")[2:]  # all but the text and the fields as written

@@ -1,8 +1,8 @@
-"""Runs: batches of plain messages, packed many in a row of the database.
+"""Runs as they lie in the database: batches of plain messages, packed many in a row.
 
-Sent, leased and settled whole, as batches mostly are, a run costs little more than one message. Whatever wants less
-than the whole of it, or treats one of its messages in a way of its own, has it unpacked first into a row for each
-message; so nothing but this module, and what counts or lists messages, knows of runs.
+Sent, leased and settled whole, as batches mostly are, a run costs little more than one message. A read that ends within
+one splits it; whatever treats one of its messages in a way of its own has it unpacked first, into a row for each. So
+nothing but this module, and what takes, counts or lists messages, knows of them.
 """
 
 from __future__ import annotations
@@ -225,10 +225,9 @@ def peek(
 
 
 def _cut(run: NewRun) -> Iterator[NewRun]:
+    # A rest that is too short goes with what is before it.
     if run.longest * LONGEST <= LARGEST:
-        starts = range(
-            0, max(1, len(run) - SHORTEST + 1), LONGEST
-        )  # a rest that is too short goes with what is before it
+        starts = range(0, max(1, len(run) - SHORTEST + 1), LONGEST)
         yield from starmap(run.cut, pairwise([*starts, len(run)]))
         return
     lengths = list(accumulate(run.lengths()))  # of each and all before it
@@ -236,7 +235,7 @@ def _cut(run: NewRun) -> Iterator[NewRun]:
     while start < len(run):
         before = lengths[start - 1] if start else 0
         end = min(start + LONGEST, bisect_left(lengths, before + LARGEST) + 1)
-        if len(run) - end < SHORTEST:  # a rest that is too short goes with what is before it
+        if len(run) - end < SHORTEST:
             end = len(run)
         yield run.cut(start, end)
         start = end

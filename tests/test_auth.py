@@ -210,6 +210,8 @@ def test_a_list_of_queues_holds_only_those_the_token_names(app: handler.Applicat
         ("PATCH", "/messages/{other}", '{"dead": true}'),
         ("POST", "/messages/ack", '{"receipts": ["{jobs}", "{other}"]}'),
         ("POST", "/queues/jobs/messages/ack", '{"receipts": ["{other}"]}'),
+        ("POST", "/messages/ack", '{"receipts": ["{jobs}", "other~1-9~1"]}'),
+        ("POST", "/transactions", '{"ack": ["{jobs}", "other~1-9~1"]}'),
         ("POST", "/transactions", '{"ack": ["{jobs}", "{other}"]}'),
         ("POST", "/transactions", '{"ack": ["{jobs}"], "receive": {"queue": "other"}}'),
         ("POST", "/transactions", '{"ack": ["{jobs}"], "send": [{"text": "x", "queue": "jobs"}]}'),
@@ -232,6 +234,15 @@ def test_a_transaction_needs_the_right_of_each_of_its_parts(app: handler.Applica
         assert_forbidden(bearer(app, name).post("/transactions", step))
     assert bearer(app, "producer").post("/transactions", {"send": step["send"]}).status == 200
     assert bearer(app, "consumer").post("/transactions", {"ack": [receipt]}).status == 200
+
+
+def test_each_token_has_idempotency_keys_of_its_own(app: handler.Application) -> None:
+    step = {"send": [{"queue": "jobs", "text": "x"}]}
+    first, other = (bearer(app, name).post("/transactions", step, Idempotency_Key="1") for name in ("producer", "all"))
+    assert first.json["ids"] != other.json["ids"]
+    again = bearer(app, "producer").post("/transactions", step, Idempotency_Key="1")
+    assert again.json == first.json
+    assert bearer(app, "all").post("/messages", {"text": "y"}, Idempotency_Key="1").status == 200
 
 
 def test_what_is_no_receipt_is_told_as_without_tokens(app: handler.Application) -> None:

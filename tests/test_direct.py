@@ -55,6 +55,29 @@ def ask(direct: Direct, bodiless: bool = False) -> tuple[int, bytes]:
     return status, body
 
 
+def test_a_reply_that_drips_is_given_up_in_time() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    direct = Direct("127.0.0.1", listener.getsockname()[1], kept=0)
+    stopped = threading.Event()
+
+    def drip() -> None:
+        peer, _ = listener.accept()
+        with peer, suppress(ConnectionError):
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            while not stopped.wait(0.05):
+                peer.sendall(b"x")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        with pytest.raises(TimeoutError):
+            direct.ask(GET, b"", 5, 0.3, False)
+    finally:
+        stopped.set()
+        thread.join()
+        listener.close()
+
+
 @pytest.mark.parametrize(
     ("reply", "status", "body"),
     [

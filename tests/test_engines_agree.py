@@ -19,7 +19,7 @@ from storage.model import Store
 from tests.conformance.engines import ENGINES, FakeClock
 from tests.wsgi import Client, Reply
 
-RECEIPT = re.compile(rb"([A-Za-z0-9._-]+~[1-9][0-9]*~)([0-9a-f]+)")
+RECEIPT = re.compile(rb"([A-Za-z0-9._-]+~[1-9][0-9]*(?:-[0-9]+)?~)([0-9a-f]+)")
 NOBODYS = "q~1~1"
 
 
@@ -175,6 +175,22 @@ TRANSACTIONS = [
     ask("GET", "/queues"),
     ask("GET", "/queues/z/peek"),
 ]  # fmt: skip
+TYPE = "application/vnd.queue-service.runs+json"
+RUNS = [
+    ask("POST", "/queues/q/messages",
+        {"texts": [f"{n} {ODD}" for n in range(20)], "attributes": {"n": list(range(20))}}, Content_Type=TYPE),
+    ask("POST", "/queues/q/messages", {"texts": ["alone"]}, Content_Type=TYPE),
+    ask("POST", "/queues/q/messages", [{"text": "urgent", "priority": 1}, {"text": "x", "attributes": {}}]),
+    ask("POST", "/queues/q/messages", {"texts": ["a", 1]}, Content_Type=TYPE),
+    ask("GET", "/queues/q/messages?limit=16&lease=30", Accept=TYPE),
+    ask("GET", "/queues/q/messages?limit=9&lease=30", Accept=TYPE),
+    ask("POST", "/messages/ack", {"receipts": ["{1}"]}),
+    ask("POST", "/messages/ack", {"receipts": ["{1}", "{2}", "q~1-20~1", "q~1-99999~1"]}),
+    ask("DELETE", "/messages/{3}"),
+    ask("GET", "/queues/q/messages?limit=9&lease=30", Accept=TYPE, later=31.0),
+    ask("POST", "/transactions", {"ack": ["{4}", "{3}"], "receive": {"queue": "q"}}, Accept=TYPE),
+    ask("GET", "/queues"),
+]  # fmt: skip
 QUEUES = [
     ask("GET", "/queues/q"),
     ask("PUT", "/queues/q", {"max_messages": 3, "max_bytes": 30, "lease": 2.50, "retention": 1e1, "max_receives": 1}),
@@ -205,7 +221,7 @@ QUEUES = [
 ]
 
 
-@pytest.mark.parametrize("corpus", [WRITES, WRITES + READS, SETTLING, TRANSACTIONS, QUEUES])
+@pytest.mark.parametrize("corpus", [WRITES, WRITES + READS, SETTLING, TRANSACTIONS, RUNS, QUEUES])
 def test_the_engines_give_the_same_answers(corpus: list[Ask], sessions: list[Session]) -> None:
     replies = answers(sessions, corpus)
     assert {200} < {reply.status for reply in replies}

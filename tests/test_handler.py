@@ -207,7 +207,7 @@ def test_a_run_is_written_and_read_in_columns(client: Client, count: int, attrib
             else {name: [value] * run["count"] for name, value in attributes.items()}
         )
     receipts = [one["receipt"] for one in told.json]
-    assert len(receipts) == (count if count < 8 else 3)
+    assert len(receipts) == (3 if count == 300 else 1)
     assert client.post("/messages/ack", {"receipts": receipts}).json == {"acked": count, "stale": [], "missing": []}
 
 
@@ -275,7 +275,8 @@ def test_a_run_that_is_no_json_is_refused(client: Client, wrong: bytes) -> None:
 def test_a_run_with_large_messages_is_a_batch_like_any(client: Client) -> None:
     texts = ["x" * 5_000, "y"] * 10
     assert len(send_run(client, {"texts": texts}).json["ids"]) == 20
-    assert [one["text"] for one in client.get("/messages?limit=20&lease=9", Accept=RUNS).json] == texts
+    (run,) = client.get("/messages?limit=20&lease=9", Accept=RUNS).json
+    assert run["texts"] == texts
 
 
 def test_a_batch_has_one_to_ten_thousand_messages(client: Client) -> None:

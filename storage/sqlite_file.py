@@ -71,6 +71,8 @@ class DatabaseFile:
         """A connection for one thread at a time."""
         connection = apsw.Connection(str(self.path), statementcachesize=128)
         connection.set_busy_timeout(BUSY_TIMEOUT)
+        # Else SQLite looks at bound values to choose partial indexes, and prepares such statements anew at each use.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         connection.execute(_PRAGMAS).fetchall()  # some answer with a row, and those after it wait until it is read
         return connection
 

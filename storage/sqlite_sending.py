@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -13,7 +12,7 @@ from storage.errors import DiskFull, QueueFull
 from storage.model import NewMessage
 from storage.runs import NewRun, plain_form, size_of
 from storage.sqlite_due import bring_up_to_date
-from storage.sqlite_work import BLOCKED, DELAYED, READY, STATES, QueueRow, Work
+from storage.sqlite_work import BLOCKED, DELAYED, READY, QueueRow, Work, by_state
 
 
 def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
@@ -53,23 +52,18 @@ def _send_deduplicated(work: Work, queue: QueueRow, messages: Sequence[NewMessag
 
 def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
     queue = _make_room(work, queue, messages)
-    states: Counter[int] = Counter()
+    states: list[int] = []
     last = 0
     for stretch in _stretches(queue, messages):
         if isinstance(stretch, NewRun):
             last = runs.pack(work, queue, stretch)
-            states[READY] += len(stretch)
+            states += [READY] * len(stretch)
         else:
             rows = [_row(work, queue, message) for message in stretch]
-            states.update(row[0] for row in rows)
+            states += [row[0] for row in rows]
             _insert_rows(work, queue, rows)
             last = work.connection.last_insert_rowid()
-    work.count(
-        queue,
-        sent=len(messages),
-        bytes=size_of(messages),
-        **{name: states[state] for state, name in enumerate(STATES)},
-    )
+    work.count(queue, sent=len(messages), bytes=size_of(messages), **by_state(states))
     if not isinstance(messages, NewRun):
         work.promote(queue, {message.key for message in messages if message.key is not None})
     return list(range(last - len(messages) + 1, last + 1))

@@ -96,16 +96,15 @@ def _in_order(
 def _heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> Generator[Candidate]:
     """The ready messages with rows of their own, in order."""
     most = queue.settings.max_receives
-    while most:
-        spent = [head.id for head in _some_heads(work, queue, limit, recipient) if head.receive_count >= most]
-        if not spent:
-            break
+    heads = _some_heads(work, queue, limit, recipient)
+    while most and (spent := [head.id for head in heads if head.receive_count >= most]):
         work.bury(queue, spent, "max_receives")  # max_receives was lowered since these were given back
-    yield from _some_heads(work, queue, limit, recipient)
+        heads = _some_heads(work, queue, limit, recipient)
+    yield from heads
 
 
-def _some_heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> Generator[Candidate]:
-    rows = work.execute(
+def _some_heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> list[Candidate]:
+    rows = work.all(
         """
         SELECT id, priority, key, octet_length(text), receive_count,
                key IS NOT NULL AND EXISTS (SELECT 1 FROM messages AS next
@@ -118,8 +117,7 @@ def _some_heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> Gene
         """,
         (queue.id, recipient, limit),
     )
-    with closing(rows):  # it may not be read to its end
-        yield from map(Candidate._make, rows)
+    return list(map(Candidate._make, rows))
 
 
 def _followers(work: Work, queue: QueueRow, head: Candidate, limit: int, recipient: str) -> Iterator[Candidate]:

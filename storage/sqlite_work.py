@@ -139,8 +139,9 @@ class Work:
             counts[_COUNTED[name]] += change
         known = self._queues.get(queue.name)
         if known is not None and known.id == queue.id:
-            messages = known.messages + sum(changes.get(state, 0) for state in STATES)
-            self._queues[queue.name] = known._replace(messages=messages, bytes=known.bytes + changes.get("bytes", 0))
+            messages = known.messages + sum([changes[state] for state in STATES if state in changes])
+            size = known.bytes + changes.get("bytes", 0)
+            self._queues[queue.name] = QueueRow(known.id, known.name, known.settings, messages, size)
 
     # -- idempotency
 
@@ -206,13 +207,7 @@ class Work:
             "state, key, octet_length(text) + coalesce(octet_length(fields), 0)",
             (int_array(ids),),
         )
-        states = Counter(row[6] for row in rows)
-        self.count(
-            queue,
-            bytes=-sum(row[8] for row in rows),
-            **{name: -states[state] for state, name in enumerate(STATES)},
-            **totals,
-        )
+        self.count(queue, bytes=-sum(row[8] for row in rows), **by_state([row[6] for row in rows], each=-1), **totals)
         self.promote(queue, {row[7] for row in rows if row[7] is not None})
         return rows
 
@@ -276,6 +271,11 @@ class Work:
                 (queue.id, key),
             )
             self.count(queue, **{STATES[state]: -1, "blocked": 1})
+
+
+def by_state(states: Sequence[int], each: int = 1) -> dict[str, int]:
+    """How many there are of each state, for Work.count. Quicker than a Counter for the one message it mostly is."""
+    return {STATES[state]: each * states.count(state) for state in set(states)}
 
 
 def int_array(numbers: Sequence[int]) -> Any:

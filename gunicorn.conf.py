@@ -19,6 +19,7 @@ from doors.refusals import hide_request, write_problem
 from doors.tokens import BadTokens, Tokens
 from doors.worker import cached_http_date
 from settings import BadSetting, Settings
+from storage.bells import Bells
 
 try:
     _settings = Settings.from_env()
@@ -53,6 +54,7 @@ logging.getLogger("gunicorn.error").addFilter(hide_request)
 util.http_date = cached_http_date
 
 _counts = Counts()  # what every worker adds to and /metrics tells
+_bells = Bells(workers + 8)  # by which they wake each other's waiting readers; for some more at a reload
 _CLIENT_PATIENCE = 4  # s a thread waits for a client to send more of its request or take more of its reply
 _MMAP_FROM = 1024 * 1024  # bytes
 
@@ -86,12 +88,13 @@ def when_ready(server: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    worker.slot = _counts.take()
+    worker.slot, worker.bell = _counts.take(), _bells.take()
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """In the master, however the worker has ended."""
     worker.slot.free()
+    _bells.give_back(worker.bell)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -106,7 +109,7 @@ def post_worker_init(worker: Any) -> None:
     """Opens the store before the first request, and sends waiting readers home when the worker is told to stop."""
     _return_large_blocks()
     try:
-        worker.wsgi.slot = worker.slot
+        worker.wsgi.slot, worker.wsgi.bell = worker.slot, worker.bell
         store = worker.wsgi.whole_store
     except Exception as fault:
         # The master found the database fit, so this may pass: it starts another worker, and the others go on.

@@ -20,6 +20,7 @@ from doors.serverless import LambdaHandler
 from doors.tokens import Tokens
 from settings import Settings
 from storage import errors, open_store
+from storage.bells import Bell
 from storage.model import Store, check_queue_name
 
 _log = logging.getLogger("queue_service")
@@ -56,6 +57,7 @@ class Application:
         self._settings = settings
         self._store = store
         self._opening = threading.Lock()
+        self.bell: Bell | None = None  # gunicorn.conf.py sets one that the other processes ring
         self.bottle = _mount_routes(self)
         if store is not None:
             store.observe(self.slot)
@@ -95,7 +97,7 @@ class Application:
         if self._store is None:
             with self._opening:
                 if self._store is None:
-                    self._store = open_store(self.settings.database_url, pollers=self.settings.pollers)
+                    self._store = open_store(self.settings.database_url, pollers=self.settings.pollers, bell=self.bell)
                     self._store.observe(self.slot)
         return self._store
 

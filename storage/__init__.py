@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from storage.bells import Bell
 from storage.errors import UnusableDatabase
 from storage.model import Store
 from storage.moving import Source, Target
@@ -12,22 +13,22 @@ from storage.moving import Source, Target
 __all__ = ["care_of", "is_postgres", "open_source", "open_store", "open_target", "path_of"]
 
 
-def open_store(url: str, *, pollers: int = 32) -> Store:
+def open_store(url: str, *, pollers: int = 32, bell: Bell | None = None) -> Store:
     """The store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
 
-    `pollers` readers may wait at once. Open it in each process for itself, after any fork. Raises UnusableDatabase
-    with the reason.
+    `pollers` readers may wait at once; `bell` is this process's, where several serve together. Open it in each process
+    for itself, after any fork. Raises UnusableDatabase with the reason.
     """
     if is_postgres(url):
         try:
             from storage.postgres import PostgresStore  # an engine is loaded when a URL asks for it
         except ModuleNotFoundError as fault:
             raise UnusableDatabase(f"'{fault.name}' is not installed, which PostgreSQL needs") from fault
-        return PostgresStore(url, pollers=pollers)
+        return PostgresStore(url, pollers=pollers, bell=bell)
     path = path_of(url)
     from storage.sqlite import SqliteStore
 
-    return SqliteStore(path, pollers=pollers)
+    return SqliteStore(path, pollers=pollers, bell=bell)
 
 
 def open_source(url: str) -> Source:

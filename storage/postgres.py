@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from storage import postgres_reading as reading
+from storage.bells import Bell
 from storage.clock import Clock
 from storage.errors import (
     InvalidInput,
@@ -45,12 +46,12 @@ CHUNK_BYTES = 32 * 1024 * 1024  # of text that one transaction removes at most
 class PostgresStore:
     """The Store on PostgreSQL. Open one in each process, after any fork."""
 
-    def __init__(self, url: str, *, pollers: int = 32, clock: Clock | None = None) -> None:
-        """`pollers` readers may wait at once in this process. Raises UnusableDatabase."""
+    def __init__(self, url: str, *, pollers: int = 32, clock: Clock | None = None, bell: Bell | None = None) -> None:
+        """`pollers` readers may wait at once in this process, whose `bell` it is. Raises UnusableDatabase."""
         connection_info = prepare(url)
         self._pool = Pool(connection_info)
         self._clock: Clock = clock or SharedClock(self._pool)
-        self._waiting = Waiting(lambda: Sight(connection_info, self._pool, self._clock), pollers)
+        self._waiting = Waiting(lambda: Sight(connection_info, self._pool, self._clock), pollers, bell)
         self._hints = Hints(self._pool)
         self._upkeep = Upkeep(self._pool, self._clock, self._catch_up)
 

@@ -13,6 +13,7 @@ import apsw
 from storage import sqlite_managing as managing
 from storage import sqlite_settling as settling
 from storage import sqlite_showing as showing
+from storage.bells import Bell
 from storage.clock import Clock
 from storage.commit import GroupCommit
 from storage.errors import (
@@ -42,7 +43,7 @@ from storage.sqlite_sending import send
 from storage.sqlite_taking import take
 from storage.sqlite_watch import Sight, Upkeep
 from storage.sqlite_work import CHUNK, QueueRow, Room, Work
-from storage.waiting import Interest, Waiting, receive_after
+from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Interest, Waiting, receive_after
 
 T = TypeVar("T")
 
@@ -54,13 +55,14 @@ TRANSACTION_WINDOW = 300.0  # … and the seconds it is remembered
 class SqliteStore:
     """The Store on a SQLite file. Open one in each process, after any fork."""
 
-    def __init__(self, path: Path, *, pollers: int = 32, clock: Clock | None = None) -> None:
-        """`pollers` readers may wait at once in this process. Raises UnusableDatabase."""
+    def __init__(self, path: Path, *, pollers: int = 32, clock: Clock | None = None, bell: Bell | None = None) -> None:
+        """`pollers` readers may wait at once in this process, whose `bell` it is. Raises UnusableDatabase."""
         self._file = DatabaseFile(path)
         self._clock: Clock = clock or self._file.clock
         self._failed: Callable[[], None] = lambda: None
         self._readers: threadsafe.SimpleQueue[apsw.Connection] = threadsafe.SimpleQueue()
-        self._waiting = Waiting(lambda: Sight(self._file.connect(), self._clock), pollers)
+        look_every = LOOK_SELDOM if bell and bell.is_shared else LOOK_EVERY
+        self._waiting = Waiting(lambda: Sight(self._file.connect(), self._clock), pollers, bell, look_every)
         self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
         self._commits: GroupCommit[Work] = GroupCommit(self._committer.run_group)
         self._upkeep = Upkeep(self._file.connect, self._clock, self._commits, self._committer.give_up)

@@ -1,8 +1,9 @@
 """Long polling, for every engine: readers that found nothing wait here until there is something for them.
 
-One thread a process looks for all of them: at once when this process has committed something they wait for, when
-another process has (the engine's `changed` is asked every LOOK_EVERY), and when a delay or a lease ends. It wakes,
-first come first served, no more readers than there are messages to take. It runs only while somebody waits.
+One thread a process looks for all of them: at once when this process has committed something they wait for, or another
+of the same service has and rings the bell (storage/bells.py); now and then, by the engine's `changed`, for commits of
+others; and when a delay or a lease ends. It wakes, first come first served, no more readers than there are messages to
+take. It runs only while somebody waits.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import time
 from collections.abc import Callable, Collection, Sized
 from typing import NamedTuple, Protocol, TypeVar
 
+from storage.bells import Bell
 from storage.errors import TooManyPollers, Unavailable
 from storage.model import Once, Receive, Store, Transacted
 
 Found = TypeVar("Found", bound=Sized)  # messages
 
-LOOK_EVERY = 0.008  # seconds between two looks for another process's commits
+LOOK_EVERY = 0.008  # seconds between two looks for commits of processes that do not ring …
+LOOK_SELDOM = 0.05  # … where those of the same service do; others are a second service, or a program of ours
 PRESENCE_EVERY = 1.0  # seconds between two checks that a waiting reader is still there
 LOOK_AGAIN = 0.25  # seconds until the next look after one that failed
 
@@ -58,15 +61,21 @@ class _Waiter:
 
 
 class Waiting:
-    """`open_sight` is called in the looking thread, once the first reader waits; `capacity` may wait at once."""
+    """`open_sight` is called in the looking thread, once the first reader waits; `capacity` may wait at once.
 
-    def __init__(self, open_sight: Callable[[], Sight], capacity: int) -> None:
+    `look_every` seconds it is asked whether anything has changed.
+    """
+
+    def __init__(
+        self, open_sight: Callable[[], Sight], capacity: int, bell: Bell | None = None, look_every: float = LOOK_EVERY
+    ) -> None:
         self.observe: Callable[[int], None] = lambda readers: None  # told how many wait, whenever that changes
         self._open_sight = open_sight
         self._capacity = capacity
         self._guard = threading.Condition()
         self._waiters: dict[_Waiter, None] = {}  # in order of arrival
-        self._look_now = threading.Event()
+        self._bell = Bell() if bell is None else bell
+        self._look_every = look_every
         self._looker: threading.Thread | None = None
         self._stopped = False
 
@@ -95,22 +104,24 @@ class Waiting:
                     break
                 if woken:
                     waiter.woken.clear()
-                    self._look_now.set()  # what it was woken for was taken by another: look again before it sleeps
+                    self._bell.ring()  # what it was woken for was taken by another: look again before it sleeps
             return found
         finally:
             self._leave(waiter)
 
     def notify(self, queues: Collection[str]) -> None:
         """Something became ready in these queues by a commit of this process."""
+        if queues:
+            self._bell.ring_others()
         if self._waiters and any(queue in queues for waiter in list(self._waiters) for queue in waiter.interest.queues):
-            self._look_now.set()
+            self._bell.ring()
 
     def stop(self) -> None:
         """Sends all readers home, now and from now on. Takes no lock: it may be called by a signal handler."""
         self._stopped = True
         for waiter in list(self._waiters):
             waiter.woken.set()
-        self._look_now.set()
+        self._bell.ring()
 
     def close(self) -> None:
         self.stop()
@@ -125,8 +136,9 @@ class Waiting:
             if len(self._waiters) >= self._capacity:
                 raise TooManyPollers
             self._waiters[waiter] = None
+            self._bell.wanted(True)
             self.observe(len(self._waiters))
-            self._look_now.set()  # it may have come between this reader's claim and now
+            self._bell.ring()  # it may have come between this reader's claim and now
             if self._looker is None:
                 self._looker = threading.Thread(target=self._look_out, name="queue-waiting", daemon=True)
                 self._looker.start()
@@ -135,9 +147,10 @@ class Waiting:
     def _leave(self, waiter: _Waiter) -> None:
         with self._guard:
             del self._waiters[waiter]
+            self._bell.wanted(bool(self._waiters))
             self.observe(len(self._waiters))
         if waiter.woken.is_set():
-            self._look_now.set()  # it may have been woken for a message that it did not take
+            self._bell.ring()  # it may have been woken for a message that it did not take
 
     def _look_out(self) -> None:
         sight = self._open_sight()
@@ -146,8 +159,7 @@ class Waiting:
             while not self._stopped:
                 with self._guard:
                     self._guard.wait_for(lambda: self._waiters or self._stopped)
-                told = self._look_now.wait(LOOK_EVERY)
-                self._look_now.clear()
+                told = self._bell.wait(self._look_every)
                 try:
                     if sight.changed() or told or time.monotonic() >= due:
                         due = time.monotonic() + self._look(sight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from storage import sqlite
+from storage.bells import Bells
 from storage.errors import TooManyPollers
 from storage.model import Message, Receive, Store
 from storage.sqlite import SqliteStore
@@ -334,3 +337,95 @@ def test_waiting_costs_next_to_nothing(pool: ThreadPoolExecutor, store: SqliteSt
     before = time.process_time()
     assert [poll.texts() for poll in polls] == [[]] * 20
     assert time.process_time() - before < 0.3  # a busy loop would take all of the second
+
+
+# Bells, among the processes of one service.
+
+
+@pytest.fixture
+def neighbours(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SqliteStore]]:
+    """Two that look for each other's commits too seldom to help, and ring."""
+    monkeypatch.setattr(sqlite, "LOOK_SELDOM", 600.0)
+    bells = Bells(2)
+    stores = [SqliteStore(path, bell=bells.take()) for _ in range(2)]
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def test_a_neighbours_commit_rings_the_bell(neighbours: list[SqliteStore], pool: ThreadPoolExecutor) -> None:
+    for reader, writer in (neighbours, reversed(neighbours)):
+        for text in ("a", "b"):
+            poll = Poll(pool, reader, ask())
+            time.sleep(0.05)  # the look at its arrival is over
+            began = time.monotonic()
+            send(writer, text)
+            assert poll.texts() == [text]
+            assert poll.delay_after(began) < SOON
+
+
+def test_only_processes_in_which_somebody_waits_are_rung(path: Path, pool: ThreadPoolExecutor) -> None:
+    bells = Bells(2)
+    mine, other = bells.take(), bells.take()
+    store = SqliteStore(path, bell=other)
+    send(store, "a")
+    assert not mine.wait(0)
+    mine.wanted(True)
+    send(store, "b")
+    assert mine.wait(0)
+    assert not mine.wait(0)
+    mine.wanted(False)
+    send(store, "c")
+    assert not mine.wait(0)
+    store.close()
+
+
+def test_a_bell_that_nobody_answers_does_not_hold_up_a_commit(path: Path) -> None:
+    bells = Bells(2)
+    mine, other = bells.take(), bells.take()
+    mine.wanted(True)  # and then it was stopped by a debugger, or is very busy
+    for _ in range(200_000):
+        other.ring_others()
+    store = SqliteStore(path, bell=other)
+    assert send(store, "a") == [1]
+    store.close()
+    while mine.wait(0):
+        pass
+
+
+def test_the_bell_of_a_process_that_ended_is_its_successors(path: Path, pool: ThreadPoolExecutor) -> None:
+    bells = Bells(1)
+    ended = bells.take()
+    ended.wanted(True)
+    surplus = bells.take()
+    assert (ended.is_shared, surplus.is_shared) == (True, False)
+    bells.give_back(surplus)
+    bells.give_back(ended)
+    assert list(bells.waiting) == [0]
+    assert bells.take() is ended
+
+
+def test_who_got_no_bell_rings_the_others_and_looks_for_them(path: Path, pool: ThreadPoolExecutor) -> None:
+    bells = Bells(1)
+    first, second = (SqliteStore(path, bell=bells.take()) for _ in range(2))
+    for reader, writer in ((first, second), (second, first)):
+        poll = Poll(pool, reader, ask())
+        time.sleep(0.05)
+        began = time.monotonic()
+        send(writer, "a")
+        assert poll.texts() == ["a"]
+        assert poll.delay_after(began) < SOON
+    first.close()
+    second.close()
+
+
+def test_a_bell_rings_in_a_forked_process(path: Path) -> None:
+    bells = Bells(2)
+    parents, childs = bells.take(), bells.take()
+    if (child := os.fork()) == 0:
+        childs.wanted(True)
+        os._exit(0 if childs.wait(LONG) else 1)
+    while not bells.waiting[1]:
+        time.sleep(0.001)
+    parents.ring_others()
+    assert os.waitpid(child, 0)[1] == 0

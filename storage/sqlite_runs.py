@@ -96,6 +96,8 @@ def split(work: Work, run: RunRow, length: int) -> RunRow:
 def whole(work: Work, receipts: Iterable[Receipt]) -> tuple[list[tuple[QueueRow, list[RunRow]]], list[Receipt]]:
     """The runs, by queue, that these are all receipts of; and the receipts that are left, each of one message."""
     receipts = dict.fromkeys(receipts)
+    if len(receipts) < SHORTEST and all(one.length == 1 for one in receipts):
+        return [], list(receipts)
     queues = {name: work.find_queue(name) for name in {one.queue for one in receipts}}
     rest = dict.fromkeys(one for one in receipts if one.length == 1)
     found: dict[int, RunRow] = {}

@@ -163,7 +163,7 @@ class QueueClient(Settling):
     ) -> list[Run]:
         """As receive, in columns: for a reader that takes messages by the thousand and looks at texts and attributes.
 
-        They are acked by the runs' receipts, with ack_many or ack_and_receive_runs.
+        They are acked as runs, by ack_many or ack_and_receive_runs, or one by one by their `receipts`.
         """
         reply = self._read(Source(queue, queues, recipient), limit, wait, lease, {"Accept": RUNS})
         return [] if reply is None else runs_of(json.loads(reply.body))
@@ -238,7 +238,7 @@ class QueueClient(Settling):
 
     def ack_and_receive_runs(
         self,
-        messages: Iterable[Message | str],
+        messages: Iterable[Message | Run | str],
         *,
         lease: Lease,
         limit: int = 1000,
@@ -246,7 +246,10 @@ class QueueClient(Settling):
         recipient: str | None = None,
         queue: str | None = None,
     ) -> tuple[AckResult, list[Run]]:
-        """As ack_and_receive, in columns, as receive_runs."""
+        """Ack these runs (or messages, or receipts) and lease the next ones, in one request: a reader's whole loop.
+
+        What is no longer ours is told, as by ack_many, and keeps nothing else from being acked.
+        """
         receipts = self._let_go(messages)
         ask = given(limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue)
         done, told = self._settle_and_read(receipts, ask, {"Accept": RUNS})

@@ -10,7 +10,7 @@ from clients.administration import Administration
 from clients.errors import QueueError
 from clients.leases import LeaseKeeper, log
 from clients.messages import AckResult, Message, encode, several
-from clients.runs import in_batches
+from clients.runs import Run, in_batches
 
 LARGEST_BATCH = 10_000  # messages in one request
 
@@ -24,14 +24,14 @@ class Settling(Administration):
         """Done with: it is gone. By message, or by receipt and queue. Raises StaleReceipt, NotFound."""
         self._transport.call("DELETE", self._settling(message, queue), done_if_lost=(404,))
 
-    def ack_many(self, messages: Iterable[Message | str], *, queue: str | None = None) -> AckResult:
+    def ack_many(self, messages: Iterable[Message | Run | str], *, queue: str | None = None) -> AckResult:
         """Ack those that are still ours and tell which are not. A bare receipt is one of `queue`.
 
-        That of a run counts for all of its messages; which of them are not ours is told one by one.
+        A run, or its receipt, counts for all of its messages; which of them are not ours is told one by one.
         """
         by_queue: dict[str | None, list[str]] = {}
         for message in several(messages):
-            name = message.queue if isinstance(message, Message) else queue
+            name = queue if isinstance(message, str) else message.queue
             by_queue.setdefault(name, []).extend(self._let_go([message]))
         total = AckResult(0, [], [])
         for name, receipts in by_queue.items():
@@ -76,7 +76,7 @@ class Settling(Administration):
             return AckResult(told["acked"] + len(told["missing"]), told["stale"], [])
         return AckResult(told["acked"], told["stale"], told["missing"])
 
-    def _let_go(self, messages: Iterable[Message | str]) -> list[str]:
+    def _let_go(self, messages: Iterable[Message | Run | str]) -> list[str]:
         """Their receipts. Before they are settled, so that no renewal takes a lease anew."""
         receipts = [_receipt(message) for message in several(messages)]
         for receipt in receipts:
@@ -93,7 +93,7 @@ class Settling(Administration):
         return f"{path}/messages/{quote(_receipt(message), safe='~')}"
 
 
-def _receipt(message: Message | str) -> str:
+def _receipt(message: Message | Run | str) -> str:
     if isinstance(message, str):
         return message
     if message.receipt is None:

@@ -35,6 +35,10 @@ from storage.model import (
 )
 from storage.runs import NewRun
 
+MOST_NAMES = (
+    4 * 1024 * 1024
+)  # characters: a run has each name once, its messages each have it; a body has its own limit
+
 
 class Body(NamedTuple):
     """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
@@ -82,6 +86,8 @@ def messages(environ: Environ, body: bytes) -> Body:
         return Body(_run(document), batch=True)
     if isinstance(document, list):
         return Body(_batch(document), batch=True)
+    if isinstance(document, dict) and "texts" in document:
+        raise InvalidInput(f"unknown field 'texts': a run has the Content-Type {RUNS}", field="texts")
     return Body([NewMessage.from_document(document)], batch=False)
 
 
@@ -211,10 +217,19 @@ def _run(document: object) -> Sequence[NewMessage]:
     texts, attributes = document.get("texts"), document.get("attributes", {})
     if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_BATCH:
         raise InvalidInput(f"'texts' is an array of 1 to {MAX_BATCH} strings", field="texts")
-    if not isinstance(attributes, dict) or not all(
-        isinstance(values, list) and len(values) == len(texts) for values in attributes.values()
-    ):
-        raise InvalidInput("'attributes' is an object of arrays, each with a value for every text", field="attributes")
+    if not isinstance(attributes, dict):
+        raise InvalidInput("'attributes' is an object of arrays", field="attributes")
+    for name, values in attributes.items():
+        if not isinstance(values, list) or len(values) != len(texts):
+            raise InvalidInput(
+                f"'{name[:128]}' of the 'attributes' is not an array of {len(texts)} values, one for each text",
+                field="attributes",
+            )
+    if sum(map(len, attributes)) * len(texts) > MOST_NAMES:
+        raise InvalidInput(
+            f"the names of the attributes, once for each text, have more than {MOST_NAMES} characters",
+            field="attributes",
+        )
     if "attributes" not in document:
         return NewRun.of(texts) or _batch([{"text": text} for text in texts])
     if (run := NewRun.of(texts, attributes)) is not None:

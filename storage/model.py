@@ -119,8 +119,19 @@ class Receipt(NamedTuple):
         return [Receipt(self.queue, number, self.token) for number in range(self.id, self.id + self.length)]
 
     @classmethod
-    def parse(cls, text: str, most: int = 1) -> Receipt:
-        """Raises MessageNotFound for what cannot be a receipt of ours, of `most` messages."""
+    def parse_one(cls, text: str) -> Receipt:
+        """Of one message. Raises MessageNotFound, and InvalidInput for one of many."""
+        receipt = cls.parse(text, MAX_BATCH)
+        if receipt.length > 1:
+            first = receipt._replace(length=1)
+            raise InvalidInput(
+                f"this receipt is of {receipt.length} messages: POST /messages/ack takes it; of the first it is {first}"
+            )
+        return receipt
+
+    @classmethod
+    def parse(cls, text: str, most: int) -> Receipt:
+        """Raises MessageNotFound for what cannot be a receipt of ours, of at most so many messages."""
         match = _RECEIPT.fullmatch(text)
         if match is None:
             raise MessageNotFound

@@ -91,7 +91,7 @@ class PostgresStore:
         missing: list[str] = []
         for text in receipts:
             try:
-                receipt = receipt_of(text, queue, MAX_BATCH)
+                receipt = receipt_of(text, queue, lambda text: Receipt.parse(text, MAX_BATCH))
             except MessageNotFound:
                 missing.append(text)
             else:

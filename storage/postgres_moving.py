@@ -211,7 +211,7 @@ def _kept(reply: MovedReply) -> list[Any]:
     if found is None:
         return [*rows, dict.fromkeys(_DELIVERY) | {"note": "late"}]
     for id, queue, text, fields, sent_at, count, receipt, leased_until in found:
-        token = None if receipt is None else Receipt.parse(receipt).token
+        token = None if receipt is None else Receipt.parse_one(receipt).token
         values = (None, None, queue, id, f"\\x{text.encode().hex()}", fields, None, sent_at, count, token, leased_until)
         rows.append(dict(zip(_DELIVERY, values, strict=True)))
     return rows

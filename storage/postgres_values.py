@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from storage.errors import MessageNotFound, StaleReceipt
@@ -43,9 +43,9 @@ def once_of(once: Once | None) -> tuple[str | None, bytes | None]:
     return (None, None) if once is None else (once.key, once.fingerprint)
 
 
-def receipt_of(text: str, queue: str | None, most: int = 1) -> Receipt:
-    """Raises MessageNotFound for what is no receipt (of this queue) of at most so many messages."""
-    receipt = Receipt.parse(text, most)
+def receipt_of(text: str, queue: str | None, parse: Callable[[str], Receipt] = Receipt.parse_one) -> Receipt:
+    """Raises MessageNotFound for what is no receipt (of this queue)."""
+    receipt = parse(text)
     if queue is not None and receipt.queue != queue:
         raise MessageNotFound
     return receipt

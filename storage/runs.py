@@ -212,7 +212,7 @@ def _run_of(messages: Sequence[Any]) -> Run:
     texts, attributes = NewRun.of_messages([NewMessage(one.text, one.fields) for one in messages]).columns()
     return Run(
         first.id, len(messages), first.queue, texts, attributes, first.sent_at, first.receive_count,
-        Receipt.parse(first.receipt).token, first.leased_until,
+        Receipt.parse_one(first.receipt).token, first.leased_until,
     )  # fmt: skip
 
 

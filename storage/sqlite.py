@@ -48,6 +48,7 @@ from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Interest, Waiting, receive_
 T = TypeVar("T")
 
 SMALL_READ = 1024 * 1024  # bytes of text in one read while the disk is nearly full
+ACKED_AT_ONCE = 1_000  # receipts in one transaction: each may have a run unpacked, and nobody else is to wait long
 NO_QUEUE = 0  # the scope of an Idempotency-Key for a request over several queues …
 TRANSACTION_WINDOW = 300.0  # … and the seconds it is remembered
 
@@ -96,11 +97,22 @@ class SqliteStore:
             if rows and len(ask.queues) == 1
             else (NO_QUEUE, TRANSACTION_WINDOW)
         )
-        found = work.once(scope, once, window, lambda: _take_from(work, rows, ask))
+        found = work.once(scope, once, window, lambda: _told(_take_from(work, rows, ask), once))
         return None if found is None else _remembered(found)
 
     def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
-        return self._commits.run(lambda work: settling.ack(work, receipts, queue))
+        if len(receipts) <= ACKED_AT_ONCE:
+            return self._commits.run(lambda work: settling.ack(work, receipts, queue))
+        settling.check(receipts)
+        acked, stale, missing = 0, list[str](), list[str]()
+        left = list(dict.fromkeys(receipts))
+        while left:
+            some, left = left[:ACKED_AT_ONCE], left[ACKED_AT_ONCE:]
+            result = self._commits.run(lambda work, some=some: settling.ack(work, some, queue))  # type: ignore[misc]
+            acked += result.acked
+            stale += result.stale
+            missing += result.missing
+        return AckResult(acked, stale, missing)
 
     def settle(self, receipt: str, queue: str | None = None) -> None:
         self._commits.run(lambda work: settling.remove(work, [settling.hold(work, receipt, queue)]))
@@ -133,10 +145,9 @@ class SqliteStore:
     ) -> Transacted:
         def operation(work: Work) -> list[Any]:
             settling.ack_all(work, ack)
-            return [
-                _send_to_queues(work, send),
-                self._claim(work, receive, None) if receive and present() else Messages(),
-            ]
+            ids = _send_to_queues(work, send)
+            found = self._claim(work, receive, None) if receive and present() else Messages()
+            return [ids, _told(found, once)]
 
         ids, found = self._commits.run(
             lambda work: work.once(NO_QUEUE, once, TRANSACTION_WINDOW, lambda: operation(work))
@@ -309,6 +320,11 @@ def _spans(ids: list[int]) -> list[list[int]]:
         else:
             spans.append([number, 1])
     return spans
+
+
+def _told(found: Messages | None, once: Once | None) -> Messages | list[Message] | None:
+    """What a read brought, in the form in which it can be remembered where it is to be."""
+    return found if found is None or once is None else list(found)
 
 
 def _remembered(found: Messages | list[Any]) -> Messages:

@@ -92,7 +92,8 @@ def _chunk(work: Work, queue_id: int, last: int) -> list[int]:
     """Ids of the newest messages up to `last`, as many as one transaction may remove."""
     ids, size = [], 0
     for number, length in work.all(
-        "SELECT id, octet_length(text) FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
+        "SELECT id, octet_length(text) + coalesce(octet_length(fields), 0) FROM messages "
+        "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
         (queue_id, last, CHUNK),
     ):
         ids.append(number)

@@ -162,12 +162,18 @@ def unpack_spent(work: Work, queue: QueueRow, most_receives: int) -> None:
 
     So a ready run can always be given out.
     """
-    unpack(work, _select(work, f"{_READY} AND receive_count >= ?", queue.id, most_receives))
+    _unpack_selected(work, f"{_READY} AND receive_count >= ?", queue.id, most_receives)
 
 
 def unpack_all(work: Work, queue: QueueRow) -> None:
     """Each message of the queue has a row of its own."""
-    unpack(work, _select(work, "WHERE queue_id = ?", queue.id))
+    _unpack_selected(work, "WHERE queue_id = ?", queue.id)
+
+
+def _unpack_selected(work: Work, which: str, *values: int) -> None:
+    """Some after the other, so that not all of a queue is in memory."""
+    while some := _select(work, f"{which} LIMIT ?", *values, CHUNK // LONGEST):
+        unpack(work, some)
 
 
 def return_due(work: Work, queue: QueueRow) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from storage import sqlite_runs as runs
@@ -23,8 +24,8 @@ class Held(NamedTuple):
 
 
 def hold(work: Work, receipt: str, queue: str | None = None) -> Held:
-    """The message of a receipt (of this queue). Raises MessageNotFound, StaleReceipt."""
-    parsed = Receipt.parse(receipt)
+    """The message of a receipt (of this queue). Raises MessageNotFound, StaleReceipt, InvalidInput."""
+    parsed = Receipt.parse_one(receipt)
     if queue is not None and parsed.queue != queue:
         raise MessageNotFound
     found = _find(work, [parsed])[0]
@@ -62,6 +63,15 @@ def remove(work: Work, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, li
     for row, ids in by_queue.values():
         work.remove(row, ids, acked=len(ids))
     return count
+
+
+def check(receipts: Sequence[str]) -> None:
+    """Raises InvalidInput for too many."""
+    parsed = []
+    for text in receipts:
+        with suppress(MessageNotFound):
+            parsed.append(Receipt.parse(text, MAX_BATCH))
+    check_receipts(parsed)
 
 
 def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -108,7 +109,8 @@ class Upkeep:
         if _has_emptied(connection):
             for _ in range(SHRINKS):
                 self._commits.run(shrink)
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
+            with suppress(apsw.BusyError):  # another process is at it
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
         if _has_grown(connection):
             _cut_log(connection)
 
@@ -127,9 +129,9 @@ def _has_grown(connection: apsw.Connection) -> bool:
 
 def _cut_log(connection: apsw.Connection) -> None:
     """The log is empty, unless somebody reads or writes just now; nobody is made to wait for it."""
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
     connection.set_busy_timeout(0)
     try:
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     except apsw.BusyError:
         pass  # in a second it is tried again

@@ -165,7 +165,7 @@ class Work:
                     queue_id,
                     once.key,
                     once.fingerprint,
-                    json.dumps(reply, default=list),
+                    json.dumps(reply),
                     self.now + round(window * 1000),
                 ),
             )
@@ -185,6 +185,7 @@ class Work:
         """
         if not ids:
             return
+        self.up_to_date.discard(queue.id)  # what was leased does not expire; now it may have
         was = Counter(self.all("SELECT state FROM messages WHERE id IN carray(?)", (int_array(ids),)))
         rows = self.all(
             "UPDATE messages SET state = iif(key IS NOT NULL, 3, iif(?1 > 0, 2, 0)), due_at = ?1 "

@@ -17,7 +17,8 @@ from storage import commit
 from storage.commit import GroupCommit, Ticket
 from storage.errors import Busy, DiskFull, QueueFull, QueueNotFound, Unavailable
 from storage.sqlite import SqliteStore
-from tests.conformance.shorthand import configure, in_threads, new, peek, send, stats, take
+from tests.conformance.engines import FakeClock
+from tests.conformance.shorthand import configure, in_threads, lease, new, peek, send, stats, take
 from tests.connections import on_each_connection
 
 Log = list[str]
@@ -246,6 +247,27 @@ def test_a_refused_request_takes_only_itself_along(tmp_path: Path, store: Sqlite
     assert [type(outcome) for outcome in outcomes] == [list, list, QueueFull, QueueNotFound, list]
     assert peek(store) == ["first", "a", "b"]
     assert stats(store).ready == 3
+
+
+def test_what_has_expired_is_not_delivered_to_one_of_the_same_group(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = SqliteStore(tmp_path / "queue.db", clock=clock)
+    send(store, "late", ttl=0.5)
+    held = lease(store, seconds=60)
+    clock.advance(1)
+    outcomes = together(
+        tmp_path,
+        store,
+        [
+            lambda: send(store, "first", queue="other"),
+            lambda: take(store),
+            lambda: store.release(held[0].receipt),
+            lambda: take(store),
+        ],
+    )
+    assert outcomes[1:] == [[], None, []]
+    assert stats(store).expired == 1
+    store.close()
 
 
 def test_what_fills_the_disk_takes_only_itself_along(tmp_path: Path) -> None:

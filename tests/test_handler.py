@@ -225,6 +225,16 @@ def test_a_run_is_read_one_by_one_too(client: Client) -> None:
     assert len({one["receipt"] for one in told}) == 26
 
 
+def test_a_repeated_read_of_runs_gets_the_same_reply(client: Client) -> None:
+    for _ in range(2):
+        send_run(client, {"texts": ["a"] * 20})
+    asked = [client.get("/messages?limit=1000&lease=60", Accept=RUNS, Idempotency_Key="k") for _ in range(2)]
+    assert asked[0].json == asked[1].json
+    step = {"send": [{"text": "b"}] * 20, "receive": {"limit": 20, "lease": 60}}
+    done = [client.post("/transactions", step, Accept=RUNS, Idempotency_Key="t") for _ in range(2)]
+    assert done[0].json == done[1].json
+
+
 def test_a_transaction_tells_runs_to_who_takes_them(client: Client) -> None:
     send_run(client, {"texts": ["a"] * 200})
     ask = {"receive": {"limit": 150, "lease": 60}}
@@ -255,6 +265,7 @@ def test_a_transaction_tells_runs_to_who_takes_them(client: Client) -> None:
         ({"texts": ["a"], "attributes": {"n": 1}}, {"field": "attributes"}),
         ({"texts": ["a"], "attributes": {"n": [1, 2]}}, {"field": "attributes"}),
         ({"texts": ["a", "b"], "attributes": {"n": [1, [2]]}}, {"field": "attributes", "index": 1}),
+        ({"texts": [""] * 10_000, "attributes": {"n" * 500: [0] * 10_000}}, {"field": "attributes"}),
         ({"texts": ["a", "b"], "attributes": {"n": [1, "\udfff"]}}, {"field": "attributes", "index": 1}),
         ({"texts": ["a", "b"], "attributes": {"\ud800": [1, 2]}}, {"field": "attributes", "index": 0}),
         ({"texts": ["a", "b"], "attributes": {"n": ["x", "x" * 65_536]}}, {"field": "attributes", "index": 1}),
@@ -270,6 +281,21 @@ def test_a_wrong_run_is_refused_and_stores_nothing(client: Client, wrong: object
 )
 def test_a_run_that_is_no_json_is_refused(client: Client, wrong: bytes) -> None:
     assert_problem(client.call("POST", "/messages", wrong, Content_Type=RUNS), 400, "bad_request")
+
+
+def test_a_run_sent_as_plain_json_is_told_its_type(client: Client) -> None:
+    reply = client.post("/messages", {"texts": ["a"]})
+    assert_problem(reply, 400, "invalid_input", field="texts")
+    assert RUNS in reply.json["detail"]
+
+
+def test_a_runs_receipt_in_a_path_is_refused_with_one_that_works(client: Client) -> None:
+    send_run(client, {"texts": ["a", "b"]})
+    (run,) = client.get("/messages?limit=9&lease=60", Accept=RUNS).json
+    refused = client.call("DELETE", f"/messages/{run['receipt']}")
+    assert_problem(refused, 400, "invalid_input")
+    assert client.call("DELETE", f"/messages/{refused.json['detail'].split()[-1]}").status == 204
+    assert client.get("/queues/default").json["stats"]["leased"] == 1
 
 
 def test_a_run_with_large_messages_is_a_batch_like_any(client: Client) -> None:

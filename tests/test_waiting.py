@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -419,13 +418,22 @@ def test_who_got_no_bell_rings_the_others_and_looks_for_them(path: Path, pool: T
     second.close()
 
 
-def test_a_bell_rings_in_a_forked_process(path: Path) -> None:
-    bells = Bells(2)
-    parents, childs = bells.take(), bells.take()
-    if (child := os.fork()) == 0:
-        childs.wanted(True)
-        os._exit(0 if childs.wait(LONG) else 1)
-    while not bells.waiting[1]:
-        time.sleep(0.001)
-    parents.ring_others()
-    assert os.waitpid(child, 0)[1] == 0
+FORKED = f"""
+import os
+from storage.bells import Bells
+
+bells = Bells(2)
+parents, childs = bells.take(), bells.take()
+if os.fork() == 0:
+    childs.wanted(True)
+    os._exit(0 if childs.wait({LONG}) else 1)
+while not bells.waiting[1]:
+    pass
+parents.ring_others()
+raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_bell_rings_in_a_forked_process() -> None:
+    """In one of its own: a process with threads, as this one, had better not fork."""
+    assert subprocess.run([sys.executable, "-c", FORKED], cwd=REPOSITORY, timeout=2 * LONG, check=False).returncode == 0

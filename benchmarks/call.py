@@ -7,7 +7,9 @@ import json
 import time
 from typing import Any, NamedTuple
 
-JSON, RUNS = "application/json", "application/vnd.queue-service.runs+json"
+from clients.runs import RUNS
+
+JSON = "application/json"
 KEPT = 5.0  # seconds that a connection is kept unused
 
 

@@ -35,9 +35,8 @@ from storage.model import (
 )
 from storage.runs import NewRun
 
-MOST_NAMES = (
-    4 * 1024 * 1024
-)  # characters: a run has each name once, its messages each have it; a body has its own limit
+# Characters of a run's names, each counted for every message: a run has a name once, and so little would become much.
+MOST_NAMES = 4 * 1024 * 1024
 
 
 class Body(NamedTuple):

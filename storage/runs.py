@@ -10,9 +10,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, repeat
-from typing import Any, NamedTuple, Self, TypeGuard, overload
+from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, overload
 
 from storage.model import Message, NewMessage, Receipt, total_size
+
+T = TypeVar("T")
 
 LARGEST_MESSAGE = 4 * 1024  # characters of a plain message
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -20,7 +22,18 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-class NewRun(Sequence[NewMessage]):
+class _Unmade(Sequence[T]):
+    """Whose items are made when they are looked at."""
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T]: ...
+    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
+        return list(self)[place]
+
+
+class NewRun(_Unmade[NewMessage]):
     """Plain messages to be sent; each is made only when it is looked at."""
 
     def __init__(self, texts: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None) -> None:
@@ -107,13 +120,6 @@ class NewRun(Sequence[NewMessage]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    @overload
-    def __getitem__(self, place: int) -> NewMessage: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[NewMessage]: ...
-    def __getitem__(self, place: int | slice) -> NewMessage | Sequence[NewMessage]:
-        return list(self)[place]
-
     def __iter__(self) -> Iterator[NewMessage]:
         return map(NewMessage, self.texts, _fields(self.attributes))
 
@@ -151,7 +157,7 @@ class Run(NamedTuple):
             )  # fmt: skip
 
 
-class Messages(Sequence[Message]):
+class Messages(_Unmade[Message]):
     """Messages in order, of which some are still packed; equal to the list of all of them."""
 
     def __init__(self, parts: Sequence[Message | Run] = ()) -> None:
@@ -159,13 +165,6 @@ class Messages(Sequence[Message]):
 
     def __len__(self) -> int:
         return sum(part.length if isinstance(part, Run) else 1 for part in self.parts)
-
-    @overload
-    def __getitem__(self, place: int) -> Message: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Message]: ...
-    def __getitem__(self, place: int | slice) -> Message | Sequence[Message]:
-        return list(self)[place]
 
     def __iter__(self) -> Iterator[Message]:
         for part in self.parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -49,7 +49,8 @@ def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | N
 def _choose(work: Work, queue: QueueRow, limit: int, recipient: str, room: Room) -> list[Candidate | RunRow]:
     chosen: list[Candidate | RunRow] = []
     left = limit
-    with closing(_heads(work, queue, limit, recipient)) as heads, closing(runs.ready(work, queue, recipient)) as packed:
+    heads = iter(_heads(work, queue, limit, recipient))
+    with closing(runs.ready(work, queue, recipient)) as packed:
         for one in _in_order(work, queue, limit, recipient, heads, packed):
             if not room.holds(one.size):
                 return chosen
@@ -93,14 +94,14 @@ def _in_order(
             compete(_followers(work, queue, one, limit, recipient))
 
 
-def _heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> Generator[Candidate]:
+def _heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> list[Candidate]:
     """The ready messages with rows of their own, in order."""
     most = queue.settings.max_receives
     heads = _some_heads(work, queue, limit, recipient)
     while most and (spent := [head.id for head in heads if head.receive_count >= most]):
         work.bury(queue, spent, "max_receives")  # max_receives was lowered since these were given back
         heads = _some_heads(work, queue, limit, recipient)
-    yield from heads
+    return heads
 
 
 def _some_heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> list[Candidate]:

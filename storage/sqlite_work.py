@@ -161,13 +161,7 @@ class Work:
         if reply:  # an empty read has done nothing, so asking again may find something
             self.execute(
                 "INSERT OR REPLACE INTO replies (queue_id, key, fingerprint, reply, forget_at) VALUES (?, ?, ?, ?, ?)",
-                (
-                    queue_id,
-                    once.key,
-                    once.fingerprint,
-                    json.dumps(reply),
-                    self.now + round(window * 1000),
-                ),
+                (queue_id, once.key, once.fingerprint, json.dumps(reply), self.now + round(window * 1000)),
             )
         return reply
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches
 from benchmarks.server import service
@@ -30,16 +31,9 @@ class _Client:
         self._client.send(text)
 
     def take(self) -> str:
-        held, self._held = self._held, []
-        documents: list[dict[str, str]] = []
-        while not documents:
-            if held:
-                _, documents = self._client.ack_and_receive(held, wait=WAIT, lease=LEASE)
-            else:
-                documents = self._client.receive_documents(wait=WAIT, lease=LEASE)
-            held = []
-        self._held = [documents[0]["receipt"]]
-        return documents[0]["text"]
+        (document,) = self._poll(self._client.ack_and_receive, self._client.receive_documents, 1)
+        self._held = [document["receipt"]]
+        return str(document["text"])
 
     def send_all(self, batches: Iterable[list[str]]) -> None:
         for batch in batches:
@@ -54,16 +48,17 @@ class _Client:
         self._client.close()
 
     def _next(self, limit: int) -> list[str]:
-        held, self._held = self._held, []
-        runs: list[Run] = []
-        while not runs:
-            if held:
-                _, runs = self._client.ack_and_receive_runs(held, limit=limit, wait=WAIT, lease=LEASE)
-            else:
-                runs = self._client.receive_runs(limit=limit, wait=WAIT, lease=LEASE)
-            held = []
+        runs: list[Run] = self._poll(self._client.ack_and_receive_runs, self._client.receive_runs, limit)
         self._held = [run.receipt for run in runs]
         return [text for run in runs for text in run.texts]
+
+    def _poll(self, ack_and_receive: Callable[..., Any], receive: Callable[..., Any], limit: int) -> Any:
+        """What one of these brings, when there is something; what was held is acked with the first request."""
+        held, self._held = self._held, []
+        _, got = ack_and_receive(held, limit=limit, wait=WAIT, lease=LEASE) if held else (None, [])
+        while not got:
+            got = receive(limit=limit, wait=WAIT, lease=LEASE)
+        return got
 
     def _ack(self) -> None:
         if self._held:

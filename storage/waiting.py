@@ -32,7 +32,7 @@ class Interest(NamedTuple):
     """What a reader waits for."""
 
     queues: tuple[str, ...]
-    recipient: str
+    recipient: str | None
 
 
 class Outlook(NamedTuple):

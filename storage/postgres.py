@@ -40,7 +40,7 @@ from storage.postgres_watch import Hints, Sight, Upkeep, late_queues
 from storage.steps import Progress, ask_again, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
-LOOK_FOR = 1.0  # seconds that a verb which only looks lets time do its work first
+LOOK_FOR = 3.0  # seconds that a verb which only looks lets time do its work first
 READY_FOR = 1.0  # seconds that a write once done says that another can be
 
 

@@ -280,7 +280,7 @@ BEGIN
                SELECT CASE WHEN p_story IS NULL THEN without_last(deaths) ELSE
                           coalesce(left(deaths, -1) || ', ', '[') || p_story || ', "dead_letter_id": "' || m.id
                           || '", "dead_letter_receive_count": ' || receive_count || '}]' END AS story) AS told
-         WHERE ctid = ANY (p_rows) ORDER BY m.id
+         WHERE m.ctid = ANY (p_rows) ORDER BY m.id
         RETURNING state, octet_length(text) + coalesce(octet_length(fields), 0) AS size
     )
     SELECT count(*) FILTER (WHERE state = 0) AS ready, count(*) FILTER (WHERE state = 3) AS blocked,

@@ -4,10 +4,12 @@ SET LOCAL search_path = queue_service;
 
 -- No request finds the queue from now on; upkeep clears away what is in it. Sends that are under way come first.
 CREATE FUNCTION delete_queue(p_now bigint, p_name text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_queue queues;
 BEGIN
-    PERFORM queue_named(p_name);
     PERFORM pg_advisory_xact_lock(-1, hashtext(p_name));
-    UPDATE queues SET name = NULL, gone_at = p_now WHERE id = (queue_named(p_name)).id;
+    v_queue := queue_named(p_name);
+    UPDATE queues SET name = NULL, gone_at = p_now WHERE id = v_queue.id;
     RETURN true;
 END $$;
 
@@ -49,7 +51,7 @@ CREATE TYPE dead AS (queue_id bigint, id bigint, origin text, key bytea);
 -- their ids those that are wanted; and the last id that was looked at.
 CREATE FUNCTION find_dead(
     p_queue queues, p_graves bigint[], p_after bigint, p_scan bigint, p_limit bigint, p_ids bigint[], p_reason text,
-    OUT found dead[], OUT looked_at bigint
+    OUT wanted dead[], OUT looked_at bigint
 ) LANGUAGE plpgsql AS $$
 BEGIN
     WITH scanned AS (
@@ -63,9 +65,9 @@ BEGIN
                 WHERE p_ids IS NULL AND queue_id = p_queue.id AND origin IS NOT NULL AND id > p_after
                 ORDER BY id LIMIT p_scan) AS here
         UNION
-        SELECT m.* FROM unnest(p_graves || p_queue.id) AS place, unnest(p_ids) AS wanted CROSS JOIN LATERAL (
+        SELECT m.* FROM unnest(p_graves || p_queue.id) AS place, unnest(p_ids) AS one CROSS JOIN LATERAL (
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
-                WHERE queue_id = place AND id = wanted AND id > p_after AND origin IS NOT NULL
+                WHERE queue_id = place AND id = one AND id > p_after AND origin IS NOT NULL
                   AND (place = p_queue.id OR origin = p_queue.name)) AS m
         ORDER BY id LIMIT p_scan
     ), numbered AS (
@@ -77,7 +79,7 @@ BEGIN
     SELECT array_agg((queue_id, id, origin, key)::dead ORDER BY id) FILTER (WHERE fits),
            CASE WHEN bool_and(fits) IS NOT FALSE THEN (SELECT max(id) FROM scanned)
                 ELSE max(id) FILTER (WHERE fits) END
-      INTO found, looked_at FROM chosen;
+      INTO wanted, looked_at FROM chosen;
 END $$;
 
 -- A step of a redrive, of at most 10,000 dead letters. One that is leased stays, and so does what died since the first
@@ -95,17 +97,15 @@ DECLARE
     v_rows  tid[];
     v       record;
 BEGIN
-    IF v_left > 0 THEN
-        v_found := find_dead(
-            v_queue, ARRAY(SELECT g.queue_id FROM graves AS g JOIN queues AS q ON q.id = g.queue_id
-                            WHERE g.origin = p_name AND q.name IS NOT NULL AND q.id <> v_queue.id),
-            coalesce((p_state ->> 'after')::bigint, 0), CASE WHEN p_reason IS NULL THEN v_left ELSE 10000 END, v_left,
-            p_ids, p_reason);
-    END IF;
-    IF v_left <= 0 OR v_found.looked_at IS NULL THEN
+    v_found := find_dead(
+        v_queue, ARRAY(SELECT g.queue_id FROM graves AS g JOIN queues AS q ON q.id = g.queue_id
+                        WHERE g.origin = p_name AND q.name IS NOT NULL AND q.id <> v_queue.id),
+        coalesce((p_state ->> 'after')::bigint, 0), CASE WHEN p_reason IS NULL OR v_left = 0 THEN v_left ELSE 10000 END,
+        v_left, p_ids, p_reason);
+    IF v_found.looked_at IS NULL THEN
         RETURN jsonb_build_object('count', v_count, 'done', true);
     END IF;
-    v_dead := ARRAY(SELECT one::dead FROM unnest(v_found.found) AS one WHERE one.id <= v_last);
+    v_dead := ARRAY(SELECT one::dead FROM unnest(v_found.wanted) AS one WHERE one.id <= v_last);
     PERFORM queue_for_writing(p_now, origin)
        FROM (SELECT DISTINCT origin FROM unnest(v_dead) ORDER BY origin) AS home;
     PERFORM lock_pairs(array_agg(place.id), array_agg(key))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from storage.model import NewMessage, State
 
 DEDUP_WINDOW = 300_000  # ms, as all durations here
+
+# In memory where there is such a place: this is about the order of things, not about the disk.
+SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @dataclass(eq=False)

@@ -288,7 +288,7 @@ class World:
             store.configure(queue, {"max_receives": None})
             while True:
                 before = len(self.gone)
-                self.run("the judge", Action("receive", ((queue,), 7, None)), store)
+                self.run("one", Action("receive", ((queue,), 7, None)), store)
                 if len(self.gone) == before:
                     break
             self.judge(store)
@@ -297,17 +297,19 @@ class World:
 
 def restock(chance: random.Random, world: World, store: Engine) -> None:
     """See to it that both queues hold messages, plain ones and of keys, and the dead letters are from both."""
+    rows = world.look()
     for queue in LIVE:
+        there = sum(row.queue == queue for row in rows)
         if chance.random() < 0.25:
-            world.run("the judge", Action("purge", (queue,)), store)
-        rows = world.look()
-        if sum(row.queue == queue for row in rows) < 10:
-            world.run("the judge", Action("send", (queue, _documents(chance, world, 16))), store)
+            world.run("one", Action("purge", (queue,)), store)
+            there = 0
+        if there < 10:
+            world.run("one", Action("send", (queue, _documents(chance, world, 16))), store)
         if sum(row.origin == queue for row in rows) < 4:
-            world.run("the judge", Action("receive", ((queue,), 5, LEASE)), store)
-            for _, _, text in world.log[-1][2]:  # type: ignore[attr-defined]
-                receipt = str(world.deliveries[text][-1].receipt)
-                world.run("the judge", Action("reject", (receipt,)), store)
+            world.run("one", Action("receive", ((queue,), 5, LEASE)), store)
+            for deliveries in list(world.deliveries.values()):
+                if (last := deliveries[-1]).step == world.step and last.queue == queue:
+                    world.run("one", Action("reject", (str(last.receipt),)), store)
     world.judge(store)
 
 

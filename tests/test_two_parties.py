@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from storage.model import Engine, Receive
 from storage.postgres import PostgresStore
 from tests.between import Gate, around_transactions
 from tests.conformance.engines import ENGINES, PACE, FakeClock, postgres_database
+from tests.model_queue import SCRATCH
 from tests.parties import BY_ID, DEAD, LIVE, Action, Row, World, draw, restock, rows_of
 
-STEPS = 40  # of a program
-SMALL = {"CHUNK": 12, "ACKED_AT_ONCE": 2, "LONGEST": 12, "SHORTEST": 2, "UPKEEP_EVERY": 3_600.0}
-SMALLEST = SMALL | {"CHUNK": 3, "LONGEST": 3}
+STEPS = 25  # of a program
+CHUNKS = ("CHUNK", "MOVED", "SHARE", "LONGEST")  # messages of one transaction, by the names of the constants
+SMALL = {**dict.fromkeys(CHUNKS, 12), "ACKED_AT_ONCE": 2, "SHORTEST": 2, "UPKEEP_EVERY": 3_600.0}
 COMMON = ["send", "send", "receive", "receive", "receive", "ack", "release", "extend", "reject", "redrive", *BY_ID]
 # The first party makes more of the calls that are several transactions.
 FIRSTS = [
@@ -44,25 +46,41 @@ READ_DEAD, LEASE_DEAD = (Action("receive", ((DEAD,), 2, lease)) for lease in (No
 _numbers = count(1)
 
 
-@pytest.fixture(params=[SMALL, SMALLEST], ids=["chunks of 12", "chunks of 3"], autouse=True)
-def many_transactions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def many_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A verb does few messages in one transaction, and no upkeep comes in between."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("storage."):
-            for constant, value in request.param.items():
-                if hasattr(module, constant):
-                    monkeypatch.setattr(module, constant, value)
+    _set_sizes(monkeypatch, SMALL)
 
 
+@pytest.mark.parametrize("chunk", [3, 12])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_a_second_party_does_between_two_transactions_harms_no_promise(engine: str, tmp_path: Path) -> None:
-    for seed in range(12 // PACE[engine] + 1):
-        _between_transactions(engine, tmp_path, seed)
+def test_what_a_second_party_does_between_two_transactions_harms_no_promise(
+    engine: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
+    for seed in range(1 + 3 // PACE[engine]):
+        _between_transactions(engine, seed, STEPS)
 
 
-def test_what_a_second_party_does_between_two_statements_harms_no_promise(tmp_path: Path) -> None:
-    for seed in range(2):
-        _between_statements(seed)
+@pytest.mark.parametrize("chunk", [3, 12])
+def test_what_a_second_party_does_between_two_statements_harms_no_promise(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
+    _between_statements(0, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(100, 120))
+@pytest.mark.parametrize("chunk", [3, 12])
+def test_long_programs_of_two_parties_keep_every_promise(
+    chunk: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
+    for engine in ENGINES:
+        _between_transactions(engine, seed, 200)
+    _between_statements(seed, 200)
 
 
 def test_readers_at_once_keep_the_order_of_a_key() -> None:
@@ -210,11 +228,20 @@ def _meeting() -> Iterator[Meeting]:
         assert gate.deadlocks() == 0
 
 
-def _between_transactions(engine: str, scratch: Path, seed: int) -> None:
-    (directory := scratch / str(seed)).mkdir()
+def _set_sizes(monkeypatch: pytest.MonkeyPatch, sizes: Mapping[str, float]) -> None:
+    for module in [module for name, module in sys.modules.items() if name.startswith("storage.")]:
+        for name in sizes.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, sizes[name])
+
+
+def _between_transactions(engine: str, seed: int, steps: int) -> None:
     chance = random.Random(seed)
-    with _replayable(f"{engine}, seed {seed}"), _pair(engine, directory) as pair:
-        for step in range(STEPS):
+    with (
+        _replayable(f"{engine}, seed {seed}"),
+        TemporaryDirectory(prefix="queue-parties-", dir=SCRATCH) as scratch,
+        _pair(engine, Path(scratch)) as pair,
+    ):
+        for step in range(steps):
             restock(chance, pair.world, pair.second)
             leading, others = _drawn(chance, pair, 3)
             with _replayable(f"step {step}"):
@@ -222,10 +249,10 @@ def _between_transactions(engine: str, scratch: Path, seed: int) -> None:
             pair.world.clock.advance(chance.choice([0, 0, 0, 3, 12]))
 
 
-def _between_statements(seed: int) -> None:
+def _between_statements(seed: int, steps: int) -> None:
     chance = random.Random(seed)
     with _replayable(f"seed {seed}"), _meeting() as meeting:
-        for step in range(STEPS):
+        for step in range(steps):
             restock(chance, meeting.world, meeting.second)
             leading, others = _drawn(chance, meeting, 2)
             with _replayable(f"step {step}"):

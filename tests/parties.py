@@ -202,9 +202,10 @@ class World:
     def _delete_queue(self, store: Engine, queue: str) -> object:
         self.has_deleted = True
         try:
-            return store.delete_queue(queue)
+            store.delete_queue(queue)
         finally:
             store.configure(queue, {"dead_letter_queue": DEAD})
+        return "done"
 
     def _delete_message(self, store: Engine, queue: str, text: str) -> object:
         if (done := self._by_id(queue, text, lambda id: store.delete_message(queue, id))) == "done":
@@ -356,15 +357,15 @@ def draw(chance: random.Random, world: World, verbs: Sequence[str], queue: str) 
 
 def _documents(chance: random.Random, world: World, number: int) -> list[dict[str, Any]]:
     """Plain ones together, of one key, or mixed."""
-    keys = chance.choice([[None], ["k"], ["k", "l"], [None, "k", "l"]])
+    keys: list[str | None] = chance.choice([[None], ["k"], ["k", "l"], [None, "k", "l"]])
     odd = chance.random() < 0.5
-    documents = []
+    documents: list[dict[str, Any]] = []
     for _ in range(number):
         document: dict[str, Any] = {"text": f"m{next(world._numbers)}"}
         if key := chance.choice(keys):
             document["key"] = key
         if odd and chance.random() < 0.1:
-            document |= chance.choice([{"priority": 1}, {"priority": 1}, {"delay": 5}])
+            document[chance.choice(["priority", "priority", "delay"])] = 5
         documents.append(document)
     return documents
 

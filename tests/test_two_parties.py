@@ -16,6 +16,7 @@ import pytest
 from storage import care_of
 from storage.model import Engine, Receive
 from storage.postgres import PostgresStore
+from storage.sqlite import SqliteStore
 from tests.between import Gate, around_transactions
 from tests.conformance.engines import ENGINES, PACE, FakeClock, postgres_database
 from tests.model_queue import SCRATCH
@@ -136,8 +137,9 @@ def test_a_redrive_leaves_nothing_that_was_there_when_another_call_is_under_way(
     redrive = Action("redrive", (DEAD, None))
     with _meeting() as meeting:
         for passing in range(6):
-            for first, second in ((other, redrive), (redrive, other)):
-                meeting.alone("send", "a", [{"text": f"{passing} {first.verb} {number}"} for number in range(20)])
+            for turn, (first, second) in enumerate(((other, redrive), (redrive, other))):
+                meeting.alone("purge", "a")
+                meeting.alone("send", "a", [{"text": f"{passing} {turn} {number}"} for number in range(20)])
                 meeting.die("a")
                 meeting.between_statements(first, [second], passing)
 
@@ -161,7 +163,8 @@ class Pair:
         self.alone("receive", (queue,), 40, 10.0)
         for deliveries in list(self.world.deliveries.values()):
             if (last := deliveries[-1]).queue == queue and last.receipt and not last.released:
-                self.alone("reject", last.receipt)
+                self.world.run("one", Action("reject", (last.receipt,)), self.second)
+        self.world.judge(self.second)
 
     def between_transactions(self, leading: Action, following: Mapping[int, Action]) -> None:
         """Let the second party act before and after transactions of the first one's call, by their number."""
@@ -206,11 +209,17 @@ class Meeting(Pair):
 @contextmanager
 def _pair(engine: str, directory: Path) -> Iterator[Pair]:
     clock = FakeClock()
-    with closing(ENGINES[engine](directory, clock)) as first, closing(ENGINES[engine](directory, clock)) as second:
+    with closing(_open(engine, directory, clock)) as first, closing(_open(engine, directory, clock)) as second:
         pair = Pair(clock, lambda: rows_of(second), first, second)
         yield pair
         pair.world.drain(second)
     _check(f"sqlite:///{directory / 'queue.db'}" if engine == "sqlite" else postgres_database().url_for(directory))
+
+
+def _open(engine: str, directory: Path, clock: FakeClock) -> Engine:
+    store = ENGINES[engine](directory, clock)
+    assert isinstance(store, SqliteStore | PostgresStore)
+    return store
 
 
 @contextmanager

@@ -1,13 +1,13 @@
-"""Verbs of several transactions: a loop over bounded steps, which an Idempotency-Key lets a repeated request go on with."""
+"""Verbs of several transactions: loops over bounded steps, in which an Idempotency-Key lets a repeated request go on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
 
-from storage.errors import Busy, Interrupted, Unavailable
-from storage.model import Once
+from storage.errors import Busy, Interrupted, InvalidInput, Unavailable
+from storage.model import MAX_TRANSACTION_QUEUES, Once
 
 T = TypeVar("T")
 Progress = dict[str, Any]  # of a verb: what JSON can hold
@@ -68,3 +68,9 @@ def ask_again(attempt: Callable[[], T | None]) -> T:
         if time.monotonic() > deadline:
             raise Busy("more has fallen due than can be dealt with in time")
     return result
+
+
+def check_queues(names: Collection[str]) -> None:
+    """Raise InvalidInput for more than one transaction deals with."""
+    if len(names) > MAX_TRANSACTION_QUEUES:
+        raise InvalidInput(f"the receipts and messages are of more than {MAX_TRANSACTION_QUEUES} queues")

@@ -37,7 +37,7 @@ from storage.postgres_pool import Pool, Work, flat
 from storage.postgres_schema import prepare
 from storage.postgres_values import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of
 from storage.postgres_watch import Hints, Sight, Upkeep, late_queues
-from storage.steps import Progress, ask_again, in_steps
+from storage.steps import Progress, ask_again, check_queues, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
 LOOK_FOR = 3.0  # seconds that a verb which only looks lets time do its work first
@@ -156,6 +156,7 @@ class PostgresStore:
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
         receipts, given = receipts_of(ack)
+        check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
         places: dict[str, list[int]] = {}
         for place, (name, _) in enumerate(send):
             places.setdefault(name, []).append(place)
@@ -178,7 +179,7 @@ class PostgresStore:
             )
         except StaleReceipt as fault:
             raise StaleReceipt(None if fault.index is None else given[fault.index]) from None
-        ids, duplicates = done[1:3]
+        ids, duplicates = done[1], tuple(done[2])
         self._became_ready(batches)
         if receive is not None and (_is_late(rows) or (receive.wait > 0 and not rows)):
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
@@ -286,9 +287,6 @@ class PostgresStore:
         if time.monotonic() >= self._ready_until:
             self._pool.run("UPDATE queue_service.clock SET ahead = ahead RETURNING ahead")
             self._ready_until = time.monotonic() + READY_FOR
-
-    def time(self) -> int:
-        return self._clock.wall(self._clock.now())
 
     def on_failure(self, call: Callable[[], None]) -> None:
         """It is never called: a connection that was lost is replaced, and no other failure is this process's."""

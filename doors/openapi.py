@@ -338,7 +338,7 @@ def _reading(queues: bool) -> list[Schema]:
 
 
 def _peeking() -> list[Schema]:
-    id = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+    id: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
     query: dict[str, Schema] = {
         "limit": LIMIT | {"default": 100},
         "after": id | {"description": "Only messages above this id."},

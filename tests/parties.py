@@ -148,8 +148,16 @@ class World:
     def _extend(self, store: Engine, receipt: str) -> object:
         return self._by_receipt("extend", receipt, lambda: store.extend(receipt, LEASE))
 
-    def _release(self, store: Engine, receipt: str, delay: float) -> object:
-        return self._by_receipt("release", receipt, lambda: store.release(receipt, delay))
+    def _extend_many(self, store: Engine, receipts: Sequence[str]) -> object:
+        result = store.extend_many(receipts, LEASE)
+        for receipt in set(receipts) - set(result.stale) - set(result.missing):
+            self.by_receipt[receipt].until = result.leased_until
+        for faults, kind in ((result.stale, StaleReceipt()), (result.missing, MessageNotFound())):
+            self.refused += [("extend", self.by_receipt[receipt], kind) for receipt in faults]
+        return result
+
+    def _release(self, store: Engine, receipt: str, delay: float, counted: bool) -> object:
+        return self._by_receipt("release", receipt, lambda: store.release(receipt, delay, counted=counted))
 
     def _reject(self, store: Engine, receipt: str) -> object:
         return self._by_receipt("reject", receipt, lambda: store.reject(receipt))
@@ -231,8 +239,6 @@ class World:
 
     def judge(self, store: Engine) -> None:
         """Close the account of a step, when no call is under way. Raise AssertionError with what was wrong."""
-        for _ in range(20):  # each look may let more messages die that were received too often
-            store.queues()
         peeked = {queue.name: store.peek(queue.name, limit=1_000) for queue in store.queues()}
         rows = {queue: {message.id: message.text for message in messages} for queue, messages in peeked.items()}
         there = Counter(text for of_queue in rows.values() for text in of_queue.values())
@@ -321,7 +327,7 @@ def draw(chance: random.Random, world: World, verbs: Sequence[str], queue: str) 
     verb = chance.choice(verbs)
     held = [d for all_ in world.deliveries.values() for d in all_[-2:] if d.receipt and d.text not in world.gone]
     receipts = [str(d.receipt) for d in held if d.queue == queue] or [str(d.receipt) for d in held]
-    if verb in ("ack", "ack_many", "extend", "release", "reject", "transact") and not receipts:
+    if verb in ("ack", "ack_many", "extend", "extend_many", "release", "reject", "transact") and not receipts:
         verb = "receive"
     if verb in ("send", "transact", "reject", "configure", *BY_ID) and queue == DEAD:
         verb = "redrive"
@@ -334,11 +340,11 @@ def draw(chance: random.Random, world: World, verbs: Sequence[str], queue: str) 
         case "ack" | "extend":
             return Action(verb, (chance.choice(receipts),))
         case "release":
-            return Action(verb, (chance.choice(receipts), chance.choice([0, 0, 5])))
+            return Action(verb, (chance.choice(receipts), chance.choice([0, 0, 5]), chance.random() < 0.5))
         case "reject":
             alive = [str(d.receipt) for d in held if d.queue in LIVE]
             return Action(verb, (chance.choice(alive),)) if alive else Action("redrive", (DEAD, None))
-        case "ack_many":
+        case "ack_many" | "extend_many":
             return Action(verb, (chance.sample(receipts, min(len(receipts), chance.randint(1, 5))),))
         case "transact":
             some = chance.sample(receipts, min(len(receipts), chance.randint(1, 3)))

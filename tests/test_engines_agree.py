@@ -321,6 +321,7 @@ def _any(chance: random.Random, session: Session) -> Ask:
     # Of the last receipts most hold.
     receipt = f"{{{max(0, len(session.receipts) - chance.randint(1, 8))}}}"
     number = chance.randint(1, 60)
+    both = [receipt, f"{{{len(session.receipts) - 1}}}"]
 
     def message() -> dict[str, Any]:
         fields = {"key": chance.choice("kl"), "priority": chance.randint(0, 9), "delay": chance.randint(0, 5),
@@ -341,7 +342,7 @@ def _any(chance: random.Random, session: Session) -> Ask:
         *[lambda: ask("PATCH", f"/messages/{receipt}", {"lease": chance.randint(0, 20)})] * 2,
         lambda: ask("PATCH", f"/messages/{receipt}", {"dead": True}),
         lambda: ask("PATCH", f"/messages/{receipt}", {"lease": 0, "delay": few(), "counted": chance.random() < 0.5}),
-        lambda: ask("POST", "/messages/extend", {"receipts": [receipt, f"{{{len(session.receipts) - 1}}}"], "lease": 9}),
+        lambda: ask("POST", "/messages/extend", {"receipts": both, "lease": 9}),
         lambda: ask("GET", f"/queues/{queue}/messages?recipients=any&limit={few()}&lease=5"),
         lambda: ask("GET", f"/queues/{queue}/messages/{number}"),
         lambda: ask("DELETE", f"/queues/{queue}/messages/{number}"),

@@ -129,7 +129,7 @@ class Programs(RuleBasedStateMachine):
         chosen = self.held[-draw(st.integers(1, 8), "how many") :]
         verb = draw(st.sampled_from(["ack", "extend", "transact"]), "verb")
         if verb == "extend":
-            self._extend_many(chosen)
+            self._extend_many(draw(st.permutations(chosen), "order"))
             return
         receipts = [receipt for receipt, _ in chosen]
         outcomes = [self.model.find(handle) for _, handle in chosen]

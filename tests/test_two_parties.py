@@ -25,7 +25,20 @@ from tests.parties import BY_ID, DEAD, LIVE, Action, Row, World, draw, restock, 
 STEPS = 25  # of a program
 CHUNKS = ("CHUNK", "MOVED", "SHARE", "LONGEST")  # messages of one transaction, by the names of the constants
 SMALL = {**dict.fromkeys(CHUNKS, 12), "ACKED_AT_ONCE": 2, "SHORTEST": 2, "UPKEEP_EVERY": 3_600.0}
-COMMON = ["send", "send", "receive", "receive", "receive", "ack", "release", "extend", "reject", "redrive", *BY_ID]
+COMMON = [
+    "send",
+    "send",
+    "receive",
+    "receive",
+    "receive",
+    "ack",
+    "release",
+    "extend",
+    "extend_many",
+    "reject",
+    "redrive",
+    *BY_ID,
+]
 # The first party makes more of the calls that are several transactions.
 FIRSTS = [
     *COMMON,

@@ -14,6 +14,7 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from storage import open_store
@@ -127,10 +128,19 @@ def test_a_move_killed_at_any_step_ends_when_it_is_begun_again_and_leaves_each_m
 
 
 def _can_be_served(url: str) -> bool:
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if not _is_there(url):
         return False
     try:
         open_store(url).close()
     except UnusableDatabase:
         return False
     return True
+
+
+def _is_there(url: str) -> bool:
+    """To open what is not there would make it."""
+    if url.startswith("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///")).exists()
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT to_regnamespace('queue_service') IS NOT NULL").fetchone()
+    return row == (True,)

@@ -220,9 +220,7 @@ def test_a_log_is_written_anew_where_the_filesystem_has_no_direct_writes(
         assert ("fsync", "queue.db-wal") in calls.events
 
 
-def test_a_log_is_not_written_anew_under_a_writer(
-    path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_is_not_written_anew_under_a_writer(path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 50)
     with a_write_has_failed(path), closing(apsw.Connection(str(path))) as writer:
         writer.execute("BEGIN IMMEDIATE")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import psycopg
@@ -94,8 +95,8 @@ def _rows(directory: Path) -> dict[str, int]:
     """How many each table of the test's database has."""
     if (path := directory / "queue.db").exists():
         with closing(apsw.Connection(str(path))) as file:
-            tables = file.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
-            return {name: file.execute(f"SELECT count(*) FROM {name}").get for (name,) in tables}
+            tables = [str(row[0]) for row in file.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            return {name: file.execute(f"SELECT count(*) FROM {name}").get for name in tables}
     with psycopg.connect(postgres_database().url_for(directory)) as connection:
         names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'queue_service'").fetchall()
         counts = {}

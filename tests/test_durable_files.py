@@ -18,7 +18,7 @@ from typing import Any
 import apsw
 import pytest
 
-from storage import open_store, sqlite_file, sqlite_watch
+from storage import open_store, open_target, sqlite_file, sqlite_watch
 from storage.errors import Busy, StoreError, Unavailable, UnusableDatabase
 from storage.moving import migrate
 from storage.sqlite import SqliteStore
@@ -128,6 +128,25 @@ def test_a_move_does_not_replace_a_file_that_has_appeared_meanwhile_and_goes_on_
         migrate(*urls)
     assert target.read_text() == "precious"
     target.unlink()
+    migrate(*urls)
+    with closing(open_store(urls[1])) as store:
+        assert take(store, 2) == ["a"]
+
+
+def test_a_moved_database_does_not_get_its_name_while_part_of_it_is_in_a_log(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program that has it open keeps the log there: only the file would get the name."""
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 50)
+    with closing(SqliteStore(path)) as store:
+        send(store, "a")
+    urls = f"sqlite:///{path}", f"sqlite:///{tmp_path}/target.db"
+    open_target(urls[1]).close()
+    with closing(apsw.Connection(f"{tmp_path}/target.db.part")) as another:
+        another.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        with pytest.raises(StoreError, match="locked"):
+            migrate(*urls)
+        assert not (tmp_path / "target.db").exists()
     migrate(*urls)
     with closing(open_store(urls[1])) as store:
         assert take(store, 2) == ["a"]

@@ -25,7 +25,7 @@ IMPATIENT = """
 from pathlib import Path
 from doors import worker
 assert 0.4 < worker.PATIENCE and 0.2 < worker.LEAST_PATIENCE
-worker.PATIENCE, worker.LEAST_PATIENCE = 0.4, 0.2
+worker.PATIENCE, worker.LEAST_PATIENCE, worker.LEAST_RATE = 0.4, 0.2, 10_000_000
 exec(Path("gunicorn.conf.py").read_text())
 assert 1 < _CLIENT_PATIENCE
 _CLIENT_PATIENCE = 1
@@ -128,13 +128,32 @@ def test_a_client_that_sends_too_slowly_is_cut_off(impatient: LiveServer, client
     )  # stored nothing
 
 
-def test_clients_that_do_not_read_their_replies_are_cut_off(impatient: LiveServer, clients: ExitStack) -> None:
+def reading_nothing(connection: socket.socket) -> None:
+    connection.recv(1)  # the reply is on its way
+
+
+def reading_in_drops(connection: socket.socket) -> None:
+    connection.recv(1)
+
+    def drip() -> None:
+        with suppress(OSError):
+            while connection.recv(50_000):  # enough to let the server send on, again and again
+                time.sleep(0.1)
+
+    threading.Thread(target=drip, daemon=True).start()
+
+
+@pytest.mark.parametrize("read", [reading_nothing, reading_in_drops])
+def test_clients_that_take_their_replies_too_slowly_are_cut_off(
+    impatient: LiveServer, clients: ExitStack, read: Callable[[socket.socket], None]
+) -> None:
     text = b"x" * (MAX_READ_BYTES // 4)
-    head = b"POST /queues/large/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /queues/%s/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    name = read.__name__.encode()
     for _ in range(4):
-        assert ask(impatient, head % len(text) + text).startswith(b"HTTP/1.1 200 ")
+        assert ask(impatient, head % (name, len(text)) + text).startswith(b"HTTP/1.1 200 ")
     for _ in range(THREADS):
-        connected(impatient, clients, b"GET /queues/large/peek HTTP/1.1\r\nHost: q\r\n\r\n").recv(1)  # it is sent
+        read(connected(impatient, clients, b"GET /queues/%s/peek HTTP/1.1\r\nHost: q\r\n\r\n" % name))
     assert seconds_until_answered(impatient) < ANSWERED_WITHIN
 
 

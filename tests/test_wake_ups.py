@@ -247,6 +247,25 @@ def test_a_look_that_failed_is_taken_again(attentive: Readers, monkeypatch: pyte
     assert failed.is_set()
 
 
+def test_readers_are_woken_although_the_looking_could_not_begin_at_once(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.01)
+    failures = iter([OSError("too many open files")])
+
+    def open_sight() -> Shelf:
+        for failure in failures:
+            raise failure
+        return shelf
+
+    readers = Readers(shelf, look_every=0.005)
+    readers.waiting = Waiting(open_sight, 8, look_every=0.005)
+    reader = readers.begin("q")
+    readers.put("q", "a")
+    assert reader.result(LONG) == ["a"]
+    readers.close()
+
+
 def test_a_reader_that_has_gone_is_noticed_although_nothing_comes(
     readers: Readers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,11 +232,11 @@ class PostgresStore:
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         names = reading.names(self._pool, prefix, after, limit)
         self._bring_up_to_date(names)
-        return reading.describe(self._pool, self._clock, names)
+        return reading.describe(self._pool.read, self._clock.now(), names)
 
     def queue(self, name: str) -> Queue:
         self._bring_up_to_date([name])
-        found = reading.describe(self._pool, self._clock, [name])
+        found = reading.describe(self._pool.read, self._clock.now(), [name])
         if not found:
             raise QueueNotFound(name)
         return found[0]
@@ -244,15 +244,18 @@ class PostgresStore:
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
-        def operation(work: Work) -> None:
+        def operation(work: Work) -> list[Queue]:
             if once is None or work.recall(once) is None:
                 _configure(work, name, changes, version)
                 if once is not None:
                     work.remember(once, True)
+            return reading.describe(work.run, work.now, [name])
 
-        self._pool.transact(self._clock.now(), operation)
+        found = self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
-        return self.queue(name)
+        if not found:  # a repeated request, whose queue was deleted since
+            raise QueueNotFound(name)
+        return found[0]
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._change(once, "delete_queue($1::bigint, $2::text)", self._clock.now(), name)

@@ -160,7 +160,8 @@ class Upkeep:
         now = self._clock.now()
         self._until = time.monotonic() + UPKEEP_FOR
         window = self._pool.read(
-            "SELECT id, name, settings ? 'expires' FROM queue_service.queues WHERE id > $1::bigint ORDER BY id LIMIT $2::int",
+            "SELECT id, name, settings ? 'expires' FROM queue_service.queues WHERE id > $1::bigint "
+            "ORDER BY id LIMIT $2::int",
             self._after, WINDOW,
         )  # fmt: skip
         for name in late_queues(self._pool, now, [name for _, name, _ in window if name is not None]):

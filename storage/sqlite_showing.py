@@ -55,7 +55,7 @@ def graves(connection: apsw.Connection, name: str) -> list[int]:
         WITH RECURSIVE known(id) AS (
             SELECT min(queue_id) FROM messages WHERE origin = ?1
              UNION ALL
-            SELECT (SELECT min(queue_id) FROM messages WHERE origin = ?1 AND queue_id > id)
+            SELECT (SELECT min(queue_id) FROM messages WHERE origin = ?1 AND queue_id > known.id)
               FROM known WHERE id IS NOT NULL)
         SELECT queues.id FROM known JOIN queues ON queues.id = known.id WHERE queues.name IS NOT NULL LIMIT ?2
         """,

@@ -121,6 +121,7 @@ def assert_nothing_is_lost(path: Path) -> None:
     """All of THERE is there, and does what it would have done if nobody had closed the file."""
     told = json.loads(path.with_suffix(".json").read_text())
     (clock := long_ago()).advance((told["now"] - clock.now()) / 1_000 + 60)
+    SqliteStore(path, clock=clock).close()  # brings the schema to the newest version
     assert check(path).startswith("ok")
     with closing(SqliteStore(path, clock=clock)) as store:
         assert {queue.name for queue in store.queues()} == {"batch", "dead", "dying", "jobs", "paused"}

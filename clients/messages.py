@@ -69,12 +69,15 @@ class Message:
         self._holder().ack(self)
 
     def extend(self, lease: float) -> None:
-        """The lease ends `lease` seconds from now."""
+        """Let the lease end `lease` seconds from now."""
         self._holder().extend(self, lease)
 
-    def release(self, delay: float = 0) -> None:
-        """Give it back: it is delivered again, at once or in `delay` seconds."""
-        self._holder().release(self, delay=delay)
+    def release(self, delay: float = 0, *, counted: bool = True) -> None:
+        """Give it back, to be delivered again, at once or in `delay` seconds.
+
+        Not `counted`: as if it had not been delivered, for a message that was not worked on.
+        """
+        self._holder().release(self, delay=delay, counted=counted)
 
     def reject(self, reason: str | None = None) -> None:
         """Move it to the dead letters now."""
@@ -100,8 +103,11 @@ class Source:
     queue: str | None
     queues: Sequence[str] | None
     recipient: str | None
+    any_recipient: bool
 
     def __post_init__(self) -> None:
+        if self.any_recipient and self.recipient is not None:
+            raise ValueError("recipient and any_recipient are both given: which one is meant?")
         if self.queues is None:
             return
         if self.queue is not None:
@@ -109,15 +115,52 @@ class Source:
         if not several(self.queues):
             raise ValueError("queues is empty: there is nothing to read from")
 
+    @property
+    def readers(self) -> dict[str, str]:
+        """As whom, in the words of the wire."""
+        if self.any_recipient:
+            return {"recipients": "any"}
+        return {} if self.recipient is None else {"recipient": self.recipient}
+
 
 class NextMessages(TypedDict, total=False):
-    """What a transaction receives after its commit, always with a lease; as in QueueClient.receive."""
+    """What a transaction receives after its commit, always with a lease; as in QueueClient.receive.
+
+    `recipients`: "any" for messages of every recipient.
+    """
 
     queue: str | None
     recipient: str | None
+    recipients: Literal["any"]
     limit: int
     wait: float
     lease: Lease
+
+
+class SentId(str):
+    """A sent message's id. `duplicate`: its dedup_id was known, so nothing was stored and the id is the first one's."""
+
+    duplicate = False
+
+
+class SentIds(list[str]):
+    """The ids of messages sent, in order. `duplicates`: the places of those that were not stored, as with SentId."""
+
+    def __init__(self, ids: Iterable[str] = (), duplicates: Iterable[int] = ()) -> None:
+        super().__init__(ids)
+        self.duplicates = list(duplicates)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendResult:
+    """What became of a batch of receipts. Stale: the lease was given back, or is another reader's. Missing: gone."""
+
+    extended: int
+    stale: list[str]
+    missing: list[str]
+
+    def __add__(self, other: ExtendResult) -> ExtendResult:
+        return ExtendResult(self.extended + other.extended, self.stale + other.stale, self.missing + other.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +179,7 @@ class AckResult:
 class TransactionReply:
     """The ids of what a transaction sent, in order, and the messages it received."""
 
-    ids: list[str]
+    ids: SentIds
     messages: list[Message]
 
 

@@ -74,7 +74,7 @@ class Settling(Administration):
                 log.info("messages come back only when their leases end: %s", error)
                 return
 
-    def ack_last(self, messages: Iterable[Message]) -> AckResult:
+    def ack_last(self, messages: Iterable[Message | Run | str]) -> AckResult:
         """As ack_many, after `close` too: for work that was under way then."""
         return self._ack_many(messages, last=True, retry_for=GIVES_BACK_WITHIN)
 

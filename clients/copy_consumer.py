@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from clients.client import QueueClient
-from clients.copy_plan import CopyError, EndMark, clear_away, delete_queue, find_begin_mark, totals
+from clients.copy_plan import CopyError, EndMark, Unresumable, clear_away, delete_queue, find_begin_mark, totals
 from clients.copy_target import Target
 from clients.fetching import Fetched, Fetcher, Runs
 from clients.runs import Run
@@ -35,6 +35,7 @@ def consume(
     fetcher = Fetcher(client, lease)
     end: EndMark | None = None
     asked, unacked, quiet = fetcher.ask([], limit, WAIT), list[str](), 0.0
+    seen = False  # a message
     try:
         while True:
             got = _result(asked, producing)
@@ -42,6 +43,8 @@ def consume(
             if not got and not unacked:  # so no poll is on its way, which could take a message of the queue's next copy
                 if end and _only_marks_left(client):
                     break
+                if seen and isinstance(target, Target):
+                    _check_is_there(client, target)
                 _tell_what_is_waited_for(client, say, end, quiet, producing)
             lines, ends = _sorted(got)
             asked = fetcher.ask(unacked, limit, 0 if ends or (end and unacked) else WAIT)
@@ -50,6 +53,7 @@ def consume(
                     continue
                 target = _open(client, target)
             written(target.write(lines))
+            seen = seen or bool(got)
             unacked = [run.receipt for run in lines]
             end = _checked(ends[-1], target) if ends else end
             if not got and not end:
@@ -59,6 +63,10 @@ def consume(
     except KeyboardInterrupt:
         # The next run need not wait for leases to end. To write and ack lines is one request, to give them back many.
         fetcher.give_back(lambda held: _written(held, target))
+        raise
+    except Unresumable:
+        if producing is None and isinstance(target, Target):
+            target.discard()
         raise
     finally:
         fetcher.close()
@@ -136,9 +144,19 @@ def _only_marks_left(client: QueueClient) -> bool:
     return all("copy" in message.attributes for message in left)
 
 
+def _check_is_there(client: QueueClient, target: Target) -> None:
+    begin = find_begin_mark(client)
+    if begin is None or begin.copy != target.copy:
+        raise _disturbed(client)
+
+
 def _check_still_coming(client: QueueClient, producing: Future[None] | None) -> None:
-    """Raises CopyError when all was sent and the end mark, which nobody has seen, is not in the queue."""
+    """Raises Unresumable when all was sent and the end mark, which no run has seen, is not in the queue."""
     if producing is not None and producing.done():
         left = client.peek(limit=10)
         if len(left) < 10 and not any("end" in message.attributes for message in left):
-            raise CopyError(f"queue '{client.queue}' was deleted, or read by somebody else, during the copy")
+            raise _disturbed(client)
+
+
+def _disturbed(client: QueueClient) -> Unresumable:
+    return Unresumable(f"queue '{client.queue}' was deleted, or read by another client, during the copy")

@@ -320,19 +320,6 @@ def test_consume_acks_each_message_when_the_loop_comes_back(client: QueueClient)
     assert client.stats()["acked"] == 3
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_message_whose_work_failed_is_given_back_with_those_behind_it(client: QueueClient, batch: int) -> None:
-    def work() -> None:
-        for message in client.consume(lease=30, batch=batch):
-            if message.text == "bad":
-                raise RuntimeError("the work failed")
-
-    client.send_many(["good", "bad", "unseen"])
-    with pytest.raises(RuntimeError, match="the work failed"):
-        work()
-    assert [message.text for message in client.receive(limit=3)] == ["bad", "unseen"]
-
-
 def test_the_body_may_settle_a_message_itself(client: QueueClient) -> None:
     client.send_many(["release", "ack"])
     for message in client.consume(lease=30, idle=0):

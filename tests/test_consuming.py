@@ -111,6 +111,7 @@ def test_leases_of_a_large_batch_far_from_the_service_hold(
             other = pool.submit(client.receive, limit=300, lease=30, wait=6)
             time.sleep(6)
             assert other.result() == []
+            proxy.delay = 0
             break
 
 
@@ -240,7 +241,6 @@ def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease(
         closing.close()
         assert client.receive(lease=30, wait=2) == []
     assert client.stats()["acked"] == 1
-    await_true(lambda: "lease-keeper" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_a_loop_that_waits_ends_at_once_when_its_client_is_closed_and_takes_nothing_more(

@@ -228,7 +228,7 @@ class QueueClient(Settling):
         reply = self._transact(document, key=idempotency_key)
         name = (receive or {}).get("queue") or self.queue
         messages = [received(document, name, self) for document in reply.get("messages", ())]
-        return TransactionReply(SentIds(reply.get("ids", ()), reply.get("duplicates", ())), messages)
+        return TransactionReply(list(reply.get("ids", ())), list(reply.get("duplicates", ())), messages)
 
     def ack_and_receive(
         self,

@@ -153,14 +153,23 @@ class SentIds(list[str]):
 
 @dataclass(frozen=True, slots=True)
 class ExtendResult:
-    """What became of a batch of receipts. Stale: the lease was given back, or is another reader's. Missing: gone."""
+    """What became of a batch of receipts. Stale: the lease was given back, or is another reader's. Missing: gone.
+
+    `leased_until` is the first end of the leases that were extended.
+    """
 
     extended: int
+    leased_until: datetime | None
     stale: list[str]
     missing: list[str]
 
     def __add__(self, other: ExtendResult) -> ExtendResult:
-        return ExtendResult(self.extended + other.extended, self.stale + other.stale, self.missing + other.missing)
+        return ExtendResult(
+            self.extended + other.extended,
+            self.leased_until or other.leased_until,
+            self.stale + other.stale,
+            self.missing + other.missing,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +186,10 @@ class AckResult:
 
 @dataclass(frozen=True, slots=True)
 class TransactionReply:
-    """The ids of what a transaction sent, in order, and the messages it received."""
+    """The ids of what a transaction sent, in order, the places of duplicates as in SentIds, and what it received."""
 
-    ids: SentIds
+    ids: list[str]
+    duplicates: list[int]
     messages: list[Message]
 
 
@@ -211,12 +221,12 @@ def received(document: Mapping[str, Any], queue: str, client: QueueClient | None
     known.setdefault("queue", queue)
     for name in ("sent_at", "leased_until"):
         if isinstance(document.get(name), str):
-            known[name] = _moment(document[name])
+            known[name] = moment(document[name])
     return Message(**known, _client=client)
 
 
 @lru_cache(256)  # the messages of a batch share theirs
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from clients.administration import Administration
 from clients.errors import NotFound, QueueError, StaleReceipt
 from clients.leases import LeaseKeeper, log
-from clients.messages import AckResult, ExtendResult, Message, encode, given, several
+from clients.messages import AckResult, ExtendResult, Message, encode, given, moment, several
 from clients.runs import Run, in_batches
 
 LARGEST_BATCH = 10_000  # messages in one request
@@ -42,7 +42,7 @@ class Settling(Administration):
         self, messages: Iterable[Message | Run | str], lease: float, *, queue: str | None = None
     ) -> ExtendResult:
         """Let the leases of those that are still ours end `lease` seconds from now; report the others as ack_many."""
-        total = ExtendResult(0, [], [])
+        total = ExtendResult(0, None, [], [])
         for name, receipts in _by_queue(messages, queue).items():
             for batch in in_batches(receipts, LARGEST_BATCH):
                 total += self._extend_batch(name, batch, lease)
@@ -87,7 +87,7 @@ class Settling(Administration):
 
     def _renew(self, messages: list[Message], lease: float, timeout: float) -> ExtendResult:
         """Extend messages of one queue, within about `timeout` seconds; for the lease keeper, after `close` too."""
-        total = ExtendResult(0, [], [])
+        total = ExtendResult(0, None, [], [])
         receipts = [_receipt(message) for message in messages]
         for batch in in_batches(receipts, LARGEST_BATCH):
             total += self._extend_batch(
@@ -99,7 +99,8 @@ class Settling(Administration):
         path = f"{self._path(queue)}/messages/extend"
         body = encode({"receipts": receipts, "lease": lease})
         result = json.loads(self._transport.call("POST", path, body=body, idempotent=True, **options).body)
-        return ExtendResult(result["extended"], result["stale"], result["missing"])
+        until = moment(result["leased_until"]) if result["extended"] else None
+        return ExtendResult(result["extended"], until, result["stale"], result["missing"])
 
     def _ack_many(
         self, messages: Iterable[Message | Run | str], *, queue: str | None = None, **options: Any

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self, Unpack
 from urllib.parse import urlencode
 
 from clients.consuming import LONGEST_WAIT, consume
@@ -26,6 +26,8 @@ from clients.messages import (
     Message,
     NextMessages,
     Outgoing,
+    Reading,
+    ReadingOne,
     SentId,
     SentIds,
     Source,
@@ -132,10 +134,7 @@ class QueueClient(Settling):
         limit: int = 1,
         wait: float = 0,
         lease: Lease | None = None,
-        recipient: str | None = None,
-        any_recipient: bool = False,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> list[Message]:
         """Return up to `limit` messages (1–1000) as soon as there is one, or none after `wait` seconds.
 
@@ -144,11 +143,8 @@ class QueueClient(Settling):
         messages addressed to it are read, without it only unaddressed ones, with `any_recipient` all. `queues`: take
         from these, in this order of preference.
         """
-        documents = self.receive_documents(
-            limit=limit, wait=wait, lease=lease, recipient=recipient, any_recipient=any_recipient, queue=queue,
-            queues=queues,
-        )  # fmt: skip
-        return [received(document, queue or self.queue, self) for document in documents]
+        documents = self.receive_documents(limit=limit, wait=wait, lease=lease, **source)
+        return [received(document, source.get("queue") or self.queue, self) for document in documents]
 
     def receive_documents(
         self,
@@ -156,14 +152,10 @@ class QueueClient(Settling):
         limit: int = 1,
         wait: float = 0,
         lease: Lease | None = None,
-        recipient: str | None = None,
-        any_recipient: bool = False,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> list[dict[str, Any]]:
         """As receive, but in the words of the wire: cheaper where messages come by the thousand."""
-        reply = self._read(Source(queue, queues, recipient, any_recipient), limit, wait, lease)
-        return [] if reply is None else _documents(reply)
+        return self._read(Source(**source), limit, wait, lease)
 
     def receive_runs(
         self,
@@ -171,17 +163,13 @@ class QueueClient(Settling):
         lease: Lease,
         limit: int = 1000,
         wait: float = 0,
-        recipient: str | None = None,
-        any_recipient: bool = False,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> list[Run]:
         """As receive, in columns: for a reader that takes messages by the thousand and looks at texts and attributes.
 
         They are acked as runs, by ack_many or ack_and_receive_runs, or one by one by their `receipts`.
         """
-        reply = self._read(Source(queue, queues, recipient, any_recipient), limit, wait, lease, {"Accept": RUNS})
-        return [] if reply is None else runs_of(json.loads(reply.body))
+        return runs_of(self._read(Source(**source), limit, wait, lease, {"Accept": RUNS}))
 
     def consume(
         self,
@@ -189,10 +177,7 @@ class QueueClient(Settling):
         lease: float = 60,
         batch: int = 1,
         idle: float | None = None,
-        recipient: str | None = None,
-        any_recipient: bool = False,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> Iterator[Message]:
         """Yield messages one after the other, for ever, or until there was none for `idle` seconds.
 
@@ -206,8 +191,7 @@ class QueueClient(Settling):
         returned. A process that ends by a signal gives back only if its handler raises, as that of SIGINT does.
         """
         self._transport.check_open()
-        source = Source(queue, queues, recipient, any_recipient)
-        return consume(self, self._leases, lease=lease, batch=batch, idle=idle, source=source)
+        return consume(self, self._leases, lease=lease, batch=batch, idle=idle, source=Source(**source))
 
     def transact(
         self,
@@ -237,13 +221,10 @@ class QueueClient(Settling):
         limit: int = 1,
         wait: float = 0,
         lease: Lease = "default",
-        recipient: str | None = None,
-        any_recipient: bool = False,
-        queue: str | None = None,
+        **source: Unpack[ReadingOne],
     ) -> tuple[AckResult, list[dict[str, Any]]]:
         """Ack these, as ack_many does, and lease the next ones, in one request: a reader's whole loop."""
-        source = Source(queue, None, recipient, any_recipient)
-        return self._settle_and_read(messages, source, limit, wait, lease, {})
+        return self._settle_and_read(messages, Source(**source), limit, wait, lease)
 
     def ack_and_receive_runs(
         self,
@@ -252,16 +233,13 @@ class QueueClient(Settling):
         lease: Lease,
         limit: int = 1000,
         wait: float = 0,
-        recipient: str | None = None,
-        any_recipient: bool = False,
-        queue: str | None = None,
+        **source: Unpack[ReadingOne],
     ) -> tuple[AckResult, list[Run]]:
         """Ack these runs (or messages, or receipts) and lease the next ones, in one request: a reader's whole loop.
 
         Those that are no longer ours are reported, as by ack_many, and keep nothing else from being acked.
         """
-        source = Source(queue, None, recipient, any_recipient)
-        done, documents = self._settle_and_read(messages, source, limit, wait, lease, {"Accept": RUNS})
+        done, documents = self._settle_and_read(messages, Source(**source), limit, wait, lease, {"Accept": RUNS})
         return done, runs_of(documents)
 
     def close(self) -> None:
@@ -286,23 +264,22 @@ class QueueClient(Settling):
         limit: int,
         wait: float,
         lease: Lease,
-        headers: dict[str, str],
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[AckResult, list[dict[str, Any]]]:
+        """As ack_and_receive, for a source that was checked before."""
         receipts = self._let_go(messages)
         queue = self.queue if source.queue is None else source.queue
         ask = {"queue": queue, "limit": limit, "wait": wait, "lease": lease, **source.readers}
         try:
             reply = self._transact({"ack": receipts, "receive": ask}, headers)
         except (NotFound, StaleReceipt):  # one of the receipts did not hold, so nothing was done
-            result = self.ack_many(receipts, queue=queue)
-            found = self._read(source, limit, wait, lease, headers)
-            return result, [] if found is None else json.loads(found.body)
+            return self.ack_many(receipts, queue=queue), self._read(source, limit, wait, lease, headers)
         return AckResult(messages_of(receipts), [], []), reply.get("messages", [])
 
     def _read(
         self, source: Source, limit: int, wait: float, lease: Lease | None, headers: Mapping[str, str] | None = None
-    ) -> Reply | None:
-        """The first reply that has messages; None if there was none in `wait` seconds."""
+    ) -> list[dict[str, Any]]:
+        """As receive_documents, for a source that was checked before."""
         query: list[tuple[str, str | int | float]] = [("limit", limit)] if limit != 1 or lease is not None else []
         if lease is not None:
             query.append(("lease", round(lease, 3) if isinstance(lease, float) else lease))
@@ -314,19 +291,19 @@ class QueueClient(Settling):
             left = max(0.0, until - time.monotonic())
             this = min(LONGEST_WAIT, round(left, 3))
             asked = urlencode([*query, ("wait", this)] if this else query)
-            # What a plain read takes is removed, so it is not cut: its reply must come.
+            # A poll without a lease is not cut: what it has taken is in its reply alone.
             reply = self._transport.call(
                 "GET", f"{path}?{asked}" if asked else path, headers=headers, waits=this,
                 cut_at_close=bool(this) and lease is not None,
             )  # fmt: skip
             if reply.status != 204:
-                return reply
+                return _documents(reply)
             # A 204 with a Retry-After did not wait: the service has as many pollers as it takes.
             pause = retry_after(reply.headers)
             if pause is not None and left > 0:
                 self._transport.sleep(pause)
             if time.monotonic() >= until:
-                return None
+                return []
 
     def _transact(
         self, document: Mapping[str, Any], headers: Mapping[str, str] | None = None, key: str | None = None

@@ -38,24 +38,18 @@ def consume(
             return
         else:
             done = []
-    _report_stale(client.ack_last(done))
+    _ack(client, done)
 
 
 def _next(
     client: QueueClient, done: list[Message], lease: float, batch: int, wait: float, source: Source
 ) -> list[Message]:
     if done and source.queues is None:  # a transaction reads from one queue
-        result, documents = client.ack_and_receive(
-            done, limit=batch, wait=wait, lease=lease, queue=source.queue, recipient=source.recipient,
-            any_recipient=source.any_recipient,
-        )  # fmt: skip
+        result, documents = client._settle_and_read(done, source, batch, wait, lease)
+        _report_stale(result)
     else:
-        result = client.ack_many(done) if done else AckResult(0, [], [])
-        documents = client.receive_documents(
-            limit=batch, wait=wait, lease=lease, queue=source.queue, queues=source.queues, recipient=source.recipient,
-            any_recipient=source.any_recipient,
-        )  # fmt: skip
-    _report_stale(result)
+        _ack(client, done)
+        documents = client._read(source, batch, wait, lease)
     return [received(document, source.queue or client.queue, client) for document in documents]
 
 
@@ -76,7 +70,7 @@ def _work_through(
             if leases.let_go(message.receipt):
                 if message is messages[-1] or client.is_closed():
                     return [message]
-                _report_stale(client.ack_many([message]))
+                _ack(client, [message])
         return []
     finally:
         # After a break or an exception in the body, between which a generator sees no difference, some are still held.
@@ -90,6 +84,12 @@ def _work_through(
 def _pause_after(message: Message) -> float:
     """Seconds that a message stays away whose work failed, so that one which always fails does not hold up others."""
     return min(LONGEST_PAUSE, 2.0 ** min(16, (message.receive_count or 1) - 1))
+
+
+def _ack(client: QueueClient, done: list[Message]) -> None:
+    """Also after the client was closed: the work was under way then."""
+    if done:
+        _report_stale(client._ack_last(done))
 
 
 def _report_stale(result: AckResult) -> None:

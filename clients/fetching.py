@@ -82,6 +82,6 @@ class Fetcher:
     def _give_back(self, finish: Callable[[Runs], Iterable[str]]) -> Fetched:
         done = self._held.keys() & finish(list(self._held.values()))
         left = [run for receipt, run in self._held.items() if receipt not in done]
-        result = self._client.ack_last(done)
+        result = self._client._ack_last(done)
         self._client.give_back((receipt for run in left for receipt in run.receipts), counted=False)
         return result, []

@@ -93,17 +93,31 @@ class Message:
         return self._client
 
 
-@dataclass(frozen=True, slots=True)
+class ReadingOne(TypedDict, total=False):
+    """Which messages are read: those of `queue`, for `recipient`, or for `any_recipient`; else unaddressed ones."""
+
+    queue: str | None
+    recipient: str | None
+    any_recipient: bool
+
+
+class Reading(ReadingOne, total=False):
+    """The same, or those of several `queues`, in order of preference."""
+
+    queues: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where messages are read from: a queue, or several in order of preference; and as whom.
+    """A Reading that was checked.
 
     Raises ValueError, TypeError: a reader that was misunderstood would take messages which are not its own.
     """
 
-    queue: str | None
-    queues: Sequence[str] | None
-    recipient: str | None
-    any_recipient: bool
+    queue: str | None = None
+    queues: Sequence[str] | None = None
+    recipient: str | None = None
+    any_recipient: bool = False
 
     def __post_init__(self) -> None:
         if self.any_recipient and self.recipient is not None:

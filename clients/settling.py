@@ -74,16 +74,20 @@ class Settling(Administration):
                 log.info("messages come back only when their leases end: %s", error)
                 return
 
-    def ack_last(self, messages: Iterable[Message | Run | str]) -> AckResult:
-        """As ack_many, after `close` too: for work that was under way then."""
-        return self._ack_many(messages, last=True, retry_for=GIVES_BACK_WITHIN)
-
     def reject(self, message: Message | str, *, reason: str | None = None, queue: str | None = None) -> None:
         """Move it to the dead letters now. Raises StaleReceipt, NotFound."""
         body = encode(given(dead=True, reason=reason))
         self._transport.call("PATCH", self._settling(message, queue), body=body)
 
     dead = reject
+
+    def _ack_last(self, messages: Iterable[Message | Run | str]) -> AckResult:
+        """As ack_many, after `close` too: for work that was under way then.
+
+        After a lost reply, messages that its try acked are among the missing ones.
+        """
+        retry_for = GIVES_BACK_WITHIN if self._transport.is_closed() else None
+        return self._ack_many(messages, idempotent=True, last=True, retry_for=retry_for)
 
     def _renew(self, messages: list[Message], lease: float, timeout: float) -> ExtendResult:
         """Extend messages of one queue, within about `timeout` seconds; for the lease keeper, after `close` too."""

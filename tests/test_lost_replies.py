@@ -61,7 +61,6 @@ CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
     "ack_and_receive_runs": lambda client, held: client.ack_and_receive_runs(held, lease=60, limit=2),
     "ack": lambda client, held: client.ack(held[0]),
     "ack_many": lambda client, held: client.ack_many([*held, f"{client.queue}~1~1234567812345678"]),
-    "ack_last": lambda client, held: client.ack_last(held),
     "extend": lambda client, held: client.extend(held[0], 600),
     "extend_many": lambda client, held: client.extend_many(held, 600),
     "release": lambda client, held: client.release(held[0], delay=600),

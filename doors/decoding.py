@@ -12,28 +12,28 @@ from storage.errors import InvalidInput
 from storage.literals import read_float, read_int
 from storage.model import MAX_ATTRIBUTES, MAX_BATCH
 
+MANY = 200_000  # structural bytes, up to which a body is decoded at once: it cannot become much
 # What a valid body has at most. What has more is refused on the way, before all of it has become objects.
 MOST_MEMBERS = MAX_ATTRIBUTES // 6  # of one object: `"a":1,` is the shortest member of the attributes
-MOST_DEPTH = 5  # containers one in the other
-FEW = 10_000  # structural bytes, up to which all is decoded at once: they cannot become much
-MANY = 200_000  # … above which each object is looked into while it is decoded, and not each array alone
+MOST_CONTAINERS = 2 * MAX_BATCH + MOST_MEMBERS + 10  # arrays and objects: messages, their attributes, a run's columns
+MOST_DEPTH = 5  # of them one in the other
 
 _BLANK = re.compile(r"[ \t\n\r]*")
-_MINUS_ZERO = re.compile(rb"-0\s*(?:[,}\]]|\Z)")
+_MINUS_ZERO = re.compile(rb"-0(?![.0-9eE])")
 
 
 def parse_json(raw: bytes) -> Any:
     """Return a JSON value (RFC 8259, UTF-8 without a BOM). Raises BadRequest, for doubled names and NaN too.
 
-    Raises InvalidInput for an array of more than MAX_BATCH elements, when so many have been decoded.
+    Raises InvalidInput for an array of more than MAX_BATCH elements; of a costly body when so many have been decoded.
     """
     if not raw or raw.isspace():
         raise BadRequest("the body is empty where JSON is wanted")
     text, decoder = utf8(raw), _EXACT if b"-0" in raw and _MINUS_ZERO.search(raw) else _DECODER
     try:
-        if (count := structure(raw)) <= FEW:
+        if len(raw) <= MANY or structure(raw) <= MANY:
             return decoder.decode(text)
-        return _Bounded(text, decoder, deep=count > MANY).decode()
+        return _Bounded(text, decoder).decode()
     except StopIteration as fault:  # the scanner's own word for "nothing here"
         raise BadRequest(f"the body is not valid JSON: Expecting value at character {fault.value}") from None
     except RecursionError:
@@ -50,12 +50,12 @@ def structure(raw: bytes) -> int:
 
 
 class _Bounded:
-    """Decodes arrays element by element, and where it is `deep` objects member by member, and stops at the limits."""
+    """Decodes arrays and objects element by element, and stops at the limits."""
 
-    def __init__(self, text: str, decoder: json.JSONDecoder, deep: bool) -> None:
+    def __init__(self, text: str, decoder: json.JSONDecoder) -> None:
         self._text = text
         self._scan: Callable[[str, int], tuple[Any, int]] = decoder.scan_once  # type: ignore[attr-defined]  # undocumented
-        self._deep = deep
+        self._containers = 0
 
     def decode(self) -> Any:
         value, end = self._value(self._skip(0), 1)
@@ -65,10 +65,11 @@ class _Bounded:
 
     def _value(self, at: int, depth: int) -> tuple[Any, int]:
         first = self._text[at : at + 1]
-        if first not in ("[", "{") or (depth > 2 and first == "{" and not self._deep):
+        if first not in ("[", "{"):
             return self._scan(self._text, at)
-        if depth > MOST_DEPTH:
-            raise ValueError(f"more than {MOST_DEPTH} arrays and objects one in the other")
+        self._containers += 1
+        if depth > MOST_DEPTH or self._containers > MOST_CONTAINERS:
+            raise ValueError("more arrays and objects than any request has")
         return self._array(at, depth) if first == "[" else self._object(at, depth)
 
     def _array(self, at: int, depth: int) -> tuple[list[Any], int]:
@@ -80,7 +81,7 @@ class _Bounded:
         while True:
             if len(values) == MAX_BATCH:
                 raise InvalidInput(f"an array has at most {MAX_BATCH} elements", index=MAX_BATCH)
-            value, at = self._value(at, depth + 1) if self._deep or text[at : at + 1] == "[" else scan(text, at)
+            value, at = self._value(at, depth + 1) if text[at : at + 1] in ("[", "{") else scan(text, at)
             values.append(value)
             if text[at : at + 1] != ",":
                 at = self._skip(at)

@@ -338,7 +338,7 @@ def _reading(queues: bool) -> list[Schema]:
 
 
 def _peeking() -> list[Schema]:
-    id = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+    id: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
     query: dict[str, Schema] = {
         "limit": LIMIT | {"default": 100},
         "after": id | {"description": "Only messages above this id."},
@@ -350,8 +350,8 @@ def _peeking() -> list[Schema]:
 
 
 def _listing() -> list[Schema]:
-    limit = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE}
-    query = {
+    limit: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE}
+    query: dict[str, Schema] = {
         "prefix": QUEUE | {"description": "Only queues whose names begin so."},
         "after": QUEUE | {"description": "Only queues behind this name: the `next` of the page before."},
         "limit": limit | {"description": "At most so many."},

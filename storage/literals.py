@@ -63,10 +63,10 @@ def _encode_value(value: Any) -> str:
 
 def _has_written(document: dict[str, Any]) -> bool:
     """json's own encoder is much faster, and right where there is no such number."""
-    kinds = set(map(type, document.values()))
-    if dict in kinds:
-        kinds.update(*(map(type, value.values()) for value in document.values() if type(value) is dict))
-    return not _WRITTEN.isdisjoint(kinds)
+    for value in document.values():
+        if type(value) in _WRITTEN or (type(value) is dict and not _WRITTEN.isdisjoint(map(type, value.values()))):
+            return True
+    return False
 
 
 _DECODER = json.JSONDecoder(parse_float=read_float, parse_int=read_int)

@@ -47,7 +47,7 @@ class Direct:
                 connection.sendall(head + body)
             reply = Reply(connection, time.monotonic() + patience)
             answer = reply.read(bodiless)
-            if reply.goes_on and len(self._idle) < self._kept_at_most:
+            if reply.goes_on and not self._closed and len(self._idle) < self._kept_at_most:
                 self._idle.append(connection)
             else:
                 connection.close()

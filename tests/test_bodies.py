@@ -63,6 +63,7 @@ SHAPES: dict[str, Callable[[], bytes]] = {
     "messages of attributes": lambda: filled("[", f'{{"text":"","attributes":{{{members(5_000, "1.50")}}}}},', "]"),
     "receipts": lambda: filled('{"receipts":[', '"q~1~1",', "]}"),
     "a wide text": lambda: f'{{"text":"\U0001f600{"a" * (SIZE - 40)}"}}'.encode(),
+    "an escaped wide text": lambda: f'{{"text":"{chr(92)}ud83d{chr(92)}ude00{"a" * (SIZE - 40)}"}}'.encode(),
     "depth": lambda: b"[" * SIZE,
 }
 RUN = f'{{"texts":["x"],"attributes":{{{members(50_000, "[1]")}}}}}'.encode()

@@ -244,15 +244,18 @@ class PostgresStore:
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
-        def operation(work: Work) -> None:
+        def operation(work: Work) -> list[Queue]:
             if once is None or work.recall(once) is None:
                 _configure(work, name, changes, version)
                 if once is not None:
                     work.remember(once, True)
+            return reading.describe(work.run, work.now, [name])
 
-        self._pool.transact(self._clock.now(), operation)
+        found = self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
-        return self.queue(name)
+        if not found:  # a repeated request, whose queue was deleted since
+            raise QueueNotFound(name)
+        return found[0]
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._change(once, "delete_queue($1::bigint, $2::text)", self._clock.now(), name)

@@ -43,6 +43,7 @@ class Grant(NamedTuple):
     digest: bytes
     rights: frozenset[str]
     queues: re.Pattern[str]
+    prefix: str = ""  # with which the names of all these queues begin
 
     def covers(self, queue: str) -> bool:
         return self.queues.fullmatch(queue) is not None
@@ -140,7 +141,9 @@ def _grant(line: str) -> Grant:
         raise BadTokens("queues are names or patterns with * ? [ ], with commas between")
     digest = bytes.fromhex(hashed[1]) if hashed else hash_of(secret)
     covered = re.compile("|".join(map(translate, patterns.split(","))))
-    return Grant(name, digest, frozenset(rights.split(",")), covered)
+    literals = [re.split(r"[]*?[]", pattern)[0] for pattern in patterns.split(",")]
+    prefix = os.path.commonprefix(literals)  # noqa: RUF071  # character by character is what is meant
+    return Grant(name, digest, frozenset(rights.split(",")), covered, prefix)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from functools import lru_cache
 
+from storage.literals import decode, encode
 from storage.model import QueueSettings
 
 
@@ -31,8 +32,8 @@ def with_deaths(fields: str | None, deaths: str | None) -> str | None:
     if deaths is None:
         return fields
     *earlier, last = json.loads(deaths)
-    document = json.loads(fields or "{}")
+    document = decode(fields or "{}")
     document["attributes"] = {**document.get("attributes", {}), **last}
     if earlier:
         document["attributes"]["dead_letter_history"] = json.dumps(earlier, ensure_ascii=False)
-    return json.dumps(document, ensure_ascii=False)
+    return encode(document)

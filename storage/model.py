@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import time
@@ -14,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from storage.errors import InvalidInput, MessageNotFound
+from storage.literals import encode
 
 MAX_BATCH = 10_000  # messages in one write, receipts in one ack
 MAX_LIMIT = 1_000  # messages in one read
@@ -35,7 +35,6 @@ CHUNK_BYTES = 32 * 1024 * 1024  # … and bytes of their texts
 REQUEST_WINDOW = 300.0  # seconds an Idempotency-Key is remembered, but for a send and a receive: see Once
 STATES = ("ready", "leased", "delayed", "blocked")  # a state's place is the number that engines keep for it
 
-_as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder at every call
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})(?:-([1-9][0-9]{0,18}))?~([0-9a-f]{1,16})")
 
@@ -532,7 +531,7 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
             _no_unknown(document)
         else:
             check(name, value)
-    written = _as_json(fields)
+    written = encode(fields)
     if "attributes" in fields:  # all other fields are checked, and small
         _no_lone_surrogates(written, "attributes")
         if len(written) > MAX_ATTRIBUTES // 4 and len(written.encode()) > MAX_ATTRIBUTES:
@@ -543,7 +542,7 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
         text=document["text"],
         fields=written,
         key=fields.get("key"),
-        priority=fields.get("priority", 0),
+        priority=int(fields.get("priority", 0)),
         recipient=fields.get("recipient", ""),
         delay=milliseconds(fields["delay"], "delay") if "delay" in fields else None,
         ttl=milliseconds(fields["ttl"], "ttl") if "ttl" in fields else None,
@@ -560,7 +559,7 @@ def check_name(field: str, value: object, most: int = MAX_NAME) -> str:
 
 
 def _check_priority(field: str, value: object) -> None:
-    if type(value) is not int or not 0 <= value <= 9:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
         raise InvalidInput("'priority' is a whole number from 0 to 9", field=field)
 
 
@@ -594,7 +593,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
 
 
 def _check_whole(field: str, value: object, least: int) -> None:
-    if type(value) is not int or not least <= value < 2**53:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
         raise InvalidInput(f"'{field}' is a whole number from {least}", field=field)
 
 

@@ -70,7 +70,7 @@ class MovedDedup(NamedTuple):
 
 
 class MovedReply(NamedTuple):
-    """An Idempotency-Key that is remembered; `queue` is "" for a request over several.
+    """An Idempotency-Key of a send, a receive or a transaction; `queue` is "" for a request over several.
 
     What was answered: `ids` of what was sent, if anything could be; `messages` as JSON of the first 8 of Message's
     fields for each, if any could be received ("null": more had fallen due than one transaction deals with).

@@ -216,11 +216,11 @@ def _run_of(messages: Sequence[Any]) -> Run:
 
 
 def _form(fields: str | None) -> tuple[str, ...] | None:
-    """The names of nothing but attributes; None when there is something else."""
+    """The names of nothing but attributes; None for anything else, and for numbers that columns would rewrite."""
     if fields is None:
         return ()
     known = json.loads(fields)
-    return ("attributes", *known["attributes"]) if known.keys() == {"attributes"} else None
+    return ("attributes", *known["attributes"]) if known.keys() == {"attributes"} and _json(known) == fields else None
 
 
 _PLAIN = NewMessage("")[2:]  # all but the text and the fields as written

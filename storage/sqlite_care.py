@@ -10,8 +10,8 @@ from pathlib import Path
 import apsw
 
 from storage.errors import Unsound, UnusableDatabase
+from storage.model import STATES
 from storage.sqlite_file import DatabaseFile
-from storage.sqlite_work import STATES
 
 
 def info(path: Path) -> str:

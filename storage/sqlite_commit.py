@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,11 @@ class Committer:
         self._connection.set_wal_hook(self._note_log)
         self._pages_in_log = 0
         self.broken = False
+        self._committed_at = -math.inf
+
+    def has_just_committed(self) -> bool:
+        """Whether this process has written something to the disk within the last second."""
+        return not self.broken and time.monotonic() - self._committed_at < 1
 
     def run_group(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None] = lambda: None) -> None:
         """Runs the operations in one transaction, in which one that fails leaves nothing, and commits."""
@@ -80,6 +86,7 @@ class Committer:
         if self.broken:
             raise Unavailable("the disk has failed; the service is stopping")
         with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # who has waited longest gives up in time
+            before = self._connection.total_changes()
             gather()  # who came while the other processes had their turn need not wait for another
             try:
                 if not self._run_together(work, tickets):
@@ -89,6 +96,8 @@ class Committer:
                     self._run_apart(work, tickets)
                 work.write_counts()
                 self._connection.execute("COMMIT")
+                if work.connection.total_changes() != before:
+                    self._committed_at = time.monotonic()
             except apsw.FullError:
                 self._pages_in_log = CHECKPOINT_FROM  # folded in, it has room for the next
                 raise

@@ -19,7 +19,8 @@ from storage.errors import Busy, UnusableDatabase
 from storage.model import Disk
 
 APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: what tells our files from others
-_STEPS = ["sqlite.sql", "sqlite_2.sql", "sqlite_3.sql"]  # the script at place n brings a file from version n to n + 1
+# The script at place n brings a file from version n to n + 1.
+_STEPS = ["sqlite.sql", "sqlite_2.sql", "sqlite_3.sql", "sqlite_4.sql"]
 SCHEMA_VERSION = len(_STEPS)  # in the file's user_version
 MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it has been checkpointed
 BUSY_TIMEOUT = 5_000  # ms

@@ -32,7 +32,7 @@ class Interest(NamedTuple):
     """What a reader waits for."""
 
     queues: tuple[str, ...]
-    recipient: str
+    recipient: str | None  # None: any
 
 
 class Outlook(NamedTuple):
@@ -189,7 +189,7 @@ class Waiting:
 def receive_after(
     store: Store, ids: list[int], ask: Receive, once: Once | None, present: Callable[[], bool]
 ) -> Transacted:
-    """What a transaction's reader waits for. The transaction is done and has to be told, so nothing is raised."""
+    """Return what a transaction's reader waits for. The transaction is done and reported, so nothing is raised."""
     # A name of its own, which no header can hold: the transaction's reply is remembered under the client's.
     once = once and Once(f"{once.key}\n", once.fingerprint)
     try:

@@ -11,7 +11,6 @@ import psycopg
 
 from storage.clock import Clock
 from storage.model import Store
-from storage.postgres import PostgresStore
 from storage.sqlite import SqliteStore
 from tests.postgres import Postgres
 
@@ -37,6 +36,8 @@ def _sqlite(directory: Path, clock: Clock) -> Store:
 
 
 def _postgres(directory: Path, clock: Clock) -> Store:
+    from storage.postgres import PostgresStore
+
     return PostgresStore(postgres_database().url_for(directory), clock=clock)
 
 

@@ -25,7 +25,7 @@ def new(text: str = "hi", **fields: Any) -> NewMessage:
 
 def send(store: Store, *texts: str, queue: str = "q", **fields: Any) -> list[int]:
     """One batch of these texts, all with these fields."""
-    return store.send(queue, [new(text, **fields) for text in texts])
+    return store.send(queue, [new(text, **fields) for text in texts]).ids
 
 
 def take(store: Store, limit: int = 1, *, queue: str = "q", recipient: str = "") -> list[str]:

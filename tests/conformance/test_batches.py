@@ -38,7 +38,7 @@ def test_batches_single_messages_and_urgent_ones_come_in_the_order_of_the_queue(
     for _ in range(40):
         priority = rng.choice([0, 0, 0, 3])
         names = [f"{len(sent) + n}" for n in range(rng.choice([1, 1, 9, 30, 120]))]
-        ids = store.send("q", [new(name, priority=priority) if priority else new(name) for name in names])
+        ids = store.send("q", [new(name, priority=priority) if priority else new(name) for name in names]).ids
         sent += [(-priority, number, name) for number, name in zip(ids, names, strict=True)]
     got: list[str] = []
     while some := take(store, rng.choice([1, 10, 100, 300])):
@@ -55,7 +55,7 @@ def test_ids_are_successive_in_a_batch_and_rise_from_one_to_the_next(store: Stor
 
 def test_a_batch_of_plain_and_other_messages_keeps_its_order(store: Store) -> None:
     batch = [new(text, **({"recipient": "ann"} if n % 50 == 3 else {})) for n, text in enumerate(BATCH)]
-    ids = store.send("q", batch)
+    ids = store.send("q", batch).ids
     assert ids == list(range(ids[0], ids[0] + 250))
     assert take(store, 1000, recipient="ann") == BATCH[3::50]
     assert take(store, 1000) == [text for n, text in enumerate(BATCH) if n % 50 != 3]

@@ -35,7 +35,7 @@ def test_a_batch_with_fields_keeps_its_order_too(store: Store) -> None:
 
 
 def test_the_ids_returned_are_those_of_the_messages_in_the_same_place(store: Store) -> None:
-    ids = store.send("q", [new("a", priority=1), new("b"), new("c", key="k"), new("d", recipient="r")])
+    ids = store.send("q", [new("a", priority=1), new("b"), new("c", key="k"), new("d", recipient="r")]).ids
     assert [(message.id, message.text) for message in store.peek("q")] == list(zip(ids, "abcd", strict=True))
 
 

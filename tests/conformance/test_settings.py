@@ -138,7 +138,7 @@ def test_sixteen_writers_at_once_fill_a_queue_to_the_last_place_and_no_further(
         stored = 0
         for size in (2, 1, 2, 1):
             with suppress(QueueFull):
-                stored += len(at.send("q", [new("x")] * size))
+                stored += len(at.send("q", [new("x")] * size).ids)
         return stored
 
     stored = in_threads([partial(write, at) for at in stores * 8])

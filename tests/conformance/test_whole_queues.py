@@ -193,8 +193,3 @@ def test_a_deleted_dead_letter_queue_takes_its_dead_letters_along(store: Store) 
 def test_a_store_that_can_write_is_ready(store: Store) -> None:
     store.check_ready()
     assert store.queues() == []
-
-
-def test_the_time_is_the_services(store: Store, clock: FakeClock) -> None:
-    clock.advance(1.5)
-    assert store.time() == clock.now()

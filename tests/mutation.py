@@ -1,7 +1,7 @@
 """Mutation testing: puts one small mistake at a time into a copy of the tree and runs the tests of its module.
 
-`tox run -e mutation` prints each mistake that they did not notice. A sample, drawn by `--seed`, is tried until `--minutes`
-are over. Not mutmut or cosmic-ray: half of this project's logic is SQL, in strings and .sql files, which they cannot change.
+`tox run -e mutation` prints each mistake that they did not notice. A sample, drawn by `--seed`, is tried until
+`--minutes` are over. Not mutmut or cosmic-ray: half of this project's logic is SQL, which they cannot change.
 """
 
 from __future__ import annotations

@@ -83,11 +83,12 @@ class NewRun(_Unmade[NewMessage]):
             attributes = {name: values[start:end] for name, values in attributes.items()}
         return NewRun(self.texts[start:end], attributes)
 
-    def lengths(self) -> Iterable[int]:
+    def lengths(self) -> list[int]:
         """The characters of each message, about."""
-        lengths = map(len, self.texts)
+        lengths = list(map(len, self.texts))
         for name, values in (self.attributes or {}).items():
-            lengths = map(sum, zip(lengths, repeat(len(name)), map(len, map(str, values)), strict=False))
+            extra = len(name)
+            lengths = [length + extra + len(str(value)) for length, value in zip(lengths, values, strict=True)]
         return lengths
 
     @cached_property

@@ -252,6 +252,11 @@ def shrink(work: Work) -> None:
     work.all(f"PRAGMA incremental_vacuum({SHRUNK})", ())
 
 
+def note_time(work: Work) -> None:
+    """Keep the service's time, which is not to run back when the next boot finds the wall clock set back."""
+    work.execute("UPDATE clock SET last_ms = max(last_ms, ?)", (work.now,))
+
+
 def touch(work: Work) -> None:
     """Writes without changing anything, to learn whether a write can be committed."""
     work.execute("UPDATE clock SET offset_ms = offset_ms")

@@ -136,7 +136,7 @@ class SqliteSource(SqliteContents):
         return None
 
     def seal(self) -> str:
-        with self._file.locked(), self._connection:
+        with self._file.lock.held(), self._connection:
             self._connection.execute("CREATE TABLE IF NOT EXISTS move (name TEXT, step INTEGER, done INTEGER) STRICT")
             if not self._connection.execute("SELECT count(*) FROM move").get:
                 # Once and for all: a clock that is set while a move is interrupted must not make the two differ.
@@ -152,7 +152,7 @@ class SqliteSource(SqliteContents):
         return name
 
     def unseal(self) -> None:
-        with self._file.locked(), self._connection:
+        with self._file.lock.held(), self._connection:
             if not self._connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get:
                 return
             if self._connection.execute("SELECT done FROM move").get:
@@ -167,7 +167,7 @@ class SqliteSource(SqliteContents):
         return False
 
     def has_moved(self) -> None:
-        with self._file.locked(), self._connection:
+        with self._file.lock.held(), self._connection:
             self._connection.execute("UPDATE move SET done = 1")
 
 

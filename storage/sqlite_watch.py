@@ -15,13 +15,14 @@ from storage.commit import GroupCommit
 from storage.errors import Moved
 from storage.sqlite_due import catch_up, is_late
 from storage.sqlite_file import BUSY_TIMEOUT, MAX_WAL
-from storage.sqlite_managing import clear, disown_unused, forget, shrink
+from storage.sqlite_managing import clear, disown_unused, forget, note_time, shrink
 from storage.sqlite_taking import available
 from storage.sqlite_work import QueueRow, Work
 from storage.waiting import Interest, Outlook
 
 UPKEEP_EVERY = 1.0  # seconds
 WINDOW = 1_000  # queues that one second's upkeep looks at
+NOTED_EVERY = 60_000  # ms, while something is written at all
 STEP = 2_000  # messages that it drops in one transaction …
 STEPS = 25  # … and transactions for one queue
 FREE_KEPT = 512  # pages (2 MiB) …
@@ -79,6 +80,7 @@ class Upkeep:
         self._commits = commits
         self._failed = failed
         self._closing = threading.Event()
+        self._version: int | None = None  # what others have committed since
         self._after = 0  # the number of the last queue that was looked at
         self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
         self._thread.start()
@@ -111,6 +113,7 @@ class Upkeep:
                 self._repeat(lambda work, number=number: clear(work, number))  # type: ignore[misc]
             elif (queue := work.find_queue(name)) is not None:
                 self._look_after(work, queue)
+        self._note_time(connection, work)
         if _has_to_forget(work):
             self._commits.run(forget)
         if _has_emptied(connection):
@@ -120,6 +123,12 @@ class Upkeep:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
         if _has_grown(connection):
             _cut_log(connection)
+
+    def _note_time(self, connection: apsw.Connection, work: Work) -> None:
+        version: int = connection.pragma("data_version")
+        changed, self._version = version != self._version, version
+        if changed and work.now - work.execute("SELECT last_ms FROM clock").get >= NOTED_EVERY:
+            self._commits.run(note_time)
 
     def _look_after(self, work: Work, queue: QueueRow) -> None:
         if is_late(work, queue):

@@ -1,4 +1,4 @@
-"""Verbs of several transactions: loops over bounded steps, in which an Idempotency-Key lets a repeated request go on."""
+"""Verbs of several transactions: bounded steps, with which a request repeated by its Idempotency-Key goes on."""
 
 from __future__ import annotations
 

@@ -78,12 +78,16 @@ HOT_VERBS: dict[str, Callable[[SqliteStore], object]] = {
     "peek": lambda store: peek(store),
     "peek ready": lambda store: store.peek("q", state=State.READY),
     "peek dead": lambda store: store.peek("q", state=State.DEAD),
+    "peek a key": lambda store: store.peek("keys", key="k"),
+    "lease of any recipient": lambda store: lease(store, 10, recipient=None),
+    "extend many": lambda store: store.extend_many([lease_one(store).receipt], 60),
+    "reschedule": lambda store: store.reschedule("q", store.peek("q", limit=1)[0].id, 60),
+    "listing": lambda store: store.queues("q"),
     "purge": lambda store: store.purge("keys"),
     "redrive": lambda store: store.redrive("q"),
 }
 # These go through a queue by age, or take all of a rare set and sort it.
-MAY_WALK = {"stats", "peek", "peek ready", "purge", "redrive"}
-MAY_SORT = {"redrive"}
+MAY_WALK = {"stats", "peek", "peek ready", "purge", "listing", "reschedule"}
 
 
 @pytest.mark.parametrize("verb", HOT_VERBS)
@@ -92,9 +96,10 @@ def test_no_statement_reads_all_messages_of_a_queue_nor_sorts_them(
 ) -> None:
     clock = FakeClock()
     store = SqliteStore(path, clock=clock)
-    configure(store, max_receives=3)
+    configure(store, max_receives=3, retention=1_000)
     send(store, *"abcdefgh")
     send(store, *"abcdefgh", key="k", queue="keys", ttl=1)
+    store.reject(lease_one(store).receipt)
     send(store, "delayed", delay=1)
     send(store, *map(str, range(300)))
     lease(store, 2, seconds=1)
@@ -108,8 +113,9 @@ def test_no_statement_reads_all_messages_of_a_queue_nor_sorts_them(
     assert plans, "nothing was traced"
     for sql, plan in plans.items():
         bad = [step for step in plan if _reads_all(step)]
-        bad += [step for step in plan if "in_queue" in step and verb not in MAY_WALK]
-        bad += [step for step in plan if "TEMP B-TREE" in step and verb not in MAY_SORT]
+        if "LIMIT" not in sql:
+            bad += [step for step in plan if "in_queue" in step and verb not in MAY_WALK]
+        bad += [step for step in plan if "TEMP B-TREE" in step]
         assert bad == [], f"{sql}\n{plan}"
 
 
@@ -139,7 +145,16 @@ def _reads_all(step: str) -> bool:
     if not step.startswith("SCAN"):
         return False
     return not step.startswith(
-        ("SCAN json_each", "SCAN item", "SCAN wanted", "SCAN CONSTANT ROW", "SCAN carray", "SCAN queues")
+        (
+            "SCAN json_each",
+            "SCAN item",
+            "SCAN wanted",
+            "SCAN CONSTANT ROW",
+            "SCAN carray",
+            "SCAN queues",
+            "SCAN sqlite_sequence",
+            "SCAN known",
+        )
     )
 
 

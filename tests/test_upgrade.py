@@ -146,8 +146,8 @@ def _assert_settings_and_totals(store: Store) -> None:
 def _assert_receipts_and_keys(store: Store, receipts: dict[str, str]) -> None:
     store.settle(receipts["held"])
     before = store.peek("jobs")
-    (first,) = store.send("jobs", [new("read and removed", priority=9, dedup_id="d")], WRITTEN)
-    assert store.send("jobs", [new("another text", dedup_id="d")]) == [first]
+    (first,) = store.send("jobs", [new("read and removed", priority=9, dedup_id="d")], WRITTEN).ids
+    assert store.send("jobs", [new("another text", dedup_id="d")]) == ([first], [0])
     assert texts(store.receive(Receive(("jobs",)), READ)) == ["read and removed"]
     assert store.peek("jobs") == before
 

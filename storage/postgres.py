@@ -37,7 +37,7 @@ from storage.postgres_pool import Pool, Work, flat
 from storage.postgres_schema import prepare
 from storage.postgres_values import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of
 from storage.postgres_watch import Hints, Sight, Upkeep, late_queues
-from storage.steps import Progress, ask_again, in_steps
+from storage.steps import Progress, ask_again, check_queues, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
 LOOK_FOR = 3.0  # seconds that a verb which only looks lets time do its work first
@@ -156,6 +156,7 @@ class PostgresStore:
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
         receipts, given = receipts_of(ack)
+        check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
         places: dict[str, list[int]] = {}
         for place, (name, _) in enumerate(send):
             places.setdefault(name, []).append(place)
@@ -178,7 +179,7 @@ class PostgresStore:
             )
         except StaleReceipt as fault:
             raise StaleReceipt(None if fault.index is None else given[fault.index]) from None
-        ids, duplicates = done[1:3]
+        ids, duplicates = done[1], tuple(done[2])
         self._became_ready(batches)
         if receive is not None and (_is_late(rows) or (receive.wait > 0 and not rows)):
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
@@ -231,11 +232,11 @@ class PostgresStore:
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         names = reading.names(self._pool, prefix, after, limit)
         self._bring_up_to_date(names)
-        return reading.describe(self._pool, self._clock, names)
+        return reading.describe(self._pool.read, self._clock.now(), names)
 
     def queue(self, name: str) -> Queue:
         self._bring_up_to_date([name])
-        found = reading.describe(self._pool, self._clock, [name])
+        found = reading.describe(self._pool.read, self._clock.now(), [name])
         if not found:
             raise QueueNotFound(name)
         return found[0]
@@ -243,15 +244,18 @@ class PostgresStore:
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
-        def operation(work: Work) -> None:
+        def operation(work: Work) -> list[Queue]:
             if once is None or work.recall(once) is None:
                 _configure(work, name, changes, version)
                 if once is not None:
                     work.remember(once, True)
+            return reading.describe(work.run, work.now, [name])
 
-        self._pool.transact(self._clock.now(), operation)
+        found = self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
-        return self.queue(name)
+        if not found:  # a repeated request, whose queue was deleted since
+            raise QueueNotFound(name)
+        return found[0]
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._change(once, "delete_queue($1::bigint, $2::text)", self._clock.now(), name)
@@ -286,9 +290,6 @@ class PostgresStore:
         if time.monotonic() >= self._ready_until:
             self._pool.run("UPDATE queue_service.clock SET ahead = ahead RETURNING ahead")
             self._ready_until = time.monotonic() + READY_FOR
-
-    def time(self) -> int:
-        return self._clock.wall(self._clock.now())
 
     def on_failure(self, call: Callable[[], None]) -> None:
         """It is never called: a connection that was lost is replaced, and no other failure is this process's."""

@@ -136,9 +136,8 @@ END $$;
 -- Whether the key can be had without waiting, in its queue and (where that is not NULL) the one its dead letters go to.
 CREATE FUNCTION try_key(p_queue bigint, p_grave bigint, p_key bytea) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN p_key IS NULL
-        OR (pg_try_advisory_xact_lock(lock_of(p_queue, p_key))
-            AND (p_grave IS NULL OR pg_try_advisory_xact_lock(lock_of(p_grave, p_key))));
+    RETURN pg_try_advisory_xact_lock(lock_of(p_queue, p_key))
+           AND (p_grave IS NULL OR pg_try_advisory_xact_lock(lock_of(p_grave, p_key)));
 END $$;
 
 -- Before messages of these keys come in.

@@ -45,7 +45,8 @@ BEGIN
     END IF;
     WITH late AS MATERIALIZED (
         SELECT ctid AS spot, state = 1 AND v_most > 0 AND receive_count >= v_most AS spent FROM messages
-         WHERE queue_id = p_queue.id AND state IN (1, 2) AND due_at <= p_now AND try_key(p_queue.id, v_grave, key)
+         WHERE queue_id = p_queue.id AND state IN (1, 2) AND due_at <= p_now
+           AND (key IS NULL OR try_key(p_queue.id, v_grave, key))
          ORDER BY due_at, id LIMIT 10000 FOR UPDATE SKIP LOCKED
     )
     SELECT count(*), array_agg(spot) FILTER (WHERE spent), array_agg(spot) FILTER (WHERE NOT spent)
@@ -59,13 +60,13 @@ BEGIN
         SELECT spot FROM (
             SELECT ctid AS spot FROM messages
              WHERE queue_id = p_queue.id AND expires_at IS NOT NULL AND state <> 1 AND expires_at <= p_now
-               AND try_key(p_queue.id, v_grave, key)
+               AND (key IS NULL OR try_key(p_queue.id, v_grave, key))
              ORDER BY expires_at LIMIT p_chunk FOR UPDATE SKIP LOCKED) AS by_ttl
         UNION ALL
         SELECT spot FROM (
             SELECT ctid AS spot FROM messages
              WHERE v_cutoff >= 0 AND queue_id = p_queue.id AND state <> 1 AND arrived_at <= v_cutoff
-               AND try_key(p_queue.id, v_grave, key)
+               AND (key IS NULL OR try_key(p_queue.id, v_grave, key))
              ORDER BY arrived_at LIMIT p_chunk FOR UPDATE SKIP LOCKED) AS by_retention) AS expired;
     IF v_buries THEN
         PERFORM bury(p_now, p_at, p_queue, v_expired, '"expired"', 'dead', 'expired');
@@ -76,7 +77,7 @@ BEGIN
     WITH spent AS MATERIALIZED (
         SELECT ctid AS spot FROM messages
          WHERE v_most > 0 AND queue_id = p_queue.id AND state = 0 AND receive_count > 0 AND receive_count >= v_most
-           AND try_key(p_queue.id, v_grave, key)
+           AND (key IS NULL OR try_key(p_queue.id, v_grave, key))
          ORDER BY receive_count DESC, id LIMIT p_chunk FOR UPDATE SKIP LOCKED
     )
     SELECT array_agg(spot) INTO v_spent FROM spent;

@@ -160,7 +160,7 @@ class PostgresTarget:
             'LEFT JOIN queues ON id = queue_id ORDER BY coalesce(name, \'\') COLLATE "C", key COLLATE "C"',
             (),
         ):
-            yield MovedReply(name, key, fingerprint, *_told(reply), forget_at)
+            yield MovedReply(name, key, fingerprint, *_parts(reply), forget_at)
 
     def last_id(self) -> int:
         last: int = self._one("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM message_ids")
@@ -202,27 +202,29 @@ class PostgresTarget:
             yield from cursor.execute(sql, values)
 
 
-def _kept(reply: MovedReply) -> list[Any]:
-    """A reply as postgres_verbs.sql keeps it: the ids of a send; of others deliveries, the first with a send's ids."""
+def _kept(reply: MovedReply) -> Any:
+    """A reply as postgres_verbs.sql keeps it: what a send returned; of others deliveries, the first with a send's ids."""
     if reply.messages is None:
-        return list(reply.ids or ())
-    rows: list[Any] = [] if reply.ids is None else [dict.fromkeys(_DELIVERY) | {"ids": reply.ids}]
+        return {"ids": reply.ids, "duplicates": []}
+    rows: list[Any] = []
+    if reply.ids is not None:
+        rows.append(dict.fromkeys(_DELIVERY) | {"ids": reply.ids, "duplicates": []})
     found = json.loads(reply.messages)
     if found is None:
         return [*rows, dict.fromkeys(_DELIVERY) | {"note": "late"}]
     for id, queue, text, fields, sent_at, count, receipt, leased_until in found:
         token = None if receipt is None else Receipt.parse_one(receipt).token
-        values = (None, None, queue, id, f"\\x{text.encode().hex()}", fields, None, sent_at, count, token, leased_until)
+        values = (None, None, None, queue, id, f"\\x{text.encode().hex()}", fields, None, sent_at, count, token,
+                  leased_until)  # fmt: skip
         rows.append(dict(zip(_DELIVERY, values, strict=True)))
     return rows
 
 
-def _told(reply: list[Any]) -> tuple[list[int] | None, str | None]:
-    if isinstance(reply[0], int):
-        return reply, None
-    ids = None
-    if reply[0]["ids"] is not None:
-        ids = reply.pop(0)["ids"]
+def _parts(reply: Any) -> tuple[list[int] | None, str | None]:
+    """What was sent, and what was received, of a reply as it is kept."""
+    if isinstance(reply, dict):
+        return reply["ids"], None
+    ids = reply.pop(0)["ids"] if reply and reply[0]["ids"] is not None else None
     if reply and reply[0]["note"] == "late":
         return ids, "null"
     return ids, json.dumps([

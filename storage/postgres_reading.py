@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from storage.clock import Clock
 from storage.errors import MessageNotFound, QueueNotFound
 from storage.kept import read_settings, with_deaths
@@ -76,9 +79,9 @@ def names(pool: Pool, prefix: str, after: str, limit: int) -> list[str]:
     return [row[0] for row in pool.read(statement, after, prefix, limit)]
 
 
-def describe(pool: Pool, clock: Clock, names: list[str]) -> list[Queue]:
-    """Those of these queues that exist, in order of name; brought up to date."""
-    rows = pool.read(
+def describe(read: Callable[..., list[Any]], now: int, names: list[str]) -> list[Queue]:
+    """Those of these queues that exist, in order of name. `read` runs a statement."""
+    rows = read(
         """
         SELECT name, version, settings::text, counted.*,
                (SELECT count(*) FROM queue_service.graves AS g
@@ -97,7 +100,6 @@ def describe(pool: Pool, clock: Clock, names: list[str]) -> list[Queue]:
         """,
         names,
     )
-    now = clock.now()
 
     def describe(name: str, version: int, kept: str, *counts: int | None) -> Queue:
         settings = read_settings(kept)

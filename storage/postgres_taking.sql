@@ -58,7 +58,8 @@ BEGIN
                    SELECT ctid AS spot FROM messages AS m
                     WHERE queue_id = p_queue.id AND recipient = v_recipients[1] AND state = 0 AND priority = rank
                       AND id >= v_from AND NOT has_expired(p_now, v_cutoff, m)
-                      AND (v_most = 0 OR receive_count < v_most) AND try_key(p_queue.id, NULL, key)
+                      AND (v_most = 0 OR receive_count < v_most)
+                      AND (key IS NULL OR try_key(p_queue.id, NULL, key))
                     ORDER BY id LIMIT p_limit FOR UPDATE SKIP LOCKED) AS head
              LIMIT p_limit);
     END IF;
@@ -74,7 +75,8 @@ BEGIN
                 ORDER BY next.priority DESC, next.id LIMIT p_limit + 64) AS chosen
          CROSS JOIN LATERAL (
                SELECT ctid AS spot FROM messages AS m
-                WHERE queue_id = p_queue.id AND id = chosen.id AND state = 0 AND try_key(p_queue.id, NULL, key)
+                WHERE queue_id = p_queue.id AND id = chosen.id AND state = 0
+                  AND (key IS NULL OR try_key(p_queue.id, NULL, key))
                 LIMIT 1 FOR UPDATE SKIP LOCKED) AS head
          LIMIT p_limit);
 END $$;
@@ -91,6 +93,14 @@ DECLARE
     v_cutoff bigint := cutoff(p_now, p_queue);
     v_heads  tid[]  := heads(p_now, p_queue, p_limit, p_recipient);
 BEGIN
+    IF p_limit = 1 THEN  -- the most usual read; else as below
+        SELECT v_heads, ARRAY[id], octet_length(text), octet_length(text) > p_room AND NOT p_first
+          INTO spots, ids, bytes, cut FROM messages WHERE ctid = v_heads[1];
+        IF cut THEN
+            ids := NULL;
+        END IF;
+        RETURN;
+    END IF;
     -- The followers of the heads' keys, in a statement of its own: see postgres_changes.sql.
     WITH firsts AS MATERIALIZED (
         SELECT ctid AS spot, id, priority, key, octet_length(text) AS size FROM messages WHERE ctid = ANY (v_heads)

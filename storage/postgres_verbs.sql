@@ -26,6 +26,16 @@ BEGIN
     RETURN v_sent;
 END $$;
 
+-- What was given out before; of messages that were leased those that have not been settled or leased again since.
+CREATE FUNCTION given_before(p_reply jsonb) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM jsonb_populate_recordset(NULL::delivery, p_reply) AS given
+                  WHERE given.token IS NULL
+                     OR EXISTS (SELECT FROM messages AS m
+                                 WHERE m.queue_id = (SELECT q.id FROM queues AS q WHERE q.name = given.queue)
+                                   AND m.id = given.id AND abs(m.token) = given.token);
+END $$;
+
 CREATE FUNCTION receive(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
     p_once text, p_fingerprint bytea
@@ -54,7 +64,7 @@ BEGIN
         RETURN QUERY SELECT * FROM unnest(v_found);
         RETURN;
     END IF;
-    RETURN QUERY SELECT * FROM jsonb_populate_recordset(NULL::delivery, v_reply);
+    RETURN QUERY SELECT * FROM given_before(v_reply);
 END $$;
 
 -- What a reader who waits wants to know: how many messages (p_most at most) could be taken now, and when more may be.
@@ -288,7 +298,7 @@ BEGIN
     IF p_once IS NOT NULL THEN
         v_reply := remembered(p_now, 0, p_once, p_fingerprint);
         IF v_reply IS NOT NULL THEN
-            RETURN QUERY SELECT * FROM jsonb_populate_recordset(NULL::delivery, v_reply);
+            RETURN QUERY SELECT * FROM given_before(v_reply);
             RETURN;
         END IF;
     END IF;

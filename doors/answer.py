@@ -35,7 +35,7 @@ def text(told: str, kind: str) -> HTTPResponse:
 
 
 def see_other(location: str) -> HTTPResponse:
-    return HTTPResponse(status=303, headers={"Cache-Control": "no-store", "Location": location})
+    return _text(json.dumps({"page": location}), 303, headers={"Location": location})
 
 
 def stored(sent: Sent, message: NewMessage) -> HTTPResponse:

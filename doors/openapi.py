@@ -350,8 +350,8 @@ def _peeking() -> list[Schema]:
 
 
 def _listing() -> list[Schema]:
-    limit = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE}
-    query = {
+    limit: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE}
+    query: dict[str, Schema] = {
         "prefix": QUEUE | {"description": "Only queues whose names begin so."},
         "after": QUEUE | {"description": "Only queues behind this name: the `next` of the page before."},
         "limit": limit | {"description": "At most so many."},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from doors.answer import RETRY_AFTER
-from doors.schemas import QUEUE, Schema, listed, ref
+from doors.schemas import QUEUE, Schema, listed, record, ref
 from doors.wire import JSON, NDJSON, RUNS
 
 # Every code a problem may have: (status, when). The codes a route may answer stand at its operation.
@@ -117,8 +117,9 @@ NOTHING_THERE = {
     "description": "Nothing there. With `Retry-After` it came early: as many readers wait as the service allows.",
     "headers": NO_STORE | {"Retry-After": RETRY | {"required": False}},
 }
-TO_THE_PAGE = {
-    "description": "A browser that opens a read is led to the page of its queue.",
-    "headers": NO_STORE | {"Location": {"required": True, "schema": {"type": "string"}}},
-}
+TO_THE_PAGE = json_of(
+    "A browser that opens a read is led to the page of its queue.",
+    record({"page": {"type": "string"}}, "page"),
+    {"Location": {"required": True, "schema": {"type": "string"}}},
+)
 GUARDED = {"Content-Security-Policy": {"required": True, "schema": {"type": "string"}}}

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import handler
 from clients import QueueClient
-from doors import counts, metrics
+from doors import counts, metrics, problems
 from doors.counts import Counts
 from settings import Settings
 from storage.errors import Unavailable
@@ -120,7 +120,7 @@ def test_all_routes_have_a_place_of_their_own() -> None:
 
 
 def test_every_status_of_the_service_is_told_by_its_number() -> None:
-    answered = {status for status, _, _ in handler.PROBLEMS.values()} | set(handler.ROUTING) | {200, 204}
+    answered = {status for status, _, _ in problems.PROBLEMS.values()} | set(problems.ROUTING) | {200, 204}
     assert answered <= set(counts.STATUSES)
 
 

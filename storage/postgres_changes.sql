@@ -208,7 +208,8 @@ BEGIN
     RETURN v.count;
 END $$;
 
--- The messages, which are locked, wait for delivery again: from p_due on, or (NULL) as their lease or delay has ended.
+-- The messages, which are locked, wait for delivery again: from p_due on, and then their leases cannot be extended any
+-- more, or (NULL) as their lease or delay has ended.
 -- One with a key waits blocked until it is the key's first and the key's leases are settled.
 CREATE FUNCTION give_back(p_now bigint, p_queue bigint, p_rows tid[], p_due bigint DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -220,7 +221,7 @@ BEGIN
     ), back AS (
         UPDATE messages AS m
            SET state = CASE WHEN m.key IS NOT NULL THEN 3 WHEN p_due > p_now THEN 2 ELSE 0 END,
-               due_at = coalesce(p_due, due_at)
+               due_at = coalesce(p_due, due_at), token = CASE WHEN p_due IS NULL THEN token ELSE -abs(token) END
           FROM old WHERE m.ctid = old.spot
         RETURNING m.state, old.state AS was, m.key
     )

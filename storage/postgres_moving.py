@@ -19,8 +19,8 @@ from storage.moving import MovedDedup, MovedMessage, MovedQueue, MovedReply
 from storage.postgres_pool import connection_string
 from storage.postgres_schema import LOCK, check_server, create
 
-_DELIVERY = ("note", "ids", "duplicates", "queue", "id", "text", "fields", "deaths", "sent_at", "receive_count", "token",
-             "leased_until")  # fmt: skip
+_DELIVERY = ("note", "ids", "duplicates", "queue", "id", "text", "fields", "deaths", "sent_at", "receive_count",
+             "token", "leased_until")  # fmt: skip
 _ITEMS = 2_000  # rows that are fetched at once
 
 
@@ -203,7 +203,7 @@ class PostgresTarget:
 
 
 def _kept(reply: MovedReply) -> Any:
-    """A reply as postgres_verbs.sql keeps it: what a send returned; of others deliveries, the first with a send's ids."""
+    """A reply as postgres_verbs.sql keeps it: of a send what it returned, else deliveries, the first with sent ids."""
     if reply.messages is None:
         return {"ids": reply.ids, "duplicates": []}
     rows: list[Any] = []

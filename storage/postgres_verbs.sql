@@ -198,8 +198,9 @@ BEGIN
         PERFORM bury(p_now, p_at, v_queue, ARRAY[v.spot], '"max_receives"', 'dead');
         RETURN true;
     END IF;
-    UPDATE messages SET token = -abs(token), receive_count = receive_count - (NOT p_counted AND token > 0)::int
-     WHERE ctid = v.spot RETURNING ctid INTO v.spot;
+    IF NOT p_counted AND v.token > 0 THEN
+        UPDATE messages SET receive_count = receive_count - 1 WHERE ctid = v.spot RETURNING ctid INTO v.spot;
+    END IF;
     PERFORM give_back(p_now, v.queue_id, ARRAY[v.spot], p_now + p_delay);
     RETURN true;
 END $$;

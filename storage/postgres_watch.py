@@ -160,7 +160,8 @@ class Upkeep:
         now = self._clock.now()
         self._until = time.monotonic() + UPKEEP_FOR
         window = self._pool.read(
-            "SELECT id, name, settings ? 'expires' FROM queue_service.queues WHERE id > $1::bigint ORDER BY id LIMIT $2::int",
+            "SELECT id, name, settings ? 'expires' FROM queue_service.queues WHERE id > $1::bigint "
+            "ORDER BY id LIMIT $2::int",
             self._after, WINDOW,
         )  # fmt: skip
         for name in late_queues(self._pool, now, [name for _, name, _ in window if name is not None]):
@@ -202,7 +203,8 @@ class Upkeep:
             statement = f"""
                 WITH gone AS (
                     DELETE FROM queue_service.{table} WHERE queue_id = $1::bigint AND {key} IN (
-                        SELECT {key} FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK})
+                        SELECT {key} FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK}
+                           FOR UPDATE SKIP LOCKED)  -- another node may be at it, in another order
                     RETURNING 1
                 ) SELECT count(*) FROM gone
             """
@@ -210,7 +212,8 @@ class Upkeep:
                 return
         self._pool.run(
             "DELETE FROM queue_service.queues "
-            "WHERE id = $1::bigint AND name IS NULL AND gone_at < $2::bigint RETURNING 1",
+            "WHERE id = $1::bigint AND name IS NULL AND gone_at < $2::bigint "
+            "AND NOT EXISTS (SELECT FROM queue_service.messages WHERE queue_id = $1::bigint) RETURNING 1",
             queue_id, now - GRACE,
         )  # fmt: skip
 

@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 SMALL_READ = 1024 * 1024  # bytes of text in one read while the disk is nearly full
 ACKED_AT_ONCE = 1_000  # receipts in one transaction of an ack
-PATIENCE = 5.0  # seconds that a verb which only reads goes on with what time has done
+PATIENCE = 2.5  # seconds that a verb which only reads goes on with what time has done
 
 
 class SqliteStore:
@@ -254,11 +254,7 @@ class SqliteStore:
 
     def queue(self, name: str) -> Queue:
         self._bring_up_to_date([name])
-        with self._reading() as connection:
-            found = showing.describe(connection, self._clock, [name], self._fresh)
-        if not found:
-            raise QueueNotFound(name)
-        return found[0]
+        return self._describe(name)
 
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
@@ -270,7 +266,7 @@ class SqliteStore:
             managing.configure(work, found or work.queue_for_writing(name), changes)
 
         self._once(once, operation)
-        return self.queue(name)
+        return self._describe(name)  # without what the change lets time do: that may be very much
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._once(once, lambda work: managing.disown(work, work.queue(name)))
@@ -373,6 +369,13 @@ class SqliteStore:
 
         result: T = self._commits.run(run)
         return result
+
+    def _describe(self, name: str) -> Queue:
+        with self._reading() as connection:
+            found = showing.describe(connection, self._clock, [name], self._fresh)
+        if not found:
+            raise QueueNotFound(name)
+        return found[0]
 
     def _bring_up_to_date(self, names: Sequence[str]) -> None:
         """Let a reading verb see what time has done; where that is very much, as far as it has come in PATIENCE."""

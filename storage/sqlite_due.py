@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from storage import sqlite_runs as runs
-from storage.sqlite_work import ARRIVED, LEASED, QueueRow, Work
+from storage.model import CHUNK_BYTES
+from storage.sqlite_work import ARRIVED, LEASED, SIZE, QueueRow, Work
 
 SHARE = 1_000  # messages that a read moves at most of what can also be done later
 
@@ -134,33 +135,41 @@ def _first(work: Work, queue_id: int, after: int) -> tuple[int, int] | None:
 def _return_due(work: Work, queue: QueueRow) -> bool:
     more = runs.return_due(work, queue)
     limit = work.budget
+    most = queue.settings.max_receives or runs.MANY
     rows = work.all(
-        "SELECT id, key, state, receive_count FROM messages "
-        "WHERE queue_id = ? AND state IN (1, 2) AND due_at <= ? ORDER BY due_at, id LIMIT ?",
-        (queue.id, work.now, limit),
+        f"SELECT id, iif(state = 1 AND receive_count >= ?3, {SIZE}, 0), key, state = 1 AND receive_count >= ?3 "
+        "FROM messages WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?2 ORDER BY due_at, id LIMIT ?4",
+        (queue.id, work.now, most, limit),
     )
-    work.budget -= len(rows)
-    most = queue.settings.max_receives
-    spent = {row[0] for row in rows if most and row[2] == LEASED and row[3] >= most}
-    work.bury(queue, sorted(spent), "max_receives")
-    back = [row for row in rows if row[0] not in spent]
-    work.give_back(queue, [row[0] for row in back], {row[1] for row in back if row[1] is not None})
-    return more or len(rows) == limit
+    some = _some(work, rows)
+    work.bury(queue, sorted(row[0] for row in some if row[3]), "max_receives")
+    back = [row for row in some if not row[3]]
+    work.give_back(queue, [row[0] for row in back], {row[2] for row in back if row[2] is not None})
+    return more or not work.budget or len(some) == limit
 
 
 def _drop_expired(work: Work, queue: QueueRow) -> bool:
     limit = work.budget
-    ids = [
-        row[0]
-        for row in work.all(
-            "SELECT id FROM messages WHERE queue_id = ? AND expires_at IS NOT NULL AND state <> 1 "
-            "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
-            (queue.id, work.now, limit),
-        )
-    ]
-    work.budget -= len(ids)
-    work.expire(queue, ids)
-    return len(ids) == limit
+    rows = work.all(
+        f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND expires_at IS NOT NULL AND state <> 1 "
+        "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
+        (queue.id, work.now, limit),
+    )
+    some = _some(work, rows)
+    work.expire(queue, [row[0] for row in some])
+    return len(some) == limit or len(some) < len(rows)
+
+
+def _some(work: Work, rows: list[Any]) -> list[Any]:
+    """As many of these, whose second column is a size, as this transaction may still move."""
+    size = 0
+    for count, row in enumerate(rows, 1):
+        size += row[1]
+        if size > CHUNK_BYTES:
+            work.budget = 0
+            return rows[:count]
+    work.budget = max(0, work.budget - len(rows))
+    return rows
 
 
 def _sweep(work: Work, queue: QueueRow, most: int) -> bool:
@@ -171,17 +180,15 @@ def _sweep(work: Work, queue: QueueRow, most: int) -> bool:
     if first is None or first[1] > cutoff:
         return False
     rows = work.all(
-        f"SELECT id, state, {ARRIVED} FROM messages WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?",
+        f"SELECT id, iif(state = 1, 0, {SIZE}), state, {ARRIVED} FROM messages "
+        "WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?",
         (queue.id, swept, most if work.budget else 0),
     )
-    past = list(takewhile(lambda row: row[2] <= cutoff, rows))
-    if not past:
-        return True
-    ids = [row[0] for row in past if row[1] != LEASED]
-    work.budget = max(0, work.budget - len(ids))
-    work.swept_to(queue, past[-1][0])
-    work.expire(queue, ids)
-    return len(past) == most
+    past = _some(work, list(takewhile(lambda row: row[3] <= cutoff, rows)))
+    if past:
+        work.swept_to(queue, past[-1][0])
+        work.expire(queue, [row[0] for row in past if row[2] != LEASED])
+    return not past or not work.budget or len(past) == most
 
 
 def _sweep_runs(work: Work, queue: QueueRow, most: int) -> bool:
@@ -204,14 +211,11 @@ def _bury_spent(work: Work, queue: QueueRow, most: int) -> bool:
     receives = queue.settings.max_receives
     packed = runs.select_ready(work, queue, max(1, limit // runs.LONGEST) if limit else 0, receives)
     runs.unpack(work, queue, packed)
-    ids = [
-        row[0]
-        for row in work.all(
-            "SELECT id FROM messages WHERE queue_id = ? AND state = 0 AND receive_count > 0 AND receive_count >= ? "
-            "ORDER BY receive_count, id LIMIT ?",
-            (queue.id, receives, limit),
-        )
-    ]
-    work.budget -= len(ids)
-    work.bury(queue, sorted(ids), "max_receives")
-    return bool(packed) or (bool(ids) and len(ids) == limit) or not limit
+    rows = work.all(
+        f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND state = 0 AND receive_count > 0 "
+        "AND receive_count >= ? ORDER BY receive_count, id LIMIT ?",
+        (queue.id, receives, limit),
+    )
+    some = _some(work, rows)
+    work.bury(queue, sorted(row[0] for row in some), "max_receives")
+    return bool(packed) or not work.budget or len(some) == limit

@@ -222,7 +222,9 @@ def _write_again(path: str, flag: int) -> None:
     block, place = memoryview(mmap.mmap(-1, 1024 * 1024)), 0  # O_DIRECT wants whole pages, in memory and in the file
     source, target = os.open(path, os.O_RDONLY | os.O_CLOEXEC), os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
     try:
-        while count := os.preadv(source, [block], place):
+        end = os.fstat(source).st_size  # padding makes the file longer
+        while place < end:
+            count = os.preadv(source, [block], place)
             padding = -count % mmap.PAGESIZE  # behind the last frame it is none
             block[count : count + padding] = bytes(padding)
             if os.pwritev(target, [block[: count + padding]], place) != count + padding:

@@ -174,23 +174,29 @@ def clear(work: Work, queue_id: int, most: int) -> bool:
 
 
 def peek(
-    connection: apsw.Connection, queue_id: int, limit: int, bounds: tuple[int, int], state: int | None, newest: bool
+    connection: apsw.Connection,
+    queue_id: int,
+    limit: int,
+    bounds: tuple[int, int, int],
+    state: int | None,
+    newest: bool,
 ) -> dict[int, tuple[Any, ...]]:
-    """The first (or the newest) messages in runs with an id between these two, by id, as rows of `messages`:
+    """The first (or the newest) messages in runs, by id, as rows of what `messages` has of them.
 
-    id, text, fields, deaths (they have none), sent_at, receive_count, due_at, state.
+    `bounds`: those with an id between the first two, that arrived after the third or are leased. Of each row: id, text,
+    fields, deaths (they have none), sent_at, receive_count, due_at, state.
     """
-    after, before = bounds
+    after, before, moment = bounds
     rows: list[Any] = connection.execute(
         f"""
         SELECT id, sent_at, receive_count, due_at, state, texts, attributes
           FROM runs
          WHERE queue_id = ?1 AND id > ?2 - {LONGEST + SHORTEST} AND id < ?3 AND id + count - 1 > ?2
-           AND (?4 IS NULL OR state = ?4)
+           AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?6)
          ORDER BY id {"DESC" if newest else ""}
          LIMIT ?5
         """,
-        (queue_id, after, before, state, limit // SHORTEST + 2),
+        (queue_id, after, before, state, limit // SHORTEST + 2, moment),
     ).fetchall()
     found = (
         (number, text, fields, None, sent_at, count, due_at, at)

@@ -107,8 +107,10 @@ def extend_many(work: Work, receipts: Sequence[str], lease: int, queue: str | No
     extended = sum(run.length for _, run in whole) + len(leased)
     for held in helds:
         if held.state != LEASED or held.token < 0:
+            # An earlier one of these may have had it blocked.
+            state = work.execute("SELECT state FROM messages WHERE id = ?", (held.id,)).get
             try:
-                extend(work, held, until)
+                extend(work, held._replace(state=state), until)
                 extended += 1
             except StaleReceipt:
                 stale.append(str(Receipt(held.queue.name, held.id, abs(held.token))))

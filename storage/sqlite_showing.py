@@ -11,7 +11,7 @@ from storage import sqlite_runs as runs
 from storage.clock import Clock
 from storage.kept import read_settings, with_deaths
 from storage.model import STATES, Message, Queue, QueueStats, State
-from storage.sqlite_due import front
+from storage.sqlite_due import Front, front
 from storage.sqlite_work import ARRIVED, Room, Work
 
 GRAVES = 100  # queues in which the dead letters of one are looked for
@@ -31,10 +31,14 @@ class Peek(NamedTuple):
 
 def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> list[Message]:
     with connection:  # one snapshot for all of it: meanwhile runs may be unpacked
-        found = Work(connection, clock).find_queue(name)
+        work = Work(connection, clock)
+        found = work.find_queue(name)
         if found is None:
             return []
-        rows = _peek_dead(connection, name, ask) if ask.state is State.DEAD else _peek(connection, found.id, ask)
+        if ask.state is State.DEAD:
+            rows = _peek_dead(connection, name, ask)
+        else:
+            rows = _peek(connection, found.id, ask, front(work, found))
     return [_message(clock, name, row, dead=ask.state is State.DEAD) for row in rows]
 
 
@@ -51,7 +55,7 @@ def graves(connection: apsw.Connection, name: str) -> list[int]:
         WITH RECURSIVE known(id) AS (
             SELECT min(queue_id) FROM messages WHERE origin = ?1
              UNION ALL
-            SELECT (SELECT min(queue_id) FROM messages WHERE origin = ?1 AND queue_id > id)
+            SELECT (SELECT min(queue_id) FROM messages WHERE origin = ?1 AND queue_id > known.id)
               FROM known WHERE id IS NOT NULL)
         SELECT queues.id FROM known JOIN queues ON queues.id = known.id WHERE queues.name IS NOT NULL LIMIT ?2
         """,
@@ -130,14 +134,16 @@ def _ready_since(work: Work, name: str, number: int, fresh: dict[int, int]) -> i
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _peek(connection: apsw.Connection, number: int, ask: Peek) -> list[Any]:
-    bounds = ask.after, MAX_ID if ask.before is None else ask.before
+def _peek(connection: apsw.Connection, number: int, ask: Peek, begin: Front) -> list[Any]:
+    # What is before the front is as good as gone, but for what is leased.
+    after = ask.after if ask.state is State.LEASED else max(ask.after, begin.id)
+    bounds = after, MAX_ID if ask.before is None else ask.before
     newest = ask.before is not None
     state = None if ask.state is None else STATES.index(ask.state)
     which = "queue_id = ?1" + ("" if state is None else f" AND state = {state}")
     which += "" if ask.key is None else " AND key = ?4"
     keyed = () if ask.key is None else (ask.key,)
-    packed = {} if keyed else runs.peek(connection, number, ask.limit, bounds, state, newest)
+    packed = {} if keyed else runs.peek(connection, number, ask.limit, (*bounds, begin.moment), state, newest)
     sizes: list[Any] = connection.execute(
         f"SELECT id, octet_length(text) FROM messages WHERE {which} AND id > ?2 AND id < ?3 "
         f"ORDER BY id {'DESC' if newest else ''} LIMIT {ask.limit}",

@@ -119,7 +119,8 @@ class Upkeep:
         if _has_emptied(connection):
             for _ in range(SHRINKS):
                 self._commits.run(shrink)
-            with suppress(apsw.BusyError):  # another process is at it
+        if _is_too_long(connection):
+            with suppress(apsw.BusyError):  # another process is at it: in a second it is tried again
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
         if _has_grown(connection):
             _cut_log(connection)
@@ -148,6 +149,12 @@ def _has_emptied(connection: apsw.Connection) -> bool:
     """Whether more of the file is free than what comes next will want."""
     free, pages, kind = map(connection.pragma, ("freelist_count", "page_count", "auto_vacuum"))
     return bool(kind == 2 and free > max(FREE_KEPT, pages // 4))  # 2: incremental
+
+
+def _is_too_long(connection: apsw.Connection) -> bool:
+    """Whether the file has shrunk, and no checkpoint has cut it yet: one may be busy, or a reader hold the old end."""
+    pages, size = map(connection.pragma, ("page_count", "page_size"))
+    return bool(Path(connection.filename).stat().st_size > pages * size)
 
 
 def _has_grown(connection: apsw.Connection) -> bool:

@@ -174,6 +174,41 @@ def test_who_is_being_run_is_not_given_up_however_long_it_takes(
     assert (first.result(LONG), second.result(LONG)) == (1, 2)
 
 
+def test_who_is_being_run_for_long_gets_its_outcome_and_not_busy(
+    pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, running = threading.Event(), threading.Event()
+
+    def slow(work: Log) -> str:
+        running.set()
+        going_on.wait(LONG)
+        return "slow"
+
+    disk.close_on(pool, "a")
+    monkeypatch.setattr(commit, "WAIT_LIMIT", 0.05)
+    before = len(disk.commits._waiting)
+    leader = pool.submit(disk.commits.run, slow)
+    _until(lambda: len(disk.commits._waiting) > before)
+    (follower,) = disk.queue_up(pool, "b")
+    disk.door.set()
+    assert running.wait(LONG)  # in the group of both
+    time.sleep(0.1)  # longer than it would wait for its turn
+    assert not follower.done()
+    going_on.set()
+    assert (leader.result(LONG), follower.result(LONG)) == ("slow", 1)
+
+
+def test_each_group_is_reported_with_its_size(pool: ThreadPoolExecutor, disk: Disk) -> None:
+    reported: list[int] = []
+    disk.commits.observe = lambda operations, seconds: reported.append(operations)
+    disk.close_on(pool, "a")
+    others = disk.queue_up(pool, *"bcd")
+    disk.door.set()
+    assert [other.result(LONG) for other in others] == [1, 2, 3]
+    _until(lambda: len(reported) == 2)
+    assert reported == [1, 3]
+
+
 class PowerCut(BaseException):
     pass
 
@@ -354,6 +389,35 @@ def test_a_service_that_has_just_written_is_ready_without_writing_again(store: S
     store._committer._committed_at -= 2  # as after two quiet seconds
     store.check_ready()
     assert sum(groups) >= 1
+
+
+def test_nothing_of_what_was_refused_is_counted_or_found_by_the_next_in_its_group(
+    tmp_path: Path, store: SqliteStore
+) -> None:
+    """It has acked, created a queue and sent before it is refused; others of its group use the same queues after it."""
+    configure(store, "full", max_messages=1)
+    send(store, "held", "free", queue="counted")
+    held = lease(store, queue="counted", seconds=60)[0].receipt
+    refused = [("counted", new("half")), ("early", new("half")), ("full", new("one")), ("full", new("too many"))]
+    outcomes = together(
+        tmp_path,
+        store,
+        [
+            lambda: send(store, "first"),
+            lambda: store.transact([held], refused),
+            lambda: send(store, "a", queue="early"),
+            lambda: store.transact([], refused),
+            lambda: send(store, "b", queue="early"),
+            lambda: store.settle(held),
+            lambda: store.transact([], refused),
+        ],
+    )
+    assert [type(outcome) for outcome in outcomes] == [
+        list, QueueFull, list, QueueFull, list, type(None), QueueFull,
+    ]  # fmt: skip
+    assert (peek(store, queue="early"), peek(store, queue="counted")) == (["a", "b"], ["free"])
+    assert (stats(store, "early").sent, stats(store, "counted").sent, stats(store, "counted").acked) == (2, 2, 1)
+    assert check(tmp_path / "queue.db").startswith("ok: 4 messages")  # all else that is counted is what is there
 
 
 def test_what_has_expired_is_not_delivered_to_one_of_the_same_group(tmp_path: Path) -> None:

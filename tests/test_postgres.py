@@ -75,7 +75,7 @@ def test_of_messages_with_one_dedup_id_at_once_one_is_stored(nodes: list[Store])
     batches = [["a", "b", "c"], ["c", "b", "a"]] * 6
 
     def work(node: Store, batch: list[str]) -> list[int]:
-        return node.send("q", [new(text, dedup_id=text) for text in batch])
+        return node.send("q", [new(text, dedup_id=text) for text in batch]).ids
 
     jobs = [lambda n=n, b=b: work(n, b) for n, b in zip(nodes * 4, batches, strict=True)]
     answers = in_threads(jobs)
@@ -233,7 +233,7 @@ def test_first_starts_at_once_make_one_schema(url: str) -> None:
 @pytest.mark.parametrize(
     ("change", "back", "reason"),
     [
-        ("UPDATE queue_service.version SET version = 99", "UPDATE queue_service.version SET version = 1", "version 99"),
+        ("UPDATE queue_service.version SET version = 99", "UPDATE queue_service.version SET version = 2", "version 99"),
         ("ALTER ROLE queue SET synchronous_commit = off", "ALTER ROLE queue RESET ALL", "synchronous_commit"),
     ],
 )

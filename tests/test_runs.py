@@ -39,7 +39,7 @@ def test_a_batch_that_is_leased_and_acked_whole_never_has_a_row_a_message(store:
     send(store, *map(str, range(1000)))
     assert rows(path) == (0, 1000 // LONGEST)
     held = store.receive(Receive(("q",), 1000, 30))
-    receipts = [part.receipt for part in held.parts]
+    receipts = [str(part.receipt) for part in held.parts]
     assert len(receipts) == 1000 // LONGEST
     assert store.extend_many(receipts, 60).extended == 1000
     assert rows(path) == (0, 1000 // LONGEST)
@@ -51,7 +51,7 @@ def test_a_batch_that_is_leased_and_acked_whole_never_has_a_row_a_message(store:
 def test_limits_that_are_multiples_of_the_longest_run_unpack_nothing(store: SqliteStore, path: Path) -> None:
     send(store, *map(str, range(500)))
     (held,) = store.receive(Receive(("q",), LONGEST, 30)).parts
-    done = store.transact([held.receipt], [], Receive(("q",), 2 * LONGEST, 30))
+    done = store.transact([str(held.receipt)], [], Receive(("q",), 2 * LONGEST, 30))
     assert len(done.messages) == 2 * LONGEST
     assert rows(path) == (0, 4)
     store.close()

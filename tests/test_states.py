@@ -85,8 +85,6 @@ def delays(it: Watched) -> None:
     it.after(5)
     (receipt,) = it.take()
     it.do(it.store.release, receipt, 5)
-    it.do(it.store.extend, receipt, 10)
-    it.do(it.store.release, receipt, 5)
     it.do(it.store.settle, receipt)
     it.send("b")
     (receipt,) = it.take()
@@ -140,7 +138,29 @@ def expiry(it: Watched) -> None:
         it.after(5)
 
 
-STORIES = [lease_and_ack, release_and_lapse, late_holders, delays, keys, blocked_ones_leave, dead_and_back, expiry]
+def changed_by_id(it: Watched) -> None:
+    for text in "abc":
+        it.send(text, key="k")
+    first, second, third = (message.id for message in it.store.peek("q"))
+    it.do(it.store.reschedule, "q", first, 60)
+    it.do(it.store.reschedule, "q", second, 60)
+    it.do(it.store.reschedule, "q", first, 0)
+    it.do(it.store.dead_letter, "q", first)
+    it.do(it.store.delete_message, "q", third)
+    it.do(it.store.delete_message, "q", second)
+
+
+STORIES = [
+    lease_and_ack,
+    release_and_lapse,
+    late_holders,
+    delays,
+    keys,
+    blocked_ones_leave,
+    dead_and_back,
+    expiry,
+    changed_by_id,
+]
 
 
 @pytest.fixture(params=ENGINES)

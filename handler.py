@@ -12,7 +12,7 @@ from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse, request
 
-from doors import answer, auth, metrics, openapi, origin, page, parse, watch, wire
+from doors import answer, auth, batches, metrics, openapi, origin, page, parse, watch, wire
 from doors.budget import Budget
 from doors.counts import Counts, Slot
 from doors.granted import GrantedStore
@@ -127,7 +127,7 @@ def _mount_messages(app: Bottle, service: Application) -> None:
     @app.post("/queues/<queue>/messages")
     def send(queue: str = "default") -> HTTPResponse:
         parse.nothing(request.environ)
-        messages, batch = parse.messages(request.environ, content := service.body())
+        messages, batch = batches.messages(request.environ, content := service.body())
         sent = service.store.send(check_queue_name(queue), messages, service.once(content))
         return answer.ids(sent) if batch else answer.stored(sent, messages[0])
 

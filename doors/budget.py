@@ -16,6 +16,7 @@ OBJECTS = 128 * 1024 * 1024  # bytes of what is made of them, as estimated
 WAIT = 2.0  # seconds for room
 SMALL = PIECE  # bytes of a body that needs no room: all threads together hold few of them
 VALUE = 100  # bytes of memory that a value takes, about: a name, a string, a number, an array or an object
+COPIES = 3  # of the text: decoded, as the message's own, and in the reply
 
 _SHARE = "queue_service.share"  # in the environ
 
@@ -58,13 +59,18 @@ class Budget:
         if len(body) > SMALL:
             objects = _Share(self._objects)
             environ[_SHARE].append(objects)
-            objects.take(len(body) * (1 if body.isascii() else 4) + structure(body) * VALUE)
+            objects.take(len(body) * _width(body) * COPIES + structure(body) * VALUE)
         return body
 
     def release(self, environ: Environ) -> None:
         """Take back what the request has been given."""
         for share in environ.pop(_SHARE, ()):
             share.release()
+
+
+def _width(body: bytes) -> int:
+    """Bytes of memory for each of the text: a single wide character makes all of it as wide."""
+    return 1 if body.isascii() and rb"\u" not in body else 4
 
 
 class _Share:

@@ -81,7 +81,12 @@ class _Bounded:
         while True:
             if len(values) == MAX_BATCH:
                 raise InvalidInput(f"an array has at most {MAX_BATCH} elements", index=MAX_BATCH)
-            value, at = self._value(at, depth + 1) if text[at : at + 1] in ("[", "{") else scan(text, at)
+            first = text[at : at + 1]
+            if depth == 1 and first != "{":
+                raise InvalidInput("a message is a JSON object with a 'text'", index=len(values))
+            if first == "[":
+                raise ValueError("an array in an array")
+            value, at = self._value(at, depth + 1) if first == "{" else scan(text, at)
             values.append(value)
             if text[at : at + 1] != ",":
                 at = self._skip(at)

@@ -43,7 +43,7 @@ from doors.schemas import (
     ref,
 )
 from doors.wire import JSON, NDJSON, RUNS, TEXT
-from storage.model import MAX_PAGE
+from storage.model import MAX_PAGE, QUEUE_NAME
 
 VERSION = "0.1.0"  # as in pyproject.toml
 
@@ -351,9 +351,10 @@ def _peeking() -> list[Schema]:
 
 def _listing() -> list[Schema]:
     limit: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE}
+    start = QUEUE | {"pattern": f"^({QUEUE_NAME.pattern})?$"}  # left empty, as a form does, it is not given
     query: dict[str, Schema] = {
-        "prefix": QUEUE | {"description": "Only queues whose names begin so."},
-        "after": QUEUE | {"description": "Only queues behind this name: the `next` of the page before."},
+        "prefix": start | {"description": "Only queues whose names begin so."},
+        "after": start | {"description": "Only queues behind this name: the `next` of the page before."},
         "limit": limit | {"description": "At most so many."},
     }
     return [_query(name, schema) for name, schema in query.items()]

@@ -15,7 +15,7 @@ from storage.model import QUEUE_NAME
 
 HARMLESS = ("/", "/docs", "/openapi.json")  # a link on any page may lead to these, and a browser may fetch them ahead
 _READ = re.compile(r"(?:/queues/([^/]+))?/messages")
-_QUEUE = re.compile(rf"(?:.*&)?queue=({QUEUE_NAME.pattern})(?:&.*)?")
+_QUEUE = re.compile(rf"(?:.*?&)?queue=({QUEUE_NAME.pattern})(?:&.*)?")
 
 
 def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from doors.decoding import parse_json
 from doors.wire import (
     JSON,
-    NDJSON,
-    RUNS,
-    TEXT,
-    BadRequest,
     Environ,
     Query,
     UnsupportedMediaType,
     media_type,
-    utf8,
 )
 from storage.errors import InvalidInput, MessageNotFound
 from storage.model import (
@@ -35,20 +29,10 @@ from storage.model import (
     check_queue_name,
     milliseconds,
 )
-from storage.runs import NewRun
 
-# Characters of a run's names, each counted for every message: a run has a name once, and so little would become much.
-MOST_NAMES = 4 * 1024 * 1024
 ANY = "any"  # of `recipients`, the only value
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
-
-
-class Body(NamedTuple):
-    """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
-
-    messages: Sequence[NewMessage]
-    batch: bool
 
 
 class Ask(NamedTuple):
@@ -120,23 +104,6 @@ def queue_or_none(name: str | None) -> str | None:
     return None if name is None else check_queue_name(name)
 
 
-def messages(environ: Environ, body: bytes) -> Body:
-    """The messages a body holds, by its Content-Type."""
-    kind = media_type(environ)
-    if kind == TEXT:
-        return Body([NewMessage.from_document({"text": utf8(body)})], batch=False)
-    if kind == NDJSON:
-        return Body(_batch(list(islice(_ndjson(body), MAX_BATCH + 1))), batch=True)
-    document = parse_json(body)
-    if kind == RUNS:
-        return Body(_run(document), batch=True)
-    if isinstance(document, list):
-        return Body(_batch(document), batch=True)
-    if isinstance(document, dict) and "texts" in document:
-        raise InvalidInput(f"unknown field 'texts': a run has the Content-Type {RUNS}", field="texts")
-    return Body([NewMessage.from_document(document)], batch=False)
-
-
 def ask(environ: Environ, queue: str | None) -> Ask:
     """The read asked for at a queue's own route, or (queue None) at /messages, where `queue` may be given."""
     query = Query(environ)
@@ -199,10 +166,10 @@ def lease_change(environ: Environ, body: bytes) -> LeaseChange:
     change = _object(environ, body, "lease", "delay", "counted", "dead", "reason")
     if "dead" in change:
         return LeaseChange(dead=True, reason=_reason(change))
-    _only(change, "lease", "delay", "counted")
+    only(change, "lease", "delay", "counted")
     lease = milliseconds(change.get("lease"), "lease", most=MAX_LEASE) / 1000
     if lease:
-        _only(change, "lease")
+        only(change, "lease")
         milliseconds(change["lease"], "lease", least=1, most=MAX_LEASE)
     counted = change.get("counted", True)
     if not isinstance(counted, bool):
@@ -214,7 +181,7 @@ def message_change(environ: Environ, body: bytes) -> MessageChange:
     change = _object(environ, body, "delay", "dead", "reason")
     if "dead" in change:
         return MessageChange(None, _reason(change))
-    _only(change, "delay")
+    only(change, "delay")
     return MessageChange(milliseconds(change.get("delay"), "delay") / 1000)
 
 
@@ -270,73 +237,20 @@ def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidInput("the body is a JSON object")
     if names:
-        _only(document, *names)
+        only(document, *names)
     return document
 
 
-def _only(document: Mapping[str, Any], *names: str) -> None:
+def only(document: Mapping[str, Any], *names: str) -> None:
+    """Raise InvalidInput for a member of another name."""
     for name in document:
         if name not in names:
             raise InvalidInput(f"unknown field '{name[:128]}': known here are {', '.join(names)}", field=name[:128])
 
 
-def _batch(documents: list[Any]) -> Sequence[NewMessage]:
-    if not documents:
-        raise InvalidInput("a batch has at least one message")
-    if len(documents) <= MAX_BATCH and (run := NewRun.of_documents(documents)) is not None:
-        return run
-    batch = []
-    for index, document in enumerate(documents):
-        if index == MAX_BATCH:
-            raise InvalidInput(f"a batch has at most {MAX_BATCH} messages", index=index)
-        batch.append(NewMessage.from_document(document, index))
-    return batch
-
-
-def _run(document: object) -> Sequence[NewMessage]:
-    if not isinstance(document, dict):
-        raise InvalidInput("a run is a JSON object with 'texts'")
-    _only(document, "texts", "attributes")
-    texts, attributes = document.get("texts"), document.get("attributes", {})
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_BATCH:
-        raise InvalidInput(f"'texts' is an array of 1 to {MAX_BATCH} strings", field="texts")
-    if not isinstance(attributes, dict):
-        raise InvalidInput("'attributes' is an object of arrays", field="attributes")
-    for name, values in attributes.items():
-        if not isinstance(values, list) or len(values) != len(texts):
-            raise InvalidInput(
-                f"'{name[:128]}' of the 'attributes' is not an array of {len(texts)} values, one for each text",
-                field="attributes",
-            )
-    if sum(map(len, attributes)) * len(texts) > MOST_NAMES:
-        raise InvalidInput(
-            f"the names of the attributes, once for each text, have more than {MOST_NAMES} characters",
-            field="attributes",
-        )
-    if "attributes" not in document:
-        return NewRun.of(texts) or _batch([{"text": text} for text in texts])
-    if (run := NewRun.of(texts, attributes)) is not None:
-        return run
-    rows: Iterable[tuple[Any, ...]] = zip(*attributes.values(), strict=True) if attributes else repeat(())
-    each = (dict(zip(attributes, row, strict=True)) for row in rows)
-    return _batch([{"text": text, "attributes": one} for text, one in zip(texts, each, strict=False)])
-
-
-def _ndjson(body: bytes) -> Iterator[object]:
-    lines = body.split(b"\n", MAX_BATCH + 1)  # what is left over is never looked at
-    if lines[-1] == b"":
-        lines.pop()
-    for index, line in enumerate(lines):
-        try:
-            yield parse_json(line)
-        except BadRequest as fault:
-            fault.index = index
-            raise
-
-
 def _reason(change: Mapping[str, Any]) -> str:
     """Of {"dead": true, "reason": …}."""
-    _only(change, "dead", "reason")
+    only(change, "dead", "reason")
     if change["dead"] is not True:
         raise InvalidInput("'dead' can only be true", field="dead")
     return check_name("reason", change.get("reason", "rejected"), MAX_REASON)
@@ -385,7 +299,7 @@ def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
 def _receive(document: object) -> Receive:
     if not isinstance(document, dict):
         raise InvalidInput("'receive' is an object", field="receive")
-    _only(document, "queue", "limit", "lease", "wait", "recipient", "recipients")
+    only(document, "queue", "limit", "lease", "wait", "recipient", "recipients")
     for name in ("recipient", "recipients"):
         if name in document and not isinstance(document[name], str):
             raise InvalidInput(f"'{name}' is a string", field=name)

@@ -31,8 +31,10 @@ def leased(client: Client) -> str:
     return str(client.get("/queues/jobs/messages?lease=60").json["receipt"])
 
 
-def dead(client: Client) -> None:
+def redrive(client: Client) -> Request:
+    """Of a message that has died."""
     client.call("PATCH", f"/messages/{leased(client)}", b'{"dead": true}')
+    return Request("POST", "/queues/jobs/redrive", '{"limit": 1}')
 
 
 def without_stats(reply: Reply) -> object:
@@ -61,7 +63,7 @@ CHANGES: dict[str, Callable[[Client], Request]] = {
     "settings": lambda client: Request("PUT", "/queues/jobs", '{"lease": 5}'),
     "delete the queue": lambda client: Request("DELETE", "/queues/jobs"),
     "purge": lambda client: Request("POST", "/queues/jobs/purge"),
-    "redrive": lambda client: dead(client) or Request("POST", "/queues/jobs/redrive", '{"limit": 1}'),
+    "redrive": redrive,
 }
 
 

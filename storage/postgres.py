@@ -244,18 +244,15 @@ class PostgresStore:
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
-        def operation(work: Work) -> list[Queue]:
+        def operation(work: Work) -> None:
             if once is None or work.recall(once) is None:
                 _configure(work, name, changes, version)
                 if once is not None:
                     work.remember(once, True)
-            return reading.describe(work.run, work.now, [name])
 
-        found = self._pool.transact(self._clock.now(), operation)
+        self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
-        if not found:  # a repeated request, whose queue was deleted since
-            raise QueueNotFound(name)
-        return found[0]
+        return self.queue(name)
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._change(once, "delete_queue($1::bigint, $2::text)", self._clock.now(), name)

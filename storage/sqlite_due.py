@@ -218,4 +218,4 @@ def _bury_spent(work: Work, queue: QueueRow, most: int) -> bool:
     )
     some = _some(work, rows)
     work.bury(queue, sorted(row[0] for row in some), "max_receives")
-    return bool(packed) or not work.budget or len(some) == limit
+    return bool(packed or some) or not work.budget  # the next of a key may have come up, received too often as well

@@ -21,6 +21,7 @@ from tests.wsgi import Client, Reply
 
 RECEIPT = re.compile(rb"([A-Za-z0-9._-]+~[1-9][0-9]*(?:-[0-9]+)?~)([0-9a-f]+)")
 NOBODYS = "q~1~1"
+pytestmark = pytest.mark.postgres
 
 
 class Ask(NamedTuple):

@@ -67,7 +67,7 @@ def many_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("chunk", [3, 12])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_a_second_party_does_between_two_transactions_harms_no_promise(
+def test_what_a_second_party_does_between_two_transactions_harms_no_promise__row_32(
     engine: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -76,7 +76,7 @@ def test_what_a_second_party_does_between_two_transactions_harms_no_promise(
 
 
 @pytest.mark.parametrize("chunk", [3, 12])
-def test_what_a_second_party_does_between_two_statements_harms_no_promise(
+def test_what_a_second_party_does_between_two_statements_harms_no_promise__row_32(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -87,7 +87,7 @@ def test_what_a_second_party_does_between_two_statements_harms_no_promise(
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(100, 120))
 @pytest.mark.parametrize("chunk", [3, 12])
-def test_long_programs_of_two_parties_keep_every_promise(
+def test_long_programs_of_two_parties_keep_every_promise__row_32(
     chunk: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))

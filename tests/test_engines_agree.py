@@ -20,6 +20,7 @@ from tests.conformance.engines import ENGINES, FakeClock
 from tests.wsgi import Client, Reply
 
 RECEIPT = re.compile(rb"([A-Za-z0-9._-]+~[1-9][0-9]*(?:-[0-9]+)?~)([0-9a-f]+)")
+AGE = re.compile(rb'"oldest_age": [0-9.]+, ')
 NOBODYS = "q~1~1"
 pytestmark = pytest.mark.postgres
 
@@ -57,6 +58,8 @@ class Session:
         body = b"" if asked.body is None else self._filled(text).encode()
         headers = {"Content_Type": "application/json", **asked.headers} if body else asked.headers
         status, told, content = self._client.call(asked.method, self._filled(asked.target), body, **headers)
+        if asked.method == "PUT":  # it touches no message, and an engine may see what is past a new retention already
+            told, content = told | {"content-length": ""}, AGE.sub(b"", content)
         for found in RECEIPT.finditer(content):
             if found[0].decode() not in self.receipts and found[0].decode() != NOBODYS:
                 self.receipts.append(found[0].decode())

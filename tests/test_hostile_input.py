@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 import handler
 from doors import answer
 from settings import Settings
-from storage.model import Store
+from storage.model import Engine
 from tests.figures import Tell
 from tests.live import LiveServer
 from tests.wsgi import Client, Reply, a_store, check, check_problem
@@ -892,7 +892,7 @@ numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
+def store() -> Iterator[Engine]:
     with a_store() as store:
         yield store
 
@@ -905,7 +905,7 @@ def store() -> Iterator[Store]:
 @example(messages=[{"text": text, "key": text, "dedup_id": text} for text in ODD[:3]], recipient="\0", escaped=False)
 @given(messages=MESSAGES, recipient=st.none() | NAMES, escaped=st.booleans())
 def test_any_message_comes_back_exactly(
-    store: Store, way_in: str, way_out: str, messages: list[dict[str, Any]], recipient: str | None, escaped: bool
+    store: Engine, way_in: str, way_out: str, messages: list[dict[str, Any]], recipient: str | None, escaped: bool
 ) -> None:
     client = Client(handler.make_app(Settings(), store))
     queue = f"/queues/any-{next(numbers)}"

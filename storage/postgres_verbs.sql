@@ -247,8 +247,11 @@ END $$;
 CREATE FUNCTION reschedule(p_now bigint, p_name text, p_id bigint, p_delay bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues := queue_named(p_name);
+    v_spot  tid    := free_message(p_now, v_queue, p_id);
 BEGIN
-    PERFORM give_back(p_now, v_queue.id, ARRAY[free_message(p_now, v_queue, p_id)], p_now + p_delay);
+    IF p_delay > 0 OR NOT EXISTS (SELECT FROM messages WHERE ctid = v_spot AND state = 0) THEN  -- else it goes on waiting
+        PERFORM give_back(p_now, v_queue.id, ARRAY[v_spot], p_now + p_delay);
+    END IF;
     RETURN true;
 END $$;
 

@@ -638,7 +638,7 @@ def test_a_busy_service_is_asked_again_after_the_time_it_names_with_the_same_key
 
 
 def test_queues_are_listed_to_the_last_page() -> None:
-    pages = [{"queues": [{"queue": name, "stats": {}}], "next": name} for name in ("a", "b")]
+    pages: list[object] = [{"queues": [{"queue": name, "stats": {}}], "next": name} for name in ("a", "b")]
     replies: list[tuple[int, dict[str, str], object]] = [(200, {}, page) for page in [*pages, {"queues": []}]]
     with answering(*replies) as (url, asked), QueueClient(url) as client:
         assert list(client.queues()) == ["a", "b"]
@@ -647,14 +647,14 @@ def test_queues_are_listed_to_the_last_page() -> None:
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_an_ack_of_which_nothing_is_known_and_that_finds_nothing_again_is_done(status: int) -> None:
-    gone = (404, {}, {"code": "message_not_found"})
+    gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
     with answering((status, {}, None), gone) as (url, asked), QueueClient(url) as client:
         client.ack("q~1~2")
     assert len(asked) == 2
 
 
 def test_an_ack_that_was_refused_first_and_then_finds_nothing_was_not_done() -> None:
-    gone = (404, {}, {"code": "message_not_found"})
+    gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
     with answering(BUSY, gone) as (url, _), QueueClient(url) as client, pytest.raises(NotFound):
         client.ack("q~1~2")
 

@@ -100,7 +100,7 @@ def service(wall: WallClock) -> Iterator[LiveServer]:
 
 
 FORTH_AND_BACK = [HOUR, -HOUR]
-AT_RANDOM = [random.Random(25).choice([-HOUR, 0, HOUR]) for _ in range(30)]
+AT_RANDOM = [random.Random(25).choice([-HOUR, 0, HOUR]) for _ in range(15)]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def states(client: QueueClient) -> list[tuple[str, str | None, int | None]]:
 # A loop that is left.
 
 
-def test_what_the_body_never_saw_is_handed_back_uncounted_after_a_break(client: QueueClient) -> None:
+def test_what_the_body_never_saw_is_handed_back_uncounted_after_a_break__row_34(client: QueueClient) -> None:
     client.put_settings({"max_receives": 1})
     client.send_many(["seen", "in hand", "unseen", "unseen too"])
     for message in client.consume(lease=30, batch=4):
@@ -178,7 +178,9 @@ def forked(server: LiveServer, queue: str, child: str) -> list[str]:
     return run.stdout.splitlines()
 
 
-def test_a_forked_child_renews_the_leases_of_its_own_work(server: LiveServer, client: QueueClient, queue: str) -> None:
+def test_a_forked_child_renews_the_leases_of_its_own_work__row_34(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
     client.send_many(["a", "b"])
     client.send("child's", queue=f"{queue}.child")
     child = f"""
@@ -217,7 +219,7 @@ def test_a_forked_child_that_goes_on_with_its_parents_loop_gets_messages_of_its_
 # The end of a client.
 
 
-def test_a_loop_ends_when_its_client_is_closed_and_hands_back_what_it_did_not_begin(
+def test_a_loop_ends_when_its_client_is_closed_and_hands_back_what_it_did_not_begin__row_34(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     client.send_many(["in hand", "unseen", "unseen too"])
@@ -232,7 +234,7 @@ def test_a_loop_ends_when_its_client_is_closed_and_hands_back_what_it_did_not_be
     assert [text for text, _, _ in states(client)] == ["unseen", "unseen too", "later"]
 
 
-def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease(
+def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease__row_34(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     client.send("in hand")
@@ -289,7 +291,7 @@ def test_every_call_of_a_closed_client_is_refused(server: LiveServer, client: Qu
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_command_that_is_terminated_gives_back_what_it_holds_uncounted(
+def test_a_command_that_is_terminated_gives_back_what_it_holds_uncounted__row_34(
     server: LiveServer, client: QueueClient, queue: str, sent: signal.Signals
 ) -> None:
     client.send_many(["x" * 100_000] * 3)  # more than a pipe holds

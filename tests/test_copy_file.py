@@ -418,7 +418,7 @@ def test_a_copy_killed_at_random_and_run_again_is_identical__row_2(
     assert copy_queues(server) == []
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=LONG)])
 def test_a_copy_is_identical_after_kills_of_producer_consumer_and_service__row_2(
     kills: int, source: Path, target: Path, tell: Tell
 ) -> None:

@@ -15,12 +15,13 @@ import pytest
 from handler import make_app
 from settings import Settings
 from storage import postgres_watch, sqlite_watch
-from storage.model import Store
+from storage.model import Engine
 from tests.conformance.engines import ENGINES, FakeClock
 from tests.wsgi import Client, Reply
 
 RECEIPT = re.compile(rb"([A-Za-z0-9._-]+~[1-9][0-9]*(?:-[0-9]+)?~)([0-9a-f]+)")
 NOBODYS = "q~1~1"
+pytestmark = pytest.mark.postgres
 
 
 class Ask(NamedTuple):
@@ -40,7 +41,7 @@ def ask(method: str, target: str, body: object = None, /, later: float = 0.0, **
 class Session:
     """Requests to one engine, and its answers with the random part of each receipt made a number."""
 
-    def __init__(self, store: Store, clock: FakeClock) -> None:
+    def __init__(self, store: Engine, clock: FakeClock) -> None:
         self._store = store
         self._client = Client(make_app(Settings(), store))
         self._clock = clock

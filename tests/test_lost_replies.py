@@ -93,7 +93,7 @@ def proxy(server: LiveServer) -> Iterator[FaultProxy]:
 
 @pytest.mark.parametrize("instead", [None, BAD_GATEWAY], ids=["reset", "504"])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_whose_replies_are_lost_is_done_once(
+def test_a_call_whose_replies_are_lost_is_done_once__row_33(
     server: LiveServer, proxy: FaultProxy, queue: str, call: str, instead: bytes | None
 ) -> None:
     proxy.loses_each, proxy.instead = True, instead

@@ -326,7 +326,7 @@ def test_random_programs_do_what_the_model_does(engine: str) -> None:
 @pytest.mark.torture
 @pytest.mark.parametrize("engine", ENGINES)
 def test_many_long_random_programs_do_what_the_model_does(engine: str) -> None:
-    _run(_programs(engine), 600 // PACE[engine], 60, Phase.generate, Phase.shrink)
+    _run(_programs(engine), 300 // PACE[engine], 60, Phase.generate, Phase.shrink)
 
 
 def test_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
@@ -335,7 +335,7 @@ def test_random_programs_on_packed_batches_do_what_the_model_does(packed: type[P
 
 @pytest.mark.torture
 def test_many_long_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
-    _run(packed, 600, 60, Phase.generate, Phase.shrink)
+    _run(packed, 300, 60, Phase.generate, Phase.shrink)
 
 
 def _programs(engine: str) -> type[Programs]:

@@ -296,7 +296,7 @@ def test_a_file_that_has_emptied_gives_its_room_back_and_keeps_what_is_left(path
 # -- where it really lies, and whose it is
 
 
-def test_what_lies_beside_a_linked_database_lies_beside_where_it_really_is(tmp_path: Path) -> None:
+def test_what_lies_beside_a_linked_database_lies_beside_where_it_really_is__row_35(tmp_path: Path) -> None:
     (real := tmp_path / "disk").mkdir()
     (link := tmp_path / "queue.db").symlink_to(real / "real.db")
     with closing(SqliteStore(link)) as store, closing(SqliteStore(real / "real.db")) as other:
@@ -308,7 +308,7 @@ def test_what_lies_beside_a_linked_database_lies_beside_where_it_really_is(tmp_p
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no second disk here")
-def test_the_disk_that_is_watched_is_the_one_that_a_link_leads_to(path: Path) -> None:
+def test_the_disk_that_is_watched_is_the_one_that_a_link_leads_to__row_35(path: Path) -> None:
     with TemporaryDirectory(dir="/dev/shm") as other:
         path.symlink_to(Path(other) / "real.db")
         with closing(SqliteStore(path)) as store:
@@ -324,7 +324,7 @@ def _free(folder: Path) -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file another's")
-def test_a_tool_that_root_runs_leaves_no_lock_that_the_service_cannot_open(path: Path) -> None:
+def test_a_tool_that_root_runs_leaves_no_lock_that_the_service_cannot_open__row_35(path: Path) -> None:
     SqliteStore(path).close()
     lock = Path(f"{path}-lock")
     lock.unlink()
@@ -373,7 +373,7 @@ def boot_again(path: Path) -> None:
         connection.execute("UPDATE clock SET boot_id = 'of another boot', offset_ms = 0")
 
 
-def test_a_file_dated_in_the_future_makes_nothing_expire_at_the_next_boot(path: Path) -> None:
+def test_a_file_dated_in_the_future_makes_nothing_expire_at_the_next_boot__row_35(path: Path) -> None:
     with closing(SqliteStore(path)) as store:
         send(store, "a", ttl=3_600)
     boot_again(path)

@@ -16,7 +16,6 @@ import pytest
 from storage import care_of
 from storage.model import Engine, Receive
 from storage.postgres import PostgresStore
-from storage.sqlite import SqliteStore
 from tests.between import Gate, around_transactions
 from tests.conformance.engines import ENGINES, PACE, FakeClock, postgres_database
 from tests.model_queue import SCRATCH
@@ -68,7 +67,7 @@ def many_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("chunk", [3, 12])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_a_second_party_does_between_two_transactions_harms_no_promise(
+def test_what_a_second_party_does_between_two_transactions_harms_no_promise__row_32(
     engine: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -77,7 +76,7 @@ def test_what_a_second_party_does_between_two_transactions_harms_no_promise(
 
 
 @pytest.mark.parametrize("chunk", [3, 12])
-def test_what_a_second_party_does_between_two_statements_harms_no_promise(
+def test_what_a_second_party_does_between_two_statements_harms_no_promise__row_32(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -88,7 +87,7 @@ def test_what_a_second_party_does_between_two_statements_harms_no_promise(
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(100, 120))
 @pytest.mark.parametrize("chunk", [3, 12])
-def test_long_programs_of_two_parties_keep_every_promise(
+def test_long_programs_of_two_parties_keep_every_promise__row_32(
     chunk: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -222,17 +221,11 @@ class Meeting(Pair):
 @contextmanager
 def _pair(engine: str, directory: Path) -> Iterator[Pair]:
     clock = FakeClock()
-    with closing(_open(engine, directory, clock)) as first, closing(_open(engine, directory, clock)) as second:
+    with closing(ENGINES[engine](directory, clock)) as first, closing(ENGINES[engine](directory, clock)) as second:
         pair = Pair(clock, lambda: rows_of(second), first, second)
         yield pair
         pair.world.drain(second)
     _check(f"sqlite:///{directory / 'queue.db'}" if engine == "sqlite" else postgres_database().url_for(directory))
-
-
-def _open(engine: str, directory: Path, clock: FakeClock) -> Engine:
-    store = ENGINES[engine](directory, clock)
-    assert isinstance(store, SqliteStore | PostgresStore)
-    return store
 
 
 @contextmanager

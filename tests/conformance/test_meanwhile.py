@@ -41,9 +41,7 @@ class Meanwhile:
 
 
 @pytest.mark.parametrize("fields", [{}, {"key": "k"}, {"delay": 60}], ids=["plain", "with a key", "delayed"])
-def test_a_purge_leaves_what_is_sent_after_it_began(
-    open_again: Callable[[], Engine], fields: dict[str, Any]
-) -> None:
+def test_a_purge_leaves_what_is_sent_after_it_began(open_again: Callable[[], Engine], fields: dict[str, Any]) -> None:
     store, other = open_again(), open_again()
     for _ in range(3):
         send(store, *["before"] * 7_000, **fields)

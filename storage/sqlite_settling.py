@@ -11,7 +11,7 @@ from storage.errors import MessageNotFound, StaleReceipt
 from storage.model import MAX_BATCH, STATES, AckResult, ExtendResult, Receipt, check_receipts
 from storage.sqlite_work import BLOCKED, LEASED, QueueRow, Work, int_array
 
-UNPACKED = 20  # runs that one transaction unpacks at most for the sake of single messages
+UNPACKED = 100  # runs that one transaction unpacks at most for the sake of single messages
 
 
 class Held(NamedTuple):

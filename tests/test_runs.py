@@ -148,15 +148,15 @@ def test_a_queue_with_a_retention_packs_too_and_one_with_a_delay_does_not(store:
 def test_a_transaction_unpacks_many_runs_some_at_a_time(store: SqliteStore) -> None:
     """That is seen by nobody, and keeps the others waiting for less than all of it."""
     receipts = []
-    for _ in range(5):
+    for _ in range(25):
         send(store, *map(str, range(10 * LONGEST)))
         held = store.receive(Receive(("q",), 10 * LONGEST, 600))
         receipts += [str(message.receipt) for message in list(held)[::LONGEST]]
     groups = Groups()
     store.observe(groups)
     store.transact(receipts, [])
-    assert len(receipts) == 50
-    assert groups.count == 1 + 50 // UNPACKED
+    assert len(receipts) == 250
+    assert groups.count == 1 + 250 // UNPACKED
     store.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable
@@ -28,7 +29,9 @@ def parse_json(raw: bytes) -> Any:
     Raises InvalidInput for an array of more than MAX_BATCH elements; of a costly body when so many have been decoded.
     """
     if not raw or raw.isspace():
-        raise BadRequest("the body is empty where JSON is wanted")
+        raise BadRequest("the body, or this line of it, is empty where JSON is wanted")
+    if raw.startswith(codecs.BOM_UTF8):
+        raise BadRequest("the body begins with a byte order mark, which JSON has not")
     text, decoder = utf8(raw), _EXACT if b"-0" in raw and _MINUS_ZERO.search(raw) else _DECODER
     try:
         if len(raw) <= MANY or structure(raw) <= MANY:

@@ -15,7 +15,7 @@ from storage.model import QUEUE_NAME
 
 HARMLESS = ("/", "/docs", "/openapi.json")  # a link on any page may lead to these, and a browser may fetch them ahead
 _READ = re.compile(r"(?:/queues/([^/]+))?/messages")
-_QUEUE = re.compile(rf"(?:.*?&)?queue=({QUEUE_NAME.pattern})(?:&.*)?")
+_QUEUE = re.compile(rf"(?:(?!queue=)[^&]*&)*queue=({QUEUE_NAME.pattern})(?:&.*)?")
 
 
 def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:
@@ -32,7 +32,9 @@ def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:
     if _is_ahead(environ):
         return Prefetch("a browser fetches this ahead, and nobody has asked for it yet")
     if not _is_same_origin(environ, host):
-        return CrossOrigin("a web page of another origin may not use this service")
+        return CrossOrigin(
+            "a web page of another origin may not use this service, nor a browser read from it unless it names its own"
+        )
     return None
 
 

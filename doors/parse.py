@@ -166,10 +166,13 @@ def lease_change(environ: Environ, body: bytes) -> LeaseChange:
     change = _object(environ, body, "lease", "delay", "counted", "dead", "reason")
     if "dead" in change:
         return LeaseChange(dead=True, reason=_reason(change))
-    only(change, "lease", "delay", "counted")
-    lease = milliseconds(change.get("lease"), "lease", most=MAX_LEASE) / 1000
+    _one_of(change, "lease", "dead")
+    if "reason" in change:
+        raise InvalidInput("'reason' goes with 'dead'", field="reason")
+    lease = milliseconds(change["lease"], "lease", most=MAX_LEASE) / 1000
     if lease:
-        only(change, "lease")
+        for name in change.keys() - {"lease"}:
+            raise InvalidInput(f"'{name}' goes with a 'lease' of 0", field=name)
         milliseconds(change["lease"], "lease", least=1, most=MAX_LEASE)
     counted = change.get("counted", True)
     if not isinstance(counted, bool):
@@ -181,8 +184,9 @@ def message_change(environ: Environ, body: bytes) -> MessageChange:
     change = _object(environ, body, "delay", "dead", "reason")
     if "dead" in change:
         return MessageChange(None, _reason(change))
+    _one_of(change, "delay", "dead")
     only(change, "delay")
-    return MessageChange(milliseconds(change.get("delay"), "delay") / 1000)
+    return MessageChange(milliseconds(change["delay"], "delay") / 1000)
 
 
 def transaction(environ: Environ, body: bytes) -> Transaction:
@@ -246,6 +250,12 @@ def only(document: Mapping[str, Any], *names: str) -> None:
     for name in document:
         if name not in names:
             raise InvalidInput(f"unknown field '{name[:128]}': known here are {', '.join(names)}", field=name[:128])
+
+
+def _one_of(change: Mapping[str, Any], *names: str) -> None:
+    """Raise InvalidInput unless the change has one of these members."""
+    if change.keys().isdisjoint(names):
+        raise InvalidInput(f"a change has one of {', '.join(map(repr, names))}", field=names[0])
 
 
 def _reason(change: Mapping[str, Any]) -> str:

@@ -103,7 +103,7 @@ class Query:
 
     def done(self) -> None:
         for name in self._values:
-            raise InvalidInput("the query has a parameter this route does not know", field=name[:128])
+            raise InvalidInput(f"unknown parameter {name[:128]!r}", field=name[:128])
 
 
 def read_body(environ: Environ, limit: int, grow: Callable[[int], None] = lambda more: None) -> bytes:

@@ -65,7 +65,9 @@ class StaleReceipt(StoreError):
     """`index`: the receipt's place in a transaction, all of which it stops."""
 
     def __init__(self, index: int | None = None) -> None:
-        super().__init__("the lease of this receipt ended, and the message has been leased again or settled since")
+        super().__init__(
+            "this receipt holds no more: its lease was released, or the message has been leased again or settled since"
+        )
         self.index = index
 
 

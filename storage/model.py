@@ -201,7 +201,9 @@ class QueueSettings:
         for name, value in changes.items():
             check = _SETTINGS.get(name)
             if check is None:
-                raise InvalidInput(f"unknown setting '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
+                raise InvalidInput(
+                    f"unknown setting '{name[:MAX_NAME]}': known are {', '.join(_SETTINGS)}", field=name[:MAX_NAME]
+                )
             if value is not None:
                 check(name, value)
         default = QueueSettings()
@@ -519,7 +521,9 @@ def milliseconds(value: object, field: str, *, least: float = 0.0, most: float =
 def _no_unknown(document: Mapping[str, Any]) -> None:
     for name in document:
         if name != "text" and name not in _CHECKS:
-            raise InvalidInput(f"unknown field '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
+            raise InvalidInput(
+                f"unknown field '{name[:MAX_NAME]}': known are text, {', '.join(_CHECKS)}", field=name[:MAX_NAME]
+            )
 
 
 def _with_fields(document: dict[str, Any]) -> NewMessage:

@@ -246,11 +246,15 @@ class PostgresStore:
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
         def operation(work: Work) -> list[Queue]:
-            if once is None or work.recall(once) is None:
-                _configure(work, name, changes, version)
+            made = None if once is None else work.recall(once)
+            if made is None:
+                made = _configure(work, name, changes, version)
                 if once is not None:
-                    work.remember(once, True)
-            return reading.describe(work.run, work.now, [name])
+                    work.remember(once, made)
+            return [
+                queue._replace(version=made[0], settings=read_settings(made[1]))
+                for queue in reading.describe(work.run, work.now, [name])
+            ]
 
         found = self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
@@ -381,7 +385,8 @@ class PostgresStore:
         ]  # fmt: skip
 
 
-def _configure(work: Work, name: str, changes: Mapping[str, Any], version: int | None) -> None:
+def _configure(work: Work, name: str, changes: Mapping[str, Any], version: int | None) -> tuple[int, str]:
+    """Return the new version and settings."""
     if "dead_letter_queue" in changes:
         work.run("SELECT pg_advisory_xact_lock(-2, 0)")  # two at once could close a circle
     if version is None:
@@ -398,11 +403,13 @@ def _configure(work: Work, name: str, changes: Mapping[str, Any], version: int |
             return read_settings(found[0][1]) if found else QueueSettings()
 
         check_chain(name, settings, settings_of)
-    work.run(
+    kept = write_settings(settings)
+    changed = work.run(
         "UPDATE queues SET settings = $2::jsonb, version = version + 1, used_at = $3::bigint WHERE name = $1::text "
         "RETURNING version",
-        name, write_settings(settings), work.now,
+        name, kept, work.now,
     )  # fmt: skip
+    return flat(changed), kept
 
 
 def _is_late(rows: Sequence[Any]) -> bool:

@@ -21,6 +21,7 @@ from storage.bells import Bell
 from storage.clock import Clock
 from storage.commit import GroupCommit
 from storage.errors import MessageNotFound, PreconditionFailed, QueueNotFound
+from storage.kept import read_settings, write_settings
 from storage.model import (
     CHUNK,
     MAX_PAGE,
@@ -259,14 +260,17 @@ class SqliteStore:
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
-        def operation(work: Work) -> None:
+        def operation(work: Work) -> tuple[int, str]:
             found = work.find_queue(name)
             if version is not None and (found is None or managing.version(work, found) != version):
                 raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
             managing.configure(work, found or work.queue_for_writing(name), changes)
+            changed = work.queue(name)
+            return managing.version(work, changed), write_settings(changed.settings)
 
-        self._once(once, operation)
-        return self._describe(name)  # without what the change lets time do: that may be very much
+        number, settings = self._once(once, operation)
+        # Without what the change lets time do: that may be very much.
+        return self._describe(name)._replace(version=number, settings=read_settings(settings))
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._once(once, lambda work: managing.disown(work, work.queue(name)))

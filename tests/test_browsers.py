@@ -79,6 +79,7 @@ def test_a_read_that_is_fetched_ahead_is_refused(client: Client, target: str, he
     [
         ("/messages", "/#/default"),
         ("/messages?lease=60&queue=a.b&queue=c", "/#/a.b"),
+        ("/messages?queue=a.b&queue=c", "/#/a.b"),
         ("/queues/jobs/messages", "/#/jobs"),
         ("/queues/jobs/messages?limit=5&wait=1", "/#/jobs"),
         ("/queues/%0dX:1/messages", "/"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage.errors import InvalidInput, PreconditionFailed, QueueFull
-from storage.model import QueueSettings, Receive, Store
+from storage.model import Once, QueueSettings, Receive, Store
 from tests.conformance.engines import FakeClock
 from tests.conformance.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
 
@@ -235,3 +235,12 @@ def test_a_queue_that_was_emptied_stays_as_long_as_it_says(store: Store, clock: 
     clock.advance(20)
     assert until(lambda: "other" not in [queue.name for queue in store.queues()])
     assert [queue.name for queue in store.queues()] == ["q"]
+
+
+def test_settings_set_again_with_their_key_are_reported_as_they_were_set(store: Store) -> None:
+    key = Once("k", b"the request")
+    first = store.configure("q", {"lease": 10}, once=key)
+    configure(store, lease=12)
+    again = store.configure("q", {"lease": 10}, once=key)
+    assert (again.version, again.settings) == (first.version, first.settings)
+    assert store.queue("q").settings.lease == 12

@@ -36,11 +36,12 @@ from storage.postgres_clock import SharedClock
 from storage.postgres_pool import Pool, Work, flat
 from storage.postgres_schema import prepare
 from storage.postgres_values import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of
-from storage.postgres_watch import Hints, Sight, Upkeep, late_queues
+from storage.postgres_watch import STEP, Hints, Sight, Upkeep, late_queues
 from storage.steps import Progress, ask_again, check_queues, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
-LOOK_FOR = 3.0  # seconds that a verb which only looks lets time do its work first
+LOOK_FOR = 0.5  # seconds that a verb which only looks drops first what is not to be delivered any more …
+WAIT_FOR_DUE = 3.0  # … and gives back what is due
 READY_FOR = 1.0  # seconds that a write once done says that another can be
 
 
@@ -244,15 +245,18 @@ class PostgresStore:
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
-        def operation(work: Work) -> None:
+        def operation(work: Work) -> list[Queue]:
             if once is None or work.recall(once) is None:
                 _configure(work, name, changes, version)
                 if once is not None:
                     work.remember(once, True)
+            return reading.describe(work.run, work.now, [name])
 
-        self._pool.transact(self._clock.now(), operation)
+        found = self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
-        return self.queue(name)
+        if not found:  # a repeated request, whose queue was deleted since
+            raise QueueNotFound(name)
+        return found[0]
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._change(once, "delete_queue($1::bigint, $2::text)", self._clock.now(), name)
@@ -351,18 +355,19 @@ class PostgresStore:
             self._hints.give()
 
     def _bring_up_to_date(self, names: list[str]) -> None:
-        """Let a verb see what time has done, as far as that can be done within LOOK_FOR."""
-        until = time.monotonic() + LOOK_FOR
+        """Let a verb see what time has done, as far as that can be done soon."""
+        began = time.monotonic()
         for name in late_queues(self._pool, self._clock.now(), names):
-            while self._catch_up(name, CHUNK) and time.monotonic() < until:
-                pass
+            while (done := self._catch_up(name)) >= STEP:
+                if time.monotonic() - began > (WAIT_FOR_DUE if done >= CHUNK else LOOK_FOR):
+                    break
 
-    def _catch_up(self, name: str, chunk: int) -> bool:
-        """Let a queue have a step of what time has done; return whether there may be more."""
+    def _catch_up(self, name: str) -> int:
+        """Let a queue have a step of what time has done; below STEP no more is left, from CHUNK on more is due."""
         statement = "SELECT queue_service.catch_up($1::bigint, $2::text, $3::text, $4::int)"
-        done: int = flat(self._pool.run(statement, *self._moment(), name, chunk))
+        done: int = flat(self._pool.run(statement, *self._moment(), name, STEP))
         self._became_ready([name])
-        return done > 0  # of a key the next may have come up, which was received too often as well
+        return done
 
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         ahead = self._clock.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time

@@ -67,14 +67,15 @@ CREATE TABLE messages (
 ALTER TABLE messages ALTER COLUMN text SET STORAGE EXTERNAL;  -- to compress it takes longer than all else
 
 -- A read takes from the front of `deliverable`. Leased, delayed and blocked messages are not in it, so that its cost
--- does not depend on their number.
-CREATE INDEX deliverable ON messages (queue_id, recipient, priority DESC, id) WHERE state = 0;
+-- does not depend on their number; those that were received too often are passed over in the index itself.
+CREATE INDEX deliverable ON messages (queue_id, recipient, priority DESC, id, receive_count) WHERE state = 0;
 CREATE INDEX due         ON messages (queue_id, due_at)                       WHERE state IN (1, 2);
 CREATE INDEX expiring    ON messages (queue_id, expires_at)                   WHERE expires_at IS NOT NULL AND state <> 1;
 CREATE INDEX arrived     ON messages (queue_id, arrived_at)                   WHERE state <> 1;
 CREATE INDEX waiting     ON messages (queue_id, greatest(due_at, arrived_at)) WHERE state = 0;
 CREATE INDEX received    ON messages (queue_id, receive_count DESC, id)       WHERE state = 0 AND receive_count > 0;
 CREATE INDEX keyed       ON messages (queue_id, key, id)                      WHERE key IS NOT NULL;
+CREATE INDEX dead_here   ON messages (queue_id, id)                           WHERE origin IS NOT NULL;
 CREATE INDEX buried      ON messages (queue_id, origin, id)                   WHERE origin IS NOT NULL;
 
 -- In which queues the dead letters of a queue may lie.

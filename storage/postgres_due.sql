@@ -33,6 +33,7 @@ DECLARE
     v_buries  boolean := coalesce((p_queue.settings ->> 'dead_letter_expired')::boolean, false);
     v_grave   bigint;
     v_due     bigint;
+    v_count   integer := 0;
     v_spent   tid[];
     v_back    tid[];
     v_expired tid[];
@@ -74,15 +75,19 @@ BEGIN
         PERFORM remove(p_now, p_queue.id, v_expired, 'expired');
     END IF;
 
-    WITH spent AS MATERIALIZED (
-        SELECT ctid AS spot FROM messages
-         WHERE v_most > 0 AND queue_id = p_queue.id AND state = 0 AND receive_count > 0 AND receive_count >= v_most
-           AND (key IS NULL OR try_key(p_queue.id, v_grave, key))
-         ORDER BY receive_count DESC, id LIMIT p_chunk FOR UPDATE SKIP LOCKED
-    )
-    SELECT array_agg(spot) INTO v_spent FROM spent;
-    PERFORM bury(p_now, p_at, p_queue, v_spent, '"max_receives"', 'dead');
-    RETURN greatest(v_due, cardinality(v_expired), cardinality(v_spent));
+    WHILE v_most > 0 AND v_count < p_chunk LOOP  -- behind the first of a key its next may be another
+        WITH spent AS MATERIALIZED (
+            SELECT ctid AS spot FROM messages
+             WHERE queue_id = p_queue.id AND state = 0 AND receive_count > 0 AND receive_count >= v_most
+               AND (key IS NULL OR try_key(p_queue.id, v_grave, key))
+             ORDER BY receive_count DESC, id LIMIT p_chunk - v_count FOR UPDATE SKIP LOCKED
+        )
+        SELECT array_agg(spot) INTO v_spent FROM spent;
+        EXIT WHEN v_spent IS NULL;
+        PERFORM bury(p_now, p_at, p_queue, v_spent, '"max_receives"', 'dead');
+        v_count := v_count + cardinality(v_spent);
+    END LOOP;
+    RETURN greatest(v_due, cardinality(v_expired), v_count);
 END $$;
 
 -- As bring_up_to_date, of a queue that may be gone meanwhile; a transaction that is at it already is waited for.

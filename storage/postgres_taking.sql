@@ -21,6 +21,11 @@ BEGIN
         SELECT recipient FROM found LIMIT 1000);
 END $$;
 
+-- A message is delivered that has been received fewer times than this.
+CREATE FUNCTION fewer_than(p_queue queues) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
+    SELECT least(coalesce(nullif(max_receives(p_queue), 0), 2147483647), 2147483647)::integer
+$$;
+
 -- All messages with a lower id than this have outlived the queue's retention, so reads need not look at them. Ids and
 -- times of arrival are in step to within a minute: senders commit late, and clocks of nodes differ.
 CREATE FUNCTION first_living(p_queue bigint, p_cutoff bigint) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -47,7 +52,7 @@ END $$;
 CREATE FUNCTION heads(p_now bigint, p_queue queues, p_limit integer, p_recipient bytea) RETURNS tid[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_most       bigint  := max_receives(p_queue);
+    v_most       integer := fewer_than(p_queue);
     v_cutoff     bigint  := cutoff(p_now, p_queue);
     v_from       bigint  := CASE WHEN v_cutoff >= 0 THEN first_living(p_queue.id, v_cutoff) ELSE 0 END;
     v_recipients bytea[] := recipients(p_queue.id, p_recipient);
@@ -58,7 +63,7 @@ BEGIN
                    SELECT ctid AS spot FROM messages AS m
                     WHERE queue_id = p_queue.id AND recipient = v_recipients[1] AND state = 0 AND priority = rank
                       AND id >= v_from AND NOT has_expired(p_now, v_cutoff, m)
-                      AND (v_most = 0 OR receive_count < v_most)
+                      AND receive_count < v_most
                       AND (key IS NULL OR try_key(p_queue.id, NULL, key))
                     ORDER BY id LIMIT p_limit FOR UPDATE SKIP LOCKED) AS head
              LIMIT p_limit);
@@ -70,7 +75,7 @@ BEGIN
                       SELECT priority, id FROM messages AS m
                        WHERE queue_id = p_queue.id AND recipient = one AND state = 0
                          AND id >= v_from AND NOT has_expired(p_now, v_cutoff, m)
-                         AND (v_most = 0 OR receive_count < v_most)
+                         AND receive_count < v_most
                        ORDER BY priority DESC, id LIMIT p_limit + 64) AS next
                 ORDER BY next.priority DESC, next.id LIMIT p_limit + 64) AS chosen
          CROSS JOIN LATERAL (
@@ -89,7 +94,7 @@ CREATE FUNCTION choose(
     OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    v_most   bigint := max_receives(p_queue);
+    v_most   integer := fewer_than(p_queue);
     v_cutoff bigint := cutoff(p_now, p_queue);
     v_heads  tid[]  := heads(p_now, p_queue, p_limit, p_recipient);
 BEGIN
@@ -112,7 +117,7 @@ BEGIN
                 SELECT spot, id, priority, octet_length(text) AS size,
                        bool_and((p_recipient IS NULL OR recipient = p_recipient) AND due_at <= p_now
                                 AND NOT expired
-                                AND (v_most = 0 OR receive_count < v_most)) OVER (ORDER BY id) AS free
+                                AND receive_count < v_most) OVER (ORDER BY id) AS free
                   FROM (SELECT ctid AS spot, id, priority, text, recipient, due_at, receive_count,
                                has_expired(p_now, v_cutoff, m) AS expired FROM messages AS m
                          WHERE queue_id = p_queue.id AND key = firsts.key AND id > firsts.id
@@ -186,7 +191,7 @@ BEGIN
                 PERFORM pg_advisory_xact_lock(-v_queue.id);
             END IF;
             p_wait := false;
-            IF bring_up_to_date(p_now, p_at, v_queue, 1000) >= 10000 THEN
+            IF bring_up_to_date(p_now, p_at, v_queue, 100) >= 10000 THEN
                 IF v_taken = 0 THEN
                     RETURN NEXT ROW('late', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::delivery;
                 END IF;

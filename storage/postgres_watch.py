@@ -118,10 +118,10 @@ class Upkeep:
 
     Expired messages leave, dead letters get where they are read, remembered keys are forgotten, queues that nobody uses
     are deleted, deleted ones cleared; and the clock follows the shared one. `catch_up` does a step of what time has
-    done to a queue, and returns whether there is more.
+    done to a queue; below STEP no more is left.
     """
 
-    def __init__(self, pool: Pool, clock: Clock, catch_up: Callable[[str, int], bool]) -> None:
+    def __init__(self, pool: Pool, clock: Clock, catch_up: Callable[[str], int]) -> None:
         self._pool = pool
         self._clock = clock
         self._catch_up = catch_up
@@ -165,7 +165,7 @@ class Upkeep:
             self._after, WINDOW,
         )  # fmt: skip
         for name in late_queues(self._pool, now, [name for _, name, _ in window if name is not None]):
-            self._repeat(lambda name=name: self._catch_up(name, STEP))  # type: ignore[misc]
+            self._repeat(lambda name=name: self._catch_up(name) >= STEP)  # type: ignore[misc]
         self._forget([0, *(number for number, _, _ in window)], now)
         for number, name, expires in window:
             if name is None:

@@ -211,11 +211,15 @@ def _bury_spent(work: Work, queue: QueueRow, most: int) -> bool:
     receives = queue.settings.max_receives
     packed = runs.select_ready(work, queue, max(1, limit // runs.LONGEST) if limit else 0, receives)
     runs.unpack(work, queue, packed)
-    rows = work.all(
-        f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND state = 0 AND receive_count > 0 "
-        "AND receive_count >= ? ORDER BY receive_count, id LIMIT ?",
-        (queue.id, receives, limit),
-    )
-    some = _some(work, rows)
-    work.bury(queue, sorted(row[0] for row in some), "max_receives")
-    return bool(packed or some) or not work.budget  # the next of a key may have come up, received too often as well
+    while limit:
+        rows = work.all(
+            f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND state = 0 AND receive_count > 0 "
+            "AND receive_count >= ? ORDER BY receive_count, id LIMIT ?",
+            (queue.id, receives, limit),
+        )
+        if not rows:
+            return bool(packed)
+        some = _some(work, rows)
+        work.bury(queue, sorted(row[0] for row in some), "max_receives")
+        limit = min(limit - len(some), work.budget)  # of a key the next may have come up, received too often as well
+    return True

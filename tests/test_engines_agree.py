@@ -15,11 +15,12 @@ import pytest
 from handler import make_app
 from settings import Settings
 from storage import postgres_watch, sqlite_watch
-from storage.model import Store
+from storage.model import Engine
 from tests.conformance.engines import ENGINES, FakeClock
 from tests.wsgi import Client, Reply
 
 RECEIPT = re.compile(rb"([A-Za-z0-9._-]+~[1-9][0-9]*(?:-[0-9]+)?~)([0-9a-f]+)")
+AGE = re.compile(rb'"oldest_age": [0-9.]+, ')
 NOBODYS = "q~1~1"
 pytestmark = pytest.mark.postgres
 
@@ -41,7 +42,7 @@ def ask(method: str, target: str, body: object = None, /, later: float = 0.0, **
 class Session:
     """Requests to one engine, and its answers with the random part of each receipt made a number."""
 
-    def __init__(self, store: Store, clock: FakeClock) -> None:
+    def __init__(self, store: Engine, clock: FakeClock) -> None:
         self._store = store
         self._client = Client(make_app(Settings(), store))
         self._clock = clock
@@ -57,6 +58,8 @@ class Session:
         body = b"" if asked.body is None else self._filled(text).encode()
         headers = {"Content_Type": "application/json", **asked.headers} if body else asked.headers
         status, told, content = self._client.call(asked.method, self._filled(asked.target), body, **headers)
+        if asked.method == "PUT":  # it touches no message, and an engine may see what is past a new retention already
+            told, content = told | {"content-length": ""}, AGE.sub(b"", content)
         for found in RECEIPT.finditer(content):
             if found[0].decode() not in self.receipts and found[0].decode() != NOBODYS:
                 self.receipts.append(found[0].decode())

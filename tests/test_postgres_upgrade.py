@@ -110,11 +110,12 @@ def test_nodes_that_start_at_once_upgrade_it_once(url: str, clock: FakeClock) ->
 
 
 def test_a_node_of_the_older_version_is_refused_what_it_could_do_wrong(store: Store, url: str) -> None:
-    """A verb of which it would misread the answer, or which would undo what it does not know of, is not there for it."""
+    """A verb whose answer it would misread, or that would undo what it does not know of, is not there for it."""
     with psycopg.connect(url, autocommit=True) as node:
         for call in OLDER_CALLS:
+            statement = f"SELECT queue_service.{call}".encode()
             with pytest.raises(psycopg.errors.UndefinedFunction):
-                node.execute(f"SELECT queue_service.{call}".encode())
+                node.execute(statement)
     assert len(peek(store)) == 7
 
 

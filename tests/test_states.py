@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage.model import NewMessage, Receive, State, Store
+from storage.model import Engine, NewMessage, Receive, State
 from tests.conformance.engines import ENGINES, FakeClock
 
 OUTSIDE = "[*]"
@@ -24,7 +24,7 @@ ARROWS = set(re.findall(r"^    (\S+) --> (\S+): ", DIAGRAM, re.MULTILINE))
 class Watched:
     """A store with one queue, whose every step is watched for arrows."""
 
-    def __init__(self, store: Store, clock: FakeClock) -> None:
+    def __init__(self, store: Engine, clock: FakeClock) -> None:
         self.store = store
         self.arrows: set[tuple[str, str]] = set()
         self._clock = clock
@@ -168,7 +168,7 @@ def watched(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Callable[[Callable[[Watched], None]], set[tuple[str, str]]]]:
     """Runs a story on a fresh store; the arrows it went along."""
-    stores: list[Store] = []
+    stores: list[Engine] = []
 
     def run(story: Callable[[Watched], None]) -> set[tuple[str, str]]:
         clock = FakeClock()

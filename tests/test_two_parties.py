@@ -16,7 +16,6 @@ import pytest
 from storage import care_of
 from storage.model import Engine, Receive
 from storage.postgres import PostgresStore
-from storage.sqlite import SqliteStore
 from tests.between import Gate, around_transactions
 from tests.conformance.engines import ENGINES, PACE, FakeClock, postgres_database
 from tests.model_queue import SCRATCH
@@ -222,17 +221,11 @@ class Meeting(Pair):
 @contextmanager
 def _pair(engine: str, directory: Path) -> Iterator[Pair]:
     clock = FakeClock()
-    with closing(_open(engine, directory, clock)) as first, closing(_open(engine, directory, clock)) as second:
+    with closing(ENGINES[engine](directory, clock)) as first, closing(ENGINES[engine](directory, clock)) as second:
         pair = Pair(clock, lambda: rows_of(second), first, second)
         yield pair
         pair.world.drain(second)
     _check(f"sqlite:///{directory / 'queue.db'}" if engine == "sqlite" else postgres_database().url_for(directory))
-
-
-def _open(engine: str, directory: Path, clock: FakeClock) -> Engine:
-    store = ENGINES[engine](directory, clock)
-    assert isinstance(store, SqliteStore | PostgresStore)
-    return store
 
 
 @contextmanager

@@ -347,8 +347,10 @@ def test_a_lower_max_receives_passes_over_many_that_were_received_before(store: 
 
 
 def test_one_received_too_often_holds_its_key_up_no_longer_than_until_it_is_dead(store: Store) -> None:
-    send(store, "spent", "next", key="k")
-    store.release(lease_one(store).receipt)
+    send(store, "spent", "spent too", "next", key="k")
+    for held in lease(store, 2):
+        store.release(held.receipt)
     configure(store, max_receives=1)
+    assert stats(store)[:4] == (1, 0, 0, 0)
     assert take(store) == ["next"]
-    assert peek(store, queue="q.dead") == ["spent"]
+    assert peek(store, queue="q.dead") == ["spent", "spent too"]

@@ -75,6 +75,7 @@ CREATE INDEX arrived     ON messages (queue_id, arrived_at)                   WH
 CREATE INDEX waiting     ON messages (queue_id, greatest(due_at, arrived_at)) WHERE state = 0;
 CREATE INDEX received    ON messages (queue_id, receive_count DESC, id)       WHERE state = 0 AND receive_count > 0;
 CREATE INDEX keyed       ON messages (queue_id, key, id)                      WHERE key IS NOT NULL;
+CREATE INDEX leased_keys ON messages (queue_id, key)                          WHERE state = 1 AND key IS NOT NULL;
 CREATE INDEX dead_here   ON messages (queue_id, id)                           WHERE origin IS NOT NULL;
 CREATE INDEX buried      ON messages (queue_id, origin, id)                   WHERE origin IS NOT NULL;
 

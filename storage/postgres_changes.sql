@@ -173,8 +173,8 @@ BEGIN
                                           ORDER BY id LIMIT 1)
                                    FROM unnest(p_keys) AS wanted))
            AND state = 3
-           AND NOT EXISTS (SELECT FROM messages AS other
-                            WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1)
+           AND (SELECT id FROM messages AS other  -- LIMIT: or all leased ones might be looked at for each
+                 WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1 LIMIT 1) IS NULL
         RETURNING state
     )
     SELECT count(*), count(*) FILTER (WHERE state = 0) INTO v_all, v_ready FROM promoted;

@@ -68,7 +68,8 @@ BEGIN
         SELECT m.* FROM unnest(p_graves || p_queue.id) AS place, unnest(p_ids) AS one CROSS JOIN LATERAL (
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
                 WHERE queue_id = place AND id = one AND id > p_after AND origin IS NOT NULL
-                  AND (place = p_queue.id OR origin = p_queue.name)) AS m
+                  AND (place = p_queue.id OR origin = p_queue.name)
+                LIMIT 1) AS m  -- or none might be looked at by its id
         ORDER BY id LIMIT p_scan
     ), numbered AS (
         SELECT *, sum(size) OVER (ORDER BY id) - size AS before, row_number() OVER (ORDER BY id) AS n FROM scanned

@@ -70,7 +70,8 @@ BEGIN
     SELECT array_agg(dedup_id IS NULL OR (nth = 1 AND message_id = 0) ORDER BY n) INTO v_fresh
       FROM (SELECT n, new.dedup_id, message_id, row_number() OVER (PARTITION BY new.dedup_id ORDER BY n) AS nth
               FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
-              LEFT JOIN dedup AS known ON known.queue_id = p_queue.id AND known.dedup_id = new.dedup_id) AS numbered;
+              LEFT JOIN LATERAL (SELECT message_id FROM dedup  -- LIMIT: or they might be joined pair by pair
+                                  WHERE queue_id = p_queue.id AND dedup_id = new.dedup_id LIMIT 1) AS known ON true) AS numbered;
     IF true = ANY (v_fresh) THEN
         v_ids := insert_new(p_now, p_at, p_queue, ARRAY(
             SELECT (text, fields, key, priority, recipient, delay, ttl, dedup_id)::new_message
@@ -90,7 +91,8 @@ BEGIN
         SELECT CASE WHEN fresh THEN v_ids[count(*) FILTER (WHERE fresh) OVER (ORDER BY n)] ELSE message_id END
           FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
             AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
-          LEFT JOIN dedup AS known ON known.queue_id = p_queue.id AND known.dedup_id = new.dedup_id
+          LEFT JOIN LATERAL (SELECT message_id FROM dedup
+                              WHERE queue_id = p_queue.id AND dedup_id = new.dedup_id LIMIT 1) AS known ON true
          ORDER BY n);
     RETURN v_sent;
 END $$;

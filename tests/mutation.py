@@ -255,8 +255,7 @@ def main() -> None:
     )
     with TemporaryDirectory() as directory, ThreadPoolExecutor(options.jobs) as pool:
         run = _Run(Path(directory), options.jobs, time.monotonic() + 60 * options.minutes)
-        patterns = list({_pattern(mutant.path) for mutant in chosen})
-        usual = dict(zip(patterns, pool.map(lambda pattern: run.seconds(TESTS[pattern]), patterns), strict=True))
+        usual = {pattern: run.seconds(TESTS[pattern]) for pattern in {_pattern(mutant.path) for mutant in chosen}}
 
         def survives(mutant: Mutant) -> bool | None:
             outcome = run.survives(mutant, usual[_pattern(mutant.path)])

@@ -24,7 +24,8 @@ def consume(
     last = time.monotonic()
     done: list[Message] = []  # worked on, and not acked yet: that goes with the request for the next ones
     while not client.is_closed():
-        wait = LONGEST_WAIT if idle is None else min(LONGEST_WAIT, max(0.0, last + idle - time.monotonic()))
+        asked = time.monotonic()
+        wait = LONGEST_WAIT if idle is None else min(LONGEST_WAIT, max(0.0, last + idle - asked))
         try:
             messages = _next(client, done, lease, batch, wait, source)
         except QueueError:
@@ -32,7 +33,7 @@ def consume(
                 break  # it was cut off
             raise
         if messages:
-            done = yield from _work_through(client, leases, messages, lease)
+            done = yield from _work_through(client, leases, messages, lease, asked)
             last = time.monotonic()
         elif idle is not None and time.monotonic() >= last + idle:
             return
@@ -54,10 +55,10 @@ def _next(
 
 
 def _work_through(
-    client: QueueClient, leases: LeaseKeeper, messages: list[Message], lease: float
+    client: QueueClient, leases: LeaseKeeper, messages: list[Message], lease: float, asked: float
 ) -> Generator[Message, None, list[Message]]:
     """Yield the messages and ack each when it is done; return the last one if it is still to be acked."""
-    if not leases.hold(messages, lease):  # closed meanwhile
+    if not leases.hold(messages, lease, asked):  # closed meanwhile
         client.give_back(messages, counted=False)
         return []
     in_hand: Message | None = None

@@ -41,9 +41,12 @@ class LeaseKeeper:
         self.start_afresh()
         _keepers.add(self)
 
-    def hold(self, messages: Iterable[Message], lease: float) -> bool:
-        """Renew the leases, just taken for `lease` seconds, from now on. False, and nothing is held, after `close`."""
-        due = time.monotonic() + lease / 2
+    def hold(self, messages: Iterable[Message], lease: float, asked: float) -> bool:
+        """Renew the leases of `lease` seconds from now on. False, and nothing is held, after `close`.
+
+        They may have begun as early as they were `asked` for (monotonic): the reply may have been late, or lost once.
+        """
+        due = asked + lease / 2
         with self._changed:
             if self._closed:
                 return False

@@ -75,11 +75,9 @@ def _work_through(
         return []
     finally:
         # After a break or an exception in the body, between which a generator sees no difference, some are still held.
-        held = [message for message in messages if leases.let_go(message.receipt)]
-        failed = [message for message in held if message is in_hand]
-        if failed:
-            client.give_back(failed, delay=_pause_after(failed[0]))
-        client.give_back([message for message in held if message is not in_hand], counted=False)
+        if in_hand is not None and leases.let_go(in_hand.receipt):
+            client.give_back([in_hand], delay=_pause_after(in_hand))
+        client._hand_back(messages)
 
 
 def _pause_after(message: Message) -> float:

@@ -98,6 +98,21 @@ def test_a_message_that_fails_again_stays_away_for_longer(client: QueueClient) -
     assert client.peek()[0].receive_count == 3
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["break", "close"])
+def test_leases_hold_until_it_is_each_messages_turn_to_be_handed_back__row_34(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient, closes: bool
+) -> None:
+    client.put_settings({"max_receives": 1})
+    client.send_many([str(number) for number in range(60)])
+    proxy.delay = 0.05  # so that it takes 3 s, one after the other
+    for message in proxied.consume(lease=1.5, batch=60):
+        message.ack()
+        if not closes:
+            break
+        proxied.close()
+    assert [state for _, *state in states(client)] == [["ready", 0]] * 59
+
+
 # Leases that are renewed.
 
 

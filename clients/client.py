@@ -249,7 +249,7 @@ class QueueClient(Settling):
         """
         unbegun = self._leases.close()
         self._transport.close()
-        self.give_back(unbegun, counted=False)
+        self._hand_back(unbegun)
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,8 @@ def consume(
     last = time.monotonic()
     done: list[Message] = []  # worked on, and not acked yet: that goes with the request for the next ones
     while not client.is_closed():
-        wait = LONGEST_WAIT if idle is None else min(LONGEST_WAIT, max(0.0, last + idle - time.monotonic()))
+        asked = time.monotonic()
+        wait = LONGEST_WAIT if idle is None else min(LONGEST_WAIT, max(0.0, last + idle - asked))
         try:
             messages = _next(client, done, lease, batch, wait, source)
         except QueueError:
@@ -32,7 +33,7 @@ def consume(
                 break  # it was cut off
             raise
         if messages:
-            done = yield from _work_through(client, leases, messages, lease)
+            done = yield from _work_through(client, leases, messages, lease, asked)
             last = time.monotonic()
         elif idle is not None and time.monotonic() >= last + idle:
             return
@@ -54,10 +55,10 @@ def _next(
 
 
 def _work_through(
-    client: QueueClient, leases: LeaseKeeper, messages: list[Message], lease: float
+    client: QueueClient, leases: LeaseKeeper, messages: list[Message], lease: float, asked: float
 ) -> Generator[Message, None, list[Message]]:
     """Yield the messages and ack each when it is done; return the last one if it is still to be acked."""
-    if not leases.hold(messages, lease):  # closed meanwhile
+    if not leases.hold(messages, lease, asked):  # closed meanwhile
         client.give_back(messages, counted=False)
         return []
     in_hand: Message | None = None
@@ -74,11 +75,9 @@ def _work_through(
         return []
     finally:
         # After a break or an exception in the body, between which a generator sees no difference, some are still held.
-        held = [message for message in messages if leases.let_go(message.receipt)]
-        failed = [message for message in held if message is in_hand]
-        if failed:
-            client.give_back(failed, delay=_pause_after(failed[0]))
-        client.give_back([message for message in held if message is not in_hand], counted=False)
+        if in_hand is not None and leases.let_go(in_hand.receipt):
+            client.give_back([in_hand], delay=_pause_after(in_hand))
+        client._hand_back(messages)
 
 
 def _pause_after(message: Message) -> float:

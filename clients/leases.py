@@ -41,9 +41,12 @@ class LeaseKeeper:
         self.start_afresh()
         _keepers.add(self)
 
-    def hold(self, messages: Iterable[Message], lease: float) -> bool:
-        """Renew the leases, just taken for `lease` seconds, from now on. False, and nothing is held, after `close`."""
-        due = time.monotonic() + lease / 2
+    def hold(self, messages: Iterable[Message], lease: float, asked: float) -> bool:
+        """Renew the leases of `lease` seconds from now on. False, and nothing is held, after `close`.
+
+        They may have begun as early as they were `asked` for (monotonic): the reply may have been late, or lost once.
+        """
+        due = asked + lease / 2
         with self._changed:
             if self._closed:
                 return False
@@ -56,12 +59,13 @@ class LeaseKeeper:
             return True
 
     def begin(self, message: Message) -> bool:
-        """Mark the message as worked on. False if it is not held: its lease was lost, or it is another process's."""
+        """Mark the message as worked on. False after `close`, or if its lease was lost or is another process's."""
         with self._changed:
             held = self._held.get(_receipt(message))
-            if held is not None:
-                held.is_begun = True
-            return held is not None
+            if held is None or self._closed:
+                return False
+            held.is_begun = True
+            return True
 
     def let_go(self, receipt: str | None) -> bool:
         """Renew it no longer. False if it was not held: settled already, or lost to another reader."""
@@ -69,14 +73,11 @@ class LeaseKeeper:
             return self._held.pop(receipt or "", None) is not None
 
     def close(self) -> list[Message]:
-        """Let go of the messages that are not worked on, and return them; hold no others from now on."""
+        """Hold no others from now on. Return the messages that are not worked on: they are held until let go."""
         with self._changed:
             self._closed = True
-            unbegun = [held.message for held in self._held.values() if not held.is_begun]
-            for message in unbegun:
-                del self._held[_receipt(message)]
             self._changed.notify()
-            return unbegun
+            return [held.message for held in self._held.values() if not held.is_begun]
 
     def start_afresh(self) -> None:
         """Forget all that is held, and the thread: in a forked child both are the parent's, a held lock too."""

@@ -81,6 +81,13 @@ class Settling(Administration):
 
     dead = reject
 
+    def _hand_back(self, messages: list[Message]) -> None:
+        """Give back those that are held, as if undelivered; the leases of those whose turn has yet to come hold on."""
+        try:
+            self.give_back((message for message in messages if self._leases.let_go(message.receipt)), counted=False)
+        finally:
+            self._let_go(messages)
+
     def _ack_last(self, messages: Iterable[Message | Run | str]) -> AckResult:
         """As ack_many, after `close` too: for work that was under way then.
 

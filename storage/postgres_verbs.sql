@@ -50,8 +50,13 @@ BEGIN
         RETURN;
     END IF;
     -- A key over several queues is no one queue's: what came from which must not depend on which is there now.
+    -- One queue's is remembered with it, so it stays until then, and one that is made meanwhile is not read yet.
     IF cardinality(p_names) = 1 THEN
+        PERFORM pg_advisory_xact_lock_shared(-1, hashtext(p_names[1]));
         SELECT * INTO v_queue FROM queues WHERE name = p_names[1];
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
     END IF;
     v_reply := remembered(p_now, coalesce(v_queue.id, 0), p_once, p_fingerprint);
     IF v_reply IS NULL THEN

@@ -98,6 +98,21 @@ def test_a_message_that_fails_again_stays_away_for_longer(client: QueueClient) -
     assert client.peek()[0].receive_count == 3
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["break", "close"])
+def test_leases_hold_until_it_is_each_messages_turn_to_be_handed_back__row_34(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient, closes: bool
+) -> None:
+    client.put_settings({"max_receives": 1})
+    client.send_many([str(number) for number in range(60)])
+    proxy.delay = 0.05  # so that it takes 3 s, one after the other
+    for message in proxied.consume(lease=1.5, batch=60):
+        message.ack()
+        if not closes:
+            break
+        proxied.close()
+    assert [state for _, *state in states(client)] == [["ready", 0]] * 59
+
+
 # Leases that are renewed.
 
 
@@ -113,6 +128,17 @@ def test_leases_of_a_large_batch_far_from_the_service_hold(
             assert other.result() == []
             proxy.delay = 0
             break
+
+
+def test_a_lease_that_a_late_reply_brought_is_renewed_in_time(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient
+) -> None:
+    client.send("held")
+    proxy.delay = 1.5  # so that half a second is left of the lease
+    for _ in proxied.consume(lease=2):
+        proxy.delay = 0
+        assert client.receive(lease=30, wait=1.5) == []
+        break
 
 
 def test_a_renewal_that_failed_is_tried_again_before_the_lease_ends(
@@ -144,7 +170,7 @@ def test_a_message_that_is_gone_is_dropped_and_those_renewed_with_it_stay(client
     client.send_many(["a", "gone", "b"])
     messages = client.receive(limit=3, lease=2)
     keeper = LeaseKeeper(lambda messages, lease, timeout: client.extend_many(messages, lease))
-    keeper.hold(messages, 2)
+    keeper.hold(messages, 2, time.monotonic())
     messages[1].ack()
     assert client.receive(lease=30, wait=3) == []
     assert [keeper.begin(message) for message in messages] == [True, False, True]

@@ -106,6 +106,46 @@ def test_a_message_that_a_read_is_just_taking_is_given_to_no_other(
     assert take(store, 2) == ["a"]
 
 
+def _read_again(store: Store) -> list[str]:
+    return texts(store.receive(Receive(queues=("q",)), Once("key", b"")))
+
+
+def _use_the_key(party: psycopg.Connection[Any]) -> None:
+    """As another request with this Idempotency-Key that is under way."""
+    party.execute("SELECT pg_advisory_xact_lock((SELECT coalesce(max(id), 0) FROM queues)::int, hashtext('key'))")
+
+
+def test_a_repeated_read_of_a_queue_that_is_made_beside_it_takes_nothing_twice(
+    store: Store, party: psycopg.Connection[Any], threads: ThreadPoolExecutor
+) -> None:
+    _use_the_key(party)
+    first = threads.submit(_read_again, store)
+    time.sleep(0.2)  # it waits, or has looked and found nothing
+    send(store, "a", "b")
+    party.commit()
+    assert first.result() == []
+    assert _read_again(store) == ["a"] == _read_again(store)
+
+
+def test_a_repeated_read_of_a_queue_that_is_made_anew_beside_it_takes_nothing_twice(
+    url: str, store: Store, party: psycopg.Connection[Any], threads: ThreadPoolExecutor
+) -> None:
+    def make_anew() -> None:
+        store.delete_queue("q")
+        send(store, "a", "b")
+
+    send(store, "before")
+    _use_the_key(party)
+    first = threads.submit(_read_again, store)
+    _when_it_waits(url, first)
+    made = threads.submit(make_anew)
+    time.sleep(0.2)  # it waits, or is done
+    party.commit()
+    made.result()
+    assert first.result() == ["before"]
+    assert _read_again(store) == ["a"] == _read_again(store)
+
+
 def test_a_message_that_a_lease_is_just_taking_is_given_to_no_other(
     store: Store, party: psycopg.Connection[Any], clock: FakeClock
 ) -> None:

@@ -33,6 +33,7 @@ from storage.model import (
 ANY = "any"  # of `recipients`, the only value
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
+MAX_ID = 2**63 - 2  # what is before and after it can be asked for too
 
 
 class Ask(NamedTuple):
@@ -147,7 +148,7 @@ def page(environ: Environ) -> Page:
 
 def message_id(text: str) -> int:
     """Raises MessageNotFound for digits that are no id."""
-    if not _ID.fullmatch(text) or int(text) >= 2**63:
+    if not _ID.fullmatch(text) or int(text) > MAX_ID:
         raise MessageNotFound
     return int(text)
 
@@ -281,7 +282,7 @@ def _ids(given: object) -> list[int]:
     for index, one in enumerate(given):
         if not isinstance(one, str) or not _ID.fullmatch(one):
             raise InvalidInput("an id is a string of digits", field="ids", index=index)
-    return [int(one) for one in given]
+    return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has another
 
 
 def _receipts(document: Mapping[str, Any], field: str, least: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from heapq import merge
 from itertools import islice
 from typing import Any
@@ -131,14 +132,19 @@ def redrive(work: Work, queue: QueueRow, limit: int, bounds: tuple[int, int], re
     looked_at = MOVED if reason is not None else most + 100
     sources: list[tuple[str, tuple[Any, ...]]] = [("queue_id = ?1 AND origin IS NOT NULL", (queue.id, None))]
     sources += [("queue_id = ?1 AND origin = ?2", (grave, queue.name)) for grave in graves(work.connection, queue.name)]
-    found = [
-        work.all(
-            f"SELECT {_LETTER} FROM messages WHERE {which} AND id > ?3 AND id <= ?4 ORDER BY id LIMIT ?5",
-            (*values, *bounds, looked_at),
-        )
-        for which, values in sources
-    ]
-    rows = list(islice(merge(*found), looked_at))
+    with ExitStack() as stack:  # of each source only as many rows are read as are looked at
+        found = [
+            stack.enter_context(
+                closing(
+                    work.execute(
+                        f"SELECT {_LETTER} FROM messages WHERE {which} AND id > ?3 AND id <= ?4 ORDER BY id LIMIT ?5",
+                        (*values, *bounds, looked_at),
+                    )
+                )
+            )
+            for which, values in sources
+        ]
+        rows = list(islice(merge(*found), looked_at))
     chosen: list[Any] = []
     size = 0
     for row in rows:

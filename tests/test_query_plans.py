@@ -140,6 +140,30 @@ def test_whether_a_key_is_locked_is_asked_of_its_leased_messages_alone(path: Pat
     store.close()
 
 
+def test_a_step_of_a_redrive_reads_no_more_rows_for_many_dead_letter_queues_than_for_one(path: Path) -> None:
+    read: list[object] = []
+
+    def note(cursor: apsw.Cursor, row: Any) -> Any:
+        read.append(row)
+        return row
+
+    def count_rows(connection: apsw.Connection) -> None:
+        connection.row_trace = note
+
+    clock = FakeClock()
+    with on_each_connection(count_rows):
+        store = SqliteStore(path, clock=clock)
+        for grave in range(20):
+            configure(store, dead_letter_queue=f"grave{grave}", dead_letter_expired=True)
+            send(store, *map(str, range(200)), ttl=1)
+            clock.advance(2)
+            peek(store)
+        read.clear()
+        assert store.redrive("q", limit=1) == 1
+        assert len(read) < 200
+        store.close()
+
+
 def _reads_all(step: str) -> bool:
     """A scan, but for one of values given with the statement, of queues (few) or of an inner select."""
     if not step.startswith("SCAN"):

@@ -193,6 +193,15 @@ def test_a_redrive_of_something_else_is_refused(client: Client, document: object
     assert_refused(client.post("/queues/default/redrive", document), field)
 
 
+@pytest.mark.parametrize("number", [2**63 - 2, 2**63 - 1, 2**63, 10**19 - 1])
+def test_a_number_too_large_for_an_id_is_of_no_message(client: Client, number: int) -> None:
+    client.post("/messages", {"text": "a"})
+    path = f"/queues/default/messages/{number}"
+    replies = [client.get(path), client.call("DELETE", path), client.call("PATCH", path, b'{"delay": 0}')]
+    assert [reply.json["code"] for reply in replies] == ["message_not_found"] * 3
+    assert client.post("/queues/default/redrive", {"ids": [str(number)]}).json == {"redriven": 0}
+
+
 # Settings.
 
 

@@ -25,9 +25,18 @@ IMPATIENT = """
 from pathlib import Path
 from doors import worker
 assert 0.4 < worker.PATIENCE and 0.2 < worker.LEAST_PATIENCE
-worker.PATIENCE, worker.LEAST_PATIENCE, worker.LEAST_RATE = 0.4, 0.2, 10_000_000
+worker.PATIENCE, worker.LEAST_PATIENCE, worker.LEAST_RATE, worker.HURRIED_RATE = 0.4, 0.2, 10_000_000, 10_000_000
 exec(Path("gunicorn.conf.py").read_text())
 assert 1 < _CLIENT_PATIENCE
+_CLIENT_PATIENCE = 1
+"""
+
+HURRIED = """
+from doors import worker
+assert worker.LEAST_RATE < 100_000 < worker.HURRIED_RATE
+worker.PATIENCE, worker.HURRIED_RATE = 0.4, 10_000_000
+from pathlib import Path
+exec(Path("gunicorn.conf.py").read_text())
 _CLIENT_PATIENCE = 1
 """
 
@@ -42,11 +51,21 @@ def server() -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    config = tmp_path_factory.mktemp("impatient") / "conf.py"
-    config.write_text(IMPATIENT)
-    more = {"WEB_CONCURRENCY": "1", "QUEUE_THREADS": str(THREADS), "GUNICORN_CMD_ARGS": f"--config {config}"}
-    with LiveServer(more) as running:
+    with configured(tmp_path_factory, IMPATIENT) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with configured(tmp_path_factory, HURRIED) as running:
+        yield running
+
+
+def configured(places: pytest.TempPathFactory, text: str) -> LiveServer:
+    config = places.mktemp("configured") / "conf.py"
+    config.write_text(text)
+    more = {"WEB_CONCURRENCY": "1", "QUEUE_THREADS": str(THREADS), "GUNICORN_CMD_ARGS": f"--config {config}"}
+    return LiveServer(more)
 
 
 @pytest.fixture
@@ -132,12 +151,13 @@ def reading_nothing(connection: socket.socket) -> None:
     connection.recv(1)  # the reply is on its way
 
 
-def reading_in_drops(connection: socket.socket) -> None:
+def reading_in_drops(connection: socket.socket, drop: int = 50_000) -> None:
+    """By default enough to let the server send on, again and again."""
     connection.recv(1)
 
     def drip() -> None:
         with suppress(OSError):
-            while connection.recv(50_000):  # enough to let the server send on, again and again
+            while connection.recv(drop):
                 time.sleep(0.1)
 
     threading.Thread(target=drip, daemon=True).start()
@@ -155,6 +175,20 @@ def test_clients_that_take_their_replies_too_slowly_are_cut_off(
     for _ in range(THREADS):
         read(connected(impatient, clients, b"GET /queues/%s/peek HTTP/1.1\r\nHost: q\r\n\r\n" % name))
     assert seconds_until_answered(impatient) < ANSWERED_WITHIN
+
+
+def test_clients_that_take_their_replies_steadily_go_faster_or_go_while_others_wait_for_their_threads(
+    hurried: LiveServer, clients: ExitStack
+) -> None:
+    """100 kB/s is enough for one that nobody waits for, and would hold its thread for minutes."""
+    text = b"x" * (MAX_READ_BYTES // 4)
+    head = b"POST /queues/large/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    for _ in range(4):
+        assert ask(hurried, head % len(text) + text).startswith(b"HTTP/1.1 200 ")
+    for _ in range(THREADS):
+        reading_in_drops(connected(hurried, clients, b"GET /queues/large/peek HTTP/1.1\r\nHost: q\r\n\r\n"), 10_000)
+    time.sleep(0.3)  # they have the threads
+    assert seconds_until_answered(hurried) < ANSWERED_WITHIN
 
 
 @pytest.mark.slow

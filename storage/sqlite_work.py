@@ -140,9 +140,9 @@ class Work:
         return found
 
     def note_use(self, queue: QueueRow) -> None:
-        """Keep the time of this use, for the setting `expires`; not of each, since that would be a write a read."""
+        """Keep the time of this use, to within a second, for the setting `expires`: of each would be a write a read."""
         expires = queue.settings.expires
-        if expires is not None and self.now - queue.used_at >= expires * 1000 / 4:
+        if expires is not None and self.now - queue.used_at >= min(1_000, expires * 1000 / 10):
             self.execute("UPDATE queues SET used_at = ? WHERE id = ?", (self.now, queue.id))
             self._replace(queue, used_at=self.now)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from fnmatch import translate
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +143,8 @@ def _grant(line: str) -> Grant:
     digest = bytes.fromhex(hashed[1]) if hashed else hash_of(secret)
     covered = re.compile("|".join(map(translate, patterns.split(","))))
     literals = [re.split(r"[]*?[]", pattern)[0] for pattern in patterns.split(",")]
-    prefix = os.path.commonprefix(literals)  # noqa: RUF071  # character by character is what is meant
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*literals, strict=False))
+    prefix = "".join(column[0] for column in alike)
     return Grant(name, digest, frozenset(rights.split(",")), covered, prefix)
 
 

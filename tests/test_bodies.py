@@ -24,7 +24,7 @@ from settings import Settings
 from storage.errors import Busy, InvalidInput
 from storage.model import MAX_BATCH
 from tests.figures import Tell
-from tests.live import LiveServer
+from tests.live import LiveServer, await_true
 from tests.wsgi import Client, a_store
 
 SIZE = Settings().max_body
@@ -178,6 +178,7 @@ def attack(name: str, shapes: list[str], tell: Tell) -> None:
     bodies = [SHAPES[shape]() for shape in shapes]
     found: Counter[int] = Counter()
     with LiveServer() as server:
+        await_true(lambda: len(server.workers) == Settings().workers)
         workers, before = server.workers, memory(server)
         posting = [
             threading.Thread(target=post, args=[server.port, bodies[number % len(bodies)], found])

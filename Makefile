@@ -13,7 +13,7 @@ copy: .venv/service ## see a file copied through the queue: starts the service, 
 	@.venv/bin/python docs/demo.py $(if $(FILE),"$(FILE)")
 
 test: .venv/tox ## run the tests on every Python there is, style and types (one: .venv/bin/tox run -e py311)
-	.venv/bin/tox run-parallel --parallel 2 --parallel-no-spinner --skip-missing-interpreters $(MISSING)
+	.venv/bin/tox run-parallel --parallel 3 --parallel-no-spinner --skip-missing-interpreters $(MISSING)
 
 serve: .venv/service ## serve on http://127.0.0.1:5000 (PORT=… for another), messages in queue.db
 	.venv/bin/gunicorn handler:app

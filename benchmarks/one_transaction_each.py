@@ -15,7 +15,7 @@ import apsw
 
 from handler import Application
 from storage.commit import GroupCommit
-from storage.model import Store
+from storage.model import Engine
 from storage.sqlite import SqliteStore
 from storage.sqlite_work import Work
 
@@ -59,7 +59,7 @@ class PlainStore(SqliteStore):
 
 class PlainApplication(Application):
     @property
-    def whole_store(self) -> Store:
+    def whole_store(self) -> Engine:
         with self._opening:
             if self._store is None:
                 path = self.settings.database_url.removeprefix("sqlite:///")

@@ -3,7 +3,9 @@
 from clients.client import QueueClient
 from clients.errors import (
     BadRequest,
+    Closed,
     Forbidden,
+    MessageLeased,
     NotAllowed,
     NotFound,
     PreconditionFailed,
@@ -16,16 +18,30 @@ from clients.errors import (
     Unavailable,
     Unreachable,
 )
-from clients.messages import AckResult, Attribute, Lease, Message, NextMessages, Outgoing, TransactionReply
+from clients.messages import (
+    AckResult,
+    Attribute,
+    ExtendResult,
+    Lease,
+    Message,
+    NextMessages,
+    Outgoing,
+    SentId,
+    SentIds,
+    TransactionReply,
+)
 from clients.runs import Run
 
 __all__ = [
     "AckResult",
     "Attribute",
     "BadRequest",
+    "Closed",
+    "ExtendResult",
     "Forbidden",
     "Lease",
     "Message",
+    "MessageLeased",
     "NextMessages",
     "NotAllowed",
     "NotFound",
@@ -36,6 +52,8 @@ __all__ = [
     "QueueError",
     "QueueFull",
     "Run",
+    "SentId",
+    "SentIds",
     "StaleReceipt",
     "TooManyFailures",
     "TransactionReply",

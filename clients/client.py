@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self, Unpack
 from urllib.parse import urlencode
 
 from clients.consuming import LONGEST_WAIT, consume
@@ -27,6 +26,10 @@ from clients.messages import (
     Message,
     NextMessages,
     Outgoing,
+    Reading,
+    ReadingOne,
+    SentId,
+    SentIds,
     Source,
     TransactionReply,
     encode,
@@ -44,9 +47,10 @@ class QueueClient(Settling):
     """One queue service, with `queue` as the queue meant where a call names none. Safe to share between threads.
 
     `timeout` (s) is for connecting and for one reply. A call that found no connection, lost its reply, or was
-    told 503 or 429 is tried again for `retry_for` seconds, with backoff and as Retry-After asks; a write carries
-    one Idempotency-Key over all its tries, so that it is stored once. `trust_env` honours proxy and certificate
-    settings in the environment; `verify` is as in requests.
+    answered 429, 502, 503 or 504 is tried again for `retry_for` seconds, with backoff and as Retry-After asks. A
+    call that changes something carries one Idempotency-Key over all its tries, so it is done once, and a read
+    returns what the first try took. `trust_env` honours proxy and certificate settings in the environment; `verify`
+    is as in requests.
 
     Every call raises ProblemError with the service's problem document, or Unreachable; see clients.errors.
     """
@@ -68,6 +72,9 @@ class QueueClient(Settling):
         )
         self._leases = LeaseKeeper(self._renew)
 
+    def is_closed(self) -> bool:
+        return self._transport.is_closed()
+
     def send(
         self,
         text: str,
@@ -80,27 +87,32 @@ class QueueClient(Settling):
         ttl: float | None = None,
         dedup_id: str | None = None,
         queue: str | None = None,
-    ) -> str:
-        """The message is on disk; its id. What each field means is said at clients.Outgoing.
+    ) -> SentId:
+        """Send a message and return its id. The message is on disk when this returns; clients.Outgoing has the fields.
 
+        Where the dedup_id is known, nothing is stored: the id is the first message's, and its `duplicate` is True.
         Raises QueueFull, BadRequest, ValueError for a lone surrogate.
         """
         message = given(
             text=text, key=key, priority=priority, recipient=recipient, attributes=attributes, delay=delay, ttl=ttl,
             dedup_id=dedup_id,
         )  # fmt: skip
-        return str(json.loads(self._post(queue, encode(message)).body)["id"])
+        reply = json.loads(self._post(queue, encode(message)).body)
+        sent = SentId(reply["id"])
+        sent.duplicate = reply.get("duplicate", False)
+        return sent
 
     def send_many(
         self, messages: Iterable[str | Outgoing], *, queue: str | None = None, idempotency_key: str | None = None
-    ) -> list[str]:
-        """All are on disk, in order, or none is; their ids. At most 10,000; a bare string is a message's text.
+    ) -> SentIds:
+        """Send all messages, in order, or none; return their ids. At most 10,000; a bare string is a message's text.
 
-        `idempotency_key`: for a caller that can repeat the call itself, after a crash for instance.
+        The list's `duplicates` has the places of those that a known dedup_id suppressed. `idempotency_key`: for a
+        caller that can repeat the call itself, after a crash for instance.
         """
         batch = list(several(messages))
         if not batch:
-            return []
+            return SentIds()
         content, kind = encode_batch(batch)
         return self.send_encoded(content, kind, queue=queue, idempotency_key=idempotency_key)
 
@@ -111,9 +123,10 @@ class QueueClient(Settling):
         *,
         queue: str | None = None,
         idempotency_key: str | None = None,
-    ) -> list[str]:
+    ) -> SentIds:
         """As send_many, for a caller that made the batch's JSON itself; `kind` is its media type."""
-        return list(json.loads(self._post(queue, batch, idempotency_key, kind).body)["ids"])
+        reply = json.loads(self._post(queue, batch, idempotency_key, kind).body)
+        return SentIds(reply["ids"], reply.get("duplicates", ()))
 
     def receive(
         self,
@@ -121,21 +134,17 @@ class QueueClient(Settling):
         limit: int = 1,
         wait: float = 0,
         lease: Lease | None = None,
-        recipient: str | None = None,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> list[Message]:
-        """Up to `limit` messages (1–1000) as soon as there is one, or none after `wait` seconds.
+        """Return up to `limit` messages (1–1000) as soon as there is one, or none after `wait` seconds.
 
-        Without a lease they are gone from the queue: delivered at most once. With one, in seconds or "default"
-        for the queue's own, they are invisible to others until it ends, and have to be acked. With `recipient`
-        only what is addressed to it is read, without it only what is addressed to nobody. `queues`: take from
-        these, in this order of preference.
+        Without a lease they are removed from the queue: delivered at most once. With one, in seconds or "default"
+        for the queue's own, they are invisible to others until it ends, and have to be acked. With `recipient` only
+        messages addressed to it are read, without it only unaddressed ones, with `any_recipient` all. `queues`: take
+        from these, in this order of preference.
         """
-        documents = self.receive_documents(
-            limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue, queues=queues
-        )
-        return [received(document, queue or self.queue, self) for document in documents]
+        documents = self.receive_documents(limit=limit, wait=wait, lease=lease, **source)
+        return [received(document, source.get("queue") or self.queue, self) for document in documents]
 
     def receive_documents(
         self,
@@ -143,13 +152,10 @@ class QueueClient(Settling):
         limit: int = 1,
         wait: float = 0,
         lease: Lease | None = None,
-        recipient: str | None = None,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> list[dict[str, Any]]:
         """As receive, but in the words of the wire: cheaper where messages come by the thousand."""
-        reply = self._read(Source(queue, queues, recipient), limit, wait, lease, {})
-        return [] if reply is None else _documents(reply)
+        return self._read(Source(**source), limit, wait, lease)
 
     def receive_runs(
         self,
@@ -157,28 +163,13 @@ class QueueClient(Settling):
         lease: Lease,
         limit: int = 1000,
         wait: float = 0,
-        recipient: str | None = None,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> list[Run]:
         """As receive, in columns: for a reader that takes messages by the thousand and looks at texts and attributes.
 
         They are acked as runs, by ack_many or ack_and_receive_runs, or one by one by their `receipts`.
         """
-        reply = self._read(Source(queue, queues, recipient), limit, wait, lease, {"Accept": RUNS})
-        return [] if reply is None else runs_of(json.loads(reply.body))
-
-    def _read(
-        self, source: Source, limit: int, wait: float, lease: Lease | None, headers: dict[str, str]
-    ) -> Reply | None:
-        query: list[tuple[str, str | int | float]] = [("limit", limit)] if limit != 1 or lease is not None else []
-        if lease is not None:
-            query.append(("lease", round(lease, 3) if isinstance(lease, float) else lease))
-        if source.recipient is not None:
-            query.append(("recipient", source.recipient))
-        query += [("queue", name) for name in source.queues or ()]
-        path = "/messages" if source.queues else f"{self._path(source.queue)}/messages"
-        return self._poll(path, query, wait, headers, once=lease is None)
+        return runs_of(self._read(Source(**source), limit, wait, lease, {"Accept": RUNS}))
 
     def consume(
         self,
@@ -186,18 +177,21 @@ class QueueClient(Settling):
         lease: float = 60,
         batch: int = 1,
         idle: float | None = None,
-        recipient: str | None = None,
-        queue: str | None = None,
-        queues: Sequence[str] | None = None,
+        **source: Unpack[Reading],
     ) -> Iterator[Message]:
-        """Messages one after the other, for ever, or until there was none for `idle` seconds.
+        """Yield messages one after the other, for ever, or until there was none for `idle` seconds.
 
-        Each is acked when the loop comes back for the next one, unless the body settled it. When the body
-        raises or breaks, the message in hand is given back unacked. The lease (s) is renewed in the background
-        while the body works. `batch`: how many are leased at once. The others are as in receive.
+        Each is acked when the loop comes back for the next one, unless the body settled it. The lease (s) is renewed
+        in the background while the body works. `batch`: how many are leased at once. The others are as in receive.
+
+        When the body breaks or raises, the message in hand is given back, to be delivered again in a second, and
+        after twice as long at each further delivery, up to five minutes: so one that always fails does not hold up the
+        others. To give it back otherwise, release it before the break. Messages that the body has not seen are
+        given back at once, as if they had not been delivered. After `close` the loop ends likewise, once the body has
+        returned. A process that ends by a signal gives back only if its handler raises, as that of SIGINT does.
         """
-        source = Source(queue, queues, recipient)
-        return consume(self, self._leases, lease=lease, batch=batch, idle=idle, source=source)
+        self._transport.check_open()
+        return consume(self, self._leases, lease=lease, batch=batch, idle=idle, source=Source(**source))
 
     def transact(
         self,
@@ -215,10 +209,10 @@ class QueueClient(Settling):
         document: dict[str, Any] = {"ack": self._let_go(ack), "send": sent}
         if receive is not None:
             document["receive"] = {"queue": self.queue, **given(**receive)}
-        told = self._transact(document, {"Idempotency-Key": idempotency_key or uuid.uuid4().hex})
+        reply = self._transact(document, key=idempotency_key)
         name = (receive or {}).get("queue") or self.queue
-        messages = [received(document, name, self) for document in told.get("messages", ())]
-        return TransactionReply(list(told.get("ids", ())), messages)
+        messages = [received(document, name, self) for document in reply.get("messages", ())]
+        return TransactionReply(list(reply.get("ids", ())), list(reply.get("duplicates", ())), messages)
 
     def ack_and_receive(
         self,
@@ -227,14 +221,10 @@ class QueueClient(Settling):
         limit: int = 1,
         wait: float = 0,
         lease: Lease = "default",
-        recipient: str | None = None,
-        queue: str | None = None,
+        **source: Unpack[ReadingOne],
     ) -> tuple[AckResult, list[dict[str, Any]]]:
         """Ack these, as ack_many does, and lease the next ones, in one request: a reader's whole loop."""
-        receipts = self._let_go(messages)
-        ask = given(limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue)
-        done, told = self._settle_and_read(receipts, ask, {})
-        return (done, told) if done else (self.ack_many(receipts, queue=queue), self.receive_documents(**ask))
+        return self._settle_and_read(messages, Source(**source), limit, wait, lease)
 
     def ack_and_receive_runs(
         self,
@@ -243,68 +233,97 @@ class QueueClient(Settling):
         lease: Lease,
         limit: int = 1000,
         wait: float = 0,
-        recipient: str | None = None,
-        queue: str | None = None,
+        **source: Unpack[ReadingOne],
     ) -> tuple[AckResult, list[Run]]:
         """Ack these runs (or messages, or receipts) and lease the next ones, in one request: a reader's whole loop.
 
-        What is no longer ours is told, as by ack_many, and keeps nothing else from being acked.
+        Those that are no longer ours are reported, as by ack_many, and keep nothing else from being acked.
         """
-        receipts = self._let_go(messages)
-        ask = given(limit=limit, wait=wait, lease=lease, recipient=recipient, queue=queue)
-        done, told = self._settle_and_read(receipts, ask, {"Accept": RUNS})
-        return (done, runs_of(told)) if done else (self.ack_many(receipts, queue=queue), self.receive_runs(**ask))
-
-    def _settle_and_read(
-        self, receipts: list[str], ask: dict[str, Any], headers: Mapping[str, str]
-    ) -> tuple[AckResult | None, list[dict[str, Any]]]:
-        """None: one of the receipts did not hold, so nothing was done."""
-        try:
-            told = self._transact({"ack": receipts, "receive": {"queue": self.queue, **ask}}, headers)
-        except (NotFound, StaleReceipt):
-            return None, []
-        return AckResult(messages_of(receipts), [], []), told.get("messages", [])
+        done, documents = self._settle_and_read(messages, Source(**source), limit, wait, lease, {"Accept": RUNS})
+        return done, runs_of(documents)
 
     def close(self) -> None:
-        """Stop renewing leases and close idle connections; calls that wait for their next try give up."""
-        self._leases.close()
-        super().close()
+        """End the client: later calls raise Closed, those that wait for their next try or for messages give up.
 
-    def _post(self, queue: str | None, body: bytes, key: str | None = None, kind: str = "application/json") -> Reply:
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex, "Content-Type": kind}
-        return self._transport.call("POST", f"{self._path(queue)}/messages", body=body, headers=headers)
-
-    def _poll(
-        self, path: str, query: list[tuple[str, str | int | float]], wait: float, headers: dict[str, str], *, once: bool
-    ) -> Reply | None:
-        """The first reply that has messages; None if there was none in `wait` seconds.
-
-        `once`: what a reply brings is gone from the queue, so a retry has to be given the one that was lost.
+        A loop of `consume` ends once its body has returned; what its body has not seen is given back now.
         """
+        unbegun = self._leases.close()
+        self._transport.close()
+        self._hand_back(unbegun)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _settle_and_read(
+        self,
+        messages: Iterable[Message | Run | str],
+        source: Source,
+        limit: int,
+        wait: float,
+        lease: Lease,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[AckResult, list[dict[str, Any]]]:
+        """As ack_and_receive, for a source that was checked before."""
+        receipts = self._let_go(messages)
+        queue = self.queue if source.queue is None else source.queue
+        ask = {"queue": queue, "limit": limit, "wait": wait, "lease": lease, **source.readers}
+        try:
+            reply = self._transact({"ack": receipts, "receive": ask}, headers)
+        except (NotFound, StaleReceipt):  # one of the receipts did not hold, so nothing was done
+            return self.ack_many(receipts, queue=queue), self._read(source, limit, wait, lease, headers)
+        return AckResult(messages_of(receipts), [], []), reply.get("messages", [])
+
+    def _read(
+        self, source: Source, limit: int, wait: float, lease: Lease | None, headers: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """As receive_documents, for a source that was checked before."""
+        query: list[tuple[str, str | int | float]] = [("limit", limit)] if limit != 1 or lease is not None else []
+        if lease is not None:
+            query.append(("lease", round(lease, 3) if isinstance(lease, float) else lease))
+        query += source.readers.items()
+        query += [("queue", name) for name in source.queues or ()]
+        path = "/messages" if source.queues else f"{self._path(source.queue)}/messages"
         until = time.monotonic() + wait
         while True:
-            if once:
-                headers["Idempotency-Key"] = uuid.uuid4().hex
             left = max(0.0, until - time.monotonic())
             this = min(LONGEST_WAIT, round(left, 3))
             asked = urlencode([*query, ("wait", this)] if this else query)
-            reply = self._transport.call("GET", f"{path}?{asked}" if asked else path, headers=headers, waits=this)
+            # A poll without a lease is not cut: what it has taken is in its reply alone.
+            reply = self._transport.call(
+                "GET", f"{path}?{asked}" if asked else path, headers=headers, waits=this,
+                cut_at_close=bool(this) and lease is not None,
+            )  # fmt: skip
             if reply.status != 204:
-                return reply
+                return _documents(reply)
             # A 204 with a Retry-After did not wait: the service has as many pollers as it takes.
             pause = retry_after(reply.headers)
             if pause is not None and left > 0:
-                time.sleep(pause)
+                self._transport.sleep(pause)
             if time.monotonic() >= until:
-                return None
+                return []
 
-    def _transact(self, document: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    def _transact(
+        self, document: Mapping[str, Any], headers: Mapping[str, str] | None = None, key: str | None = None
+    ) -> dict[str, Any]:
         waits = document.get("receive", {}).get("wait", 0)
-        reply = self._transport.call("POST", "/transactions", body=encode(document), headers=headers, waits=waits)
+        reply = self._transport.call(
+            "POST", "/transactions", body=encode(document), headers=headers, key=key, waits=waits,
+            cut_at_close=bool(waits),
+        )  # fmt: skip
         if reply.status == 204:  # done, with nothing to receive and no place to wait for it
-            time.sleep(retry_after(reply.headers) or 0)
+            self._transport.sleep(retry_after(reply.headers) or 0)
             return {}
         return dict(json.loads(reply.body))
+
+    def _post(self, queue: str | None, body: bytes, key: str | None = None, kind: str = "application/json") -> Reply:
+        path = f"{self._path(queue)}/messages"
+        return self._transport.call("POST", path, body=body, headers={"Content-Type": kind}, key=key)
+
+    def _self(self) -> QueueClient:
+        return self
 
 
 def _documents(reply: Reply) -> list[dict[str, Any]]:

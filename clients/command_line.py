@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -17,6 +19,7 @@ from clients.errors import QueueError
 Number = TypeVar("Number", int, float)
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
+TERMINATED = 143  # … and of SIGTERM
 LONGEST_LEASE = 43_200  # seconds
 
 
@@ -69,21 +72,37 @@ def told_as(prog: str) -> str:
 
 
 def run(name: str, command: Callable[[], int], if_interrupted: str | None = None) -> int:
-    """The command's exit code; an expected fault is one line on stderr and 1."""
+    """The command's exit code; an expected fault is one line on stderr and 1.
+
+    SIGTERM interrupts the command as SIGINT does, so that it gives back what it has leased.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
     try:
         return command()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if if_interrupted:
             print(f"{name}: {if_interrupted}", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
     except BrokenPipeError:
         return 1  # nobody reads stdout any more: a pipe's usual end
     except (QueueError, CopyError, ValueError) as error:
         reason = str(error)
     except OSError as error:
         reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
     print(f"{name}: {reason}", file=sys.stderr)
     return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _name(text: str) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
+from clients.errors import QueueError
 from clients.leases import LeaseKeeper, log
 from clients.messages import AckResult, Message, Source, received
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from clients.client import QueueClient
 
 LONGEST_WAIT = 20.0  # seconds that the service holds one poll
+LONGEST_PAUSE = 300.0  # seconds
 
 
 def consume(
@@ -21,53 +23,74 @@ def consume(
     """As QueueClient.consume promises."""
     last = time.monotonic()
     done: list[Message] = []  # worked on, and not acked yet: that goes with the request for the next ones
-    while True:
-        wait = LONGEST_WAIT if idle is None else min(LONGEST_WAIT, max(0.0, last + idle - time.monotonic()))
-        messages = _next(client, done, lease, batch, wait, source)
+    while not client.is_closed():
+        asked = time.monotonic()
+        wait = LONGEST_WAIT if idle is None else min(LONGEST_WAIT, max(0.0, last + idle - asked))
+        try:
+            messages = _next(client, done, lease, batch, wait, source)
+        except QueueError:
+            if client.is_closed():
+                break  # it was cut off
+            raise
         if messages:
-            done = yield from _work_through(client, leases, messages, lease)
+            done = yield from _work_through(client, leases, messages, lease, asked)
             last = time.monotonic()
         elif idle is not None and time.monotonic() >= last + idle:
             return
         else:
             done = []
+    _ack(client, done)
 
 
 def _next(
     client: QueueClient, done: list[Message], lease: float, batch: int, wait: float, source: Source
 ) -> list[Message]:
     if done and source.queues is None:  # a transaction reads from one queue
-        result, documents = client.ack_and_receive(
-            done, limit=batch, wait=wait, lease=lease, queue=source.queue, recipient=source.recipient
-        )
+        result, documents = client._settle_and_read(done, source, batch, wait, lease)
+        _report_stale(result)
     else:
-        result = client.ack_many(done) if done else AckResult(0, [], [])
-        documents = client.receive_documents(
-            limit=batch, wait=wait, lease=lease, queue=source.queue, queues=source.queues, recipient=source.recipient
-        )
-    _tell_of_stale(result)
+        _ack(client, done)
+        documents = client._read(source, batch, wait, lease)
     return [received(document, source.queue or client.queue, client) for document in documents]
 
 
 def _work_through(
-    client: QueueClient, leases: LeaseKeeper, messages: list[Message], lease: float
+    client: QueueClient, leases: LeaseKeeper, messages: list[Message], lease: float, asked: float
 ) -> Generator[Message, None, list[Message]]:
-    """Yields the messages and acks each when it is done; returns the last one if it is still to be acked."""
-    for message in messages:
-        leases.hold(message, lease)
+    """Yield the messages and ack each when it is done; return the last one if it is still to be acked."""
+    if not leases.hold(messages, lease, asked):  # closed meanwhile
+        client.give_back(messages, counted=False)
+        return []
+    in_hand: Message | None = None
     try:
         for message in messages:
+            if not leases.begin(message):
+                continue  # no longer ours; in a forked child it is the parent's
+            in_hand = message
             yield message
             if leases.let_go(message.receipt):
-                if message is messages[-1]:
+                if message is messages[-1] or client.is_closed():
                     return [message]
-                _tell_of_stale(client.ack_many([message]))
+                _ack(client, [message])
         return []
     finally:
-        # Only after a break or an exception in the body is any of them still held.
-        client.give_back([message for message in messages if leases.let_go(message.receipt)])
+        # After a break or an exception in the body, between which a generator sees no difference, some are still held.
+        if in_hand is not None and leases.let_go(in_hand.receipt):
+            client.give_back([in_hand], delay=_pause_after(in_hand))
+        client._hand_back(messages)
 
 
-def _tell_of_stale(result: AckResult) -> None:
+def _pause_after(message: Message) -> float:
+    """Seconds that a message stays away whose work failed, so that one which always fails does not hold up others."""
+    return min(LONGEST_PAUSE, 2.0 ** min(16, (message.receive_count or 1) - 1))
+
+
+def _ack(client: QueueClient, done: list[Message]) -> None:
+    """Also after the client was closed: the work was under way then."""
+    if done:
+        _report_stale(client._ack_last(done))
+
+
+def _report_stale(result: AckResult) -> None:
     for receipt in result.stale:
-        log.warning("the message of receipt %s was worked on for longer than its lease: somebody else has it", receipt)
+        log.warning("the message of receipt %s was worked on for longer than its lease: another reader has it", receipt)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
-import queue
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 
 from clients.client import QueueClient
-from clients.copy_plan import CopyError, EndMark, clear_away, delete_queue, find_begin_mark, totals
+from clients.copy_plan import CopyError, EndMark, Unresumable, clear_away, delete_queue, find_begin_mark, totals
 from clients.copy_target import Target
+from clients.fetching import Fetched, Fetcher, Runs
 from clients.runs import Run
 
 WAIT = 0.5  # seconds of one poll: how late a fault in the other half, or an interrupt, may be seen
-QUICK = 2.0  # seconds: how long an interrupted run may take to settle what it holds
 LONG_QUIET = 5.0  # seconds after which a producer that sends nothing more is worth a word
-
-Runs = list[Run]
 
 
 def consume(
@@ -37,9 +32,10 @@ def consume(
     once, for `lease` seconds: if that was too short they come again. `written` is told of the bytes that were
     written, `say` what is waited for. A fault of `producing` is raised at once.
     """
-    fetcher = Fetcher(client, limit, lease)
+    fetcher = Fetcher(client, lease)
     end: EndMark | None = None
-    asked, unacked, quiet = fetcher.ask([], WAIT), list[str](), 0.0
+    asked, unacked, quiet = fetcher.ask([], limit, WAIT), list[str](), 0.0
+    seen = False  # a message
     try:
         while True:
             got = _result(asked, producing)
@@ -47,14 +43,17 @@ def consume(
             if not got and not unacked:  # so no poll is on its way, which could take a message of the queue's next copy
                 if end and _only_marks_left(client):
                     break
+                if seen and isinstance(target, Target):
+                    _check_is_there(client, target)
                 _tell_what_is_waited_for(client, say, end, quiet, producing)
             lines, ends = _sorted(got)
-            asked = fetcher.ask(unacked, 0 if ends or (end and unacked) else WAIT)
+            asked = fetcher.ask(unacked, limit, 0 if ends or (end and unacked) else WAIT)
             if isinstance(target, str):
                 if not got:
                     continue
                 target = _open(client, target)
             written(target.write(lines))
+            seen = seen or bool(got)
             unacked = [run.receipt for run in lines]
             end = _checked(ends[-1], target) if ends else end
             if not got and not end:
@@ -62,8 +61,12 @@ def consume(
         assert isinstance(target, Target)
         _finish(client, target, end, say)
     except KeyboardInterrupt:
-        with suppress(Exception):  # then what it holds comes back when the leases end
-            fetcher.settle(target.write if isinstance(target, Target) else None).result(QUICK)
+        # The next run need not wait for leases to end. To write and ack lines is one request, to give them back many.
+        fetcher.give_back(lambda held: _written(held, target))
+        raise
+    except Unresumable:
+        if producing is None and isinstance(target, Target):
+            target.discard()
         raise
     finally:
         fetcher.close()
@@ -71,73 +74,24 @@ def consume(
             target.close()
 
 
-class Fetcher:
-    """Acks what was written and fetches what comes next, on a thread of its own, one request after the other."""
-
-    def __init__(self, client: QueueClient, limit: int, lease: float) -> None:
-        self._client = client
-        self._limit = limit
-        self._lease = lease
-        self._held: dict[str, Run] = {}  # by receipt: leased, and not acked yet
-        self._asked: queue.SimpleQueue[tuple[Callable[[], Runs], Future[Runs]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="copy-fetcher", daemon=True).start()
-
-    def ask(self, receipts: list[str], wait: float) -> Future[Runs]:
-        """The next messages, when there are any or `wait` seconds have passed; the receipts are acked by then."""
-        return self._soon(lambda: self._ack_and_fetch(receipts, wait))
-
-    def settle(self, write: Callable[[Runs], object] | None) -> Future[Runs]:
-        """Nothing is held any more, so that the next run need not wait for leases to end: lines are written and
-        acked, which is one request; what cannot be written is given back."""
-        return self._soon(lambda: self._settle(write))
-
-    def close(self) -> None:
-        """The thread ends, after what it is doing."""
-        self._asked.put(None)
-
-    def _soon(self, work: Callable[[], Runs]) -> Future[Runs]:
-        result: Future[Runs] = Future()
-        self._asked.put((work, result))
-        return result
-
-    def _run(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            work, result = asked
-            try:
-                result.set_result(work())
-            except BaseException as error:
-                result.set_exception(error)
-
-    def _ack_and_fetch(self, receipts: list[str], wait: float) -> Runs:
-        if receipts:
-            # Stale or missing ones are no fault: who was too slow for its lease finds these lines again.
-            _, got = self._client.ack_and_receive_runs(receipts, limit=self._limit, wait=wait, lease=self._lease)
-        else:
-            got = self._client.receive_runs(limit=self._limit, wait=wait, lease=self._lease)
-        for receipt in receipts:
-            del self._held[receipt]
-        self._held.update((run.receipt, run) for run in got)
-        return got
-
-    def _settle(self, write: Callable[[Runs], object] | None) -> Runs:
-        lines, ends = _sorted(list(self._held.values()))
-        if write is None:
-            self._client.give_back(receipt for run in self._held.values() for receipt in run.receipts)
-        else:
-            write(lines)
-            self._client.ack_many(run.receipt for run in lines)
-            self._client.give_back(receipt for run in ends for receipt in run.receipts)
+def _written(held: Runs, target: Target | str) -> list[str]:
+    """The receipts of the lines, which are written now."""
+    if isinstance(target, str):
         return []
+    lines, _ = _sorted(held)
+    target.write(lines)
+    return [run.receipt for run in lines]
 
 
-def _result(asked: Future[Runs], producing: Future[None] | None) -> Runs:
+def _result(asked: Future[Fetched], producing: Future[None] | None) -> Runs:
     """The next messages; or the producer's fault, as soon as there is one."""
     if producing is not None and not producing.done():
         either: list[Future[Any]] = [asked, producing]
         concurrent.futures.wait(either, return_when=concurrent.futures.FIRST_COMPLETED)
     if producing is not None and producing.done():
         producing.result()
-    return asked.result()
+    _, got = asked.result()
+    return got
 
 
 def _sorted(got: Runs) -> tuple[Runs, Runs]:
@@ -190,9 +144,19 @@ def _only_marks_left(client: QueueClient) -> bool:
     return all("copy" in message.attributes for message in left)
 
 
+def _check_is_there(client: QueueClient, target: Target) -> None:
+    begin = find_begin_mark(client)
+    if begin is None or begin.copy != target.copy:
+        raise _disturbed(client)
+
+
 def _check_still_coming(client: QueueClient, producing: Future[None] | None) -> None:
-    """Raises CopyError when all was sent and the end mark, which nobody has seen, is not in the queue."""
+    """Raises Unresumable when all was sent and the end mark, which no run has seen, is not in the queue."""
     if producing is not None and producing.done():
         left = client.peek(limit=10)
         if len(left) < 10 and not any("end" in message.attributes for message in left):
-            raise CopyError(f"queue '{client.queue}' was deleted, or read by somebody else, during the copy")
+            raise _disturbed(client)
+
+
+def _disturbed(client: QueueClient) -> Unresumable:
+    return Unresumable(f"queue '{client.queue}' was deleted, or read by another client, during the copy")

@@ -15,15 +15,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 
 from clients.client import QueueClient
 from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
 from clients.copy_consumer import consume
 from clients.copy_display import Display
-from clients.copy_plan import CopyError, Plan, clear_away, delete_queue, queue_of
+from clients.copy_plan import CopyError, Plan, Unresumable, clear_away, delete_queue, find_begin_mark, queue_of
 from clients.copy_source import Flow, produce, stored_already
 from clients.copy_target import Target, check_target, digest_of
-from clients.errors import Unavailable, Unreachable
+from clients.errors import QueueError, Unavailable, Unreachable
 
 BATCH = 1000  # messages
 MOST_LEASED = 1000  # messages in one read
@@ -66,6 +67,11 @@ def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display:
 
     try:
         consume(client, target, min(plan.batch, MOST_LEASED), lease, written, display.say, producing)
+    except Unresumable:
+        with suppress(QueueError):  # then the next run to this target does it, which finds the .part file
+            _delete_queue_of(client, plan)
+            target.discard()
+        raise
     finally:
         flow.stop()
 
@@ -88,6 +94,13 @@ def _copy(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _delete_queue_of(client: QueueClient, plan: Plan) -> None:
+    """Delete the client's queue if this copy is in it."""
+    begin = find_begin_mark(client)
+    if begin is not None and begin.copy == plan.id:
+        delete_queue(client)
+
+
 def _produce(asked: argparse.Namespace) -> int:
     plan = Plan.of(asked.produce, None, asked.batch)
     with Display(asked.name, plan.size) as display, _client(asked, QUEUE_OF_HALVES, display) as client:
@@ -97,7 +110,11 @@ def _produce(asked: argparse.Namespace) -> int:
             return True
 
         _forget_unless_resumed(asked, client)
-        produce(client, plan, stored_already(client, plan), sent)
+        try:
+            produce(client, plan, stored_already(client, plan), sent)
+        except Unresumable:
+            _delete_queue_of(client, plan)  # the consumer sees it, and ends
+            raise
         display.complete()
     return 0
 

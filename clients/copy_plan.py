@@ -26,9 +26,16 @@ class CopyError(Exception):
     """The copy cannot go on, or went wrong; `str()` of it is one line that says why."""
 
 
+class Unresumable(CopyError):
+    """The copy failed for good: nothing of it is of use to another run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A copy of a file as it is now. Another size, time, inode, place or batch size makes another copy."""
+    """A copy of a file as it is now. Another size, time, inode, place or batch size makes another copy.
+
+    What is appended to the file later is not part of it.
+    """
 
     source: str
     target: str | None
@@ -56,10 +63,15 @@ class Plan:
         """The queue of this copy and no other."""
         return queue_of(self.id)
 
-    def still_holds(self, descriptor: int) -> bool:
-        """Whether the open file is as it was when the plan was made."""
+    def holds(self, descriptor: int, sha256: Callable[[], str], sent: str) -> bool:
+        """Whether the open file has been as it was when the plan was made, but for what was appended.
+
+        Where something was, the planned bytes have to have the digest `sent` still: `sha256` reads them again.
+        """
         now = os.fstat(descriptor)
-        return (now.st_size, now.st_mtime_ns, now.st_ino) == (self.size, self.modified, self.inode)
+        if now.st_ino != self.inode or now.st_size < self.size:
+            return False
+        return now.st_mtime_ns == self.modified or (now.st_size > self.size and sha256() == sent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from itertools import accumulate
 from typing import Any, BinaryIO
 
 from clients.client import QueueClient
-from clients.copy_plan import MARK_READER, CopyError, Plan, find_begin_mark, totals
+from clients.copy_plan import MARK_READER, CopyError, Plan, Unresumable, find_begin_mark, totals
+from clients.copy_target import digest_of
 from clients.runs import RUNS
 
 BLOCK = 1024 * 1024  # bytes read at a time
@@ -144,12 +145,12 @@ def stored_already(client: QueueClient, plan: Plan) -> int:
 def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
     """The copy's messages, cut by the plan's batch size and by bytes: the same at every run over the same file.
 
-    Raises CopyError, before the last one, when the file is not as it was planned.
+    Raises Unresumable, before the last one, when the file is not as it was planned.
     """
     digest = hashlib.sha256()
     count = 0
     batch = Batch({"text": "", "recipient": MARK_READER, "attributes": {"copy": plan.id, "size": plan.size}})
-    for lines in cut(file, digest):
+    for lines in cut(file, plan.size, digest):
         start, count = 0, count + len(lines)
         while start < len(lines):
             end = start + _room(batch, plan.batch, lines.sizes[start : start + plan.batch])
@@ -158,20 +159,22 @@ def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
             if start < len(lines):
                 yield batch
                 batch = Batch()
-    if file.tell() != plan.size or not plan.still_holds(file.fileno()):
-        raise CopyError(f"{plan.source}: changed while it was being copied; run the copy again")
+    sent = digest.hexdigest()
+    if not plan.holds(file.fileno(), lambda: digest_of(file.fileno(), plan.size), sent):
+        raise Unresumable(f"{plan.source}: changed while it was being copied; run the copy again")
     if len(batch) >= plan.batch:
         yield batch
         batch = Batch()
-    end_mark = {"end": True, "copy": plan.id, "size": plan.size, "count": count, "sha256": digest.hexdigest()}
+    end_mark = {"end": True, "copy": plan.id, "size": plan.size, "count": count, "sha256": sent}
     batch.after = {"text": "", "attributes": end_mark}
     yield batch
 
 
-def cut(file: BinaryIO, digest: hashlib._Hash) -> Iterator[Lines]:
-    r"""All lines of the file; of one that is too long its pieces. Only b"\n" ends a line."""
+def cut(file: BinaryIO, size: int, digest: hashlib._Hash) -> Iterator[Lines]:
+    r"""All lines in the file's first `size` bytes; of one that is too long its pieces. Only b"\n" ends a line."""
     offset, rest = 0, b""
-    while block := file.read(BLOCK):
+    while block := file.read(min(BLOCK, size)):
+        size -= len(block)
         digest.update(block)
         whole, newline, rest = (rest + block).rpartition(b"\n")
         if newline:

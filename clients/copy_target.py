@@ -18,7 +18,9 @@ import operator
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from clients.copy_plan import CopyError, EndMark
@@ -79,8 +81,9 @@ class Target:
             )
 
     def discard(self) -> None:
-        """The .part file is gone."""
-        os.unlink(self.part)
+        """Remove the .part file."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.part)
         self._release()
 
     def close(self) -> None:
@@ -139,10 +142,10 @@ def check_target(path: str) -> None:
         raise CopyError(f"{path}: there is no directory {os.path.dirname(real)}")
 
 
-def digest_of(descriptor: int) -> str:
-    """SHA-256 of a whole open file, in hex."""
+def digest_of(descriptor: int, size: int = sys.maxsize) -> str:
+    """SHA-256 of an open file, or of its first `size` bytes, in hex."""
     digest, offset = hashlib.sha256(), 0
-    while block := os.pread(descriptor, 1024 * 1024, offset):
+    while block := os.pread(descriptor, min(1024 * 1024, size - offset), offset):
         digest.update(block)
         offset += len(block)
     return digest.hexdigest()

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 MOST_HEAD = 64 * 1024  # bytes of a reply's status line and headers
 AT_ONCE = 256 * 1024  # bytes received at a time
@@ -31,30 +31,42 @@ class Direct:
         self._address = (host, port)
         self._kept_at_most = kept
         self._idle: deque[socket.socket] = deque()
+        self._cuttable: set[socket.socket] = set()
+        self._closed = False
 
-    def ask(self, head: bytes, body: bytes, timeout: float, patience: float, bodiless: bool) -> Answer:
-        """The reply to a request. Raises OSError.
+    def ask(
+        self, head: bytes, body: bytes, timeout: float, patience: float, bodiless: bool, cut_at_close: bool = False
+    ) -> Answer:
+        """Return the reply to a request. Raises OSError, also when `close` has cut it off, if it is to be.
 
         `timeout` is for connecting and `patience` for the reply, in seconds; `bodiless`: for HEAD.
         """
-        with self._connection(timeout) as connection:
+        with self._connection(timeout) as connection, self._cut(connection) if cut_at_close else nullcontext():
             connection.settimeout(patience)
             with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reason may be there to read
                 connection.sendall(head + body)
             reply = Reply(connection, time.monotonic() + patience)
             answer = reply.read(bodiless)
-            if reply.goes_on and len(self._idle) < self._kept_at_most:
+            if reply.goes_on and not self._closed and len(self._idle) < self._kept_at_most:
                 self._idle.append(connection)
             else:
                 connection.close()
             return answer
 
     def close(self) -> None:
+        self._closed = True
+        for connection in list(self._cuttable):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # the thread that reads from it sees its end
+        self.forget()
+
+    def forget(self) -> None:
+        """Close this process's idle connections; after a fork the other process may go on using them."""
         while self._idle:
             self._idle.pop().close()
 
     def __del__(self) -> None:
-        self.close()
+        self.forget()
 
     @contextmanager
     def _connection(self, timeout: float) -> Iterator[socket.socket]:
@@ -65,6 +77,17 @@ class Direct:
         except BaseException:
             connection.close()
             raise
+
+    @contextmanager
+    def _cut(self, connection: socket.socket) -> Iterator[None]:
+        """Let `close` cut the connection meanwhile."""
+        self._cuttable.add(connection)
+        try:
+            if self._closed:
+                raise Garbled("this client was closed")
+            yield
+        finally:
+            self._cuttable.discard(connection)
 
     def _kept(self) -> socket.socket | None:
         """An idle connection that the service has not closed."""

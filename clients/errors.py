@@ -1,6 +1,7 @@
-"""What can go wrong at a client. Every fault the service tells of carries its problem document (RFC 9457).
+"""What can go wrong at a client. Every fault that the service reports carries its problem document (RFC 9457).
 
 QueueError
+├── Closed                  the client was closed before the call; nothing was done
 ├── Unreachable             no usable reply within the time for trying; whether it was done is unknown
 └── ProblemError            the service answered, and refused
     ├── BadRequest          400, 405, 411, 413, 415, 422: this request can never succeed as it is
@@ -9,10 +10,12 @@ QueueError
     │   ├── Forbidden       403: the token may not do this
     │   └── TooManyFailures 429: too many wrong tokens came from here; try again later
     ├── NotFound            404: no such queue or message
-    ├── StaleReceipt        409: the lease ended and somebody else holds the message now
+    ├── StaleReceipt        409: the lease ended, or was given back, and another reader may hold the message now
+    ├── MessageLeased       409: a reader holds the message, so it cannot be changed by its id
     ├── PreconditionFailed  412: the settings changed since they were read
     ├── QueueFull           429: nothing was stored, now or in all the time for trying
-    └── Unavailable         5xx: nothing was done, now or in all the time for trying
+    └── Unavailable         5xx, for all the time for trying; nothing was done where `code` is busy or disk_full,
+                            else `detail` says what was, or it is not known
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ from typing import Any
 
 class QueueError(Exception):
     """Base of all faults a client reports; `str()` of it is one sentence."""
+
+
+class Closed(QueueError):
+    """The client was closed before the call."""
 
 
 class Unreachable(QueueError):
@@ -75,6 +82,10 @@ class StaleReceipt(ProblemError):
     pass
 
 
+class MessageLeased(ProblemError):
+    pass
+
+
 class PreconditionFailed(ProblemError):
     pass
 
@@ -95,6 +106,7 @@ _BY_STATUS: dict[int, type[ProblemError]] = {
     412: PreconditionFailed,
     429: QueueFull,
 }
+_BY_CODE: dict[str, type[ProblemError]] = {"too_many_failures": TooManyFailures, "message_leased": MessageLeased}
 
 
 def problem(status: int, body: bytes, retry_after: float | None) -> ProblemError:
@@ -106,8 +118,7 @@ def problem(status: int, body: bytes, retry_after: float | None) -> ProblemError
     if not isinstance(document, dict):
         document = {"detail": f"HTTP {status}: {body[:200].decode('utf-8', 'replace')!r}"}
     kind = _BY_STATUS.get(status, Unavailable if status >= 500 else BadRequest)
-    if (status, document.get("code")) == (429, "too_many_failures"):
-        kind = TooManyFailures
+    kind = _BY_CODE.get(str(document.get("code")), kind)
     if not 300 <= status <= 599:
         kind = ProblemError
     return kind(status, document, retry_after)

@@ -69,12 +69,15 @@ class Message:
         self._holder().ack(self)
 
     def extend(self, lease: float) -> None:
-        """The lease ends `lease` seconds from now."""
+        """Let the lease end `lease` seconds from now."""
         self._holder().extend(self, lease)
 
-    def release(self, delay: float = 0) -> None:
-        """Give it back: it is delivered again, at once or in `delay` seconds."""
-        self._holder().release(self, delay=delay)
+    def release(self, delay: float = 0, *, counted: bool = True) -> None:
+        """Give it back, to be delivered again, at once or in `delay` seconds.
+
+        Not `counted`: as if it had not been delivered, for a message that was not worked on.
+        """
+        self._holder().release(self, delay=delay, counted=counted)
 
     def reject(self, reason: str | None = None) -> None:
         """Move it to the dead letters now."""
@@ -90,18 +93,35 @@ class Message:
         return self._client
 
 
-@dataclass(frozen=True, slots=True)
+class ReadingOne(TypedDict, total=False):
+    """Which messages are read: those of `queue`, for `recipient`, or for `any_recipient`; else unaddressed ones."""
+
+    queue: str | None
+    recipient: str | None
+    any_recipient: bool
+
+
+class Reading(ReadingOne, total=False):
+    """The same, or those of several `queues`, in order of preference."""
+
+    queues: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where messages are read from: a queue, or several in order of preference; and as whom.
+    """A Reading that was checked.
 
     Raises ValueError, TypeError: a reader that was misunderstood would take messages which are not its own.
     """
 
-    queue: str | None
-    queues: Sequence[str] | None
-    recipient: str | None
+    queue: str | None = None
+    queues: Sequence[str] | None = None
+    recipient: str | None = None
+    any_recipient: bool = False
 
     def __post_init__(self) -> None:
+        if self.any_recipient and self.recipient is not None:
+            raise ValueError("recipient and any_recipient are both given: which one is meant?")
         if self.queues is None:
             return
         if self.queue is not None:
@@ -109,15 +129,61 @@ class Source:
         if not several(self.queues):
             raise ValueError("queues is empty: there is nothing to read from")
 
+    @property
+    def readers(self) -> dict[str, str]:
+        """As whom, in the words of the wire."""
+        if self.any_recipient:
+            return {"recipients": "any"}
+        return {} if self.recipient is None else {"recipient": self.recipient}
+
 
 class NextMessages(TypedDict, total=False):
-    """What a transaction receives after its commit, always with a lease; as in QueueClient.receive."""
+    """What a transaction receives after its commit, always with a lease; as in QueueClient.receive.
+
+    `recipients`: "any" for messages of every recipient.
+    """
 
     queue: str | None
     recipient: str | None
+    recipients: Literal["any"]
     limit: int
     wait: float
     lease: Lease
+
+
+class SentId(str):
+    """A sent message's id. `duplicate`: its dedup_id was known, so nothing was stored and the id is the first one's."""
+
+    duplicate = False
+
+
+class SentIds(list[str]):
+    """The ids of messages sent, in order. `duplicates`: the places of those that were not stored, as with SentId."""
+
+    def __init__(self, ids: Iterable[str] = (), duplicates: Iterable[int] = ()) -> None:
+        super().__init__(ids)
+        self.duplicates = list(duplicates)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendResult:
+    """What became of a batch of receipts. Stale: the lease was given back, or is another reader's. Missing: gone.
+
+    `leased_until` is the first end of the leases that were extended.
+    """
+
+    extended: int
+    leased_until: datetime | None
+    stale: list[str]
+    missing: list[str]
+
+    def __add__(self, other: ExtendResult) -> ExtendResult:
+        return ExtendResult(
+            self.extended + other.extended,
+            self.leased_until or other.leased_until,
+            self.stale + other.stale,
+            self.missing + other.missing,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +200,10 @@ class AckResult:
 
 @dataclass(frozen=True, slots=True)
 class TransactionReply:
-    """The ids of what a transaction sent, in order, and the messages it received."""
+    """The ids of what a transaction sent, in order, the places of duplicates as in SentIds, and what it received."""
 
     ids: list[str]
+    duplicates: list[int]
     messages: list[Message]
 
 
@@ -168,12 +235,12 @@ def received(document: Mapping[str, Any], queue: str, client: QueueClient | None
     known.setdefault("queue", queue)
     for name in ("sent_at", "leased_until"):
         if isinstance(document.get(name), str):
-            known[name] = _moment(document[name])
+            known[name] = moment(document[name])
     return Message(**known, _client=client)
 
 
 @lru_cache(256)  # the messages of a batch share theirs
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 

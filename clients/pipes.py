@@ -11,6 +11,7 @@ from clients.client import QueueClient
 from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
 from clients.consuming import LONGEST_WAIT
 from clients.errors import BadRequest, ProblemError, QueueError
+from clients.fetching import Fetcher
 from clients.messages import AckResult
 from clients.runs import Run
 
@@ -140,34 +141,35 @@ def _receive(asked: argparse.Namespace) -> int:
     wait = LONGEST_WAIT if asked.follow else asked.wait
     written: list[str] = []  # receipts, to be acked with the request for the next messages
     with client_for(asked) as client:
-        while left:
-            limit = min(asked.batch, left)
-            late, got = client.ack_and_receive_runs(written, limit=limit, lease=asked.lease, recipient=asked.recipient)
-            _tell_of_late(late, asked)
-            if not got and wait:
-                got = client.receive_runs(limit=limit, lease=asked.lease, recipient=asked.recipient, wait=wait)
-            if not got and not asked.follow:
-                return 0
-            written = _write_out(client, got)
-            left -= sum(map(len, got))
-        _tell_of_late(client.ack_many(written), asked)
+        fetcher = Fetcher(client, asked.lease, asked.recipient)
+        try:
+            while left:
+                late, got = fetcher.ask(written, min(asked.batch, left), wait).result()
+                _report_late(late, asked)
+                if not got and not asked.follow:
+                    return 0
+                written = []
+                _write_out(got)
+                written = [run.receipt for run in got]
+                left -= sum(map(len, got))
+            _report_late(client.ack_many(written), asked)
+        except BaseException:
+            fetcher.give_back(lambda held: written)
+            raise
+        finally:
+            fetcher.close()
     return 0
 
 
-def _write_out(client: QueueClient, runs: list[Run]) -> list[str]:
-    """The texts are in the pipe, and these are their receipts; or they are given back."""
-    try:
-        # Not through sys.stdout: where Python is told not to buffer, that may write a part and say nothing.
-        left = memoryview("".join(f"{text}\n" for run in runs for text in run.texts).encode())
-        while left:
-            left = left[os.write(sys.stdout.fileno(), left) :]
-    except BaseException:
-        client.give_back(receipt for run in runs for receipt in run.receipts)
-        raise
-    return [run.receipt for run in runs]
+def _write_out(runs: list[Run]) -> None:
+    """Put the texts in the pipe."""
+    # Not through sys.stdout: where Python is told not to buffer, that may write a part and say nothing.
+    left = memoryview("".join(f"{text}\n" for run in runs for text in run.texts).encode())
+    while left:
+        left = left[os.write(sys.stdout.fileno(), left) :]
 
 
-def _tell_of_late(result: AckResult, asked: argparse.Namespace) -> None:
+def _report_late(result: AckResult, asked: argparse.Namespace) -> None:
     if result.stale:
         print(
             f"{asked.name}: {len(result.stale)} messages were taken from the pipe more slowly than --lease lasts, "

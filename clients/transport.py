@@ -1,4 +1,8 @@
-"""One HTTP call, tried again until it is answered: connections, timeouts, retries with backoff."""
+"""One HTTP call, tried again until it is answered: connections, timeouts, retries with backoff.
+
+A call whose reply was lost may have been done. So it is tried again only if that does no harm: the caller says that the
+call is idempotent, or all its tries carry one Idempotency-Key, by which the service does it once.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +21,21 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
 from clients.direct import Answer, Direct
-from clients.errors import ProblemError, Unreachable, problem
+from clients.errors import Closed, ProblemError, Unreachable, problem
 
 FIRST_PAUSE = 0.05  # seconds before the second retry; doubled at each one after it
 LONGEST_PAUSE = 5.0  # seconds
 CONNECTIONS_KEPT = 64  # idle ones, for as many threads that share a client
+NOTHING_DONE = ("busy", "disk_full", "queue_full", "too_many_failures")  # codes of refusals that are worth another try
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A success. `tries` over 1 means that an earlier try of the same call may have been done already."""
+    """A success."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    tries: int
 
 
 class Transport:
@@ -70,45 +75,78 @@ class Transport:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        waits: float = 0,
-        retry_for: float | None = None,
+        key: str | None = None,
+        idempotent: bool = False,
         done_if_lost: tuple[int, ...] = (),
+        waits: float = 0,
+        cut_at_close: bool = False,
+        timeout: float | None = None,
+        retry_for: float | None = None,
+        last: bool = False,
     ) -> Reply:
-        """The reply, a success. `waits` is how long the service may hold the call back, in seconds.
+        """Return the reply, a success. Raises ProblemError, Closed, or Unreachable when no try was answered in time.
 
-        A refusal with one of the statuses `done_if_lost` after a try whose reply was lost is a success too: it
-        was that try which did it. Raises ProblemError, or Unreachable when no try was answered in time.
+        All tries carry one Idempotency-Key, `key` or a random one, unless the call is `idempotent`. A refusal with one
+        of the statuses `done_if_lost`, after a try of which it is not known whether it was done, is a success: that
+        try did it. `waits` is how long the service may hold the call back, in seconds; `cut_at_close`: not longer than
+        until `close`. `timeout` and `retry_for` stand for the client's own. `last`: the call may follow after `close`.
         """
-        ask = (
-            self._direct_call(method, path, body, headers) if self._address else self._call(method, path, body, headers)
-        )
+        if not last:
+            self.check_open()
+        found = dict(headers or {})
+        if key or not idempotent:
+            found["Idempotency-Key"] = key or uuid.uuid4().hex
+        if self._address:
+            ask = self._direct_call(method, path, body, found, cut_at_close)
+        else:
+            ask = self._call(method, path, body, found)
+        timeout = self._timeout if timeout is None else timeout
         give_up = time.monotonic() + (self._retry_for if retry_for is None else retry_for)
         tries, lost = 0, False
         while True:
             tries += 1
             fault: ProblemError | Unreachable
             try:
-                status, got, content = self._try_once(ask, waits)
+                status, got, content = self._try_once(ask, timeout, waits)
             except (requests.RequestException, OSError) as error:
-                fault, lost = Unreachable(f"{self.url} does not answer: {_reason(error)}"), True
+                fault = Unreachable(f"{self.url} does not answer: {_reason(error)}")
+                lost = lost or not isinstance(error, ConnectionRefusedError)
             else:
-                if 200 <= status < 300:
-                    return Reply(status, got, content, tries if lost else 1)
-                if lost and status in done_if_lost:
-                    return Reply(status, got, b"", tries)
+                if 200 <= status < 300 or (lost and status in done_if_lost):
+                    return Reply(status, got, content)
                 fault = problem(status, content, retry_after(got))
                 if status not in (429, 502, 503, 504):
                     raise fault
+                lost = lost or fault.code not in NOTHING_DONE
             left = give_up - time.monotonic()
             pause = _pause(tries, fault, left)
-            if left <= 0 or pause > left or self._closing.wait(pause):
+            if left <= 0 or pause > left or self._is_cut_short(pause, last):
                 raise fault
 
     def close(self) -> None:
-        """Close idle connections; calls that wait for their next try give up."""
+        """Close idle connections, and those of calls that are cut; no call is tried again, and later ones raise."""
         self._closing.set()
+        self._own()
         self._direct.close()
         self._adapter.close()
+
+    def is_closed(self) -> bool:
+        return self._closing.is_set()
+
+    def check_open(self) -> None:
+        """Raises Closed after `close`."""
+        if self._closing.is_set():
+            raise Closed("this client was closed")
+
+    def sleep(self, seconds: float) -> None:
+        """Until `close` at the latest."""
+        self._closing.wait(seconds)
+
+    def _is_cut_short(self, pause: float, last: bool) -> bool:
+        if last:
+            time.sleep(pause)
+            return False
+        return self._closing.wait(pause)
 
     def _connect(self) -> None:
         self._direct = Direct(*(self._address or ("", 0)), CONNECTIONS_KEPT)
@@ -117,36 +155,41 @@ class Transport:
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
         self._process = os.getpid()
 
-    def _try_once(self, ask: Callable[[float], Answer], waits: float) -> Answer:
+    def _own(self) -> None:
         if self._process != os.getpid():  # a fork: the connections are the parent's
-            self._direct.close()
+            self._direct.forget()
             self._connect()
-        return ask(waits)
+
+    def _try_once(self, ask: Callable[[float, float], Answer], timeout: float, waits: float) -> Answer:
+        self._own()
+        return ask(timeout, waits)
 
     def _direct_call(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
-    ) -> Callable[[float], Answer]:
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], cut_at_close: bool
+    ) -> Callable[[float, float], Answer]:
         lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self._host}"]
         lines += [f"{name}: {value}" for name, value in self._all_headers(method, body, headers).items()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        timeout, bodiless = self._timeout, method == "HEAD"
-        return lambda waits: self._direct.ask(head, body or b"", timeout, timeout + waits, bodiless)
+        bodiless = method == "HEAD"
+        return lambda timeout, waits: self._direct.ask(
+            head, body or b"", timeout, timeout + waits, bodiless, cut_at_close
+        )
 
     def _call(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
-    ) -> Callable[[float], Answer]:
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> Callable[[float, float], Answer]:
         request = requests.PreparedRequest()
         request.method, request.url, request.body, request.hooks = method, self.url + path, body, {}
         request.headers = CaseInsensitiveDict(self._all_headers(method, body, headers))
 
-        def ask(waits: float) -> Answer:
-            response = self._adapter.send(request, timeout=(self._timeout, self._timeout + waits), **self._options)
+        def ask(timeout: float, waits: float) -> Answer:
+            response = self._adapter.send(request, timeout=(timeout, timeout + waits), **self._options)
             return response.status_code, response.headers, response.content  # reading it all frees the connection
 
         return ask
 
-    def _all_headers(self, method: str, body: bytes | None, headers: Mapping[str, str] | None) -> dict[str, str]:
-        found = {**self._headers, **(headers or {})}
+    def _all_headers(self, method: str, body: bytes | None, headers: Mapping[str, str]) -> dict[str, str]:
+        found = {**self._headers, **headers}
         if body is not None:
             found.setdefault("Content-Type", "application/json")
         if body is not None or method not in ("GET", "HEAD"):

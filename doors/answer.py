@@ -11,7 +11,7 @@ from bottle import HTTPResponse
 
 from doors.wire import JSON, NDJSON, RUNS
 from storage import runs
-from storage.model import Message, NewMessage, Queue, Receive, Transacted, rfc3339
+from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sent, Transacted, rfc3339
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
 RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 for want of a place to wait
@@ -25,16 +25,26 @@ def value(told: object, headers: dict[str, str] | None = None) -> HTTPResponse:
     return _text(json.dumps(told, ensure_ascii=False), headers=headers)
 
 
+def document(told: str) -> HTTPResponse:
+    """One that is JSON already."""
+    return _text(told)
+
+
 def text(told: str, kind: str) -> HTTPResponse:
     return _text(told, kind=kind)
 
 
-def stored(number: int, message: NewMessage) -> HTTPResponse:
-    return _text(f'{{"id": "{number}", {_as_written(message.text, message.fields)[1:]}')
+def see_other(location: str) -> HTTPResponse:
+    return _text(json.dumps({"page": location}), 303, headers={"Location": location})
 
 
-def ids(numbers: list[int]) -> HTTPResponse:
-    return value({"ids": [str(number) for number in numbers]})
+def stored(sent: Sent, message: NewMessage) -> HTTPResponse:
+    duplicate = '"duplicate": true, ' if sent.duplicates else ""
+    return _text(f'{{"id": "{sent.ids[0]}", {duplicate}{_as_written(message.text, message.fields)[1:]}')
+
+
+def ids(sent: Sent) -> HTTPResponse:
+    return _text(f"{{{_ids(sent.ids, sent.duplicates)}}}")
 
 
 def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -> HTTPResponse:
@@ -59,13 +69,23 @@ def extended(until: int) -> HTTPResponse:
     return value({"leased_until": rfc3339(until)})
 
 
+def extended_many(result: ExtendResult) -> HTTPResponse:
+    return value(result._asdict() | {"leased_until": rfc3339(result.leased_until)})
+
+
 def transacted(done: Transacted, asked: Receive | None, kind: str) -> HTTPResponse:
-    numbers = json.dumps([str(number) for number in done.ids])
+    numbers = _ids(done.ids, done.duplicates)
     if asked is None:
-        return _text(f'{{"ids": {numbers}}}')
+        return _text(f"{{{numbers}}}")
     headers = {"Retry-After": str(RETRY_AFTER)} if done.crowded else {}
     told = ",".join(_leased(done.messages, packed=kind == RUNS))
-    return _text(f'{{"ids": {numbers}, "messages": [{told}]}}', kind=kind, headers=headers)
+    return _text(f'{{{numbers}, "messages": [{told}]}}', kind=kind, headers=headers)
+
+
+def listing(queues: Sequence[Queue], limit: int) -> HTTPResponse:
+    """`next` is where a listing goes on that may not have been the last."""
+    document: dict[str, Any] = {"queues": [stats(queue) for queue in queues]}
+    return value(document | ({"next": queues[-1].name} if len(queues) == limit else {}))
 
 
 def stats(queue: Queue) -> dict[str, Any]:
@@ -87,6 +107,12 @@ def envelope(message: Message, state: str | None = None) -> str:
     if message.leased_until is not None:
         told += f', "leased_until": "{rfc3339(message.leased_until)}"'
     return f"{told}, {_as_written(message.text, message.fields)[1:]}"
+
+
+def _ids(numbers: Sequence[int], duplicates: Sequence[int]) -> str:
+    """Members of an object. Most batches have no duplicates, and do not mention them."""
+    members = f'"ids": {json.dumps(list(map(str, numbers)))}'
+    return f'{members}, "duplicates": {json.dumps(list(duplicates))}' if duplicates else members
 
 
 def _leased(messages: Sequence[Message], *, packed: bool) -> list[str]:

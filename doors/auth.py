@@ -20,6 +20,7 @@ from typing import Any
 from bottle import request
 
 from doors.tokens import ADMIN, METRICS, RECEIVE, SEND, Grant, Tokens, hash_of
+from doors.watch import rule_of
 from doors.wire import GRANT, Environ, WireError
 
 # What each route needs: a token with one of these rights, or (OPEN) none. A route that does not stand here is refused.
@@ -28,25 +29,30 @@ _SEND, _RECEIVE, _ADMIN = frozenset({SEND}), frozenset({RECEIVE}), frozenset({AD
 _ANY = _SEND | _RECEIVE | _ADMIN
 NEEDS = {
     "POST /messages": _SEND,
-    "POST /queues/<queue>/messages": _SEND,
+    "POST /queues/{queue}/messages": _SEND,
     "GET /messages": _RECEIVE,
-    "GET /queues/<queue>/messages": _RECEIVE,
+    "GET /queues/{queue}/messages": _RECEIVE,
     "HEAD /messages": OPEN,  # refused to everybody
-    "HEAD /queues/<queue>/messages": OPEN,
-    "DELETE /messages/<receipt>": _RECEIVE,
-    "DELETE /queues/<queue>/messages/<receipt>": _RECEIVE,
-    "PATCH /messages/<receipt>": _RECEIVE,
-    "PATCH /queues/<queue>/messages/<receipt>": _RECEIVE,
+    "HEAD /queues/{queue}/messages": OPEN,
+    "DELETE /messages/{receipt}": _RECEIVE,
+    "DELETE /queues/{queue}/messages/{receipt}": _RECEIVE,
+    "PATCH /messages/{receipt}": _RECEIVE,
+    "PATCH /queues/{queue}/messages/{receipt}": _RECEIVE,
     "POST /messages/ack": _RECEIVE,
-    "POST /queues/<queue>/messages/ack": _RECEIVE,
+    "POST /queues/{queue}/messages/ack": _RECEIVE,
+    "POST /messages/extend": _RECEIVE,
+    "POST /queues/{queue}/messages/extend": _RECEIVE,
+    "GET /queues/{queue}/messages/{id}": _RECEIVE | _ADMIN,
+    "DELETE /queues/{queue}/messages/{id}": _ADMIN,
+    "PATCH /queues/{queue}/messages/{id}": _ADMIN,
     "POST /transactions": _SEND | _RECEIVE,  # each of its parts is asked for its own
     "GET /queues": _ANY,
-    "GET /queues/<queue>": _ANY,
-    "PUT /queues/<queue>": _ADMIN,
-    "DELETE /queues/<queue>": _ADMIN,
-    "GET /queues/<queue>/peek": _RECEIVE | _ADMIN,
-    "POST /queues/<queue>/purge": _ADMIN,
-    "POST /queues/<queue>/redrive": _ADMIN,
+    "GET /queues/{queue}": _ANY,
+    "PUT /queues/{queue}": _ADMIN,
+    "DELETE /queues/{queue}": _ADMIN,
+    "GET /queues/{queue}/peek": _RECEIVE | _ADMIN,
+    "POST /queues/{queue}/purge": _ADMIN,
+    "POST /queues/{queue}/redrive": _ADMIN,
     "GET /": OPEN,  # these three tell of the service, and nothing of what is in it
     "GET /docs": OPEN,
     "GET /openapi.json": OPEN,
@@ -55,7 +61,7 @@ NEEDS = {
     "GET /metrics": frozenset({METRICS}),
 }
 
-FAILURES = 20  # of one client in WINDOW, in a worker, after which its tokens are not looked at
+FAILURES = 20  # of one client in WINDOW, in a worker, after which its wrong tokens get 429
 WINDOW = 60.0  # seconds
 CLIENTS = 10_000  # whose failures are remembered: a bound for memory
 
@@ -75,7 +81,7 @@ class Forbidden(WireError):
 
 class TooManyFailures(WireError):
     def __init__(self, wait: float = WINDOW) -> None:
-        super().__init__("too many requests with a wrong token came from this address")
+        super().__init__("too many requests with a wrong token came from this address, and this one has one too")
         self.headers = {"Retry-After": str(ceil(wait))}
 
 
@@ -98,15 +104,13 @@ class Access:
         header = environ.get("HTTP_AUTHORIZATION")
         if header is None:
             raise Unauthenticated
-        client = environ.get("REMOTE_ADDR", "")
-        self._failures.check(client)
         name, secret = _credentials(header)
         digest, found = hash_of(secret), None
         for grant in self._tokens.grants():
             if compare_digest(grant.digest, digest) and name in (None, grant.name):
                 found = grant
         if found is None:
-            self._failures.add(client)
+            self._failures.add(environ.get("REMOTE_ADDR", ""))
             raise Unauthenticated("there is no such token", ', error="invalid_token"')
         return found
 
@@ -121,7 +125,7 @@ class Guard:
         self._access = access
 
     def apply(self, run: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        needs = NEEDS.get(f"{route.method} {route.rule}")
+        needs = NEEDS.get(f"{route.method} {rule_of(route)}")
         if needs == OPEN:
             return run
 
@@ -142,15 +146,8 @@ class _Failures:
         self._guard = threading.Lock()
         self._counts: dict[str, tuple[int, float]] = {}  # by client: how many, and when they are forgotten
 
-    def check(self, client: str) -> None:
-        """Raises TooManyFailures."""
-        if not self._counts:
-            return
-        count, until = self._counts.get(_network(client), (0, 0.0))
-        if count >= FAILURES and (wait := until - time.monotonic()) > 0:
-            raise TooManyFailures(wait)
-
     def add(self, client: str) -> None:
+        """Count one. Raises TooManyFailures for a client that has had FAILURES already."""
         if not (network := _network(client)):
             return
         now = time.monotonic()
@@ -161,6 +158,8 @@ class _Failures:
             if len(self._counts) >= CLIENTS:
                 self._counts.pop(next(iter(self._counts)))  # whose last failure is the longest ago
             self._counts[network] = (count + 1, until)
+        if count >= FAILURES:
+            raise TooManyFailures(until - now)
 
 
 def _network(client: str) -> str:

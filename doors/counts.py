@@ -14,7 +14,9 @@ from itertools import takewhile
 SLOTS = 512  # more than workers there can be, with those of a reload
 ROUTES = 64  # the last is for requests that no route has run
 OTHER_ROUTE = ROUTES - 1
-STATUSES = (200, 204, 400, 401, 403, 404, 405, 409, 411, 412, 413, 415, 421, 422, 429, 500, 503)  # one more: others
+STATUSES = (
+    200, 204, 303, 400, 401, 403, 404, 405, 409, 411, 412, 413, 415, 421, 422, 429, 500, 503,
+)  # fmt: skip  # one more: others
 
 # The upper bounds of what is counted together; one more: what is above.
 REQUEST_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 20.0)

@@ -7,100 +7,172 @@ from typing import Any
 
 from doors.auth import Forbidden
 from doors.tokens import ADMIN, RECEIVE, SEND, Grant
-from storage.model import AckResult, Disk, Message, NewMessage, Once, Queue, Receive, State, Store, Transacted
+from storage.model import (
+    MAX_PAGE,
+    AckResult,
+    ExtendResult,
+    Message,
+    NewMessage,
+    Once,
+    Queue,
+    Receive,
+    Sent,
+    State,
+    Store,
+    Transacted,
+)
 
 
-class GrantedStore:
-    """The verbs of storage.model.Store that a request may lead to; all raise Forbidden, nothing having been done."""
+class GrantedStore(Store):
+    """All verbs raise Forbidden, nothing having been done; beside that, storage.model.Store says what they do."""
 
     def __init__(self, store: Store, grant: Grant | None) -> None:
         """`grant` None: of a request that needed no token."""
         self._store = store
         self._grant = grant
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> list[int]:
+    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> Sent:
         self._need(queue, SEND)
         return self._store.send(queue, messages, once)
 
-    def receive(self, ask: Receive, once: Once | None, present: Callable[[], bool]) -> Sequence[Message]:
+    def receive(
+        self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True
+    ) -> Sequence[Message]:
         self._need_all(ask.queues, RECEIVE)
         return self._store.receive(ask, once, present)
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
+    def ack(self, receipts: Sequence[str], queue: str | None = None, once: Once | None = None) -> AckResult:
         self._need_receipts(receipts, queue)
-        return self._store.ack(receipts, queue)
+        return self._store.ack(receipts, queue, once)
 
-    def settle(self, receipt: str, queue: str | None = None) -> None:
+    def settle(self, receipt: str, queue: str | None = None, once: Once | None = None) -> None:
         self._need_receipts([receipt], queue)
-        self._store.settle(receipt, queue)
+        self._store.settle(receipt, queue, once)
 
-    def extend(self, receipt: str, lease: float, queue: str | None = None) -> int:
+    def extend(self, receipt: str, lease: float, queue: str | None = None, once: Once | None = None) -> int:
         self._need_receipts([receipt], queue)
-        return self._store.extend(receipt, lease, queue)
+        return self._store.extend(receipt, lease, queue, once)
 
-    def release(self, receipt: str, delay: float = 0.0, queue: str | None = None) -> None:
+    def extend_many(
+        self, receipts: Sequence[str], lease: float, queue: str | None = None, once: Once | None = None
+    ) -> ExtendResult:
+        self._need_receipts(receipts, queue)
+        return self._store.extend_many(receipts, lease, queue, once)
+
+    def release(
+        self,
+        receipt: str,
+        delay: float = 0.0,
+        queue: str | None = None,
+        once: Once | None = None,
+        *,
+        counted: bool = True,
+    ) -> None:
         self._need_receipts([receipt], queue)
-        self._store.release(receipt, delay, queue)
+        self._store.release(receipt, delay, queue, once, counted=counted)
 
-    def reject(self, receipt: str, reason: str = "rejected", queue: str | None = None) -> None:
+    def reject(
+        self, receipt: str, reason: str = "rejected", queue: str | None = None, once: Once | None = None
+    ) -> None:
         """To whatever dead-letter queue this one has: who chose that had the right to."""
         self._need_receipts([receipt], queue)
-        self._store.reject(receipt, reason, queue)
+        self._store.reject(receipt, reason, queue, once)
 
     def transact(
         self,
         ack: Sequence[str],
         send: Sequence[tuple[str, NewMessage]],
-        receive: Receive | None,
-        once: Once | None,
-        present: Callable[[], bool],
+        receive: Receive | None = None,
+        once: Once | None = None,
+        present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
         self._need_receipts(ack, None)
         self._need_all({queue for queue, _ in send}, SEND)
         self._need_all(receive.queues if receive else (), RECEIVE)
         return self._store.transact(ack, send, receive, once, present)
 
-    def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
+    def message(self, queue: str, id: int) -> Message:
         self._need(queue, RECEIVE, ADMIN)
-        return self._store.peek(queue, limit=limit, after=after, state=state)
+        return self._store.message(queue, id)
 
-    def queues(self) -> list[Queue]:
+    def delete_message(self, queue: str, id: int, once: Once | None = None) -> None:
+        self._need(queue, ADMIN)
+        self._store.delete_message(queue, id, once)
+
+    def reschedule(self, queue: str, id: int, delay: float, once: Once | None = None) -> None:
+        self._need(queue, ADMIN)
+        self._store.reschedule(queue, id, delay, once)
+
+    def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: Once | None = None) -> None:
+        self._need(queue, ADMIN)
+        self._store.dead_letter(queue, id, reason, once)
+
+    def peek(
+        self,
+        queue: str,
+        *,
+        limit: int = 100,
+        after: int = 0,
+        before: int | None = None,
+        state: State | None = None,
+        key: str | None = None,
+    ) -> list[Message]:
+        self._need(queue, RECEIVE, ADMIN)
+        return self._store.peek(queue, limit=limit, after=after, before=before, state=state, key=key)
+
+    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         """Those the token names, whatever it may do there."""
-        grant = self._grant
-        return [queue for queue in self._store.queues() if grant is not None and grant.covers(queue.name)]
+        grant, found = self._grant, list[Queue]()
+        if grant is None or not (prefix.startswith(grant.prefix) or grant.prefix.startswith(prefix)):
+            return found
+        prefix = max(prefix, grant.prefix, key=len)
+        while len(found) < limit:
+            page = self._store.queues(prefix, after, MAX_PAGE)
+            found += (queue for queue in page if grant.covers(queue.name))
+            if len(page) < MAX_PAGE:
+                break
+            after = page[-1].name
+        return found[:limit]
 
     def queue(self, name: str) -> Queue:
         self._need(name, SEND, RECEIVE, ADMIN)
         return self._store.queue(name)
 
-    def configure(self, name: str, changes: Mapping[str, Any], version: int | None = None) -> Queue:
+    def configure(
+        self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
+    ) -> Queue:
         """A dead-letter queue that is named gets messages, so sending there has to be allowed too."""
         self._need(name, ADMIN)
-        if isinstance(grave := changes.get("dead_letter_queue"), str):
-            self._need(grave, SEND, ADMIN)
-        return self._store.configure(name, changes, version)
+        if isinstance(dead_letter_queue := changes.get("dead_letter_queue"), str):
+            self._need(dead_letter_queue, SEND, ADMIN)
+        return self._store.configure(name, changes, version, once)
 
-    def delete_queue(self, name: str) -> None:
+    def delete_queue(self, name: str, once: Once | None = None) -> None:
         self._need(name, ADMIN)
-        self._store.delete_queue(name)
+        self._store.delete_queue(name, once)
 
-    def purge(self, queue: str) -> int:
+    def purge(self, queue: str, once: Once | None = None) -> int:
         self._need(queue, ADMIN)
-        return self._store.purge(queue)
+        return self._store.purge(queue, once)
 
-    def redrive(self, queue: str, limit: int | None = None) -> int:
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+        once: Once | None = None,
+    ) -> int:
         """At either end: messages only go back to where they came from."""
         self._need(queue, ADMIN)
-        return self._store.redrive(queue, limit)
+        return self._store.redrive(queue, limit, ids=ids, reason=reason, once=once)
 
     def check_ready(self) -> None:
         self._store.check_ready()
 
-    def disk(self) -> Disk:
-        return self._store.disk()
-
     def _need_receipts(self, receipts: Iterable[str], queue: str | None) -> None:
-        """What is no receipt at all is the store's to tell."""
+        """What is no receipt at all is the store's to report."""
         named = {name for name, tilde, _ in (receipt.partition("~") for receipt in receipts) if tilde}
         self._need_all(named if queue is None else {queue, *named}, RECEIVE)
 

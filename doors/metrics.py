@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -14,24 +14,24 @@ from doors.counts import COMMIT_OPERATIONS, COMMIT_SECONDS, OTHER_ROUTE, REQUEST
 from doors.openapi import VERSION
 from settings import Settings
 from storage.errors import StoreError
-from storage.model import Disk, Queue, QueueStats
+from storage.model import MAX_PAGE, STATES, Disk, Lifecycle, Queue, QueueStats
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-NAMED_QUEUES = 500  # told one by one, the first in order of name; what is behind them is told as one
+NAMED_QUEUES = 500  # reported one by one, the first in order of name; those behind them are reported as one
+MOST_QUEUES = 10 * MAX_PAGE  # read for one scrape, so that it stays short; those behind them are not reported
 THE_OTHERS = "(others)"  # no queue's name
 
 _TOTALS = ("sent", "received", "acked", "expired", "dead_lettered")
-_STATES = ("ready", "leased", "delayed", "blocked")
 
 # name → (type, help)
 METRICS = {
     "queue_messages": ("gauge", "Messages in a queue, by state."),
     "queue_dead_letters": ("gauge", "Messages of a queue that lie in a dead-letter queue."),
     "queue_bytes": ("gauge", "Bytes of text and fields in a queue."),
-    "queue_oldest_age_seconds": ("gauge", "Seconds since the oldest message in a queue was sent."),
+    "queue_oldest_age_seconds": ("gauge", "Seconds that the longest-waiting ready message in a queue has been ready."),
     **{
         f"queue_messages_{total}_total": (
             "counter",
@@ -39,7 +39,7 @@ METRICS = {
         )
         for total in _TOTALS
     },
-    "queue_queues": ("gauge", "Queues."),
+    "queue_queues": ("gauge", "Queues; at most 10,000 are counted."),
     "queue_database_bytes": ("gauge", "Bytes of the database on disk, without its log."),
     "queue_log_bytes": ("gauge", "Bytes of the write-ahead log on disk."),
     "queue_disk_free_bytes": ("gauge", "Bytes free on the database's disk."),
@@ -64,12 +64,10 @@ Sample = tuple[Labels, float]
 Counted = tuple[Labels, Sequence[float], Sequence[float]]  # a histogram: its bounds; its counts and, last, its sum
 
 
-class Readable(Protocol):
+class Listing(Protocol):
     """What a scrape asks of a store."""
 
-    def queues(self) -> list[Queue]: ...
-
-    def disk(self) -> Disk: ...
+    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]: ...
 
 
 class Service(Protocol):
@@ -82,7 +80,10 @@ class Service(Protocol):
     def slot(self) -> Slot: ...
 
     @property
-    def store(self) -> Readable: ...
+    def store(self) -> Listing: ...
+
+    @property
+    def whole_store(self) -> Lifecycle: ...
 
 
 class Limits(NamedTuple):
@@ -98,11 +99,14 @@ def mount(app: Bottle, service: Service) -> None:
         parse.nothing(request.environ)
         routes = [f"{route.method} {watch.rule_of(route)}" for route in app.routes]
         limits = Limits(service.settings.threads, service.settings.pollers)
-        told = exposition(service.store, service.slot.counts.total(), routes, limits, VERSION)
+        disk = service.whole_store.disk
+        told = exposition(service.store, disk, service.slot.counts.total(), routes, limits, VERSION)
         return answer.text(told, CONTENT_TYPE)
 
 
-def exposition(store: Readable, total: Total, routes: Sequence[str], limits: Limits, version: str) -> str:
+def exposition(
+    store: Listing, disk: Callable[[], Disk], total: Total, routes: Sequence[str], limits: Limits, version: str
+) -> str:
     """All metrics. `routes`: by their places in the counts, as "METHOD /rule"."""
     from prometheus_client import (  # imported, it reads the environment: only when asked
         CollectorRegistry,
@@ -110,7 +114,7 @@ def exposition(store: Readable, total: Total, routes: Sequence[str], limits: Lim
     )
 
     try:
-        families = [*_of_queues(store.queues()), *_of_disk(store.disk())]
+        families = [*_of_queues(_read(store)), *_of_disk(disk())]
         readable = 1.0
     except StoreError:  # what the processes have counted tells most just then
         families, readable = [], 0.0
@@ -132,6 +136,15 @@ class _Found:
         return self._families
 
 
+def _read(store: Listing) -> list[Queue]:
+    """The first MOST_QUEUES, page by page: each is a short read."""
+    found = page = store.queues()
+    while len(page) == MAX_PAGE and len(found) < MOST_QUEUES:
+        page = store.queues(after=page[-1].name)
+        found = found + page
+    return found
+
+
 def _of_queues(queues: list[Queue]) -> Iterator[Metric]:
     rows = [(queue.name, queue.stats) for queue in queues[:NAMED_QUEUES]]
     if rest := [queue.stats for queue in queues[NAMED_QUEUES:]]:
@@ -140,7 +153,7 @@ def _of_queues(queues: list[Queue]) -> Iterator[Metric]:
         rows.append((THE_OTHERS, summed))
     yield _family(
         "queue_messages",
-        [({"queue": name, "state": state}, getattr(stats, state)) for name, stats in rows for state in _STATES],
+        [({"queue": name, "state": state}, getattr(stats, state)) for name, stats in rows for state in STATES],
     )
     fields = {"queue_dead_letters": "dead", "queue_bytes": "bytes", "queue_oldest_age_seconds": "oldest_age"}
     fields |= {f"queue_messages_{total}_total": total for total in _TOTALS}

@@ -21,13 +21,29 @@ from doors.openapi_answers import (
     RESPONSES,
     RETRY,
     STORAGE,
+    TO_THE_PAGE,
     json_of,
     list_or_lines,
     problem,
     text_of,
 )
-from doors.schemas import IDEMPOTENCY, LEASE, LIMIT, QUEUE, RECEIPT, RECIPIENT, SCHEMAS, WAIT, Schema, listed, ref
+from doors.schemas import (
+    IDEMPOTENCY,
+    LEASE,
+    LIMIT,
+    QUEUE,
+    RECEIPT,
+    RECIPIENT,
+    RECIPIENTS,
+    SCHEMAS,
+    WAIT,
+    Schema,
+    listed,
+    name,
+    ref,
+)
 from doors.wire import JSON, NDJSON, RUNS, TEXT
+from storage.model import MAX_PAGE, QUEUE_NAME
 
 VERSION = "0.1.0"  # as in pyproject.toml
 
@@ -83,7 +99,6 @@ def _messages(prefix: str) -> dict[str, Any]:
     at = [_QUEUE] if prefix else []
     to, of = ("_to_queue", "_of_queue") if prefix else ("", "")
     where = "of the queue" if prefix else "of `default`"
-    stale = ("message_not_found", "stale_receipt")
     return {
         f"{prefix}/messages": {
             "parameters": at,
@@ -102,7 +117,7 @@ def _messages(prefix: str) -> dict[str, Any]:
                 f"receive{of}",
                 f"Read {where}: remove, or lease",
                 [*_reading(queues=not prefix), _IDEMPOTENT],
-                {"200": RECEIVED, "204": NOTHING_THERE},
+                {"200": RECEIVED, "204": NOTHING_THERE, "303": TO_THE_PAGE},
                 ("invalid_input", "idempotency_mismatch", *STORAGE),
                 more="Without `lease` the message is removed. With `limit` the reply is an array. In the form of runs "
                 "a leased read tells messages that lie together as one.",
@@ -111,25 +126,64 @@ def _messages(prefix: str) -> dict[str, Any]:
                 "messages", f"head{of}", "Refused, since a read removes messages", [], {}, ("method_not_allowed",)
             ),
         },
-        f"{prefix}/messages/{{receipt}}": {
-            "parameters": [*at, _RECEIPT],
-            "delete": _operation(
-                "messages", f"settle{of}", "Ack: the message is done with", [], {"204": DONE},
-                ("invalid_input", *stale, *STORAGE),
-            ),
-            "patch": _operation(
-                "messages", f"change_lease{of}", "More time, give back, or bury", [],
-                {"200": json_of("The lease was extended.", ref("LeaseEnd")), "204": DONE},
-                (*READS_BODY, *stale, *STORAGE), _body(ref("LeaseChange")),
-            ),
-        },
+        f"{prefix}/messages/{{receipt}}": _by_receipt_or_id() if prefix else _by_receipt(),
         f"{prefix}/messages/ack": {
             "parameters": at,
             "post": _operation(
-                "messages", f"ack{of}", "Ack many", [], {"200": json_of("What became of each.", ref("AckResult"))},
-                (*READS_BODY, *STORAGE), _body(ref("Receipts")),
+                "messages", f"ack{of}", "Ack many", [_IDEMPOTENT],
+                {"200": json_of("What became of each.", ref("AckResult"))},
+                (*READS_BODY, "idempotency_mismatch", *STORAGE), _body(ref("Receipts")),
             ),
         },
+        f"{prefix}/messages/extend": {
+            "parameters": at,
+            "post": _operation(
+                "messages", f"extend{of}", "Extend many leases", [_IDEMPOTENT],
+                {"200": json_of("What became of each.", ref("ExtendResult"))},
+                (*READS_BODY, "idempotency_mismatch", *STORAGE), _body(ref("Extension")),
+            ),
+        },
+    }  # fmt: skip
+
+
+def _by_receipt() -> dict[str, Any]:
+    settled = ("message_not_found", "stale_receipt", "idempotency_mismatch", *STORAGE)
+    return {
+        "parameters": [_RECEIPT],
+        "delete": _operation(
+            "messages", "settle", "Ack: remove the message", [_IDEMPOTENT], {"204": DONE}, ("invalid_input", *settled)
+        ),
+        "patch": _operation(
+            "messages", "change_lease", "Extend, release, or reject", [_IDEMPOTENT],
+            {"200": json_of("The lease was extended.", ref("LeaseEnd")), "204": DONE},
+            (*READS_BODY, *settled), _body(ref("LeaseChange")),
+        ),
+    }  # fmt: skip
+
+
+def _by_receipt_or_id() -> dict[str, Any]:
+    """One path in the document, since its templates would be the same; two routes in the service."""
+    either = "Digits are the id of a message, for an administrator; all else is a receipt."
+    changed = (
+        "queue_not_found", "message_not_found", "stale_receipt", "message_leased", "idempotency_mismatch", *STORAGE,
+    )  # fmt: skip
+    return {
+        "parameters": [_QUEUE, _RECEIPT | {"description": either}],
+        "get": _operation(
+            "queues", "look_at_message", "Look at a message by its id", [],
+            {"200": json_of("The message in its envelope.", ref("PeekedMessage"))},
+            ("invalid_input", "queue_not_found", "message_not_found", "method_not_allowed", *STORAGE),
+            more="By a receipt: 405.",
+        ),
+        "delete": _operation(
+            "messages", "settle_of_queue", "Ack by receipt, or remove by id", [_IDEMPOTENT], {"204": DONE},
+            ("invalid_input", *changed), more=either,
+        ),
+        "patch": _operation(
+            "messages", "change_lease_of_queue", "Extend, release or reject by receipt; reschedule or reject by id",
+            [_IDEMPOTENT], {"200": json_of("The lease was extended.", ref("LeaseEnd")), "204": DONE},
+            (*READS_BODY, *changed), _body(ref("ReceiptOrIdChange")), more=either,
+        ),
     }  # fmt: skip
 
 
@@ -155,10 +209,11 @@ def _queues() -> dict[str, Any]:
         "schema": {"type": "string", "examples": ['"3"', "*"]},
     }
     unknown = ("invalid_input", "queue_not_found", *STORAGE)
+    once = "idempotency_mismatch"
     return {
         "/queues": {
             "get": _operation(
-                "queues", "list_queues", "Every queue's stats", [],
+                "queues", "list_queues", "Every queue's stats, page by page", _listing(),
                 {"200": json_of("The queues, in order of name.", ref("QueueListing"))}, ("invalid_input", *STORAGE),
             )
         },
@@ -166,11 +221,12 @@ def _queues() -> dict[str, Any]:
             "parameters": [_QUEUE],
             "get": _operation("queues", "describe_queue", "Its stats and settings", [], {"200": described}, unknown),
             "put": _operation(
-                "queues", "configure_queue", "Change settings; the queue comes into being", [if_match],
-                {"200": described}, (*READS_BODY, "precondition_failed", *STORAGE), _body(ref("SettingsChange")),
+                "queues", "configure_queue", "Change settings; creates the queue", [if_match, _IDEMPOTENT],
+                {"200": described}, (*READS_BODY, "precondition_failed", once, *STORAGE), _body(ref("SettingsChange")),
             ),
             "delete": _operation(
-                "queues", "delete_queue", "The queue is gone, and all in it", [], {"204": DONE}, unknown
+                "queues", "delete_queue", "Delete the queue and all in it", [_IDEMPOTENT], {"204": DONE},
+                (*unknown, once),
             ),
         },
         "/queues/{queue}/peek": {
@@ -184,17 +240,17 @@ def _queues() -> dict[str, Any]:
         "/queues/{queue}/purge": {
             "parameters": [_QUEUE],
             "post": _operation(
-                "queues", "purge", "All messages that are there now are gone", [],
-                {"200": json_of("Done.", ref("Purged"))}, (*READS_BODY, *unknown),
+                "queues", "purge", "Remove all messages that are in the queue now", [_IDEMPOTENT],
+                {"200": json_of("Done.", ref("Purged"))}, (*READS_BODY, once, *unknown),
                 _body({"type": "object", "maxProperties": 0}, required=False),
             ),
         },
         "/queues/{queue}/redrive": {
             "parameters": [_QUEUE],
             "post": _operation(
-                "queues", "redrive", "Dead letters go back to where they came from", [],
-                {"200": json_of("Done.", ref("Redriven"))}, (*READS_BODY, *unknown),
-                _body(ref("RedriveLimit"), required=False),
+                "queues", "redrive", "Move dead letters back to where they came from", [_IDEMPOTENT],
+                {"200": json_of("Done.", ref("Redriven"))}, (*READS_BODY, once, *unknown),
+                _body(ref("Redrive"), required=False),
             ),
         },
     }  # fmt: skip
@@ -277,13 +333,31 @@ def _reading(queues: bool) -> list[Schema]:
         "description": "Read from these queues, in this order of preference.",
         "schema": listed(QUEUE, 0, 96),  # a query has at most 100 parameters
     }
-    query = {"lease": LEASE, "limit": LIMIT, "wait": WAIT, "recipient": RECIPIENT}
+    query = {"lease": LEASE, "limit": LIMIT, "wait": WAIT, "recipient": RECIPIENT, "recipients": RECIPIENTS}
     return [_query(name, schema) for name, schema in query.items()] + ([several] if queues else [])
 
 
 def _peeking() -> list[Schema]:
-    after = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "Only messages above this id."}
-    return [_query("limit", LIMIT | {"default": 100}), _query("after", after), _query("state", ref("State"))]
+    id: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+    query: dict[str, Schema] = {
+        "limit": LIMIT | {"default": 100},
+        "after": id | {"description": "Only messages above this id."},
+        "before": id | {"description": "Only messages below this id, the newest first."},
+        "state": ref("State"),
+        "key": name("Only messages of this key."),
+    }
+    return [_query(name, schema) for name, schema in query.items()]
+
+
+def _listing() -> list[Schema]:
+    limit: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE}
+    start = QUEUE | {"pattern": f"^({QUEUE_NAME.pattern})?$"}  # left empty, as a form does, it is not given
+    query: dict[str, Schema] = {
+        "prefix": start | {"description": "Only queues whose names begin so."},
+        "after": start | {"description": "Only queues behind this name: the `next` of the page before."},
+        "limit": limit | {"description": "At most so many."},
+    }
+    return [_query(name, schema) for name, schema in query.items()]
 
 
 def _query(name: str, schema: Schema) -> Schema:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from doors.answer import RETRY_AFTER
-from doors.schemas import QUEUE, Schema, listed, ref
+from doors.schemas import QUEUE, Schema, listed, record, ref
 from doors.wire import JSON, NDJSON, RUNS
 
 # Every code a problem may have: (status, when). The codes a route may answer stand at its operation.
@@ -12,12 +12,14 @@ CODES = {
     "bad_request": (400, "the request cannot be read"),
     "unauthenticated": (401, "the operator has set tokens, and the request has none that is known"),
     "forbidden": (403, "the token does not allow this"),
-    "cross_origin": (403, "a page of another origin asks, in somebody's browser"),
+    "cross_origin": (403, "a page of another origin asks, in a browser"),
+    "prefetch": (403, "a browser fetches it ahead"),
     "queue_not_found": (404, "there is no such queue"),
     "message_not_found": (404, "the receipt's message is gone, or never was"),
     "not_found": (404, "there is no such route"),
     "method_not_allowed": (405, "the route has other methods; `Allow` lists them"),
-    "stale_receipt": (409, "the message was leased again since"),
+    "stale_receipt": (409, "the message was leased again since, or a lease to be extended was released"),
+    "message_leased": (409, "the message is leased, so it cannot be changed by its id"),
     "precondition_failed": (412, "the settings have changed since the `ETag` was read"),
     "body_too_large": (413, "the body is over the limit"),
     "uri_too_long": (414, "the request line is too long"),
@@ -25,18 +27,23 @@ CODES = {
     "unknown_host": (421, "the service listens on loopback and is called by another name"),
     "idempotency_mismatch": (422, "the `Idempotency-Key` belongs to another request"),
     "queue_full": (429, "`max_messages` or `max_bytes` would be exceeded; nothing was stored"),
-    "too_many_failures": (429, "too many requests with wrong tokens came from this address"),
+    "too_many_failures": (429, "too many requests with wrong tokens came from this address, this one among them"),
     "headers_too_large": (431, "a header, or all of them, are too large"),
     "internal_error": (500, "a fault of the service; `detail` has a reference into its log"),
-    "busy": (503, "the write lock could not be had in time; nothing was done"),
+    "busy": (503, "the write lock, or room for a large body, could not be had in time; nothing was done"),
     "disk_full": (503, "there is no room for the write; nothing was done"),
+    "interrupted": (
+        503,
+        "cut off after a part of it; `detail` says what was done, and repeating it goes on",
+    ),
     "unavailable": (503, "the storage failed; whether it was done is not known"),
 }
 ACCESS = ("unauthenticated", "forbidden", "too_many_failures")
 EVERYWHERE = (
-    "bad_request", "not_found", "cross_origin", "unknown_host", "uri_too_long", "headers_too_large", "internal_error",
+    "bad_request", "not_found", "cross_origin", "prefetch", "unknown_host", "uri_too_long", "headers_too_large",
+    "internal_error",
 )  # fmt: skip
-STORAGE = ("busy", "disk_full", "unavailable")
+STORAGE = ("busy", "disk_full", "interrupted", "unavailable")
 READS_BODY = ("invalid_input", "body_too_large", "unsupported_media_type")
 
 RESPONSES = "#/components/responses/"
@@ -110,4 +117,9 @@ NOTHING_THERE = {
     "description": "Nothing there. With `Retry-After` it came early: as many readers wait as the service allows.",
     "headers": NO_STORE | {"Retry-After": RETRY | {"required": False}},
 }
+TO_THE_PAGE = json_of(
+    "A browser that opens a read is led to the page of its queue.",
+    record({"page": {"type": "string"}}, "page"),
+    {"Location": {"required": True, "schema": {"type": "string"}}},
+)
 GUARDED = {"Content-Security-Policy": {"required": True, "schema": {"type": "string"}}}

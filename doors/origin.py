@@ -7,11 +7,15 @@ and a POST sends one; and where no tokens are asked for, to reach the service is
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 
-from doors.wire import CrossOrigin, Environ, UnknownHost, WireError
+from doors.wire import CrossOrigin, Environ, Prefetch, UnknownHost, WireError
+from storage.model import QUEUE_NAME
 
-HARMLESS = ("/", "/docs", "/openapi.json")  # a link on any page may lead to these
+HARMLESS = ("/", "/docs", "/openapi.json")  # a link on any page may lead to these, and a browser may fetch them ahead
+_READ = re.compile(r"(?:/queues/([^/]+))?/messages")
+_QUEUE = re.compile(rf"(?:(?!queue=)[^&]*&)*queue=({QUEUE_NAME.pattern})(?:&.*)?")
 
 
 def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:
@@ -23,9 +27,37 @@ def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:
     host = environ.get("HTTP_HOST", "").lower()
     if only_local_names and host and not _is_local(host):
         return UnknownHost("the service listens on loopback and answers to localhost and IP addresses")
-    if environ.get("PATH_INFO") in HARMLESS or _is_same_origin(environ, host):
+    if environ.get("PATH_INFO") in HARMLESS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return None
-    return CrossOrigin("a web page of another origin may not use this service")
+    if _is_ahead(environ):
+        return Prefetch("a browser fetches this ahead, and nobody has asked for it yet")
+    if not _is_same_origin(environ, host):
+        return CrossOrigin(
+            "a web page of another origin may not use this service, nor a browser read from it unless it names its own"
+        )
+    return None
+
+
+def page_instead(environ: Environ) -> str | None:
+    """Where a browser goes that was led to a read, which would remove a message: the page of its queue."""
+    read = _READ.fullmatch(environ.get("PATH_INFO", ""))
+    if read is None or environ["REQUEST_METHOD"] != "GET" or not _is_navigation(environ):
+        return None
+    named = _QUEUE.fullmatch(environ.get("QUERY_STRING", ""))
+    queue = read[1] or (named[1] if named else "default")
+    return f"/#/{queue}" if QUEUE_NAME.fullmatch(queue) else "/"
+
+
+def _is_ahead(environ: Environ) -> bool:
+    """Whether a browser fetches what it may need: a prefetch, a prerender, or a preview."""
+    purposes = " ".join(environ.get(f"HTTP_{name}", "") for name in ("SEC_PURPOSE", "PURPOSE", "X_PURPOSE", "X_MOZ"))
+    return any(word in purposes.lower() for word in ("prefetch", "prerender", "preview"))
+
+
+def _is_navigation(environ: Environ) -> bool:
+    """Whether a page is opened: over plain HTTP, but to this machine, a browser says so by another header."""
+    mode = environ.get("HTTP_SEC_FETCH_MODE")
+    return mode == "navigate" if mode is not None else environ.get("HTTP_UPGRADE_INSECURE_REQUESTS") == "1"
 
 
 def _is_same_origin(environ: Environ, host: str) -> bool:
@@ -33,8 +65,18 @@ def _is_same_origin(environ: Environ, host: str) -> bool:
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:
         return site in ("same-origin", "none")  # none: typed into the address bar
-    origin = environ.get("HTTP_ORIGIN")  # where browsers leave the other out: http to a name that is not loopback
-    return origin is None or origin.lower().partition("://")[2] == host
+    # Browsers leave the other out over plain HTTP to a name that is not loopback.
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None:
+        return bool(host) and origin.lower().partition("://")[2] == host
+    # Nor do they name the origin of a picture or a script; our own page has neither.
+    is_read = _READ.fullmatch(environ.get("PATH_INFO", "")) is not None and environ["REQUEST_METHOD"] == "GET"
+    return not (is_read and _is_browser(environ)) or _is_navigation(environ)
+
+
+def _is_browser(environ: Environ) -> bool:
+    """What all browsers send of themselves; a program that says it is Mozilla seldom speaks a language too."""
+    return environ.get("HTTP_USER_AGENT", "").startswith("Mozilla/") and "HTTP_ACCEPT_LANGUAGE" in environ
 
 
 @lru_cache(maxsize=256)

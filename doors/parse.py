@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from doors.decoding import parse_json
 from doors.wire import (
     JSON,
-    NDJSON,
-    RUNS,
-    TEXT,
-    BadRequest,
     Environ,
     Query,
     UnsupportedMediaType,
     media_type,
-    parse_json,
-    utf8,
 )
-from storage.errors import InvalidInput
+from storage.errors import InvalidInput, MessageNotFound
 from storage.model import (
     MAX_BATCH,
     MAX_LEASE,
     MAX_LIMIT,
+    MAX_PAGE,
     MAX_REASON,
     MAX_WAIT,
     NewMessage,
@@ -33,17 +29,11 @@ from storage.model import (
     check_queue_name,
     milliseconds,
 )
-from storage.runs import NewRun
 
-# Characters of a run's names, each counted for every message: a run has a name once, and so little would become much.
-MOST_NAMES = 4 * 1024 * 1024
+ANY = "any"  # of `recipients`, the only value
 
-
-class Body(NamedTuple):
-    """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
-
-    messages: Sequence[NewMessage]
-    batch: bool
+_ID = re.compile(r"[1-9][0-9]{0,18}")
+MAX_ID = 2**63 - 2  # what is before and after it can be asked for too
 
 
 class Ask(NamedTuple):
@@ -54,12 +44,49 @@ class Ask(NamedTuple):
 
 
 class LeaseChange(NamedTuple):
-    """What the holder of a receipt wants, in seconds: more time, or (lease 0) to give back, or to bury."""
+    """What the holder of a receipt wants, in seconds: more time, or (lease 0) to give back, or to dead-letter."""
 
+    lease: float = 0.0
+    delay: float = 0.0
+    counted: bool = True
+    dead: bool = False
+    reason: str = ""
+
+
+class MessageChange(NamedTuple):
+    """What an administrator wants of a waiting message: a new delay in seconds, or (None) to dead-letter it."""
+
+    delay: float | None
+    reason: str = ""
+
+
+class Extension(NamedTuple):
+    receipts: list[str]
     lease: float
-    delay: float
-    dead: bool
-    reason: str
+
+
+class Redrive(NamedTuple):
+    """Which dead letters; None: all."""
+
+    limit: int | None = None
+    ids: list[int] | None = None
+    reason: str | None = None
+
+
+class Peek(NamedTuple):
+    limit: int
+    after: int
+    before: int | None
+    state: State | None
+    key: str | None
+
+
+class Page(NamedTuple):
+    """Of the list of queues."""
+
+    prefix: str
+    after: str
+    limit: int
 
 
 class Transaction(NamedTuple):
@@ -73,21 +100,9 @@ def nothing(environ: Environ) -> None:
     Query(environ).done()
 
 
-def messages(environ: Environ, body: bytes) -> Body:
-    """The messages a body holds, by its Content-Type."""
-    kind = media_type(environ)
-    if kind == TEXT:
-        return Body([NewMessage.from_document({"text": utf8(body)})], batch=False)
-    if kind == NDJSON:
-        return Body(_batch(list(islice(_ndjson(body), MAX_BATCH + 1))), batch=True)
-    document = parse_json(body)
-    if kind == RUNS:
-        return Body(_run(document), batch=True)
-    if isinstance(document, list):
-        return Body(_batch(document), batch=True)
-    if isinstance(document, dict) and "texts" in document:
-        raise InvalidInput(f"unknown field 'texts': a run has the Content-Type {RUNS}", field="texts")
-    return Body([NewMessage.from_document(document)], batch=False)
+def queue_or_none(name: str | None) -> str | None:
+    """The queue of a route's path, where it names one."""
+    return None if name is None else check_queue_name(name)
 
 
 def ask(environ: Environ, queue: str | None) -> Ask:
@@ -96,46 +111,83 @@ def ask(environ: Environ, queue: str | None) -> Ask:
     names = tuple(dict.fromkeys(query.many("queue"))) or ("default",) if queue is None else (queue,)
     limit = query.whole("limit", 1, MAX_LIMIT)
     wait = query.number("wait", 0, MAX_WAIT)
-    recipient = query.one("recipient")
+    recipient = _recipient(query.one("recipient"), query.one("recipients"))
     lease = query.number_or("lease", 1, MAX_LEASE, "default")
     query.done()
     receive = Receive(
         tuple(check_queue_name(name) for name in names),
         limit or 1,
         lease,
-        "" if recipient is None else check_name("recipient", recipient),
+        recipient,
         wait or 0.0,
     )
     return Ask(receive, batch=limit is not None)
 
 
-def peek(environ: Environ) -> tuple[int, int, State | None]:
-    """limit, after and state."""
+def peek(environ: Environ) -> Peek:
     query = Query(environ)
-    limit, after, state = query.whole("limit", 1, MAX_LIMIT), query.whole("after", 0, 2**63 - 1), query.one("state")
+    limit, after = query.whole("limit", 1, MAX_LIMIT), query.whole("after", 0, 2**63 - 1)
+    before, state, key = query.whole("before", 0, 2**63 - 1), query.one("state"), query.one("key")
     query.done()
     if state is not None and state not in list(State):
         raise InvalidInput(f"'state' is one of {', '.join(State)}", field="state")
-    return limit or 100, after or 0, None if state is None else State(state)
+    if key is not None:
+        check_name("key", key)
+    return Peek(limit or 100, after or 0, before, None if state is None else State(state), key)
+
+
+def page(environ: Environ) -> Page:
+    query = Query(environ)
+    prefix, after, limit = query.one("prefix"), query.one("after"), query.whole("limit", 1, MAX_PAGE)
+    query.done()
+    for name, value in (("prefix", prefix), ("after", after)):
+        if value:
+            check_queue_name(value, name)
+    return Page(prefix or "", after or "", limit or MAX_PAGE)
+
+
+def message_id(text: str) -> int:
+    """Raises MessageNotFound for digits that are no id."""
+    if not _ID.fullmatch(text) or int(text) > MAX_ID:
+        raise MessageNotFound
+    return int(text)
 
 
 def receipts(environ: Environ, body: bytes) -> list[str]:
     return _receipts(_object(environ, body, "receipts"), "receipts", least=1)
 
 
+def extension(environ: Environ, body: bytes) -> Extension:
+    document = _object(environ, body, "receipts", "lease")
+    lease = milliseconds(document.get("lease"), "lease", least=1, most=MAX_LEASE) / 1000
+    return Extension(_receipts(document, "receipts", least=1), lease)
+
+
 def lease_change(environ: Environ, body: bytes) -> LeaseChange:
-    change = _object(environ, body, "lease", "delay", "dead", "reason")
+    change = _object(environ, body, "lease", "delay", "counted", "dead", "reason")
     if "dead" in change:
-        _only(change, "dead", "reason")
-        if change["dead"] is not True:
-            raise InvalidInput("'dead' can only be true", field="dead")
-        return LeaseChange(0, 0, True, check_name("reason", change.get("reason", "rejected"), MAX_REASON))
-    _only(change, "lease", "delay")
-    lease = milliseconds(change.get("lease"), "lease", most=MAX_LEASE) / 1000
+        return LeaseChange(dead=True, reason=_reason(change))
+    _one_of(change, "lease", "dead")
+    if "reason" in change:
+        raise InvalidInput("'reason' goes with 'dead'", field="reason")
+    lease = milliseconds(change["lease"], "lease", most=MAX_LEASE) / 1000
     if lease:
-        _only(change, "lease")
+        for name in change.keys() - {"lease"}:
+            raise InvalidInput(f"'{name}' goes with a 'lease' of 0", field=name)
         milliseconds(change["lease"], "lease", least=1, most=MAX_LEASE)
-    return LeaseChange(lease, milliseconds(change.get("delay", 0), "delay") / 1000, False, "")
+    counted = change.get("counted", True)
+    if not isinstance(counted, bool):
+        raise InvalidInput("'counted' is true or false", field="counted")
+    return LeaseChange(lease, milliseconds(change.get("delay", 0), "delay") / 1000, counted)
+
+
+def message_change(environ: Environ, body: bytes) -> MessageChange:
+    change = _object(environ, body, "delay", "dead", "reason")
+    if "dead" in change:
+        return MessageChange(None, _reason(change))
+    _one_of(change, "delay", "dead")
+    only(change, "delay")
+    return MessageChange(milliseconds(change["delay"], "delay") / 1000)
 
 
 def transaction(environ: Environ, body: bytes) -> Transaction:
@@ -163,10 +215,14 @@ def empty(environ: Environ, body: bytes) -> None:
         raise InvalidInput("this route takes no body")
 
 
-def limit(environ: Environ, body: bytes) -> int | None:
-    """Of a redrive; None for all."""
-    given = _object(environ, body, "limit").get("limit") if body else None
-    return None if given is None else _whole(given, "limit", 2**53)
+def redrive(environ: Environ, body: bytes) -> Redrive:
+    given = _object(environ, body, "limit", "ids", "reason") if body else {}
+    limit, ids, reason = given.get("limit"), given.get("ids"), given.get("reason")
+    return Redrive(
+        None if limit is None else _whole(limit, "limit", 2**53),
+        None if ids is None else _ids(ids),
+        None if reason is None else check_name("reason", reason, MAX_REASON),
+    )
 
 
 def if_match(environ: Environ) -> int | None:
@@ -186,68 +242,47 @@ def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidInput("the body is a JSON object")
     if names:
-        _only(document, *names)
+        only(document, *names)
     return document
 
 
-def _only(document: Mapping[str, Any], *names: str) -> None:
+def only(document: Mapping[str, Any], *names: str) -> None:
+    """Raise InvalidInput for a member of another name."""
     for name in document:
         if name not in names:
             raise InvalidInput(f"unknown field '{name[:128]}': known here are {', '.join(names)}", field=name[:128])
 
 
-def _batch(documents: list[Any]) -> Sequence[NewMessage]:
-    if not documents:
-        raise InvalidInput("a batch has at least one message")
-    if len(documents) <= MAX_BATCH and (run := NewRun.of_documents(documents)) is not None:
-        return run
-    batch = []
-    for index, document in enumerate(documents):
-        if index == MAX_BATCH:
-            raise InvalidInput(f"a batch has at most {MAX_BATCH} messages", index=index)
-        batch.append(NewMessage.from_document(document, index))
-    return batch
+def _one_of(change: Mapping[str, Any], *names: str) -> None:
+    """Raise InvalidInput unless the change has one of these members."""
+    if change.keys().isdisjoint(names):
+        raise InvalidInput(f"a change has one of {', '.join(map(repr, names))}", field=names[0])
 
 
-def _run(document: object) -> Sequence[NewMessage]:
-    if not isinstance(document, dict):
-        raise InvalidInput("a run is a JSON object with 'texts'")
-    _only(document, "texts", "attributes")
-    texts, attributes = document.get("texts"), document.get("attributes", {})
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_BATCH:
-        raise InvalidInput(f"'texts' is an array of 1 to {MAX_BATCH} strings", field="texts")
-    if not isinstance(attributes, dict):
-        raise InvalidInput("'attributes' is an object of arrays", field="attributes")
-    for name, values in attributes.items():
-        if not isinstance(values, list) or len(values) != len(texts):
-            raise InvalidInput(
-                f"'{name[:128]}' of the 'attributes' is not an array of {len(texts)} values, one for each text",
-                field="attributes",
-            )
-    if sum(map(len, attributes)) * len(texts) > MOST_NAMES:
-        raise InvalidInput(
-            f"the names of the attributes, once for each text, have more than {MOST_NAMES} characters",
-            field="attributes",
-        )
-    if "attributes" not in document:
-        return NewRun.of(texts) or _batch([{"text": text} for text in texts])
-    if (run := NewRun.of(texts, attributes)) is not None:
-        return run
-    rows: Iterable[tuple[Any, ...]] = zip(*attributes.values(), strict=True) if attributes else repeat(())
-    each = (dict(zip(attributes, row, strict=True)) for row in rows)
-    return _batch([{"text": text, "attributes": one} for text, one in zip(texts, each, strict=False)])
+def _reason(change: Mapping[str, Any]) -> str:
+    """Of {"dead": true, "reason": …}."""
+    only(change, "dead", "reason")
+    if change["dead"] is not True:
+        raise InvalidInput("'dead' can only be true", field="dead")
+    return check_name("reason", change.get("reason", "rejected"), MAX_REASON)
 
 
-def _ndjson(body: bytes) -> Iterator[object]:
-    lines = body.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    for index, line in enumerate(lines):
-        try:
-            yield parse_json(line)
-        except BadRequest as fault:
-            fault.index = index
-            raise
+def _recipient(recipient: Any, recipients: Any) -> str | None:
+    """Whose messages a read takes, as Receive has it."""
+    if recipients is None:
+        return "" if recipient is None else check_name("recipient", recipient)
+    if recipients != ANY or recipient is not None:
+        raise InvalidInput(f"'recipients' can only be '{ANY}', and not with 'recipient'", field="recipients")
+    return None
+
+
+def _ids(given: object) -> list[int]:
+    if not isinstance(given, list) or not 1 <= len(given) <= MAX_BATCH:
+        raise InvalidInput(f"'ids' is an array of 1 to {MAX_BATCH} ids", field="ids")
+    for index, one in enumerate(given):
+        if not isinstance(one, str) or not _ID.fullmatch(one):
+            raise InvalidInput("an id is a string of digits", field="ids", index=index)
+    return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has another
 
 
 def _receipts(document: Mapping[str, Any], field: str, least: int) -> list[str]:
@@ -275,19 +310,18 @@ def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
 def _receive(document: object) -> Receive:
     if not isinstance(document, dict):
         raise InvalidInput("'receive' is an object", field="receive")
-    _only(document, "queue", "limit", "lease", "wait", "recipient")
-    read: dict[str, Callable[[Any], Any]] = {
-        "queue": lambda given: check_queue_name(given if isinstance(given, str) else ""),
-        "limit": lambda given: _whole(given, "limit", MAX_LIMIT),
-        "lease": lambda given: (
-            given if given == "default" else milliseconds(given, "lease", least=1, most=MAX_LEASE) / 1000
-        ),
-        "wait": lambda given: milliseconds(given, "wait", most=MAX_WAIT) / 1000,
-        "recipient": lambda given: check_name("recipient", given),
-    }
-    given = {"queue": "default", "lease": "default"} | document
-    found = {name: read[name](value) for name, value in given.items()}
-    return Receive(queues=(found.pop("queue"),), **found)
+    only(document, "queue", "limit", "lease", "wait", "recipient", "recipients")
+    for name in ("recipient", "recipients"):
+        if name in document and not isinstance(document[name], str):
+            raise InvalidInput(f"'{name}' is a string", field=name)
+    queue, lease = document.get("queue", "default"), document.get("lease", "default")
+    return Receive(
+        queues=(check_queue_name(queue if isinstance(queue, str) else ""),),
+        limit=_whole(document.get("limit", 1), "limit", MAX_LIMIT),
+        lease=lease if lease == "default" else milliseconds(lease, "lease", least=1, most=MAX_LEASE) / 1000,
+        recipient=_recipient(document.get("recipient"), document.get("recipients")),
+        wait=milliseconds(document.get("wait", 0), "wait", most=MAX_WAIT) / 1000,
+    )
 
 
 def _whole(given: object, field: str, most: int) -> int:

@@ -71,6 +71,8 @@ LEASE = {
 LIMIT = whole("At most so many messages.", 1, MAX_LIMIT)
 WAIT = seconds("How long to wait for a message if there is none.", 0, MAX_WAIT, default=0)
 RECIPIENT = name("Only messages for this recipient; without it only those addressed to nobody.")
+RECIPIENTS = {"const": "any", "description": "Messages whatever their recipient is; not together with `recipient`."}
+REASON = name("Kept with the dead letter.", MAX_REASON)
 
 # The members of a message, as its writer gives them and as they come back.
 WRITTEN = {
@@ -100,6 +102,12 @@ ENVELOPE = {
     "receive_count": whole("How often it was delivered."),
 }
 LEASED_UNTIL = moment("When the lease ends.")
+DUPLICATES = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_BATCH - 1},
+    "minItems": 1,
+    "description": "The places of messages that were not stored, since their `dedup_id` was known; left out if none.",
+}
 HELD = {"receipt": RECEIPT, "leased_until": LEASED_UNTIL}
 # Messages in columns.
 RUN = {
@@ -125,6 +133,8 @@ _SETTINGS: Schema = {
     "dedup_window": seconds("How long `dedup_id` and `Idempotency-Key` are remembered."),
     "dead_letter_expired": {"type": "boolean", "description": "Expired messages become dead letters."},
     "paused": {"type": "boolean", "description": "Nothing is delivered; writes go on."},
+    "delay": seconds("Of messages that name none."),
+    "expires": or_null(seconds("An empty queue that nobody uses for so long is deleted; null: never.", 1)),
 }
 SETTINGS = {field.name: _SETTINGS[field.name] | {"default": field.default} for field in fields(QueueSettings)}
 
@@ -134,7 +144,9 @@ STATS: Schema = {
     "delayed": whole("Messages not due yet."),
     "blocked": whole("Messages behind another of their key."),
     "dead": whole("Messages from this queue that lie in a dead-letter queue."),
-    "oldest_age": seconds("Since the oldest message was sent; 0 when there is none.", 0, MOST_WHOLE),
+    "oldest_age": seconds(
+        "How long the longest-waiting ready message has been ready; 0 for none, or while paused.", 0, MOST_WHOLE
+    ),
     "bytes": whole("Of the texts and optional fields in the queue."),
     "sent": whole("Messages sent since the queue came into being."),
     "received": whole("Deliveries since then."),
@@ -161,8 +173,16 @@ SCHEMAS: dict[str, Schema] = {
     "Run": record(
         RUN, "texts", description="Messages that are nothing but texts and attributes: the same as a batch of them."
     ),
-    "StoredMessage": record({"id": ID} | WRITTEN, "id", "text", description="A message as written, and its id."),
-    "Ids": record({"ids": listed(ID)}, "ids", description="The ids of what was sent, in order."),
+    "StoredMessage": record(
+        {"id": ID, "duplicate": {"const": True, "description": "It was not stored: its `dedup_id` was known."}}
+        | WRITTEN,
+        "id",
+        "text",
+        description="A message as written, and its id; of a duplicate the id of the first one.",
+    ),
+    "Ids": record(
+        {"ids": listed(ID), "duplicates": DUPLICATES}, "ids", description="The ids of what was sent, in order."
+    ),
     "TakenMessage": record(
         {"queue": ref("QueueName")} | WRITTEN,
         "text",
@@ -193,13 +213,33 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "State": {"type": "string", "enum": [str(state) for state in State], "description": "Where a message stands."},
     "LeaseChange": {
-        "description": "More time, or given back, or buried.",
+        "description": "Extend the lease, give the message back, or move it to the dead letters.",
         "oneOf": [
             record({"lease": seconds("The lease ends so many seconds from now.", 1, MAX_LEASE)}, "lease"),
             record(
-                {"lease": {"const": 0}, "delay": seconds("Delivered again after so many seconds.", default=0)}, "lease"
+                {
+                    "lease": {"const": 0},
+                    "delay": seconds("Delivered again after so many seconds.", default=0),
+                    "counted": {
+                        "type": "boolean",
+                        "default": True,
+                        "description": "false: as if it had not been delivered; its `receive_count` is one less.",
+                    },
+                },
+                "lease",
             ),
-            record({"dead": {"const": True}, "reason": name("Kept with the dead letter.", MAX_REASON)}, "dead"),
+            record({"dead": {"const": True}, "reason": REASON}, "dead"),
+        ],
+    },
+    "ReceiptOrIdChange": {
+        "description": "By a receipt a LeaseChange, by an id a MessageChange.",
+        "anyOf": [ref("LeaseChange"), ref("MessageChange")],
+    },
+    "MessageChange": {
+        "description": "Let a message that is not leased be due then, or move it to the dead letters.",
+        "oneOf": [
+            record({"delay": seconds("Due so many seconds from now; 0: now.")}, "delay"),
+            record({"dead": {"const": True}, "reason": REASON}, "dead"),
         ],
     },
     "LeaseEnd": record({"leased_until": LEASED_UNTIL}, "leased_until"),
@@ -211,6 +251,26 @@ SCHEMAS: dict[str, Schema] = {
             "missing": listed(RECEIPT) | {"description": "Receipts whose message is gone, or never was."},
         },
         "acked",
+        "stale",
+        "missing",
+    ),
+    "Extension": record(
+        {
+            "receipts": listed(RECEIPT, 1, MAX_BATCH),
+            "lease": seconds("The leases end so many seconds from now.", 1, MAX_LEASE),
+        },
+        "receipts",
+        "lease",
+    ),
+    "ExtendResult": record(
+        {
+            "extended": whole("How many leases were extended.", 0, MAX_BATCH),
+            "leased_until": LEASED_UNTIL,
+            "stale": listed(RECEIPT) | {"description": "Receipts whose message was released or leased again since."},
+            "missing": listed(RECEIPT) | {"description": "Receipts whose message is gone, or never was."},
+        },
+        "extended",
+        "leased_until",
         "stale",
         "missing",
     ),
@@ -233,16 +293,22 @@ SCHEMAS: dict[str, Schema] = {
             "lease": LEASE | {"default": "default"},
             "wait": WAIT,
             "recipient": RECIPIENT,
+            "recipients": RECIPIENTS,
         },
+        **{"not": {"required": ["recipient", "recipients"]}},
         description="The next messages, leased; a `wait` begins after the commit.",
     ),
     "Transacted": record(
-        {"ids": listed(ID), "messages": listed(ref("LeasedMessage"))},
+        {"ids": listed(ID), "duplicates": DUPLICATES, "messages": listed(ref("LeasedMessage"))},
         "ids",
         description="`messages` is told when `receive` was asked for.",
     ),
     "TransactedRuns": record(
-        {"ids": listed(ID), "messages": listed({"anyOf": [ref("LeasedMessage"), ref("LeasedRun")]})},
+        {
+            "ids": listed(ID),
+            "duplicates": DUPLICATES,
+            "messages": listed({"anyOf": [ref("LeasedMessage"), ref("LeasedRun")]}),
+        },
         "ids",
         "messages",
         description="The same, with messages that lie together told as one.",
@@ -254,7 +320,11 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "QueueStats": record(STATS, *QueueStats._fields),
     "QueueListing": record(
-        {"queues": listed(record({"queue": ref("QueueName"), "stats": ref("QueueStats")}, "queue", "stats"))}, "queues"
+        {
+            "queues": listed(record({"queue": ref("QueueName"), "stats": ref("QueueStats")}, "queue", "stats")),
+            "next": QUEUE | {"description": "The last name, when more may follow: `after=` it goes on."},
+        },
+        "queues",
     ),
     "Queue": record(
         {"queue": ref("QueueName"), "stats": ref("QueueStats"), "settings": ref("QueueSettings")},
@@ -263,7 +333,14 @@ SCHEMAS: dict[str, Schema] = {
         "settings",
     ),
     "Purged": record({"purged": whole("How many messages are gone.")}, "purged"),
-    "RedriveLimit": record({"limit": or_null(whole("At most so many; null or not given: all.", 1, 2**53))}),
+    "Redrive": record(
+        {
+            "limit": or_null(whole("At most so many; null or not given: all.", 1, 2**53)),
+            "ids": or_null(listed(ID, 1, MAX_BATCH) | {"description": "Only these; null or not given: all."}),
+            "reason": or_null(REASON | {"description": "Only those that last died of this."}),
+        },
+        description="Which dead letters go back.",
+    ),
     "Redriven": record({"redriven": whole("How many dead letters went back.")}, "redriven"),
     "Status": record({"status": {"type": "string", "enum": ["alive", "ready"]}}, "status"),
     "Index": record(

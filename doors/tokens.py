@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from fnmatch import translate
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class Grant(NamedTuple):
     digest: bytes
     rights: frozenset[str]
     queues: re.Pattern[str]
+    prefix: str = ""  # with which the names of all these queues begin
 
     def covers(self, queue: str) -> bool:
         return self.queues.fullmatch(queue) is not None
@@ -140,7 +142,10 @@ def _grant(line: str) -> Grant:
         raise BadTokens("queues are names or patterns with * ? [ ], with commas between")
     digest = bytes.fromhex(hashed[1]) if hashed else hash_of(secret)
     covered = re.compile("|".join(map(translate, patterns.split(","))))
-    return Grant(name, digest, frozenset(rights.split(",")), covered)
+    literals = [re.split(r"[]*?[]", pattern)[0] for pattern in patterns.split(",")]
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*literals, strict=False))
+    prefix = "".join(column[0] for column in alike)
+    return Grant(name, digest, frozenset(rights.split(",")), covered, prefix)
 
 
 def main(arguments: Sequence[str]) -> int:

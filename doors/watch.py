@@ -24,6 +24,7 @@ from storage.model import check_queue_name, rfc3339
 REQUEST_ID = "queue_service.request_id"  # in the environ
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+_NAMED = re.compile(r"<(\w+)[^>]*>")  # a part of a path that Bottle names, and perhaps narrows
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:=/+@-]{1,128}")
 
 Handler = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -78,7 +79,7 @@ def access_log(form: str, write: Callable[[bytes], object] = lambda line: os.wri
 
 def rule_of(route: Any) -> str:
     """A Bottle route as docs/http.md writes it; "other" for None."""
-    return "other" if route is None else route.rule.replace("<", "{").replace(">", "}")
+    return "other" if route is None else _NAMED.sub(r"{\1}", route.rule)
 
 
 def _facts(environ: Environ, status: int, seconds: float) -> dict[str, str | int | float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import select
 from collections.abc import Callable
@@ -20,6 +19,7 @@ RUNS = "application/vnd.queue-service.runs+json"  # plain messages in columns
 
 GRANT = "queue_service.grant"  # in the environ: the Grant of a request that was admitted
 
+PIECE = 65_536  # bytes of a body that are read at once
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # so that any float can be written just as it is
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -44,6 +44,10 @@ class UnsupportedMediaType(WireError):
 
 
 class CrossOrigin(WireError):
+    pass
+
+
+class Prefetch(WireError):
     pass
 
 
@@ -99,27 +103,14 @@ class Query:
 
     def done(self) -> None:
         for name in self._values:
-            raise InvalidInput("the query has a parameter this route does not know", field=name[:128])
+            raise InvalidInput(f"unknown parameter {name[:128]!r}", field=name[:128])
 
 
-def parse_json(raw: bytes) -> Any:
-    """A JSON value (RFC 8259, UTF-8 without a BOM); raises BadRequest for all else, doubled names and NaN too."""
-    if not raw.strip():
-        raise BadRequest("the body is empty where JSON is wanted")
-    try:
-        return _DECODER.decode(utf8(raw))
-    except BadRequest:
-        raise
-    except RecursionError:
-        raise BadRequest("the JSON is nested too deeply") from None
-    except ValueError as fault:
-        why = f"{fault.msg} at character {fault.pos}" if isinstance(fault, json.JSONDecodeError) else str(fault)
-        why = "a number of more than 4,300 digits" if "digits" in why else why  # Python's own limit
-        raise BadRequest(f"the body is not valid JSON: {why}") from None
+def read_body(environ: Environ, limit: int, grow: Callable[[int], None] = lambda more: None) -> bytes:
+    """Return the whole body, of at most `limit` bytes. `grow` is asked for room before each piece is kept.
 
-
-def read_body(environ: Environ, limit: int) -> bytes:
-    """The whole body, of at most `limit` bytes. Bottle would take a short one, and spool a long one to disk."""
+    Bottle would take a short one, and spool a long one to disk.
+    """
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise UnsupportedMediaType("a body with a Content-Encoding is not taken")
     length = environ.get("CONTENT_LENGTH") or None
@@ -132,12 +123,7 @@ def read_body(environ: Environ, limit: int) -> bytes:
     if length is None and "HTTP_TRANSFER_ENCODING" not in environ:
         return b""
     wanted = limit + 1 if length is None else int(length)
-    try:
-        body = _read(environ["wsgi.input"].read, wanted)
-    except (
-        Exception
-    ) as fault:  # a client that stalled or broke off; for chunks that are none gunicorn has kinds of its own
-        raise BadRequest("the body broke off") from fault
+    body = _read(environ["wsgi.input"].read, wanted, grow)
     if length is None and len(body) > limit:
         raise BodyTooLarge(f"a body has at most {limit} bytes")
     if length is not None and len(body) < wanted:
@@ -155,6 +141,8 @@ def read_once(environ: Environ, body: bytes = b"") -> Once | None:
     digest = hashlib.sha256()
     for part in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE"):
         digest.update(environ.get(part, "").encode() + b"\0")
+    if "HTTP_IF_MATCH" in environ:
+        digest.update(environ["HTTP_IF_MATCH"].encode() + b"\0")
     digest.update(body)
     grant = environ.get(GRANT)
     return Once(key if grant is None else f"{grant.name} {key}", digest.digest())
@@ -181,13 +169,21 @@ def wants_html(environ: Environ) -> bool:
     return "text/html" in environ.get("HTTP_ACCEPT", "")
 
 
-def _read(read: Callable[[int], bytes], wanted: int) -> bytes:
+def _read(read: Callable[[int], bytes], wanted: int, grow: Callable[[int], None]) -> bytes:
     """Up to `wanted` bytes, in pieces, so that a declared length alone takes no memory."""
-    pieces = []
-    while wanted and (piece := read(min(wanted, 65_536))):
-        pieces.append(piece)
+    body = bytearray()
+    while wanted and (piece := _read_piece(read, min(wanted, PIECE))):
+        grow(len(piece))
+        body += piece
         wanted -= len(piece)
-    return b"".join(pieces)
+    return bytes(body)
+
+
+def _read_piece(read: Callable[[int], bytes], size: int) -> bytes:
+    try:
+        return read(size)
+    except Exception as fault:  # a client that stalled or broke off; gunicorn has kinds of its own for bad chunks
+        raise BadRequest("the body broke off") from fault
 
 
 def media_type(environ: Environ) -> str:
@@ -210,24 +206,3 @@ def utf8(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         raise BadRequest("the body is not UTF-8") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return members
-
-
-def _finite(literal: str) -> float:
-    number = float(literal)
-    if number in (float("inf"), float("-inf")) or (number == 0 and re.search("[1-9]", re.split("[eE]", literal)[0])):
-        raise ValueError("a number too large or too small")
-    return number
-
-
-def _no_constant(literal: str) -> None:
-    raise ValueError(f"{literal} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)

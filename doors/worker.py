@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache, partial
 from itertools import takewhile
@@ -27,6 +28,7 @@ FIRST_BYTE = 0.1  # seconds a thread that nobody waits for waits for a new conne
 PATIENCE = 4.0
 LEAST_PATIENCE = 0.5  # … and fewer when others wait for a thread, but never less
 LEAST_RATE = 10_000
+HURRIED_RATE = 1_000_000  # … of a reply while others wait for a thread
 SILENCE = 1.0  # seconds a connection that has sent nothing stays when there is no room for another
 CLOSE_WITHIN = 1.0  # seconds for a client to close its side after the last reply
 STAY = 20  # ms a thread waits for the next request of its connection
@@ -41,7 +43,7 @@ class Worker(gthread.ThreadWorker):
                 return gthread._DEFER  # type: ignore[attr-defined]  # missing in the stubs
             conn.sock.setblocking(True)
             conn.init()
-            conn.sock = Joining(conn.sock)
+            conn.sock = Joining(conn.sock, self._is_crowded)
         while True:
             conn.deadline = time.monotonic() + self._patience(conn)
             conn.parser.unreader.chunk = partial(_receive, conn, conn.parser.unreader)
@@ -61,6 +63,10 @@ class Worker(gthread.ThreadWorker):
         limit = struct.pack("ll", *divmod(round(patience * 1_000_000), 1_000_000))  # s and µs between two pieces
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         return patience
+
+    def _is_crowded(self) -> bool:
+        """Whether others wait for a thread."""
+        return bool(self.tpool._work_queue.qsize())
 
     def murder_pending(self) -> None:
         """Closes connections that never sent anything: after keepalive, and when all are taken, after SILENCE.
@@ -98,8 +104,9 @@ class Joining:
     it takes longer to have it again than the call itself does.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, is_crowded: Callable[[], bool]) -> None:
         self._sock = sock
+        self._is_crowded = is_crowded
         self._head = b""
         self.fileno, self.recv = sock.fileno, sock.recv
 
@@ -119,12 +126,16 @@ class Joining:
             self.sendall(b"")
 
     def _send(self, data: bytes) -> None:
-        """Raises ConnectionResetError, which gunicorn passes over, for a client that takes less than LEAST_RATE."""
-        left, deadline = memoryview(data), 0.0
+        """Raises ConnectionResetError, which gunicorn passes over, for a client that takes less than the rate it must.
+
+        That rate is higher while others wait for a thread: else as many large replies as threads stop the service.
+        """
+        left, began = memoryview(data), 0.0
         try:
             while left := left[self._sock.send(left) :]:
-                deadline = deadline or time.monotonic() + PATIENCE + len(data) / LEAST_RATE
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                began = began or now
+                if now > began + PATIENCE + len(data) / (HURRIED_RATE if self._is_crowded() else LEAST_RATE):
                     raise BlockingIOError
         except BlockingIOError:  # also what SO_SNDTIMEO makes of a send that took too long
             raise ConnectionResetError(errno.ECONNRESET, "the client takes its reply too slowly") from None

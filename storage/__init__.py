@@ -7,13 +7,13 @@ from typing import Any
 
 from storage.bells import Bell
 from storage.errors import UnusableDatabase
-from storage.model import Store
+from storage.model import Engine
 from storage.moving import Source, Target
 
 __all__ = ["care_of", "is_postgres", "open_source", "open_store", "open_target", "path_of"]
 
 
-def open_store(url: str, *, pollers: int = 32, bell: Bell | None = None) -> Store:
+def open_store(url: str, *, pollers: int = 32, bell: Bell | None = None) -> Engine:
     """The store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
 
     `pollers` readers may wait at once; `bell` is this process's, where several serve together. Open it in each process

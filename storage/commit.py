@@ -35,13 +35,17 @@ class Ticket(Generic[Context]):
         self.woken.acquire()
 
 
+RunGroup = Callable[[Sequence[Ticket[Context]], Callable[[], Sequence[Ticket[Context]]]], Sequence[Ticket[Context]]]
+
+
 class GroupCommit(Generic[Context]):
     """`run_group` runs tickets in one durable transaction and gives each its result or error; it does not raise.
 
-    Before it begins it may call what it is given beside them, which adds the tickets that have come meanwhile.
+    Before it begins it may call what it is given beside them, which returns the tickets that have come meanwhile. It
+    returns tickets that it has not begun with: they wait for the next turn, within their own time.
     """
 
-    def __init__(self, run_group: Callable[[Sequence[Ticket[Context]], Callable[[], None]], None]) -> None:
+    def __init__(self, run_group: RunGroup[Context]) -> None:
         self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # after each group
         self._run_group = run_group
         self._guard = threading.Lock()
@@ -79,21 +83,27 @@ class GroupCommit(Generic[Context]):
     def _lead(self, own: Ticket[Context]) -> None:
         group: list[Ticket[Context]] = []
 
-        def gather() -> None:
+        def gather() -> Sequence[Ticket[Context]]:
             with self._guard:
                 room = min(len(self._waiting), GROUP_LIMIT - len(group))
-                group.extend(self._waiting.popleft() for _ in range(room))
+                more = [self._waiting.popleft() for _ in range(room)]
+            group.extend(more)
+            return more
 
-        gather()
         began = time.perf_counter()
+        left: Sequence[Ticket[Context]] = ()
         try:
-            self._run_group(group, gather)
+            left = self._run_group(gather(), gather)
         except BaseException:  # it should not: but then nobody may take a missing error for success
             for ticket in group:
                 ticket.error = RuntimeError("the commit failed; what became of this is not known")
             raise
         finally:
+            if own in left:  # nothing it could wait by: another leads the next turn
+                own.error = Busy()
+                left = [ticket for ticket in left if ticket is not own]
             with self._guard:
+                self._waiting.extendleft(reversed(left))
                 successor = self._waiting[0] if self._waiting else None
                 if successor is not None:
                     successor.leads = True
@@ -101,6 +111,6 @@ class GroupCommit(Generic[Context]):
             if successor is not None:
                 successor.woken.release()
             for ticket in group:
-                if ticket is not own:
+                if ticket is not own and ticket not in left:
                     ticket.woken.release()
-            self.observe(len(group), time.perf_counter() - began)
+            self.observe(len(group) - len(left), time.perf_counter() - began)

@@ -5,6 +5,7 @@ StoreError
 ├── QueueNotFound           no queue of this name
 ├── MessageNotFound         the receipt's message is gone: settled, expired, purged or dead-lettered
 ├── StaleReceipt            the message was leased again since: somebody else holds it now
+├── MessageLeased           somebody holds the message now, so that it cannot be changed by its id
 ├── IdempotencyMismatch     this Idempotency-Key was used before, for another request
 ├── PreconditionFailed      the queue's settings changed since the caller read them
 ├── QueueFull               max_messages or max_bytes would be exceeded; nothing was stored
@@ -12,7 +13,8 @@ StoreError
 ├── Unavailable             the storage failed; what became of the operation is not known
 │   ├── Busy                the write lock could not be had in time; nothing was done
 │   │   └── Moved           all of it is being moved to another database, or has been; nothing was done
-│   └── DiskFull            the disk has no room for this write; nothing was done
+│   ├── DiskFull            the disk has no room for this write; nothing was done
+│   └── Interrupted         a request of several transactions was cut off after some of them; it says what was done
 ├── UnusableDatabase        refused at opening: wrong version, foreign file, no access; never raised later
 └── Unsound                 a check of the whole database has found something wrong; only its operator meets it
 """
@@ -63,8 +65,15 @@ class StaleReceipt(StoreError):
     """`index`: the receipt's place in a transaction, all of which it stops."""
 
     def __init__(self, index: int | None = None) -> None:
-        super().__init__("the lease of this receipt ended, and the message has been leased again or settled since")
+        super().__init__(
+            "this receipt holds no more: its lease was released, or the message has been leased again or settled since"
+        )
         self.index = index
+
+
+class MessageLeased(StoreError):
+    def __init__(self) -> None:
+        super().__init__("the message is leased: wait until its holder has settled or released it")
 
 
 class IdempotencyMismatch(StoreError):
@@ -94,6 +103,14 @@ class Moved(Busy):
 class DiskFull(Unavailable):
     def __init__(self) -> None:
         super().__init__("there is no room left to store this; nothing was done")
+
+
+class Interrupted(Unavailable):
+    """`done` says what was done, in a clause, as "10,000 messages were purged"."""
+
+    def __init__(self, done: str, cause: Unavailable) -> None:
+        super().__init__(f"{done}, then the request was cut off; repeat it to go on")
+        self.__cause__ = cause
 
 
 class UnusableDatabase(StoreError):

@@ -1,4 +1,4 @@
-"""The JSON that every engine keeps: a queue's settings, and the story of a dead letter beside its own fields."""
+"""The JSON that every engine keeps: a queue's settings, and the deaths of a dead letter beside its own fields."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from functools import lru_cache
 
+from storage.literals import decode, encode
 from storage.model import QueueSettings
 
 
@@ -21,10 +22,18 @@ def write_settings(settings: QueueSettings) -> str:
     return json.dumps({name: value for name, value in asdict(settings).items() if value != default[name]})
 
 
-def told(fields: str | None, death: str | None) -> str | None:
-    """The optional fields as a reader gets them: a dead letter's story is told among its attributes."""
-    if death is None:
+def with_deaths(fields: str | None, deaths: str | None) -> str | None:
+    """Return the optional fields as a reader gets them: those of a dead letter have its deaths among the attributes.
+
+    `deaths` is a JSON array of objects, the last death at its end, each with dead_letter_from, dead_letter_reason,
+    dead_letter_at, dead_letter_id and dead_letter_receive_count. Those of the last one become attributes, and the
+    earlier ones, if any, dead_letter_history: a string that holds their JSON array.
+    """
+    if deaths is None:
         return fields
-    told = json.loads(fields or "{}")
-    told["attributes"] = {**told.get("attributes", {}), **json.loads(death)}
-    return json.dumps(told, ensure_ascii=False)
+    *earlier, last = json.loads(deaths)
+    document = decode(fields or "{}")
+    document["attributes"] = {**document.get("attributes", {}), **last}
+    if earlier:
+        document["attributes"]["dead_letter_history"] = json.dumps(earlier, ensure_ascii=False)
+    return encode(document)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import re
 import time
@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from storage.errors import InvalidInput, MessageNotFound
+from storage.literals import encode
 
 MAX_BATCH = 10_000  # messages in one write, receipts in one ack
 MAX_LIMIT = 1_000  # messages in one read
@@ -23,8 +24,17 @@ MAX_NAME = 128  # characters of a key, recipient or dedup_id
 MAX_REASON = 1_024  # characters of the reason of a rejection
 MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON
 MAX_READ_BYTES = 16 * 1024 * 1024  # bytes of text in one read; the first message always comes, whatever its size
+MAX_PAGE = 1_000  # queues in one listing
+MAX_RECIPIENTS = 1_000  # whose messages one read with `recipient=None` puts in order
+MAX_CHAIN = 1_000  # dead-letter queues one behind the other
+MAX_TRANSACTION_QUEUES = 1_000  # queues in one transaction
 
-_as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder at every call
+# What one transaction does at most, where a verb has no bound of its own: no request holds the others up for long.
+CHUNK = 10_000  # messages …
+CHUNK_BYTES = 32 * 1024 * 1024  # … and bytes of their texts
+REQUEST_WINDOW = 300.0  # seconds an Idempotency-Key is remembered, but for a send and a receive: see Once
+STATES = ("ready", "leased", "delayed", "blocked")  # a state's place is the number that engines keep for it
+
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})(?:-([1-9][0-9]{0,18}))?~([0-9a-f]{1,16})")
 
@@ -47,7 +57,7 @@ class NewMessage(NamedTuple):
     key: str | None = None
     priority: int = 0
     recipient: str = ""  # "" means unaddressed
-    delay: int = 0
+    delay: int | None = None  # None: the queue's own
     ttl: int | None = None
     dedup_id: str | None = None
 
@@ -89,7 +99,11 @@ class Message(NamedTuple):
 
 
 class Once(NamedTuple):
-    """Makes a request idempotent: `key` as the client named it, `fingerprint` a digest of all it asked for."""
+    """Makes a request idempotent: `key` as the client named it, `fingerprint` a digest of all it asked for.
+
+    A send, and a receive from one queue, are remembered by that queue for its dedup_window; all other requests for
+    REQUEST_WINDOW, by the store as a whole. Only what was done is remembered: neither an error nor an empty read.
+    """
 
     key: str
     fingerprint: bytes
@@ -142,10 +156,26 @@ class Receipt(NamedTuple):
         return receipt
 
 
+class Sent(NamedTuple):
+    """The ids of messages sent, in order; `duplicates` are the places of those that a known dedup_id suppressed."""
+
+    ids: list[int]
+    duplicates: list[int]
+
+
 class AckResult(NamedTuple):
     """What became of a batch of receipts; `stale` and `missing` are the receipts that did not work, as given."""
 
     acked: int
+    stale: list[str]
+    missing: list[str]
+
+
+class ExtendResult(NamedTuple):
+    """What became of a batch of receipts, as AckResult; `leased_until` in ms, by the wall clock."""
+
+    extended: int
+    leased_until: int
     stale: list[str]
     missing: list[str]
 
@@ -163,13 +193,17 @@ class QueueSettings:
     dedup_window: float = 300.0
     dead_letter_expired: bool = False
     paused: bool = False  # nothing is delivered; writes go on
+    delay: float = 0.0  # of messages that name none
+    expires: float | None = None  # an empty queue that has not been used for so long is deleted; None: never
 
     def changed(self, changes: Mapping[str, Any]) -> QueueSettings:
         """These settings with the changes, checked; None sets a setting back. Raises InvalidInput naming the field."""
         for name, value in changes.items():
             check = _SETTINGS.get(name)
             if check is None:
-                raise InvalidInput(f"unknown setting '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
+                raise InvalidInput(
+                    f"unknown setting '{name[:MAX_NAME]}': known are {', '.join(_SETTINGS)}", field=name[:MAX_NAME]
+                )
             if value is not None:
                 check(name, value)
         default = QueueSettings()
@@ -186,7 +220,7 @@ class QueueStats(NamedTuple):
     delayed: int
     blocked: int
     dead: int  # messages that came from this queue and lie in a dead-letter queue
-    oldest_age: float  # seconds since the oldest message was sent; 0.0 when there is none
+    oldest_age: float  # seconds that the longest-waiting ready message has been ready; 0.0 for none, or while paused
     bytes: int
     sent: int
     received: int
@@ -203,12 +237,16 @@ class Queue(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """What a reader asks for. `lease` in seconds, "default" for the queue's setting, None to remove and take."""
+    """What a reader asks for. `lease` in seconds, "default" for the queue's setting, None to remove and take.
+
+    `recipient` "" is for unaddressed messages, None for all; of more than MAX_RECIPIENTS names in a queue, a read
+    for all takes the messages of the first so many, in order among themselves.
+    """
 
     queues: tuple[str, ...] = ("default",)  # in order of preference
     limit: int = 1
     lease: float | str | None = None
-    recipient: str = ""
+    recipient: str | None = ""
     wait: float = 0.0  # seconds
 
 
@@ -218,6 +256,7 @@ class Transacted(NamedTuple):
     ids: list[int]
     messages: Sequence[Message]
     crowded: bool = False  # no place was left to wait for messages: ask again later
+    duplicates: Sequence[int] = ()  # as in Sent
 
 
 class Disk(NamedTuple):
@@ -241,43 +280,66 @@ class Observer(Protocol):
 class Store(Protocol):
     """A durable set of queues. Every method that returns has its change on disk (fsync) before it does.
 
-    Any method may raise Busy or DiskFull, nothing having been done, or Unavailable, when what became of it is not
-    known. All are safe to call from many threads and many processes at once.
+    Any method may raise Busy or DiskFull, nothing having been done; Interrupted, which says how much was; or
+    Unavailable, when what became of it is not known. With `once`, a repeated call changes nothing and returns what the
+    first one did; one that was interrupted goes on where it was. Raises IdempotencyMismatch for another request's key.
+    All methods are safe to call from many threads and many processes at once.
     """
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> list[int]:
-        """All messages are stored, in order, behind all that were there, or none is; their ids are returned.
+    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> Sent:
+        """Store all messages, in order, behind all that are there, or none.
 
         A message whose dedup_id was used within the queue's dedup window is not stored: its id is the first
-        one's. With `once`, a repeated call stores nothing and returns the first call's ids. The queue comes
-        into being if it was not there. Raises QueueFull, IdempotencyMismatch.
+        one's, and its place is among the duplicates. Creates the queue. Raises QueueFull.
         """
 
     def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = ...) -> Sequence[Message]:
-        """At most `limit` messages in delivery order, or none when `wait` seconds brought none.
+        """Return at most `limit` messages in delivery order, or none when `wait` seconds brought none.
 
         Without a lease they are removed; with one they are invisible until it ends. `present` is asked right
         before messages are taken: when it says False (the reader has gone) nothing is. With `once`, a repeated
-        call gets the same messages and receipts. Raises TooManyPollers, IdempotencyMismatch.
+        call gets the same messages and receipts, as far as they have not been settled. Raises TooManyPollers.
         """
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
-        """The messages whose receipts hold are removed; the others are told. Receipts not of `queue` are missing.
+    def ack(self, receipts: Sequence[str], queue: str | None = None, once: Once | None = None) -> AckResult:
+        """Remove the messages whose receipts hold, and report the others. Receipts not of `queue` are missing.
 
-        One of a run stands for one of each of its messages. Raises InvalidInput for more than MAX_BATCH messages.
+        A batch's receipt stands for one of each of its messages. Raises InvalidInput for more than MAX_BATCH messages.
         """
 
-    def settle(self, receipt: str, queue: str | None = None) -> None:
-        """The message is removed. Raises MessageNotFound, StaleReceipt."""
+    def settle(self, receipt: str, queue: str | None = None, once: Once | None = None) -> None:
+        """Remove the message. Raises MessageNotFound, StaleReceipt."""
 
-    def extend(self, receipt: str, lease: float, queue: str | None = None) -> int:
-        """The lease ends `lease` seconds from now; that moment (ms, wall clock). Raises as `settle` does."""
+    def extend(self, receipt: str, lease: float, queue: str | None = None, once: Once | None = None) -> int:
+        """Let the lease end `lease` seconds from now; return that moment (ms, wall clock).
 
-    def release(self, receipt: str, delay: float = 0.0, queue: str | None = None) -> None:
-        """The message is given back, to be delivered again after `delay` seconds. Raises as `settle` does."""
+        A lease that has ended holds again, one that was released does not. Raises MessageNotFound, StaleReceipt.
+        """
 
-    def reject(self, receipt: str, reason: str = "rejected", queue: str | None = None) -> None:
-        """The message goes to the dead-letter queue now. Raises as `settle` does."""
+    def extend_many(
+        self, receipts: Sequence[str], lease: float, queue: str | None = None, once: Once | None = None
+    ) -> ExtendResult:
+        """Extend those that hold, as `extend` does, in one transaction, and report the others. Receipts as in `ack`."""
+
+    def release(
+        self,
+        receipt: str,
+        delay: float = 0.0,
+        queue: str | None = None,
+        once: Once | None = None,
+        *,
+        counted: bool = True,
+    ) -> None:
+        """Give the message back, to be delivered again after `delay` seconds. Raises as `settle` does.
+
+        Not `counted`: as if it had not been delivered, so that its receive_count is one less and it does not die.
+        The receipt can still settle the message, and no longer extend its lease.
+        """
+
+    def reject(
+        self, receipt: str, reason: str = "rejected", queue: str | None = None, once: Once | None = None
+    ) -> None:
+        """Move the message to the dead-letter queue now. Raises as `settle` does."""
 
     def transact(
         self,
@@ -287,44 +349,85 @@ class Store(Protocol):
         once: Once | None = None,
         present: Callable[[], bool] = ...,
     ) -> Transacted:
-        """In one commit: all receipts are settled, all messages sent to their queues, the next messages leased.
+        """Settle all receipts, send all messages to their queues and lease the next messages, in one commit.
 
         Nothing happens at all when a receipt is stale or missing (StaleReceipt, with its index) or a queue full.
-        Waiting for messages, if asked for, comes after that commit.
+        Waiting for messages, if asked for, comes after that commit. Raises InvalidInput for receipts and messages of
+        more than MAX_TRANSACTION_QUEUES queues.
         """
 
-    def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
-        """Messages with an id above `after`, in order of id, changing nothing; empty for a queue not there."""
+    def message(self, queue: str, id: int) -> Message:
+        """Return a message with its state, changing nothing. Raises QueueNotFound, MessageNotFound."""
 
-    def queues(self) -> list[Queue]:
-        """All queues, in order of name."""
+    def delete_message(self, queue: str, id: int, once: Once | None = None) -> None:
+        """Remove a message that is not leased. Raises QueueNotFound, MessageNotFound, MessageLeased."""
+
+    def reschedule(self, queue: str, id: int, delay: float, once: Once | None = None) -> None:
+        """Let a message that is not leased be due `delay` seconds from now, whatever its delay was. Raises as above."""
+
+    def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: Once | None = None) -> None:
+        """Move a message that is not leased to the dead-letter queue. Raises as above."""
+
+    def peek(
+        self,
+        queue: str,
+        *,
+        limit: int = 100,
+        after: int = 0,
+        before: int | None = None,
+        state: State | None = None,
+        key: str | None = None,
+    ) -> list[Message]:
+        """Return messages with an id above `after`, in order of id, changing nothing; none for a queue not there.
+
+        With `before`, those with a lower id than that, the newest first. `key`: only messages of this key.
+        """
+
+    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
+        """Return the queues whose names begin with `prefix` and are greater than `after`, in order of name."""
 
     def queue(self, name: str) -> Queue:
         """Raises QueueNotFound."""
 
-    def configure(self, name: str, changes: Mapping[str, Any], version: int | None = None) -> Queue:
-        """These of QueueSettings are changed, the others stay; the queue comes into being if it was not there.
+    def configure(
+        self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
+    ) -> Queue:
+        """Change these of QueueSettings and keep the others; touches no message. Creates the queue.
 
-        With `version`, only if that is still the settings' version, else PreconditionFailed. Raises InvalidInput.
+        With `version`, only if that is still the settings' version, else PreconditionFailed. Raises InvalidInput, also
+        where dead letters would go round in a circle.
         """
 
-    def delete_queue(self, name: str) -> None:
-        """The queue is gone and all in it, its settings and totals too. Raises QueueNotFound."""
+    def delete_queue(self, name: str, once: Once | None = None) -> None:
+        """Delete the queue and all in it, its settings and totals too. Raises QueueNotFound."""
 
-    def purge(self, queue: str) -> int:
-        """All messages that were in the queue at the call are gone; their number. Raises QueueNotFound."""
+    def purge(self, queue: str, once: Once | None = None) -> int:
+        """Remove all messages that are in the queue at the call, and forget their dedup_ids; return their number.
 
-    def redrive(self, queue: str, limit: int | None = None) -> int:
-        """Dead letters in this queue, or from it, go back where they came from, in order, with a fresh count.
+        Raises QueueNotFound.
+        """
 
-        At most `limit`; how many went. Leased ones stay. Raises QueueNotFound.
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+        once: Once | None = None,
+    ) -> int:
+        """Move dead letters in this queue, or from it, back where they last died, in order, with a fresh count.
+
+        At most `limit`, only these `ids`, and only those that last died of `reason`, where these are given; return
+        how many. Leased ones stay. Raises QueueNotFound.
         """
 
     def check_ready(self) -> None:
-        """Returns when a write could be committed just now."""
+        """Return if a write was committed within the last second, or could be just now."""
 
-    def time(self) -> int:
-        """The service's time in ms since 1970, as the wall clock shows it."""
+
+class Lifecycle(Protocol):
+    """What the process that serves a store needs of it, and no request."""
 
     def on_failure(self, call: Callable[[], None]) -> None:
         """`call` is called, once, when the storage has failed so that only opening it anew can help.
@@ -333,16 +436,51 @@ class Store(Protocol):
         """
 
     def observe(self, observer: Observer) -> None:
-        """The observer is told from now on."""
+        """Report to this observer from now on."""
 
     def disk(self) -> Disk:
         """As of now."""
 
     def stop_waiting(self) -> None:
-        """All that wait in `receive` return empty-handed at once, and nobody waits from now on."""
+        """Let all that wait in `receive` return empty-handed at once, and nobody wait from now on."""
 
     def close(self) -> None:
-        """Frees files, connections and threads; no other method may be called after."""
+        """Free files, connections and threads; no other method may be called after."""
+
+
+class Engine(Store, Lifecycle, Protocol):
+    """What `open_store` returns."""
+
+
+def dead_letter_name(queue: str, settings: QueueSettings) -> str:
+    """The dead-letter queue of a queue: the one that is set, or else `{queue}.dead`.
+
+    A long name is cut to make room; of one that is itself a long dead-letter queue's a digest stands for the rest, so
+    that no queue comes round to itself by such names.
+    """
+    if settings.dead_letter_queue is not None:
+        return settings.dead_letter_queue
+    if len(queue) <= 75 or not queue.endswith(".dead"):
+        return f"{queue[:75]}.dead"
+    return f"{queue[:62]}.{hashlib.sha256(queue.encode()).hexdigest()[:12]}.dead"
+
+
+def check_chain(name: str, settings: QueueSettings, settings_of: Callable[[str], QueueSettings]) -> None:
+    """Raise InvalidInput if dead letters of this queue, with these settings, would come back to it.
+
+    `settings_of` returns those of any other queue, the default ones where it does not exist.
+    """
+    queue = dead_letter_name(name, settings)
+    defaults = 0  # one after the other
+    for _ in range(MAX_CHAIN):
+        if queue == name:
+            raise InvalidInput("its dead letters would come back to this queue", field="dead_letter_queue")
+        known = settings_of(queue)
+        defaults = defaults + 1 if known.dead_letter_queue is None else 0
+        if defaults > 32:
+            return  # by now the names end in digests, and lead nowhere
+        queue = dead_letter_name(queue, known)
+    raise InvalidInput(f"more than {MAX_CHAIN} dead-letter queues one behind the other", field="dead_letter_queue")
 
 
 def check_receipts(receipts: Iterable[Receipt]) -> None:
@@ -383,7 +521,9 @@ def milliseconds(value: object, field: str, *, least: float = 0.0, most: float =
 def _no_unknown(document: Mapping[str, Any]) -> None:
     for name in document:
         if name != "text" and name not in _CHECKS:
-            raise InvalidInput(f"unknown field '{name[:MAX_NAME]}'", field=name[:MAX_NAME])
+            raise InvalidInput(
+                f"unknown field '{name[:MAX_NAME]}': known are text, {', '.join(_CHECKS)}", field=name[:MAX_NAME]
+            )
 
 
 def _with_fields(document: dict[str, Any]) -> NewMessage:
@@ -395,7 +535,7 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
             _no_unknown(document)
         else:
             check(name, value)
-    written = _as_json(fields)
+    written = encode(fields)
     if "attributes" in fields:  # all other fields are checked, and small
         _no_lone_surrogates(written, "attributes")
         if len(written) > MAX_ATTRIBUTES // 4 and len(written.encode()) > MAX_ATTRIBUTES:
@@ -406,9 +546,9 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
         text=document["text"],
         fields=written,
         key=fields.get("key"),
-        priority=fields.get("priority", 0),
+        priority=int(fields.get("priority", 0)),
         recipient=fields.get("recipient", ""),
-        delay=milliseconds(fields["delay"], "delay") if "delay" in fields else 0,
+        delay=milliseconds(fields["delay"], "delay") if "delay" in fields else None,
         ttl=milliseconds(fields["ttl"], "ttl") if "ttl" in fields else None,
         dedup_id=fields.get("dedup_id"),
     )
@@ -423,7 +563,7 @@ def check_name(field: str, value: object, most: int = MAX_NAME) -> str:
 
 
 def _check_priority(field: str, value: object) -> None:
-    if type(value) is not int or not 0 <= value <= 9:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
         raise InvalidInput("'priority' is a whole number from 0 to 9", field=field)
 
 
@@ -457,7 +597,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
 
 
 def _check_whole(field: str, value: object, least: int) -> None:
-    if type(value) is not int or not least <= value < 2**53:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
         raise InvalidInput(f"'{field}' is a whole number from {least}", field=field)
 
 
@@ -480,6 +620,8 @@ _SETTINGS: dict[str, Callable[[str, Any], object]] = {
     "dedup_window": lambda field, value: milliseconds(value, field),
     "dead_letter_expired": _check_yes_or_no,
     "paused": _check_yes_or_no,
+    "delay": lambda field, value: milliseconds(value, field),
+    "expires": lambda field, value: milliseconds(value, field, least=1),
 }
 
 

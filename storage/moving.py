@@ -38,6 +38,7 @@ class MovedQueue(NamedTuple):
     acked: int
     expired: int
     dead_lettered: int
+    used_at: int  # when it was last used, for the setting `expires`
 
 
 class MovedMessage(NamedTuple):
@@ -47,17 +48,16 @@ class MovedMessage(NamedTuple):
     priority: int
     recipient: str
     key: str | None
-    due_at: int  # 0: not set
-    expires_at: int | None
-    token: int | None  # of the last delivery
+    due_at: int  # the end of a lease or delay; of a ready message since when it has been ready, 0: since it arrived
+    token: int | None  # of the last delivery; negative: it was released, so its lease cannot be extended
     receive_count: int
     sent_at: int
-    origin: str | None  # of a dead letter
-    death: str | None  # of a dead letter: JSON of its story
+    arrived_at: int  # when its life in this queue began, by which ttl and retention are reckoned
+    ttl: int | None  # ms, as written; of a dead letter too, for which it means nothing
+    origin: str | None  # of a dead letter: where it last died
+    deaths: str | None  # of a dead letter: JSON, as with_deaths in storage/kept.py takes it
     fields: str | None
     text: str
-    arrived_at: int  # when its life in this queue began
-    ttl: int | None  # ms, as written; of a dead letter too, for which it is over and done with
 
 
 class MovedDedup(NamedTuple):
@@ -70,7 +70,7 @@ class MovedDedup(NamedTuple):
 
 
 class MovedReply(NamedTuple):
-    """An Idempotency-Key that is remembered; `queue` is "" for a request over several.
+    """An Idempotency-Key of a send, a receive or a transaction; `queue` is "" for a request over several.
 
     What was answered: `ids` of what was sent, if anything could be; `messages` as JSON of the first 8 of Message's
     fields for each, if any could be received ("null": more had fallen due than one transaction deals with).

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from storage import postgres_reading as reading
 from storage.bells import Bell
 from storage.clock import Clock
-from storage.errors import (
-    InvalidInput,
-    MessageNotFound,
-    PreconditionFailed,
-    QueueNotFound,
-    StaleReceipt,
-)
-from storage.kept import read_settings, told, write_settings
+from storage.errors import MessageNotFound, PreconditionFailed, QueueNotFound, StaleReceipt
+from storage.kept import read_settings, with_deaths, write_settings
 from storage.model import (
-    MAX_BATCH,
+    CHUNK,
+    MAX_PAGE,
     AckResult,
     Disk,
+    ExtendResult,
     Message,
     NewMessage,
     Observer,
@@ -29,18 +26,23 @@ from storage.model import (
     QueueSettings,
     Receipt,
     Receive,
+    Sent,
     State,
     Transacted,
-    check_receipts,
+    check_chain,
+    rfc3339,
 )
 from storage.postgres_clock import SharedClock
-from storage.postgres_pool import Pool, flat
+from storage.postgres_pool import Pool, Work, flat
 from storage.postgres_schema import prepare
-from storage.postgres_values import ask_of, check, columns, fields_of, once_of, receipt_of, receipts_of
-from storage.postgres_watch import CHUNK, Hints, Sight, Upkeep, clear, late_queues
+from storage.postgres_values import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of
+from storage.postgres_watch import STEP, Hints, Sight, Upkeep, late_queues
+from storage.steps import Progress, ask_again, check_queues, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
-CHUNK_BYTES = 32 * 1024 * 1024  # of text that one transaction removes at most
+LOOK_FOR = 0.5  # seconds that a verb which only looks drops first what is not to be delivered any more …
+WAIT_FOR_DUE = 3.0  # … and gives back what is due
+READY_FOR = 1.0  # seconds that a write once done says that another can be
 
 
 class PostgresStore:
@@ -54,90 +56,97 @@ class PostgresStore:
         self._waiting = Waiting(lambda: Sight(connection_info, self._pool, self._clock), pollers, bell)
         self._hints = Hints(self._pool)
         self._upkeep = Upkeep(self._pool, self._clock, self._catch_up)
+        self._ready_until = 0.0
 
     # -- the verbs on messages
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> list[int]:
+    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> Sent:
         texts = [message.text.encode() for message in messages]
-        ids: list[int] = flat(
-            self._pool.run(
-                "SELECT queue_service.send($1::bigint, $2::bigint, $3::text, $4::bytea[], $5::json, $6::text, "
-                "$7::bytea)",
-                *self._moment(), queue, texts, fields_of(messages), *once_of(once),
-            )
+        ((ids, duplicates),) = self._pool.run(
+            "SELECT * FROM queue_service.send($1::bigint, $2::text, $3::text, $4::bytea[], $5::json, $6::text, "
+            "$7::bytea)",
+            *self._moment(), queue, texts, fields_of(messages), *once_of(once),
         )  # fmt: skip
         self._became_ready([queue])
-        return ids
+        return Sent(ids, duplicates)
 
     def receive(
         self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True
     ) -> list[Message]:
-        def claim() -> list[Message]:
-            while present():
-                rows = self._pool.run(
-                    "SELECT * FROM queue_service.receive($1::bigint, $2::bigint, $3::text[], $4::int, $5::bytea, "
-                    "$6::bigint, $7::bigint, $8::text, $9::bytea)",
-                    *self._moment(), *ask_of(ask), *once_of(once),
-                )  # fmt: skip
-                if not rows or rows[0][0] is None:
-                    return self._messages(rows)
-            return []
+        def attempt() -> list[Message] | None:
+            if not present():
+                return []
+            rows = self._pool.run(
+                "SELECT * FROM queue_service.receive($1::bigint, $2::text, $3::text[], $4::int, $5::bytea, "
+                "$6::bigint, $7::bigint, $8::text, $9::bytea)",
+                *self._moment(), *ask_of(ask), *once_of(once),
+            )  # fmt: skip
+            return None if _is_late(rows) else self._messages(rows)
 
-        return self._waiting.receive(claim, Interest(ask.queues, ask.recipient), ask.wait, present)
+        interest = Interest(ask.queues, ask.recipient)
+        return self._waiting.receive(lambda: ask_again(attempt), interest, ask.wait, present)
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
-        parsed: dict[Receipt, str] = {}
-        stale: list[str] = []
-        missing: list[str] = []
-        for text in receipts:
-            try:
-                receipt = receipt_of(text, queue, lambda text: Receipt.parse(text, MAX_BATCH))
-            except MessageNotFound:
-                missing.append(text)
-            else:
-                parsed |= {receipt: text} if receipt.length == 1 else {one: str(one) for one in receipt.each()}
-        check_receipts(parsed)
-        statuses = self._settle(list(parsed)) if parsed else []
-        for text, status in zip(parsed.values(), statuses, strict=True):
-            if status != "held":
-                (stale if status == "stale" else missing).append(text)
-        return AckResult(statuses.count("held"), stale, missing)
+    def ack(self, receipts: Sequence[str], queue: str | None = None, once: Once | None = None) -> AckResult:
+        known, missing = parsed(receipts, queue)
+        statuses = self._change(
+            once, "ack($1::bigint, $2::text[], $3::bigint[], $4::bigint[])", self._clock.now(), *columns(list(known))
+        )
+        self._became_ready({receipt.queue for receipt in known}, hint=False)
+        return AckResult(statuses.count("held"), *_others(known, statuses, missing))
 
-    def settle(self, receipt: str, queue: str | None = None) -> None:
-        check(self._settle([receipt_of(receipt, queue)])[0])
+    def settle(self, receipt: str, queue: str | None = None, once: Once | None = None) -> None:
+        one = receipt_of(receipt, queue)
+        self._change(once, "settle($1::bigint, $2::text, $3::bigint, $4::bigint)", self._clock.now(), *one[:3])
+        self._became_ready([one.queue], hint=False)
 
-    def _settle(self, receipts: list[Receipt]) -> list[str]:
-        statuses: list[str] = flat(
-            self._pool.run(
-                "SELECT queue_service.ack($1::bigint, $2::text[], $3::bigint[], $4::bigint[])",
-                self._clock.now(), *columns(receipts),
-            )
-        )  # fmt: skip
-        self._became_ready({receipt.queue for receipt in receipts}, hint=False)
-        return statuses
+    def extend(self, receipt: str, lease: float, queue: str | None = None, once: Once | None = None) -> int:
+        receipt_of(receipt, queue)
+        result = self.extend_many([receipt], lease, queue, once)
+        if result.stale:
+            raise StaleReceipt
+        if result.missing:
+            raise MessageNotFound
+        return result.leased_until
 
-    def extend(self, receipt: str, lease: float, queue: str | None = None) -> int:
+    def extend_many(
+        self, receipts: Sequence[str], lease: float, queue: str | None = None, once: Once | None = None
+    ) -> ExtendResult:
+        known, missing = parsed(receipts, queue)
         now = self._clock.now()
-        until = now + round(lease * 1000)
-        self._change("extend($1::bigint, $2::text, $3::bigint, $4::bigint, $5::bigint)", [now], receipt, queue, until)
-        return self._clock.wall(until)
-
-    def release(self, receipt: str, delay: float = 0.0, queue: str | None = None) -> None:
-        self._change(
-            "release($1::bigint, $2::bigint, $3::text, $4::bigint, $5::bigint, $6::bigint)",
-            self._moment(), receipt, queue, round(delay * 1000),
+        until, statuses = self._change(
+            once,
+            "extend($1::bigint, $2::text[], $3::bigint[], $4::bigint[], $5::bigint)",
+            now, *columns(list(known)), now + round(lease * 1000),
         )  # fmt: skip
+        return ExtendResult(statuses.count("held"), self._clock.wall(until), *_others(known, statuses, missing))
 
-    def reject(self, receipt: str, reason: str = "rejected", queue: str | None = None) -> None:
+    def release(
+        self,
+        receipt: str,
+        delay: float = 0.0,
+        queue: str | None = None,
+        once: Once | None = None,
+        *,
+        counted: bool = True,
+    ) -> None:
+        one = receipt_of(receipt, queue)
         self._change(
-            "reject($1::bigint, $2::bigint, $3::text, $4::bigint, $5::bigint, $6::text)",
-            self._moment(), receipt, queue, json.dumps(reason, ensure_ascii=False),
+            once,
+            "release($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::bigint, $7::boolean)",
+            *self._moment(), *one[:3], round(delay * 1000), counted,
         )  # fmt: skip
+        self._became_ready([one.queue])
 
-    def _change(self, call: str, moment: Sequence[int], receipt: str, queue: str | None, change: Any) -> None:
-        parsed = receipt_of(receipt, queue)
-        check(flat(self._pool.run(f"SELECT queue_service.{call}", *moment, *parsed[:3], change)))
-        self._became_ready([parsed.queue])
+    def reject(
+        self, receipt: str, reason: str = "rejected", queue: str | None = None, once: Once | None = None
+    ) -> None:
+        one = receipt_of(receipt, queue)
+        self._change(
+            once,
+            "reject($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::text)",
+            *self._moment(), *one[:3], _json(reason),
+        )  # fmt: skip
+        self._became_ready([one.queue])
 
     def transact(
         self,
@@ -148,14 +157,15 @@ class PostgresStore:
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
         receipts, given = receipts_of(ack)
+        check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
         places: dict[str, list[int]] = {}
         for place, (name, _) in enumerate(send):
             places.setdefault(name, []).append(place)
         batches = {name: [send[place][1] for place in places[name]] for name in sorted(places)}
         stored = {place: n for n, place in enumerate((place for name in batches for place in places[name]), start=1)}
         try:
-            told_ids, *rows = self._pool.run(
-                "SELECT * FROM queue_service.transact($1::bigint, $2::bigint, $3::text[], $4::bigint[], $5::bigint[], "
+            done, *rows = self._pool.run(
+                "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
                 "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
                 "$14::bigint, $15::bigint, $16::text, $17::bytea)",
                 *self._moment(),
@@ -170,95 +180,121 @@ class PostgresStore:
             )
         except StaleReceipt as fault:
             raise StaleReceipt(None if fault.index is None else given[fault.index]) from None
-        sent: list[int] = told_ids[1]
+        ids, duplicates = done[1], tuple(done[2])
         self._became_ready(batches)
-        late = bool(rows) and rows[0][0] is not None
-        if receive is not None and (late or (receive.wait > 0 and not rows)):
-            return receive_after(self, sent, receive, once, present)
-        return Transacted(sent, self._messages(rows))
+        if receive is not None and (_is_late(rows) or (receive.wait > 0 and not rows)):
+            return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
+        return Transacted(ids, self._messages(rows), duplicates=duplicates)
+
+    # -- the verbs on messages by their ids
+
+    def message(self, queue: str, id: int) -> Message:
+        self._bring_up_to_date([queue])
+        return reading.message(self._pool, self._clock, queue, id)
+
+    def delete_message(self, queue: str, id: int, once: Once | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._change(once, "delete_message($1::bigint, $2::text, $3::bigint)", self._clock.now(), queue, id)
+        self._became_ready([queue])
+
+    def reschedule(self, queue: str, id: int, delay: float, once: Once | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._change(
+            once,
+            "reschedule($1::bigint, $2::text, $3::bigint, $4::bigint)",
+            self._clock.now(), queue, id, round(delay * 1000),
+        )  # fmt: skip
+        self._became_ready([queue])
+
+    def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: Once | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._change(
+            once,
+            "dead_letter($1::bigint, $2::text, $3::text, $4::bigint, $5::text)",
+            *self._moment(), queue, id, _json(reason),
+        )  # fmt: skip
+        self._became_ready([queue])
+
+    def peek(
+        self,
+        queue: str,
+        *,
+        limit: int = 100,
+        after: int = 0,
+        before: int | None = None,
+        state: State | None = None,
+        key: str | None = None,
+    ) -> list[Message]:
+        self._bring_up_to_date([queue])
+        return reading.peek(self._pool, self._clock, queue, limit, after, before, state, key)
 
     # -- the verbs on queues
 
-    def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
-        self._bring_up_to_date([queue])
-        return reading.peek(self._pool, self._clock, queue, limit, after, state)
-
-    def queues(self) -> list[Queue]:
-        self._bring_up_to_date(None)
-        return reading.describe(self._pool, self._clock, None)
+    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
+        names = reading.names(self._pool, prefix, after, limit)
+        self._bring_up_to_date(names)
+        return reading.describe(self._pool.read, self._clock.now(), names)
 
     def queue(self, name: str) -> Queue:
         self._bring_up_to_date([name])
-        found = reading.describe(self._pool, self._clock, name)
+        found = reading.describe(self._pool.read, self._clock.now(), [name])
         if not found:
             raise QueueNotFound(name)
         return found[0]
 
-    def configure(self, name: str, changes: Mapping[str, Any], version: int | None = None) -> Queue:
-        if changes.get("dead_letter_queue") == name:
-            raise InvalidInput("a queue cannot be its own dead-letter queue", field="dead_letter_queue")
-        while True:
-            found = self._pool.run(
-                "SELECT version, settings::text FROM queue_service.queues WHERE name = $1::text", name
-            )
-            if version is not None and (not found or found[0][0] != version):
-                raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
-            old, settings = (found[0][0], read_settings(found[0][1])) if found else (1, QueueSettings())
-            kept = write_settings(settings.changed(changes))
-            statement = "SELECT queue_service.configure($1::text, $2::int, $3::jsonb)"
-            if flat(self._pool.run(statement, name, old, kept)):
-                break
+    def configure(
+        self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
+    ) -> Queue:
+        def operation(work: Work) -> list[Queue]:
+            made = None if once is None else work.recall(once)
+            if made is None:
+                made = _configure(work, name, changes, version)
+                if once is not None:
+                    work.remember(once, made)
+            return [
+                queue._replace(version=made[0], settings=read_settings(made[1]))
+                for queue in reading.describe(work.run, work.now, [name])
+            ]
+
+        found = self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
-        return self.queue(name)
-
-    def delete_queue(self, name: str) -> None:
-        now = self._clock.now()
-        gone = self._pool.run(
-            "UPDATE queue_service.queues SET name = NULL, gone_at = $2::bigint WHERE name = $1::text RETURNING id",
-            name, now,
-        )  # fmt: skip
-        if not gone:
+        if not found:  # a repeated request, whose queue was deleted since
             raise QueueNotFound(name)
-        clear(self._pool, flat(gone), now)
+        return found[0]
 
-    def purge(self, queue: str) -> int:
-        last = self._pool.read(
-            "SELECT (SELECT max(id) FROM queue_service.messages WHERE queue_id = q.id) "
-            "FROM queue_service.queues AS q WHERE name = $1::text",
+    def delete_queue(self, name: str, once: Once | None = None) -> None:
+        self._change(once, "delete_queue($1::bigint, $2::text)", self._clock.now(), name)
+
+    def purge(self, queue: str, once: Once | None = None) -> int:
+        return self._in_steps(once, "messages were purged", "purge($1::bigint, $2::text, $3::jsonb)", queue)
+
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+        once: Once | None = None,
+    ) -> int:
+        moved = self._in_steps(
+            once,
+            "dead letters were moved",
+            "redrive($1::bigint, $2::text, $3::jsonb, $4::bigint, $5::bigint[], $6::text)",
             queue,
+            limit,
+            None if ids is None else list(ids),
+            None if reason is None else reason.replace("\0", "\ufffd"),
         )
-        if not last:
-            raise QueueNotFound(queue)
-        statement = "SELECT queue_service.purge($1::bigint, $2::text, $3::bigint, $4::int, $5::bigint)"
-        purged = 0
-        while count := flat(self._pool.run(statement, self._clock.now(), queue, flat(last) or 0, CHUNK, CHUNK_BYTES)):
-            purged += count
-        return purged
-
-    def redrive(self, queue: str, limit: int | None = None) -> int:
-        moved = 0
-        while limit is None or moved < limit:
-            most = min(CHUNK, CHUNK if limit is None else limit - moved)
-            count = flat(
-                self._pool.run(
-                    "SELECT queue_service.redrive($1::bigint, $2::text, $3::int)", self._clock.now(), queue, most
-                )
-            )
-            if count is None:
-                raise QueueNotFound(queue)
-            moved += count
-            if count < most:
-                break
         self._became_ready([queue])
         return moved
 
     # -- the service's own needs
 
     def check_ready(self) -> None:
-        self._pool.run("UPDATE queue_service.clock SET ahead = ahead RETURNING ahead")
-
-    def time(self) -> int:
-        return self._clock.wall(self._clock.now())
+        if time.monotonic() >= self._ready_until:
+            self._pool.run("UPDATE queue_service.clock SET ahead = ahead RETURNING ahead")
+            self._ready_until = time.monotonic() + READY_FOR
 
     def on_failure(self, call: Callable[[], None]) -> None:
         """It is never called: a connection that was lost is replaced, and no other failure is this process's."""
@@ -279,9 +315,42 @@ class PostgresStore:
         self._waiting.close()
         self._pool.close()
 
-    def _moment(self) -> tuple[int, int]:
+    def _moment(self) -> tuple[int, str]:
+        """The service's time, and the wall clock's as RFC 3339."""
         now = self._clock.now()
-        return now, self._clock.wall(now)
+        return now, rfc3339(self._clock.wall(now))
+
+    def _change(self, once: Once | None, call: str, *values: Any) -> Any:
+        """What a function returns that is a transaction of its own, or (repeated) returned the first time."""
+        statement = f"SELECT to_jsonb(queue_service.{call})"
+        if once is None:
+            return flat(self._pool.run(statement, *values))
+
+        def operation(work: Work) -> Any:
+            known = work.recall(once)
+            if known is None:
+                known = flat(work.run(statement, *values))
+                work.remember(once, known)
+            return known
+
+        return self._pool.transact(self._clock.now(), operation)
+
+    def _in_steps(self, once: Once | None, deed: str, call: str, queue: str, *values: Any) -> int:
+        """The count of a function that does a step at each call, given what it returned at the one before."""
+
+        def step(work: Work, at: Progress) -> tuple[Progress, bool]:
+            state = json.dumps(at) if at else None
+            at = flat(work.run(f"SELECT queue_service.{call}", work.now, queue, state, *values))
+            return at, not at["done"]
+
+        def done(at: Progress) -> str | None:
+            return f"{at['count']:,} {deed}" if at.get("count") else None
+
+        def run(operation: Callable[[Work], tuple[Progress, bool]]) -> tuple[Progress, bool]:
+            return self._pool.transact(self._clock.now(), operation)
+
+        count: int = in_steps(run, {}, step, done, once)["count"]
+        return count
 
     def _became_ready(self, names: Collection[str], hint: bool = True) -> None:
         """Something may have, in these queues: readers of this process and of the others look."""
@@ -289,24 +358,72 @@ class PostgresStore:
         if hint:
             self._hints.give()
 
-    def _bring_up_to_date(self, names: Collection[str] | None) -> None:
-        """Lets a reading verb see what time has done."""
+    def _bring_up_to_date(self, names: list[str]) -> None:
+        """Let a verb see what time has done, as far as that can be done soon."""
+        began = time.monotonic()
         for name in late_queues(self._pool, self._clock.now(), names):
-            self._catch_up(name)
+            while (done := self._catch_up(name)) >= STEP:
+                if time.monotonic() - began > (WAIT_FOR_DUE if done >= CHUNK else LOOK_FOR):
+                    break
 
-    def _catch_up(self, name: str) -> None:
-        statement = "SELECT queue_service.catch_up($1::bigint, $2::bigint, $3::text, $4::int)"
-        while flat(self._pool.run(statement, *self._moment(), name, CHUNK)) == CHUNK:
-            pass
+    def _catch_up(self, name: str) -> int:
+        """Let a queue have a step of what time has done; below STEP no more is left, from CHUNK on more is due."""
+        statement = "SELECT queue_service.catch_up($1::bigint, $2::text, $3::text, $4::int)"
+        done: int = flat(self._pool.run(statement, *self._moment(), name, STEP))
         self._became_ready([name])
+        return done
 
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         ahead = self._clock.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
         return [
             Message(
-                number, queue, text.decode(), told(fields, death), sent_at + ahead, count,
+                number, queue, text.decode(), with_deaths(fields, deaths), sent_at + ahead, count,
                 None if token is None else str(Receipt(queue, number, token)),
                 None if until is None else until + ahead,
             )
-            for _, _, queue, number, text, fields, death, sent_at, count, token, until in rows
+            for _, _, _, queue, number, text, fields, deaths, sent_at, count, token, until in rows
         ]  # fmt: skip
+
+
+def _configure(work: Work, name: str, changes: Mapping[str, Any], version: int | None) -> tuple[int, str]:
+    """Return the new version and settings."""
+    if "dead_letter_queue" in changes:
+        work.run("SELECT pg_advisory_xact_lock(-2, 0)")  # two at once could close a circle
+    if version is None:
+        work.run("SELECT queue_for_writing($1::bigint, $2::text)", work.now, name)
+    statement = "SELECT version, settings::text FROM queues WHERE name = $1::text"
+    found = work.run(f"{statement} FOR NO KEY UPDATE", name)
+    if not found or version not in (None, found[0][0]):
+        raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
+    settings = read_settings(found[0][1]).changed(changes)
+    if "dead_letter_queue" in changes:
+
+        def settings_of(queue: str) -> QueueSettings:
+            found = work.run(statement, queue)
+            return read_settings(found[0][1]) if found else QueueSettings()
+
+        check_chain(name, settings, settings_of)
+    kept = write_settings(settings)
+    changed = work.run(
+        "UPDATE queues SET settings = $2::jsonb, version = version + 1, used_at = $3::bigint WHERE name = $1::text "
+        "RETURNING version",
+        name, kept, work.now,
+    )  # fmt: skip
+    return flat(changed), kept
+
+
+def _is_late(rows: Sequence[Any]) -> bool:
+    """Whether these say that a queue has yet to be caught up with."""
+    return bool(rows) and rows[0][0] is not None
+
+
+def _others(known: Mapping[Receipt, str], statuses: Sequence[str], missing: list[str]) -> tuple[list[str], list[str]]:
+    """Those that are stale, and those that are missing."""
+    by_status: dict[str, list[str]] = {"held": [], "stale": [], "missing": missing}
+    for text, status in zip(known.values(), statuses, strict=True):
+        by_status[status].append(text)
+    return by_status["stale"], by_status["missing"]
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

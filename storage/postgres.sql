@@ -1,4 +1,4 @@
--- The tables of version 1. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
+-- The tables of version 2. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
 -- bytea, in UTF-8, for the type text cannot hold U+0000; JSON can be text, as it writes that as \u0000.
 -- Every key and index begins with the queue, and every statement names it, so that the data can be spread by queue.
 
@@ -6,7 +6,7 @@ CREATE SCHEMA queue_service;
 SET LOCAL search_path = queue_service;
 
 CREATE TABLE version (version integer NOT NULL);
-INSERT INTO version VALUES (1);
+INSERT INTO version VALUES (2);
 
 CREATE TABLE queues (
     id       bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -14,6 +14,7 @@ CREATE TABLE queues (
     version  integer NOT NULL DEFAULT 1,      -- of the settings
     settings jsonb   NOT NULL DEFAULT '{}',   -- what was set, the defaults left out
     keyed    boolean NOT NULL DEFAULT false,  -- a message with a key has been stored
+    used_at  bigint  NOT NULL,                -- kept, to within a second, where the setting `expires` asks for it
     gone_at  bigint                           -- when it was deleted
 );
 
@@ -43,18 +44,17 @@ CREATE TABLE messages (
     id            bigint   NOT NULL DEFAULT nextval('queue_service.message_ids'),
     sent_at       bigint   NOT NULL,
     arrived_at    bigint   NOT NULL,             -- when its life in this queue began, by which it expires
-    due_at        bigint   NOT NULL DEFAULT 0,   -- leased: the lease's end; else not delivered before
-    expires_at    bigint,
+    due_at        bigint   NOT NULL DEFAULT 0,   -- the end of a lease or delay; ready since, or 0: since it arrived
+    expires_at    bigint,                        -- by its own ttl; a dead letter has none
     ttl           bigint,                        -- as written
-    token         bigint,                        -- of the last delivery
+    token         bigint,                        -- of the last delivery; negative: it was released
     receive_count integer  NOT NULL DEFAULT 0,
     state         smallint NOT NULL,             -- 0 ready, 1 leased, 2 delayed, 3 blocked
-    again         boolean  NOT NULL DEFAULT false,  -- it has waited for delivery before, or was delayed
     priority      smallint NOT NULL DEFAULT 0,
     recipient     bytea    NOT NULL DEFAULT '',  -- '': unaddressed
     key           bytea,
-    origin        text,                          -- a dead letter: the queue it came from
-    death         text,                          -- a dead letter: JSON of the attributes it gained
+    origin        text,                          -- a dead letter: where it last died
+    deaths        text,                          -- a dead letter: JSON, as with_deaths in storage/kept.py takes it
     fields        text,                          -- JSON of the optional fields as written
     text          bytea    NOT NULL,
     PRIMARY KEY (queue_id, id)
@@ -67,12 +67,16 @@ CREATE TABLE messages (
 ALTER TABLE messages ALTER COLUMN text SET STORAGE EXTERNAL;  -- to compress it takes longer than all else
 
 -- A read takes from the front of `deliverable`. Leased, delayed and blocked messages are not in it, so that its cost
--- does not depend on their number.
-CREATE INDEX deliverable ON messages (queue_id, recipient, priority DESC, id) WHERE state = 0;
-CREATE INDEX back        ON messages (queue_id, due_at)                       WHERE state = 0 AND again;
+-- does not depend on their number; those that were received too often are passed over in the index itself.
+CREATE INDEX deliverable ON messages (queue_id, recipient, priority DESC, id, receive_count) WHERE state = 0;
 CREATE INDEX due         ON messages (queue_id, due_at)                       WHERE state IN (1, 2);
 CREATE INDEX expiring    ON messages (queue_id, expires_at)                   WHERE expires_at IS NOT NULL AND state <> 1;
+CREATE INDEX arrived     ON messages (queue_id, arrived_at)                   WHERE state <> 1;
+CREATE INDEX waiting     ON messages (queue_id, greatest(due_at, arrived_at)) WHERE state = 0;
+CREATE INDEX received    ON messages (queue_id, receive_count DESC, id)       WHERE state = 0 AND receive_count > 0;
 CREATE INDEX keyed       ON messages (queue_id, key, id)                      WHERE key IS NOT NULL;
+CREATE INDEX leased_keys ON messages (queue_id, key)                          WHERE state = 1 AND key IS NOT NULL;
+CREATE INDEX dead_here   ON messages (queue_id, id)                           WHERE origin IS NOT NULL;
 CREATE INDEX buried      ON messages (queue_id, origin, id)                   WHERE origin IS NOT NULL;
 
 -- In which queues the dead letters of a queue may lie.
@@ -91,6 +95,7 @@ CREATE TABLE dedup (
     PRIMARY KEY (queue_id, dedup_id)
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX dedup_forget ON dedup (queue_id, forget_at);
+CREATE INDEX dedup_of     ON dedup (queue_id, message_id);
 
 -- Idempotency-Keys of requests, with what was answered.
 CREATE TABLE replies (

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import IsolationLevel
 
 from storage.errors import Unsound, UnusableDatabase
-from storage.postgres_reading import STATES
+from storage.model import STATES
 from storage.postgres_schema import prepare
 
 

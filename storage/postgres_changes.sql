@@ -1,30 +1,36 @@
 -- The changes of state that the verbs (postgres_verbs.sql) are made of. Whatever changes the state of a message goes
--- through here, together with the counts of it. In a name, p_ is a parameter and v_ a variable.
+-- through here, together with the counts of it. In a name, p_ is a parameter and v_ a variable; p_at is the wall
+-- clock's time as RFC 3339.
 --
 -- Messages are handed about by where they lie (tid), once they are locked: a locked row stays where it is, and it is
--- found again without an index, whatever the planner knows or does not know of the table.
+-- found again without an index, whatever the planner knows or does not know of the table. Counted is what an UPDATE or
+-- DELETE returned.
 --
--- Who changes messages of a key, or adds one, holds the lock of that key until its commit. Locks are taken in this
--- order: an Idempotency-Key's, a limited queue's row, dedup_ids, keys, messages, counts; each kind in order of queue
--- and name. What needs another order only tries, and passes over what it does not get.
+-- A transaction that changes messages of a key, or adds one, holds the lock of that key until its commit, and looks at
+-- them in a statement after the one that took the lock: only that sees all that was done under it before. Locks are
+-- taken in this order: an Idempotency-Key's, queues' (against their deletion), a limited queue's row, dedup_ids, keys,
+-- messages, counts; each kind in order of queue and name. What needs another order only tries, and passes over what it
+-- does not get.
 
 SET LOCAL search_path = queue_service;
 
--- A message given out; or, in the first row of an answer, what else there is to tell.
+-- A message given out; or, in the first row of an answer, what else there is to say.
 CREATE TYPE delivery AS (
-    note text, ids bigint[], queue text, id bigint, text bytea, fields text, death text,
+    note text, ids bigint[], duplicates integer[], queue text, id bigint, text bytea, fields text, deaths text,
     sent_at bigint, receive_count integer, token bigint, leased_until bigint
 );
 
 -- A message found by a receipt: it is 'held', or the receipt is 'stale' or the message 'missing'.
 CREATE TYPE held AS (
-    place integer, status text, queue_id bigint, spot tid, state smallint, key bytea, token bigint,
+    place integer, status text, queue_id bigint, id bigint, spot tid, state smallint, key bytea, token bigint,
     receive_count integer
 );
 
 CREATE TYPE new_message AS (
     text bytea, fields text, key bytea, priority smallint, recipient bytea, delay bigint, ttl bigint, dedup_id bytea
 );
+
+CREATE TYPE sent AS (ids bigint[], duplicates integer[]);
 
 CREATE FUNCTION tally(
     p_queue bigint, p_ready bigint DEFAULT 0, p_leased bigint DEFAULT 0, p_delayed bigint DEFAULT 0,
@@ -42,27 +48,8 @@ BEGIN
            dead_lettered = c.dead_lettered + p_dead;
 END $$;
 
--- The queue, which comes into being if it was not there.
-CREATE FUNCTION queue_for_writing(p_name text) RETURNS queues LANGUAGE plpgsql AS $$
-DECLARE
-    v_queue queues;
-BEGIN
-    LOOP
-        SELECT * INTO v_queue FROM queues WHERE name = p_name;
-        IF FOUND THEN
-            RETURN v_queue;
-        END IF;
-        INSERT INTO queues (name) VALUES (p_name) ON CONFLICT (name) DO NOTHING;
-    END LOOP;
-END $$;
-
 CREATE FUNCTION seconds_setting(p_queue queues, p_name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT ceil(1000 * (p_queue.settings ->> p_name)::numeric)::bigint
-$$;
-
--- ms a message may live by its ttl and the queue's retention; NULL: without end.
-CREATE FUNCTION lifetime(p_queue queues, p_ttl bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT least(p_ttl, seconds_setting(p_queue, 'retention'))
 $$;
 
 CREATE FUNCTION max_receives(p_queue queues) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
@@ -73,16 +60,95 @@ CREATE FUNCTION is_limited(p_queue queues) RETURNS boolean LANGUAGE sql IMMUTABL
     SELECT p_queue.settings ?| ARRAY['max_messages', 'max_bytes']
 $$;
 
+-- What arrived by then has outlived the queue's retention.
+CREATE FUNCTION cutoff(p_now bigint, p_queue queues) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(p_now - queue_service.seconds_setting(p_queue, 'retention'), -1)
+$$;
+
+CREATE FUNCTION has_expired(p_now bigint, p_cutoff bigint, m messages) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT m.state <> 1 AND (m.arrived_at <= p_cutoff OR coalesce(m.expires_at <= p_now, false))
+$$;
+
+-- As dead_letter_name in storage/model.py.
+CREATE FUNCTION grave_name(p_queue queues) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(p_queue.settings ->> 'dead_letter_queue', CASE
+        WHEN length(p_queue.name) <= 75 OR right(p_queue.name, 5) <> '.dead' THEN left(p_queue.name, 75)
+        ELSE left(p_queue.name, 62) || '.' || left(encode(sha256(p_queue.name::bytea), 'hex'), 12)
+    END || '.dead')
+$$;
+
+-- Notes that the queue is in use, where that matters.
+CREATE FUNCTION note_use(p_now bigint, p_queue queues) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_queue.used_at + least(seconds_setting(p_queue, 'expires') / 10, 1000) <= p_now THEN
+        UPDATE queues SET used_at = p_now
+         WHERE id = (SELECT id FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE SKIP LOCKED);
+    END IF;
+END $$;
+
+-- The queue, made if it does not exist; it cannot be deleted before this transaction has ended.
+CREATE FUNCTION queue_for_writing(p_now bigint, p_name text) RETURNS queues LANGUAGE plpgsql AS $$
+DECLARE
+    v_queue queues;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(-1, hashtext(p_name));
+    LOOP
+        SELECT * INTO v_queue FROM queues WHERE name = p_name;
+        IF FOUND THEN
+            PERFORM note_use(p_now, v_queue);
+            RETURN v_queue;
+        END IF;
+        INSERT INTO queues (name, used_at) VALUES (p_name, p_now) ON CONFLICT (name) DO NOTHING;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION queue_named(p_name text) RETURNS queues LANGUAGE plpgsql AS $$
+DECLARE
+    v_queue queues;
+BEGIN
+    SELECT * INTO v_queue FROM queues WHERE name = p_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'QS404', MESSAGE = p_name;
+    END IF;
+    RETURN v_queue;
+END $$;
+
 -- Keys share 64 locks a queue: the server's table of locks has room for few thousand.
 CREATE FUNCTION lock_of(p_queue bigint, p_key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT p_queue * 64 + (hashtext(encode(p_key, 'hex')) & 63)
 $$;
 
-CREATE FUNCTION lock_keys(p_queue bigint, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+-- Of these queues and keys, pair by pair; all in the one order.
+CREATE FUNCTION lock_pairs(p_queues bigint[], p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(number)
-       FROM (SELECT DISTINCT lock_of(p_queue, key) AS number
-               FROM unnest(p_keys) AS key WHERE key IS NOT NULL ORDER BY number) AS sorted;
+       FROM (SELECT DISTINCT lock_of(queue_id, key) AS number FROM unnest(p_queues, p_keys) AS pair (queue_id, key)
+              WHERE queue_id IS NOT NULL AND key IS NOT NULL ORDER BY number) AS sorted;
+END $$;
+
+CREATE FUNCTION lock_keys(p_queue bigint, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_keys IS NOT NULL THEN
+        PERFORM lock_pairs(array_fill(p_queue, ARRAY[cardinality(p_keys)]), p_keys);
+    END IF;
+END $$;
+
+-- Whether the key can be had without waiting, in its queue and (where that is not NULL) the one its dead letters go to.
+CREATE FUNCTION try_key(p_queue bigint, p_grave bigint, p_key bytea) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN pg_try_advisory_xact_lock(lock_of(p_queue, p_key))
+           AND (p_grave IS NULL OR pg_try_advisory_xact_lock(lock_of(p_grave, p_key)));
+END $$;
+
+-- Before messages of these keys come in.
+CREATE FUNCTION expect_keys(p_queue queues, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_keys IS NOT NULL THEN
+        IF NOT p_queue.keyed THEN
+            UPDATE queues SET keyed = true WHERE id = p_queue.id AND NOT keyed;
+        END IF;
+        PERFORM lock_keys(p_queue.id, p_keys);
+    END IF;
 END $$;
 
 -- Those of these messages that are still there, locked.
@@ -102,13 +168,13 @@ BEGIN
         RETURN;
     END IF;
     WITH promoted AS (
-        UPDATE messages AS m SET state = CASE WHEN due_at > p_now THEN 2 ELSE 0 END
+        UPDATE messages AS m SET state = CASE WHEN due_at > p_now THEN 2 ELSE 0 END, due_at = greatest(due_at, p_now)
          WHERE ctid = ANY (ARRAY(SELECT (SELECT ctid FROM messages WHERE queue_id = p_queue AND key = wanted
                                           ORDER BY id LIMIT 1)
                                    FROM unnest(p_keys) AS wanted))
            AND state = 3
-           AND NOT EXISTS (SELECT FROM messages AS other
-                            WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1)
+           AND (SELECT id FROM messages AS other  -- LIMIT: or all leased ones might be looked at for each
+                 WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1 LIMIT 1) IS NULL
         RETURNING state
     )
     SELECT count(*), count(*) FILTER (WHERE state = 0) INTO v_all, v_ready FROM promoted;
@@ -117,11 +183,10 @@ BEGIN
     END IF;
 END $$;
 
--- The messages, which are locked, are gone, and the next of their keys take their places.
-CREATE FUNCTION remove(
-    p_now bigint, p_queue bigint, p_rows tid[], p_received bigint DEFAULT 0, p_acked bigint DEFAULT 0,
-    p_expired bigint DEFAULT 0, p_dead bigint DEFAULT 0
-) RETURNS void LANGUAGE plpgsql AS $$
+-- Removes the messages, which are locked, and lets the next of their keys take their places; returns how many. They
+-- are added to these totals: received, acked, expired, dead.
+CREATE FUNCTION remove(p_now bigint, p_queue bigint, p_rows tid[], VARIADIC p_totals text[]) RETURNS bigint
+LANGUAGE plpgsql AS $$
 DECLARE
     v record;
 BEGIN
@@ -131,39 +196,44 @@ BEGIN
     )
     SELECT count(*) FILTER (WHERE state = 0) AS ready, count(*) FILTER (WHERE state = 1) AS leased,
            count(*) FILTER (WHERE state = 2) AS delayed, count(*) FILTER (WHERE state = 3) AS blocked,
-           coalesce(sum(size), 0)::bigint AS bytes, array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL) AS keys
+           count(*) AS count, coalesce(sum(size), 0)::bigint AS bytes,
+           array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL) AS keys
       INTO v FROM gone;
     PERFORM tally(p_queue, -v.ready, -v.leased, -v.delayed, -v.blocked, -v.bytes,
-                  p_received => p_received, p_acked => p_acked, p_expired => p_expired, p_dead => p_dead);
+                  p_received => CASE WHEN 'received' = ANY (p_totals) THEN v.count ELSE 0 END,
+                  p_acked => CASE WHEN 'acked' = ANY (p_totals) THEN v.count ELSE 0 END,
+                  p_expired => CASE WHEN 'expired' = ANY (p_totals) THEN v.count ELSE 0 END,
+                  p_dead => CASE WHEN 'dead' = ANY (p_totals) THEN v.count ELSE 0 END);
     PERFORM promote(p_now, p_queue, v.keys);
+    RETURN v.count;
 END $$;
 
--- Leased or delayed messages, which are locked, wait for delivery again, from p_due on (0: at once). One with a key
--- waits blocked until the key's other leases are settled too.
-CREATE FUNCTION give_back(p_now bigint, p_queue bigint, p_rows tid[], p_due bigint) RETURNS void
+-- The messages, which are locked, wait for delivery again: from p_due on, and then their leases cannot be extended any
+-- more, or (NULL) as their lease or delay has ended.
+-- One with a key waits blocked until it is the key's first and the key's leases are settled.
+CREATE FUNCTION give_back(p_now bigint, p_queue bigint, p_rows tid[], p_due bigint DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
-    v     record;
-    v_was smallint[];
+    v record;
 BEGIN
-    SELECT array_agg(state) INTO v_was FROM messages WHERE ctid = ANY (p_rows);
-    WITH back AS (
-        UPDATE messages
-           SET state = CASE WHEN key IS NOT NULL THEN 3 WHEN p_due > 0 THEN 2 ELSE 0 END, due_at = p_due, again = true
-         WHERE ctid = ANY (p_rows)
-        RETURNING state, key
-    ), old AS (
-        SELECT count(*) FILTER (WHERE was = 0) AS ready, count(*) FILTER (WHERE was = 1) AS leased,
-               count(*) FILTER (WHERE was = 2) AS delayed, count(*) FILTER (WHERE was = 3) AS blocked
-          FROM unnest(v_was) AS was
+    WITH old AS MATERIALIZED (
+        SELECT ctid AS spot, state FROM messages WHERE ctid = ANY (p_rows)
+    ), back AS (
+        UPDATE messages AS m
+           SET state = CASE WHEN m.key IS NOT NULL THEN 3 WHEN p_due > p_now THEN 2 ELSE 0 END,
+               due_at = coalesce(p_due, due_at), token = CASE WHEN p_due IS NULL THEN token ELSE -abs(token) END
+          FROM old WHERE m.ctid = old.spot
+        RETURNING m.state, old.state AS was, m.key
     )
-    SELECT count(*) FILTER (WHERE state = 0) - min(ready) AS ready, -min(leased) AS leased,
-           count(*) FILTER (WHERE state = 2) - min(delayed) AS delayed,
-           count(*) FILTER (WHERE state = 3) - min(blocked) AS blocked,
+    SELECT count(*) AS count, count(*) FILTER (WHERE state = 0) - count(*) FILTER (WHERE was = 0) AS ready,
+           -count(*) FILTER (WHERE was = 1) AS leased,
+           count(*) FILTER (WHERE state = 2) - count(*) FILTER (WHERE was = 2) AS delayed,
+           count(*) FILTER (WHERE state = 3) - count(*) FILTER (WHERE was = 3) AS blocked,
            array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL) AS keys
-      INTO v FROM old LEFT JOIN back ON true;
+      INTO v FROM back;
     PERFORM tally(p_queue, v.ready, v.leased, v.delayed, v.blocked);
     PERFORM promote(p_now, p_queue, v.keys);
+    RETURN v.count;
 END $$;
 
 -- The key's first message waits, unless it is leased itself: one behind it has come to be leased again.
@@ -179,113 +249,61 @@ BEGIN
     END IF;
 END $$;
 
--- Messages that were inserted blocked, if they have a key, are counted, and the first of each key promoted.
-CREATE FUNCTION arrived(p_now bigint, p_queue queues, p_count bigint, p_blocked bigint, p_bytes bigint, p_keys bytea[])
-RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM tally(p_queue.id, p_ready => p_count - p_blocked, p_blocked => p_blocked, p_bytes => p_bytes);
-    PERFORM promote(p_now, p_queue.id, p_keys);
-END $$;
+-- What these deaths name of the last one. A reason may hold U+0000, which no function that reads JSON lets through.
+CREATE FUNCTION last_death(p_deaths text, p_name text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT replace(p_deaths, '\u0000', '\ufffd')::json -> -1 ->> p_name
+$$;
 
--- Before messages of these keys come in.
-CREATE FUNCTION expect_keys(p_queue queues, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    IF p_keys IS NOT NULL THEN
-        IF NOT p_queue.keyed THEN
-            UPDATE queues SET keyed = true WHERE id = p_queue.id AND NOT keyed;
-        END IF;
-        PERFORM lock_keys(p_queue.id, p_keys);
-    END IF;
-END $$;
+-- These deaths without the last one; NULL when that was the only one.
+CREATE FUNCTION without_last(p_deaths text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT '[' || string_agg(death::text, ', ' ORDER BY n) || ']'
+      FROM json_array_elements(p_deaths::json) WITH ORDINALITY AS died (death, n)
+     WHERE n < json_array_length(p_deaths::json)
+$$;
 
--- The messages, which are locked, move to the dead-letter queue, in order, with the story of their death (the reason
--- is JSON) and a fresh count.
-CREATE FUNCTION bury(
-    p_now bigint, p_wall bigint, p_queue queues, p_rows tid[], p_reason text, p_expired bigint DEFAULT 0
-) RETURNS void LANGUAGE plpgsql AS $$
+-- Moves the messages, which are locked as their keys are in both queues, in order and with a fresh count; returns how
+-- many. p_story is the beginning of the JSON of a death; NULL undoes one death.
+CREATE FUNCTION move(p_now bigint, p_from bigint, p_to queues, p_rows tid[], p_story text, VARIADIC p_totals text[])
+RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-    v_grave queues;
-    v_keys  bytea[];
-    v_story text;
-    v       record;
+    v_keys bytea[];
+    v      record;
 BEGIN
-    IF p_rows IS NULL THEN
-        RETURN;
-    END IF;
-    v_grave := queue_for_writing(coalesce(  -- a name of 80 characters that ends so already would else be its own
-        p_queue.settings ->> 'dead_letter_queue',
-        left(p_queue.name, CASE WHEN substr(p_queue.name, 76) = '.dead' THEN 70 ELSE 75 END) || '.dead'));
-    INSERT INTO graves VALUES (p_queue.name, v_grave.id) ON CONFLICT DO NOTHING;
-    SELECT array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL) INTO v_keys
-      FROM messages WHERE ctid = ANY (p_rows);
-    PERFORM expect_keys(v_grave, v_keys);
-    PERFORM pg_current_xact_id();  -- before the ids: note_head counts on that
-    v_story := '{"dead_letter_from": "' || p_queue.name || '", "dead_letter_reason": ' || p_reason
-            || ', "dead_letter_at": "' || to_char(to_timestamp(p_wall / 1000) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS')
-            || '.' || lpad((p_wall % 1000)::text, 3, '0') || 'Z", "dead_letter_id": "';
-    WITH dead AS (
+    SELECT array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL) INTO v_keys FROM messages WHERE ctid = ANY (p_rows);
+    PERFORM expect_keys(p_to, v_keys);
+    WITH moved AS (
         INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, ttl, expires_at,
-                              origin, death, fields, text)
-        SELECT v_grave.id, sent_at, p_now, CASE WHEN key IS NULL THEN 0 ELSE 3 END, priority, recipient, key, ttl,
-               p_now + lifetime(v_grave, NULL), p_queue.name,
-               v_story || id || '", "dead_letter_receive_count": ' || receive_count || '}', fields, text
-          FROM messages WHERE ctid = ANY (p_rows) ORDER BY messages.id
+                              origin, deaths, fields, text)
+        SELECT p_to.id, sent_at, p_now, CASE WHEN key IS NULL THEN 0 ELSE 3 END, priority, recipient, key, ttl,
+               CASE WHEN story IS NULL THEN p_now + ttl END, last_death(story, 'dead_letter_from'), story, fields, text
+          FROM messages AS m CROSS JOIN LATERAL (
+               SELECT CASE WHEN p_story IS NULL THEN without_last(deaths) ELSE
+                          coalesce(left(deaths, -1) || ', ', '[') || p_story || ', "dead_letter_id": "' || m.id
+                          || '", "dead_letter_receive_count": ' || receive_count || '}]' END AS story) AS told
+         WHERE m.ctid = ANY (p_rows) ORDER BY m.id
         RETURNING state, octet_length(text) + coalesce(octet_length(fields), 0) AS size
     )
-    SELECT count(*) AS count, count(*) FILTER (WHERE state = 3) AS blocked, coalesce(sum(size), 0)::bigint AS bytes
-      INTO v FROM dead;
-    PERFORM arrived(p_now, v_grave, v.count, v.blocked, v.bytes, v_keys);
-    PERFORM remove(p_now, p_queue.id, p_rows, p_dead => v.count, p_expired => p_expired);
+    SELECT count(*) FILTER (WHERE state = 0) AS ready, count(*) FILTER (WHERE state = 3) AS blocked,
+           coalesce(sum(size), 0)::bigint AS bytes
+      INTO v FROM moved;
+    PERFORM tally(p_to.id, p_ready => v.ready, p_blocked => v.blocked, p_bytes => v.bytes);
+    PERFORM promote(p_now, p_to.id, v_keys);
+    RETURN remove(p_now, p_from, p_rows, VARIADIC p_totals);
 END $$;
 
--- What time has done by now: leases and delays that ended, messages that expired. At most p_chunk of each, of which
--- the larger number is told; what others are dealing with is left to them.
-CREATE FUNCTION bring_up_to_date(p_now bigint, p_wall bigint, p_queue queues, p_chunk integer) RETURNS bigint
-LANGUAGE plpgsql AS $$
+-- The messages, which are locked as their keys are in both queues, move to the dead-letter queue. The reason is JSON.
+CREATE FUNCTION bury(p_now bigint, p_at text, p_queue queues, p_rows tid[], p_reason text, VARIADIC p_totals text[])
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    v_spent   tid[];
-    v_back    tid[];
-    v_expired tid[];
-    v_most    bigint := max_receives(p_queue);
+    v_grave queues;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(-p_queue.id) THEN
-        RETURN 0;  -- somebody is at it, and the caller has not waited for him
+    IF cardinality(p_rows) > 0 THEN
+        v_grave := queue_for_writing(p_now, grave_name(p_queue));
+        INSERT INTO graves VALUES (p_queue.name, v_grave.id) ON CONFLICT DO NOTHING;
+        PERFORM move(p_now, p_queue.id, v_grave, p_rows,
+                     '{"dead_letter_from": "' || p_queue.name || '", "dead_letter_reason": ' || p_reason
+                     || ', "dead_letter_at": "' || p_at || '"', VARIADIC p_totals);
     END IF;
-    WITH late AS MATERIALIZED (
-        SELECT ctid AS spot, state, receive_count FROM messages
-         WHERE queue_id = p_queue.id AND state IN (1, 2) AND due_at <= p_now
-           AND (key IS NULL OR pg_try_advisory_xact_lock(lock_of(p_queue.id, key)))
-         ORDER BY due_at, id LIMIT p_chunk FOR UPDATE SKIP LOCKED
-    )
-    SELECT array_agg(spot) FILTER (WHERE v_most > 0 AND state = 1 AND receive_count >= v_most),
-           array_agg(spot) FILTER (WHERE NOT (v_most > 0 AND state = 1 AND receive_count >= v_most))
-      INTO v_spent, v_back FROM late;
-    PERFORM bury(p_now, p_wall, p_queue, v_spent, '"max_receives"');
-    IF v_back IS NOT NULL THEN
-        PERFORM give_back(p_now, p_queue.id, v_back, 0);
-    END IF;
-    WITH late AS MATERIALIZED (
-        SELECT ctid AS spot FROM messages
-         WHERE queue_id = p_queue.id AND expires_at IS NOT NULL AND state <> 1 AND expires_at <= p_now
-           AND (key IS NULL OR pg_try_advisory_xact_lock(lock_of(p_queue.id, key)))
-         ORDER BY expires_at LIMIT p_chunk FOR UPDATE SKIP LOCKED
-    )
-    SELECT array_agg(spot) INTO v_expired FROM late;
-    IF (p_queue.settings ->> 'dead_letter_expired')::boolean THEN
-        PERFORM bury(p_now, p_wall, p_queue, v_expired, '"expired"', cardinality(v_expired));
-    ELSIF v_expired IS NOT NULL THEN
-        PERFORM remove(p_now, p_queue.id, v_expired, p_expired => cardinality(v_expired));
-    END IF;
-    RETURN greatest(coalesce(cardinality(v_spent), 0) + coalesce(cardinality(v_back), 0),
-                    coalesce(cardinality(v_expired), 0));
-END $$;
-
--- Whether a lease or delay has ended, or a message expired, and nobody has seen to it.
-CREATE FUNCTION is_late(p_now bigint, p_queue bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN EXISTS (SELECT FROM messages WHERE queue_id = p_queue AND state IN (1, 2) AND due_at <= p_now)
-        OR EXISTS (SELECT FROM messages
-                    WHERE queue_id = p_queue AND expires_at IS NOT NULL AND state <> 1 AND expires_at <= p_now);
 END $$;
 
 -- What was answered when this Idempotency-Key was used before, or NULL; a concurrent use is waited for.
@@ -302,10 +320,14 @@ BEGIN
     RETURN v_known.reply;
 END $$;
 
-CREATE FUNCTION remember(p_queue bigint, p_key text, p_fingerprint bytea, p_reply jsonb, p_until bigint) RETURNS void
+-- Remembers the reply, unless it is NULL, and returns it.
+CREATE FUNCTION remember(p_queue bigint, p_key text, p_fingerprint bytea, p_until bigint, p_reply jsonb) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO replies VALUES (p_queue, p_key, p_fingerprint, p_reply, p_until)
-    ON CONFLICT (queue_id, key) DO UPDATE
-       SET fingerprint = EXCLUDED.fingerprint, reply = EXCLUDED.reply, forget_at = EXCLUDED.forget_at;
+    IF p_reply IS NOT NULL THEN
+        INSERT INTO replies VALUES (p_queue, p_key, p_fingerprint, p_reply, p_until)
+        ON CONFLICT (queue_id, key) DO UPDATE
+           SET fingerprint = EXCLUDED.fingerprint, reply = EXCLUDED.reply, forget_at = EXCLUDED.forget_at;
+    END IF;
+    RETURN p_reply;
 END $$;

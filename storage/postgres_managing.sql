@@ -2,130 +2,126 @@
 
 SET LOCAL search_path = queue_service;
 
--- As bring_up_to_date, of a queue that may be gone meanwhile; who is at it already is waited for.
-CREATE FUNCTION catch_up(p_now bigint, p_wall bigint, p_name text, p_chunk integer) RETURNS bigint
-LANGUAGE plpgsql AS $$
+-- No request finds the queue from now on; upkeep clears away what is in it. Sends that are under way come first.
+CREATE FUNCTION delete_queue(p_now bigint, p_name text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
 BEGIN
-    SELECT * INTO v_queue FROM queues WHERE name = p_name;
-    IF NOT FOUND THEN
-        RETURN 0;
-    END IF;
-    PERFORM pg_advisory_xact_lock(-v_queue.id);
-    RETURN bring_up_to_date(p_now, p_wall, v_queue, p_chunk);
-END $$;
-
--- Keeps settings if p_version is still that of the settings; a new retention holds for all messages that are there.
--- The queue comes into being if it was not there (and p_version is 1).
-CREATE FUNCTION configure(p_name text, p_version integer, p_settings jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    v_old queues;
-    v_new queues;
-BEGIN
-    IF p_version = 1 THEN
-        PERFORM queue_for_writing(p_name);
-    END IF;
-    SELECT * INTO v_old FROM queues WHERE name = p_name AND version = p_version FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    UPDATE queues SET settings = p_settings, version = version + 1 WHERE id = v_old.id RETURNING * INTO v_new;
-    IF v_old.settings -> 'retention' IS DISTINCT FROM v_new.settings -> 'retention' THEN
-        UPDATE messages
-           SET expires_at = arrived_at + lifetime(v_new, CASE WHEN origin IS NULL THEN ttl END)
-         WHERE queue_id = v_old.id;
-    END IF;
+    PERFORM pg_advisory_xact_lock(-1, hashtext(p_name));
+    v_queue := queue_named(p_name);
+    UPDATE queues SET name = NULL, gone_at = p_now WHERE id = v_queue.id;
     RETURN true;
 END $$;
 
--- Removes p_chunk messages (of p_bytes text) up to id p_last, newest first: no key's next one shows up. How many; NULL: no such queue.
-CREATE FUNCTION purge(p_now bigint, p_name text, p_last bigint, p_chunk integer, p_bytes bigint) RETURNS bigint
-LANGUAGE plpgsql AS $$
+-- A step of a purge: at most 10,000 messages (32 MiB of text) up to the last id that was there at the first step, newest
+-- first, so that no key's next one shows up. The end is where none is left, whoever removed them.
+CREATE FUNCTION purge(p_now bigint, p_name text, p_state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-    v_queue queues;
+    v_queue queues := queue_named(p_name);
+    v_last  bigint := coalesce((p_state ->> 'last')::bigint,
+                               (SELECT max(id) FROM messages WHERE queue_id = v_queue.id), 0);
+    v_count bigint := coalesce((p_state ->> 'count')::bigint, 0);
     v_ids   bigint[];
     v_rows  tid[];
 BEGIN
-    SELECT * INTO v_queue FROM queues WHERE name = p_name;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
     SELECT array_agg(id) INTO v_ids
       FROM (SELECT id, sum(size) OVER (ORDER BY id DESC) - size AS before
               FROM (SELECT id, octet_length(text) AS size FROM messages
-                     WHERE queue_id = v_queue.id AND id <= p_last ORDER BY id DESC LIMIT p_chunk) AS newest) AS summed
-     WHERE before <= p_bytes;
+                     WHERE queue_id = v_queue.id AND id <= v_last ORDER BY id DESC LIMIT 10000) AS newest) AS summed
+     WHERE before <= 32 * 1024 * 1024;
     IF v_ids IS NULL THEN
-        RETURN 0;
+        RETURN jsonb_build_object('count', v_count, 'done', true);
     END IF;
+    PERFORM FROM dedup WHERE queue_id = v_queue.id AND message_id = ANY (v_ids) ORDER BY dedup_id FOR UPDATE;
     IF v_queue.keyed THEN
         PERFORM lock_keys(v_queue.id, ARRAY(
             SELECT m.key FROM unnest(v_ids) AS one (id) CROSS JOIN LATERAL (
                    SELECT key FROM messages WHERE queue_id = v_queue.id AND id = one.id LIMIT 1) AS m));
     END IF;
     v_rows := locked(v_queue.id, v_ids);
-    PERFORM remove(p_now, v_queue.id, v_rows);
-    RETURN cardinality(v_rows);
+    DELETE FROM dedup
+     WHERE queue_id = v_queue.id AND message_id = ANY (ARRAY(SELECT id FROM messages WHERE ctid = ANY (v_rows)));
+    v_count := v_count + remove(p_now, v_queue.id, v_rows, VARIADIC '{}');
+    RETURN jsonb_build_object('count', v_count, 'done', false, 'last', (SELECT min(id) - 1 FROM unnest(v_ids) AS id));
 END $$;
 
--- Dead letters that lie in this queue or came from it go back, in order of death; how many (p_limit at most).
-CREATE FUNCTION redrive(p_now bigint, p_name text, p_limit integer) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE
-    v_queue  queues;
-    v_places bigint[];
-    v_moved  bigint := 0;
-    v        record;
-BEGIN
-    SELECT * INTO v_queue FROM queues WHERE name = p_name;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
-    v_places := v_queue.id || ARRAY(SELECT g.queue_id FROM graves AS g JOIN queues AS q ON q.id = g.queue_id
-                                     WHERE g.origin = p_name AND q.name IS NOT NULL);
-    FOR v IN
-        SELECT queue_id, origin, array_agg(id) AS ids, array_agg(key) FILTER (WHERE key IS NOT NULL) AS keys
-          FROM (SELECT queue_id, origin, id, key FROM messages
-                 WHERE queue_id = ANY (v_places) AND origin IS NOT NULL AND state <> 1
-                   AND (queue_id = v_queue.id OR origin = p_name)
-                 ORDER BY id LIMIT p_limit) AS dead
-         GROUP BY queue_id, origin ORDER BY min(id)
-    LOOP
-        v_moved := v_moved + raise_dead(p_now, v.queue_id, queue_for_writing(v.origin), v.ids, v.keys);
-    END LOOP;
-    RETURN v_moved;
-END $$;
+CREATE TYPE dead AS (queue_id bigint, id bigint, origin text, key bytea);
 
-CREATE FUNCTION raise_dead(p_now bigint, p_grave bigint, p_home queues, p_ids bigint[], p_keys bytea[]) RETURNS bigint
-LANGUAGE plpgsql AS $$
-DECLARE
-    v_rows tid[];
-    v      record;
+-- The dead letters that lie in this queue or (in p_graves) died in it, of the first p_scan behind p_after in order of
+-- their ids those that are wanted; and the last id that was looked at.
+CREATE FUNCTION find_dead(
+    p_queue queues, p_graves bigint[], p_after bigint, p_scan bigint, p_limit bigint, p_ids bigint[], p_reason text,
+    OUT wanted dead[], OUT looked_at bigint
+) LANGUAGE plpgsql AS $$
 BEGIN
-    IF p_keys IS NOT NULL THEN
-        IF p_grave > p_home.id THEN  -- as bury does: home first, if it is the older
-            PERFORM lock_keys(p_home.id, p_keys);
-        END IF;
-        PERFORM lock_keys(p_grave, p_keys);
-        PERFORM expect_keys(p_home, p_keys);
-    END IF;
-    v_rows := locked(p_grave, p_ids);
-    v_rows := ARRAY(SELECT ctid FROM messages WHERE ctid = ANY (v_rows) AND state <> 1);
-    PERFORM pg_current_xact_id();  -- before the ids: note_head counts on that
-    WITH risen AS (
-        INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, ttl, expires_at, fields,
-                              text)
-        SELECT p_home.id, sent_at, CASE WHEN lifetime(p_home, ttl) IS NULL THEN sent_at ELSE p_now END,
-               CASE WHEN key IS NULL THEN 0 ELSE 3 END, priority, recipient, key, ttl,
-               p_now + lifetime(p_home, ttl), fields, text
-          FROM messages WHERE ctid = ANY (v_rows) ORDER BY messages.id
-        RETURNING state, octet_length(text) + coalesce(octet_length(fields), 0) AS size
+    WITH scanned AS (
+        SELECT m.* FROM unnest(p_graves || p_queue.id) AS place CROSS JOIN LATERAL (
+               SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
+                WHERE p_ids IS NULL AND queue_id = place AND origin = p_queue.name AND id > p_after
+                ORDER BY id LIMIT p_scan) AS m
+        UNION
+        SELECT * FROM (
+               SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
+                WHERE p_ids IS NULL AND queue_id = p_queue.id AND origin IS NOT NULL AND id > p_after
+                ORDER BY id LIMIT p_scan) AS here
+        UNION
+        SELECT m.* FROM unnest(p_graves || p_queue.id) AS place, unnest(p_ids) AS one CROSS JOIN LATERAL (
+               SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
+                WHERE queue_id = place AND id = one AND id > p_after AND origin IS NOT NULL
+                  AND (place = p_queue.id OR origin = p_queue.name)
+                LIMIT 1) AS m  -- or none might be looked at by its id
+        ORDER BY id LIMIT p_scan
+    ), numbered AS (
+        SELECT *, sum(size) OVER (ORDER BY id) - size AS before, row_number() OVER (ORDER BY id) AS n FROM scanned
+         WHERE state <> 1 AND (p_reason IS NULL OR last_death(deaths, 'dead_letter_reason') = p_reason)
+    ), chosen AS (
+        SELECT *, before <= 32 * 1024 * 1024 AND n <= p_limit AS fits FROM numbered
     )
-    SELECT count(*) AS count, count(*) FILTER (WHERE state = 3) AS blocked, coalesce(sum(size), 0)::bigint AS bytes
-      INTO v FROM risen;
-    PERFORM arrived(p_now, p_home, v.count, v.blocked, v.bytes, p_keys);
-    PERFORM remove(p_now, p_grave, v_rows);
-    RETURN v.count;
+    SELECT array_agg((queue_id, id, origin, key)::dead ORDER BY id) FILTER (WHERE fits),
+           CASE WHEN bool_and(fits) IS NOT FALSE THEN (SELECT max(id) FROM scanned)
+                ELSE max(id) FILTER (WHERE fits) END
+      INTO wanted, looked_at FROM chosen;
+END $$;
+
+-- A step of a redrive, of at most 10,000 dead letters. One that is leased stays, and so does what died since the first
+-- step. The end is where none is left, whoever moved them.
+CREATE FUNCTION redrive(
+    p_now bigint, p_name text, p_state jsonb, p_limit bigint, p_ids bigint[], p_reason text
+) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    v_queue queues := queue_named(p_name);
+    v_last  bigint := coalesce((p_state ->> 'last')::bigint, pg_sequence_last_value('message_ids'), 0);
+    v_count bigint := coalesce((p_state ->> 'count')::bigint, 0);
+    v_left  bigint := least(p_limit - v_count, 10000);
+    v_found record;
+    v_dead  dead[];
+    v_rows  tid[];
+    v       record;
+BEGIN
+    v_found := find_dead(
+        v_queue, ARRAY(SELECT g.queue_id FROM graves AS g JOIN queues AS q ON q.id = g.queue_id
+                        WHERE g.origin = p_name AND q.name IS NOT NULL AND q.id <> v_queue.id),
+        coalesce((p_state ->> 'after')::bigint, 0), CASE WHEN p_reason IS NULL OR v_left = 0 THEN v_left ELSE 10000 END,
+        v_left, p_ids, p_reason);
+    IF v_found.looked_at IS NULL THEN
+        RETURN jsonb_build_object('count', v_count, 'done', true);
+    END IF;
+    v_dead := ARRAY(SELECT one::dead FROM unnest(v_found.wanted) AS one WHERE one.id <= v_last);
+    PERFORM queue_for_writing(p_now, origin)
+       FROM (SELECT DISTINCT origin FROM unnest(v_dead) ORDER BY origin) AS home;
+    PERFORM lock_pairs(array_agg(place.id), array_agg(key))
+       FROM unnest(v_dead) AS one CROSS JOIN LATERAL (
+            SELECT one.queue_id AS id UNION ALL SELECT queues.id FROM queues WHERE name = one.origin) AS place
+      WHERE key IS NOT NULL;
+    FOR v IN
+        SELECT queue_id, origin, array_agg(id) AS ids FROM unnest(v_dead) GROUP BY queue_id, origin ORDER BY min(id)
+    LOOP
+        v_rows := locked(v.queue_id, v.ids);
+        v_rows := ARRAY(SELECT ctid FROM messages WHERE ctid = ANY (v_rows) AND state <> 1);
+        v_count := v_count + move(p_now, v.queue_id, queue_for_writing(p_now, v.origin), v_rows, NULL, VARIADIC '{}');
+    END LOOP;
+    RETURN jsonb_build_object('count', v_count, 'done', v_found.looked_at >= v_last, 'last', v_last,
+                              'after', v_found.looked_at);
 END $$;
 
 -- The verbs find their tables whatever the caller's search_path, and wait for locks as long as an answer may take.
@@ -135,8 +131,9 @@ DECLARE
 BEGIN
     FOR v_verb IN SELECT oid::regprocedure FROM pg_proc
                    WHERE pronamespace = 'queue_service'::regnamespace
-                     AND proname IN ('send', 'receive', 'ack', 'extend', 'release', 'reject', 'transact', 'catch_up',
-                                     'configure', 'purge', 'redrive')
+                     AND proname IN ('send', 'receive', 'outlook', 'ack', 'settle', 'extend', 'release', 'reject',
+                                     'transact', 'delete_message', 'reschedule', 'dead_letter', 'late_queues',
+                                     'catch_up', 'expire_queue', 'delete_queue', 'purge', 'redrive')
     LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = queue_service, pg_temp', v_verb);
         EXECUTE format('ALTER FUNCTION %s SET lock_timeout = ''4s''', v_verb);

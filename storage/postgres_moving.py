@@ -14,14 +14,13 @@ from typing import Any, ClassVar
 import psycopg
 
 from storage.errors import UnusableDatabase
-from storage.model import Receipt
+from storage.model import STATES, Receipt
 from storage.moving import MovedDedup, MovedMessage, MovedQueue, MovedReply
 from storage.postgres_pool import connection_string
 from storage.postgres_schema import LOCK, check_server, create
 
-_STATES = ("ready", "leased", "delayed", "blocked")
-_DELIVERY = ("note", "ids", "queue", "id", "text", "fields", "death", "sent_at", "receive_count", "token",
-             "leased_until")  # fmt: skip
+_DELIVERY = ("note", "ids", "duplicates", "queue", "id", "text", "fields", "deaths", "sent_at", "receive_count",
+             "token", "leased_until")  # fmt: skip
 _ITEMS = 2_000  # rows that are fetched at once
 
 
@@ -67,10 +66,11 @@ class PostgresTarget:
 
     def add_queues(self, queues: Sequence[MovedQueue]) -> None:
         with self._transaction():
-            for name, version, settings, *counts in queues:
+            for name, version, settings, *counts, used_at in queues:
                 self._connection.execute(
-                    "INSERT INTO queues (name, version, settings) VALUES (%s, %s, %s) ON CONFLICT (name) DO NOTHING",
-                    (name, version, settings),
+                    "INSERT INTO queues (name, version, settings, used_at) VALUES (%s, %s, %s, %s) "
+                    "ON CONFLICT (name) DO NOTHING",
+                    (name, version, settings, used_at),
                 )
                 self._connection.execute(
                     "INSERT INTO counts (queue_id, slot, ready, leased, delayed, blocked, bytes, "
@@ -86,14 +86,15 @@ class PostgresTarget:
             self._transaction(),
             self._connection.cursor().copy(
                 "COPY messages (queue_id, id, sent_at, arrived_at, due_at, expires_at, ttl, token, receive_count, "
-                "state, priority, recipient, key, origin, death, fields, text) FROM STDIN"
+                "state, priority, recipient, key, origin, deaths, fields, text) FROM STDIN"
             ) as copy,
         ):
             for m in messages:
                 copy.write_row((
-                    queues[m.queue], m.id, m.sent_at, m.arrived_at, m.due_at, m.expires_at, m.ttl, m.token,
-                    m.receive_count, _STATES.index(m.state), m.priority, m.recipient.encode(),
-                    None if m.key is None else m.key.encode(), m.origin, m.death, m.fields, m.text.encode(),
+                    queues[m.queue], m.id, m.sent_at, m.arrived_at, m.due_at,
+                    None if m.ttl is None or m.deaths is not None else m.arrived_at + m.ttl, m.ttl, m.token,
+                    m.receive_count, STATES.index(m.state), m.priority, m.recipient.encode(),
+                    None if m.key is None else m.key.encode(), m.origin, m.deaths, m.fields, m.text.encode(),
                 ))  # fmt: skip
 
     def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
@@ -127,7 +128,7 @@ class PostgresTarget:
                 """
                 SELECT name, version, settings, sum(ready)::bigint, sum(leased)::bigint, sum(delayed)::bigint,
                        sum(blocked)::bigint, sum(bytes)::bigint, sum(sent)::bigint, sum(received)::bigint,
-                       sum(acked)::bigint, sum(expired)::bigint, sum(dead_lettered)::bigint
+                       sum(acked)::bigint, sum(expired)::bigint, sum(dead_lettered)::bigint, used_at
                   FROM queues JOIN counts ON queue_id = queues.id
                  GROUP BY queues.id ORDER BY name
                 """
@@ -137,14 +138,13 @@ class PostgresTarget:
     def messages(self, after: int) -> Iterator[MovedMessage]:
         for name, queue in self._numbers().items():
             for row in self._rows(
-                "SELECT id, state, priority, recipient, key, due_at, expires_at, token, receive_count, sent_at, "
-                "origin, death, fields, text, arrived_at, ttl "
-                "FROM messages WHERE queue_id = %s AND id > %s ORDER BY id",
+                "SELECT id, state, priority, recipient, key, due_at, token, receive_count, sent_at, arrived_at, ttl, "
+                "origin, deaths, fields, text FROM messages WHERE queue_id = %s AND id > %s ORDER BY id",
                 (queue, after),
             ):
-                number, state, priority, recipient, key, *more, text, arrived_at, ttl = row
-                head = (number, name, _STATES[state], priority, recipient.decode(), key and key.decode())
-                yield MovedMessage._make((*head, *more, text.decode(), arrived_at, ttl))
+                number, state, priority, recipient, key, *more, text = row
+                head = (number, name, STATES[state], priority, recipient.decode(), key and key.decode())
+                yield MovedMessage._make((*head, *more, text.decode()))
 
     def dedups(self) -> Iterator[MovedDedup]:
         for name, dedup_id, message_id, forget_at in self._rows(
@@ -160,7 +160,7 @@ class PostgresTarget:
             'LEFT JOIN queues ON id = queue_id ORDER BY coalesce(name, \'\') COLLATE "C", key COLLATE "C"',
             (),
         ):
-            yield MovedReply(name, key, fingerprint, *_told(reply), forget_at)
+            yield MovedReply(name, key, fingerprint, *_parts(reply), forget_at)
 
     def last_id(self) -> int:
         last: int = self._one("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM message_ids")
@@ -202,27 +202,29 @@ class PostgresTarget:
             yield from cursor.execute(sql, values)
 
 
-def _kept(reply: MovedReply) -> list[Any]:
-    """A reply as postgres_verbs.sql keeps it: the ids of a send; of others deliveries, the first with a send's ids."""
+def _kept(reply: MovedReply) -> Any:
+    """A reply as postgres_verbs.sql keeps it: of a send what it returned, else deliveries, the first with sent ids."""
     if reply.messages is None:
-        return list(reply.ids or ())
-    rows: list[Any] = [] if reply.ids is None else [dict.fromkeys(_DELIVERY) | {"ids": reply.ids}]
+        return {"ids": reply.ids, "duplicates": []}
+    rows: list[Any] = []
+    if reply.ids is not None:
+        rows.append(dict.fromkeys(_DELIVERY) | {"ids": reply.ids, "duplicates": []})
     found = json.loads(reply.messages)
     if found is None:
         return [*rows, dict.fromkeys(_DELIVERY) | {"note": "late"}]
     for id, queue, text, fields, sent_at, count, receipt, leased_until in found:
         token = None if receipt is None else Receipt.parse_one(receipt).token
-        values = (None, None, queue, id, f"\\x{text.encode().hex()}", fields, None, sent_at, count, token, leased_until)
+        values = (None, None, None, queue, id, f"\\x{text.encode().hex()}", fields, None, sent_at, count, token,
+                  leased_until)  # fmt: skip
         rows.append(dict(zip(_DELIVERY, values, strict=True)))
     return rows
 
 
-def _told(reply: list[Any]) -> tuple[list[int] | None, str | None]:
-    if isinstance(reply[0], int):
-        return reply, None
-    ids = None
-    if reply[0]["ids"] is not None:
-        ids = reply.pop(0)["ids"]
+def _parts(reply: Any) -> tuple[list[int] | None, str | None]:
+    """What was sent, and what was received, of a reply as it is kept."""
+    if isinstance(reply, dict):
+        return reply["ids"], None
+    ids = reply.pop(0)["ids"] if reply and reply[0]["ids"] is not None else None
     if reply and reply[0]["note"] == "late":
         return ids, "null"
     return ids, json.dumps([

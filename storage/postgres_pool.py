@@ -7,15 +7,30 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import conninfo
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
+from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from storage.errors import Busy, DiskFull, IdempotencyMismatch, QueueFull, StaleReceipt, StoreError, Unavailable
+from storage.errors import (
+    Busy,
+    DiskFull,
+    IdempotencyMismatch,
+    MessageLeased,
+    MessageNotFound,
+    QueueFull,
+    QueueNotFound,
+    StaleReceipt,
+    StoreError,
+    Unavailable,
+)
+from storage.model import REQUEST_WINDOW, Once
+
+T = TypeVar("T")
 
 CONNECTIONS = 8  # of a process: so many transactions keep a server's core busy, and 12 such processes fit in its 100
 LEND_WITHIN = 4.0  # seconds a request waits for one of them before it is refused as Busy
@@ -51,8 +66,30 @@ def connection_string(url: str) -> str:
     return conninfo.make_conninfo("", **(_DEFAULTS | said))
 
 
+class Work:
+    """A transaction of several statements, at a moment of the service's time (ms)."""
+
+    def __init__(self, connection: Connection, now: int) -> None:
+        self.now = now
+        self._connection = connection
+        self.run(
+            "SELECT set_config('search_path', 'queue_service, pg_temp', true), set_config('lock_timeout', '4s', true)"
+        )
+
+    def run(self, statement: str, *values: Any) -> list[Any]:
+        return self._connection.execute(statement, values, binary=True).fetchall()
+
+    def recall(self, once: Once) -> Any:
+        """What was remembered under this key, None for nothing. Raises IdempotencyMismatch."""
+        return flat(self.run("SELECT remembered($1::bigint, 0, $2::text, $3::bytea)", self.now, *once))
+
+    def remember(self, once: Once, value: Any) -> None:
+        until = self.now + round(REQUEST_WINDOW * 1000)
+        self.run("SELECT remember(0, $1::text, $2::bytea, $3::bigint, $4::jsonb)", *once, until, Jsonb(value))
+
+
 class Pool:
-    """This process's connections. `run` may be called by any thread."""
+    """This process's connections. `run` and `transact` may be called by any thread."""
 
     def __init__(self, url: str) -> None:
         self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # after each transaction
@@ -75,34 +112,47 @@ class Pool:
         Raises Busy or DiskFull, nothing having been done, Unavailable when its outcome is not known, and the
         faults of the store that its functions raise.
         """
-        began = time.perf_counter()
-        try:
-            return self._run(statement, *values)
-        finally:
-            self.observe(1, time.perf_counter() - began)
+        return self._observed(lambda connection: connection.execute(statement, values, binary=True).fetchall())
+
+    def transact(self, now: int, operation: Callable[[Work], T]) -> T:
+        """What an operation returns that is one transaction; it may be called again. Raises as `run` does."""
+
+        def whole(connection: Connection) -> T:
+            with connection.transaction():
+                return operation(Work(connection, now))
+
+        return self._observed(whole)
 
     def read(self, statement: str, *values: Any) -> list[Any]:
         """As `run`, of one that only reads, and so may be asked again when a connection was lost."""
-        for _ in range(ATTEMPTS - 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._run(statement, *values)
+                return self._do(lambda connection: connection.execute(statement, values, binary=True).fetchall())
             except (Busy, DiskFull):
                 raise
             except Unavailable:
-                pass
-        return self._run(statement, *values)
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         self._pool.close()
 
-    def _run(self, statement: str, *values: Any) -> list[Any]:
+    def _observed(self, work: Callable[[Connection], T]) -> T:
+        began = time.perf_counter()
+        try:
+            return self._do(work)
+        finally:
+            self.observe(1, time.perf_counter() - began)
+
+    def _do(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 connection = self._pool.getconn()
             except (PoolTimeout, PoolClosed) as fault:
                 raise Busy("the database cannot be reached, or is kept busy by others") from fault
             try:
-                return connection.execute(statement, values, binary=True).fetchall()
+                return work(connection)
             except psycopg.Error as fault:
                 known = translate(fault)
                 if attempt == ATTEMPTS or not isinstance(fault, _WORTH_ANOTHER):
@@ -145,15 +195,21 @@ _DID_NOTHING = (
 )
 
 
+_REFUSALS: dict[str | None, Callable[[str], StoreError]] = {  # by the code that a function raises, with its message
+    "QS404": QueueNotFound,
+    "QS409": lambda index: StaleReceipt(int(index) if index.isdigit() else None),
+    "QS410": lambda _: MessageNotFound(),
+    "QS422": lambda _: IdempotencyMismatch(),
+    "QS423": lambda _: MessageLeased(),
+    "QS429": lambda queue: QueueFull(f"queue '{queue}' is full; nothing was stored", queue=queue),
+}
+
+
 def translate(fault: psycopg.Error) -> StoreError | None:
     """PostgreSQL's faults in the store's words; None for one that is a fault of this program."""
     state, message = fault.sqlstate, fault.diag.message_primary or ""
-    if state == "QS409":
-        return StaleReceipt(int(message))
-    if state == "QS422":
-        return IdempotencyMismatch()
-    if state == "QS429":
-        return QueueFull(f"queue '{message}' is full; nothing was stored", queue=message)
+    if state in _REFUSALS:
+        return _REFUSALS[state](message)
     if isinstance(fault, psycopg.errors.DiskFull):
         return DiskFull()
     if isinstance(fault, _DID_NOTHING):

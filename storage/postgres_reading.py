@@ -2,78 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from storage.clock import Clock
-from storage.kept import read_settings, told
-from storage.model import MAX_READ_BYTES, Message, Queue, QueueStats, State
+from storage.errors import MessageNotFound, QueueNotFound
+from storage.kept import read_settings, with_deaths
+from storage.model import MAX_READ_BYTES, STATES, Message, Queue, QueueStats, State
 from storage.postgres_pool import Pool
 
-STATES = ("ready", "leased", "delayed", "blocked")
 
-
-def peek(pool: Pool, clock: Clock, queue: str, limit: int, after: int, state: State | None) -> list[Message]:
+def peek(
+    pool: Pool, clock: Clock, queue: str, limit: int, after: int, before: int | None, state: State | None,
+    key: str | None,
+) -> list[Message]:  # fmt: skip
     """As Store.peek, of a queue brought up to date."""
-    rows = pool.read(
+    order = "ASC" if before is None else "DESC"
+    wanted = "place.name = $1::text"
+    if state is State.DEAD:
+        wanted = """
+            place.name IS NOT NULL AND m.origin = $1::text
+            AND place.id IN (SELECT queue_id FROM queue_service.graves WHERE origin = $1::text)
+            AND EXISTS (SELECT FROM queue_service.queues WHERE name = $1::text)
         """
-        SELECT id, text, fields, death, sent_at, receive_count, due_at, state
+    rows = pool.read(
+        f"""
+        SELECT id, text, fields, deaths, sent_at, receive_count, due_at, state
           FROM (SELECT *, sum(octet_length(text)) OVER way AS total, row_number() OVER way AS n
-                  FROM (SELECT * FROM queue_service.messages
-                         WHERE id > $2::bigint AND CASE WHEN $4::int = -1
-                               THEN origin = $1::text AND queue_id IN (
-                                    SELECT g.queue_id FROM queue_service.graves AS g
-                                      JOIN queue_service.queues AS q ON q.id = g.queue_id AND q.name IS NOT NULL
-                                     WHERE g.origin = $1::text AND EXISTS (
-                                           SELECT FROM queue_service.queues WHERE name = $1::text))
-                               ELSE queue_id = (SELECT id FROM queue_service.queues WHERE name = $1::text)
-                                    AND ($4::int IS NULL OR state = $4::int) END
-                         ORDER BY id LIMIT $3::int) AS found
-                WINDOW way AS (ORDER BY id)) AS summed
-         WHERE n = 1 OR total <= $5::bigint
-         ORDER BY id
+                  FROM (SELECT m.* FROM queue_service.queues AS place
+                          JOIN queue_service.messages AS m ON m.queue_id = place.id
+                         WHERE {wanted} AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)
+                           AND ($5::int IS NULL OR m.state = $5::int) AND ($6::bytea IS NULL OR m.key = $6::bytea)
+                           AND NOT queue_service.has_expired($8::bigint, queue_service.cutoff($8::bigint, place), m)
+                         ORDER BY m.id {order} LIMIT $4::int) AS found
+                WINDOW way AS (ORDER BY id {order})) AS summed
+         WHERE n = 1 OR total <= $7::bigint
+         ORDER BY id {order}
         """,
         queue,
         after,
+        before,
         limit,
-        -1 if state is State.DEAD else None if state is None else STATES.index(state),
+        None if state in (None, State.DEAD) else STATES.index(state),
+        None if key is None else key.encode(),
         MAX_READ_BYTES,
+        clock.now(),
     )
     wall = clock.wall
     return [
         Message(
-            number, queue, text.decode(), told(fields, death), wall(sent_at), count,
+            number, queue, text.decode(), with_deaths(fields, deaths), wall(sent_at), count,
             leased_until=wall(due_at) if STATES[at] == State.LEASED else None,
             state=State.DEAD if state is State.DEAD else State(STATES[at]),
         )
-        for number, text, fields, death, sent_at, count, due_at, at in rows
+        for number, text, fields, deaths, sent_at, count, due_at, at in rows
     ]  # fmt: skip
 
 
-def describe(pool: Pool, clock: Clock, name: str | None) -> list[Queue]:
-    """The queue of this name, or all, in order of name; brought up to date."""
-    rows = pool.read(
+def message(pool: Pool, clock: Clock, queue: str, id: int) -> Message:
+    """As Store.message, of a queue brought up to date."""
+    found = peek(pool, clock, queue, 1, id - 1, None, None, None)
+    if found and found[0].id == id:
+        return found[0]
+    if not pool.read("SELECT 1 FROM queue_service.queues WHERE name = $1::text", queue):
+        raise QueueNotFound(queue)
+    raise MessageNotFound
+
+
+def names(pool: Pool, prefix: str, after: str, limit: int) -> list[str]:
+    """Of the queues, in order."""
+    # No character of a name comes behind "z".
+    statement = """
+        SELECT name FROM queue_service.queues
+         WHERE name > $1::text AND name >= $2::text AND name < $2::text || '~' ORDER BY name LIMIT $3::int
+    """
+    return [row[0] for row in pool.read(statement, after, prefix, limit)]
+
+
+def describe(read: Callable[..., list[Any]], now: int, names: list[str]) -> list[Queue]:
+    """Those of these queues that exist, in order of name. `read` runs a statement."""
+    rows = read(
         """
         SELECT name, version, settings::text, counted.*,
                (SELECT count(*) FROM queue_service.graves AS g
                   JOIN queue_service.queues AS grave ON grave.id = g.queue_id AND grave.name IS NOT NULL
                   JOIN queue_service.messages AS m ON m.queue_id = g.queue_id AND m.origin = g.origin
                  WHERE g.origin = q.name),
-               (SELECT sent_at FROM queue_service.messages WHERE queue_id = q.id ORDER BY id LIMIT 1)
+               (SELECT greatest(due_at, arrived_at) FROM queue_service.messages
+                 WHERE queue_id = q.id AND state = 0 ORDER BY greatest(due_at, arrived_at) LIMIT 1)
           FROM queue_service.queues AS q CROSS JOIN LATERAL (
                SELECT sum(ready)::bigint, sum(leased)::bigint, sum(delayed)::bigint, sum(blocked)::bigint,
                       sum(bytes)::bigint, sum(sent)::bigint, sum(received)::bigint, sum(acked)::bigint,
                       sum(expired)::bigint, sum(dead_lettered)::bigint
                  FROM queue_service.counts WHERE queue_id = q.id) AS counted
-         WHERE name IS NOT NULL AND ($1::text IS NULL OR name = $1::text)
+         WHERE name = ANY ($1::text[])
          ORDER BY name
         """,
-        name,
+        names,
     )
-    now = clock.now()
 
-    def describe(name: str, version: int, settings: str, *counts: int | None) -> Queue:
+    def describe(name: str, version: int, kept: str, *counts: int | None) -> Queue:
+        settings = read_settings(kept)
         ready, leased, delayed, blocked, *totals = [count or 0 for count in counts[:10]]
-        dead, oldest = counts[10:]
-        age = 0.0 if oldest is None else max(0, now - oldest) / 1000
+        dead, since = counts[10:]
+        age = 0.0 if since is None or settings.paused else max(0, now - since) / 1000
         stats = QueueStats._make((ready, leased, delayed, blocked, dead, age, *totals))
-        return Queue(name, version, read_settings(settings), stats)
+        return Queue(name, version, settings, stats)
 
     return [describe(*row) for row in rows]

@@ -11,9 +11,9 @@ import psycopg
 from storage.errors import UnusableDatabase
 from storage.postgres_pool import connection_string
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OLDEST_SERVER = 13  # tested from 15 on; 13 is the oldest that its makers still knew when this was written
-_FILES = ("postgres", "postgres_changes", "postgres_sending", "postgres_taking", "postgres_verbs", "postgres_managing")
+_FUNCTIONS = tuple(f"postgres_{part}" for part in ("changes", "due", "sending", "taking", "verbs", "managing"))
 LOCK = 0x71756575  # "queu": held while the schema is looked at and made
 
 # What the functions count on, and a database or a role may have otherwise.
@@ -42,15 +42,16 @@ def prepare(url: str, *, create_it: bool = True) -> str:
                 create(connection)
             elif found > SCHEMA_VERSION:
                 raise UnusableDatabase(f"its schema is of version {found}; this service knows {SCHEMA_VERSION}")
+            elif found < SCHEMA_VERSION:
+                _execute(connection, "postgres_2", *_FUNCTIONS)
     except psycopg.Error as fault:
         raise UnusableDatabase(f"the PostgreSQL database cannot be used: {_told(fault)}") from fault
     return connection_info
 
 
 def create(connection: psycopg.Connection[Any]) -> None:
-    """The schema is there, in the transaction under way."""
-    for name in _FILES:
-        connection.execute((Path(__file__).parent / f"{name}.sql").read_bytes())
+    """Create the schema, in the transaction under way."""
+    _execute(connection, "postgres", *_FUNCTIONS)
 
 
 def check_server(connection: psycopg.Connection[Any]) -> dict[str, str]:
@@ -68,6 +69,11 @@ def check_server(connection: psycopg.Connection[Any]) -> dict[str, str]:
         if settings[name] != needed:
             raise UnusableDatabase(f"{name} is {settings[name]}; it must be {needed}")
     return settings
+
+
+def _execute(connection: psycopg.Connection[Any], *files: str) -> None:
+    for name in files:
+        connection.execute((Path(__file__).parent / f"{name}.sql").read_bytes())
 
 
 def _version(connection: psycopg.Connection[Any]) -> int | None:

@@ -2,8 +2,8 @@
 
 SET LOCAL search_path = queue_service;
 
--- Raises unless the messages fit; who sends to a limited queue has waited for those before him.
-CREATE FUNCTION make_room(p_now bigint, p_wall bigint, p_queue queues, p_count bigint, p_bytes bigint) RETURNS void
+-- Raises unless the messages fit. Whoever sends to a limited queue has waited for those before.
+CREATE FUNCTION make_room(p_now bigint, p_at text, p_queue queues, p_count bigint, p_bytes bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     v_full boolean;
@@ -13,33 +13,32 @@ BEGIN
                    > (p_queue.settings ->> 'max_messages')::bigint
             OR coalesce(sum(bytes), 0) + p_bytes > (p_queue.settings ->> 'max_bytes')::bigint
           INTO v_full FROM counts WHERE queue_id = p_queue.id;
-        IF v_full IS NOT TRUE THEN
-            RETURN;
+        EXIT WHEN v_full IS NOT TRUE;
+        IF attempt = 2 THEN
+            RAISE EXCEPTION USING ERRCODE = 'QS429', MESSAGE = p_queue.name;
         END IF;
-        WHILE attempt = 1 AND bring_up_to_date(p_now, p_wall, p_queue, 10000) = 10000 LOOP  -- what has expired by
-        END LOOP;                                                                           -- now leaves its place
+        PERFORM bring_up_to_date(p_now, p_at, p_queue, 10000);  -- what has expired leaves its place
     END LOOP;
-    RAISE EXCEPTION USING ERRCODE = 'QS429', MESSAGE = p_queue.name;
 END $$;
 
-CREATE FUNCTION insert_new(p_now bigint, p_wall bigint, p_queue queues, p_new new_message[]) RETURNS bigint[]
+CREATE FUNCTION insert_new(p_now bigint, p_at text, p_queue queues, p_new new_message[]) RETURNS bigint[]
 LANGUAGE plpgsql AS $$
 DECLARE
     v_keys bytea[];
     v      record;
 BEGIN
     IF is_limited(p_queue) THEN
-        PERFORM make_room(p_now, p_wall, p_queue, count(*), sum(octet_length(text) + coalesce(octet_length(fields), 0))::bigint)
+        PERFORM make_room(p_now, p_at, p_queue, count(*),
+                          sum(octet_length(text) + coalesce(octet_length(fields), 0))::bigint)
            FROM unnest(p_new);
     END IF;
     SELECT array_agg(DISTINCT key) INTO v_keys FROM unnest(p_new) WHERE key IS NOT NULL;
     PERFORM expect_keys(p_queue, v_keys);
-    PERFORM pg_current_xact_id();  -- before the ids: note_head counts on that
     WITH stored AS (  -- one with a key starts blocked, and is promoted at once if it turns out to be the key's first
         INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, due_at, ttl, expires_at,
                               fields, text)
         SELECT p_queue.id, p_now, p_now, CASE WHEN key IS NOT NULL THEN 3 WHEN delay > 0 THEN 2 ELSE 0 END, priority,
-               recipient, key, CASE WHEN delay > 0 THEN p_now + delay ELSE 0 END, ttl, p_now + lifetime(p_queue, ttl),
+               recipient, key, CASE WHEN delay > 0 THEN p_now + delay ELSE 0 END, ttl, p_now + ttl,
                fields, text
           FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
          ORDER BY n
@@ -54,12 +53,13 @@ BEGIN
     RETURN v.ids;
 END $$;
 
-CREATE FUNCTION insert_deduplicated(p_now bigint, p_wall bigint, p_queue queues, p_new new_message[]) RETURNS bigint[]
+CREATE FUNCTION insert_deduplicated(p_now bigint, p_at text, p_queue queues, p_new new_message[]) RETURNS sent
 LANGUAGE plpgsql AS $$
 DECLARE
     v_until bigint := p_now + coalesce(seconds_setting(p_queue, 'dedup_window'), 300000);
     v_fresh boolean[];
     v_ids   bigint[];
+    v_sent  sent;
 BEGIN
     -- Whoever claims an id first stores its message; who claims it at the same time waits here. 0: claimed just now.
     INSERT INTO dedup AS known
@@ -70,9 +70,10 @@ BEGIN
     SELECT array_agg(dedup_id IS NULL OR (nth = 1 AND message_id = 0) ORDER BY n) INTO v_fresh
       FROM (SELECT n, new.dedup_id, message_id, row_number() OVER (PARTITION BY new.dedup_id ORDER BY n) AS nth
               FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
-              LEFT JOIN dedup AS known ON known.queue_id = p_queue.id AND known.dedup_id = new.dedup_id) AS numbered;
+              LEFT JOIN LATERAL (SELECT message_id FROM dedup  -- LIMIT: or they might be joined pair by pair
+                                  WHERE queue_id = p_queue.id AND dedup_id = new.dedup_id LIMIT 1) AS known ON true) AS numbered;
     IF true = ANY (v_fresh) THEN
-        v_ids := insert_new(p_now, p_wall, p_queue, ARRAY(
+        v_ids := insert_new(p_now, p_at, p_queue, ARRAY(
             SELECT (text, fields, key, priority, recipient, delay, ttl, dedup_id)::new_message
               FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
                 AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
@@ -85,26 +86,30 @@ BEGIN
                               WHERE queue_id = p_queue.id AND dedup_id = stored.dedup_id LIMIT 1) AS claimed
          WHERE stored.fresh AND dedup.ctid = claimed.place;
     END IF;
-    RETURN ARRAY(
+    v_sent.duplicates := ARRAY(SELECT n - 1 FROM unnest(v_fresh) WITH ORDINALITY AS new (fresh, n) WHERE NOT fresh ORDER BY n);
+    v_sent.ids := ARRAY(
         SELECT CASE WHEN fresh THEN v_ids[count(*) FILTER (WHERE fresh) OVER (ORDER BY n)] ELSE message_id END
           FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
             AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
-          LEFT JOIN dedup AS known ON known.queue_id = p_queue.id AND known.dedup_id = new.dedup_id
+          LEFT JOIN LATERAL (SELECT message_id FROM dedup
+                              WHERE queue_id = p_queue.id AND dedup_id = new.dedup_id LIMIT 1) AS known ON true
          ORDER BY n);
+    RETURN v_sent;
 END $$;
 
--- Stores messages in order; their ids, for a dedup_id known already the first message's. p_fields is NULL, or a JSON
--- array with an object for each text; bytes in it are in hex.
-CREATE FUNCTION store(p_now bigint, p_wall bigint, p_queue queues, p_texts bytea[], p_fields json) RETURNS bigint[]
+-- Stores messages in order; their ids, for a dedup_id known already the first message's, and the places of these.
+-- p_fields is NULL, or a JSON array with an object for each text; bytes in it are in hex.
+CREATE FUNCTION store(p_now bigint, p_at text, p_queue queues, p_texts bytea[], p_fields json) RETURNS sent
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_new new_message[];
+    v_new   new_message[];
+    v_delay bigint := coalesce(seconds_setting(p_queue, 'delay'), 0);
 BEGIN
     IF is_limited(p_queue) THEN  -- before dedup_ids and keys: in the order of locks
-        PERFORM FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
+        SELECT * INTO p_queue FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
     END IF;
     SELECT array_agg((text, fields, decode(key, 'hex'), coalesce(priority, 0),
-                      coalesce(decode(recipient, 'hex'), ''), coalesce(delay, 0), ttl,
+                      coalesce(decode(recipient, 'hex'), ''), coalesce(delay, v_delay), ttl,
                       decode(dedup_id, 'hex'))::new_message ORDER BY n)
       INTO v_new
       FROM ROWS FROM (unnest(p_texts),
@@ -112,7 +117,7 @@ BEGIN
                                                       delay bigint, ttl bigint, dedup_id text))
       WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n);
     IF p_fields IS NOT NULL AND EXISTS (SELECT FROM unnest(v_new) WHERE dedup_id IS NOT NULL) THEN
-        RETURN insert_deduplicated(p_now, p_wall, p_queue, v_new);
+        RETURN insert_deduplicated(p_now, p_at, p_queue, v_new);
     END IF;
-    RETURN insert_new(p_now, p_wall, p_queue, v_new);
+    RETURN ROW(insert_new(p_now, p_at, p_queue, v_new), '{}'::integer[])::sent;
 END $$;

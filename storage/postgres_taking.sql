@@ -2,133 +2,128 @@
 
 SET LOCAL search_path = queue_service;
 
--- What a session knows of the plain messages of a queue (unaddressed, of priority 0, never given out or delayed): that
--- none with an id below `head` waits. Else each read would walk over all that those before it have left behind, which
--- cannot be cleared away while any transaction in the cluster is open that began before. Further: a message id, and the
--- transaction in which it was the last one. It is kept in a setting of the session's own; NULL: nothing is known.
-CREATE FUNCTION head_setting(p_queue bigint) RETURNS text LANGUAGE plpgsql STABLE AS $$
+-- Whose messages a reader takes: this recipient's, or (NULL) those of all that have any ready in this queue, at most
+-- 1,000; each is found by one look behind the one before.
+CREATE FUNCTION recipients(p_queue bigint, p_recipient bytea) RETURNS bytea[] LANGUAGE plpgsql AS $$
 BEGIN
-    -- A pooler's session may outlive the schema; the next one of this name is another, and its ids begin anew.
-    RETURN 'queue_service.head_' || 'queue_service'::regnamespace::oid || '_' || p_queue;
+    IF p_recipient IS NOT NULL THEN
+        RETURN ARRAY[p_recipient];
+    END IF;
+    RETURN ARRAY(
+        WITH RECURSIVE found (recipient) AS (
+            (SELECT recipient FROM messages WHERE queue_id = p_queue AND state = 0 ORDER BY recipient LIMIT 1)
+            UNION ALL
+            SELECT next.recipient FROM found CROSS JOIN LATERAL (
+                   SELECT recipient FROM messages
+                    WHERE queue_id = p_queue AND state = 0 AND recipient > found.recipient
+                    ORDER BY recipient LIMIT 1) AS next
+        )
+        SELECT recipient FROM found LIMIT 1000);
 END $$;
 
-CREATE FUNCTION known_head(p_queue bigint, OUT head bigint, OUT last bigint, OUT xact bigint) LANGUAGE plpgsql AS $$
+-- A message is delivered that has been received fewer times than this.
+CREATE FUNCTION fewer_than(p_queue queues) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
+    SELECT least(coalesce(nullif(max_receives(p_queue), 0), 2147483647), 2147483647)::integer
+$$;
+
+-- All messages with a lower id than this have outlived the queue's retention, so reads need not look at them. Ids and
+-- times of arrival are in step to within a minute: senders commit late, and clocks of nodes differ.
+CREATE FUNCTION first_living(p_queue bigint, p_cutoff bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN coalesce((SELECT id FROM messages WHERE queue_id = p_queue AND state <> 1 AND arrived_at <= p_cutoff - 60000
+                      ORDER BY arrived_at DESC LIMIT 1), 0);
+END $$;
+
+-- Locks the keys of what a reader would get, once the senders that write to them just now have committed.
+CREATE FUNCTION wait_for_keys(p_queue bigint, p_limit integer, p_recipient bytea) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    v_known bigint[] := string_to_array(nullif(current_setting(queue_service.head_setting(p_queue), true), ''), ' ');
+    v_keys bytea[];
 BEGIN
-    head := v_known[1];
-    last := v_known[2];
-    xact := v_known[3];
+    SELECT array_agg(key) FILTER (WHERE key IS NOT NULL) INTO v_keys FROM (
+        SELECT next.key FROM unnest(recipients(p_queue, p_recipient)) AS one CROSS JOIN LATERAL (
+               SELECT key, priority, id FROM messages WHERE queue_id = p_queue AND recipient = one AND state = 0
+                ORDER BY priority DESC, id LIMIT p_limit) AS next
+         ORDER BY next.priority DESC, next.id LIMIT p_limit) AS first;
+    PERFORM lock_keys(p_queue, v_keys);
 END $$;
 
--- Learns it anew; p_last was the last message id of all before this transaction had a number. A sender has its number
--- before its messages have ids. So once all transactions with numbers below `xact` have ended, whatever is not to be seen
--- yet has an id above `last`; and of what can be seen, all that has been given out comes back marked, if it does.
-CREATE FUNCTION note_head(p_queue bigint, p_last bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- The messages that a reader could get now, in order of delivery, locked; of each key only the first, whose key is
+-- locked too. What others hold is passed over. p_recipient NULL: whoever they are for.
+CREATE FUNCTION heads(p_now bigint, p_queue queues, p_limit integer, p_recipient bytea) RETURNS tid[]
+LANGUAGE plpgsql AS $$
 DECLARE
-    v_known record;
-    v_first bigint;
-    v_xmin  bigint;
+    v_most       integer := fewer_than(p_queue);
+    v_cutoff     bigint  := cutoff(p_now, p_queue);
+    v_from       bigint  := CASE WHEN v_cutoff >= 0 THEN first_living(p_queue.id, v_cutoff) ELSE 0 END;
+    v_recipients bytea[] := recipients(p_queue.id, p_recipient);
 BEGIN
-    v_known := known_head(p_queue);
-    SELECT (SELECT id FROM messages
-             WHERE queue_id = p_queue AND recipient = '' AND state = 0 AND priority = 0
-               AND id >= coalesce(v_known.head, 0) ORDER BY id LIMIT 1),
-           pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-      INTO v_first, v_xmin;
-    IF v_known.xact IS NULL THEN
-        PERFORM set_config(queue_service.head_setting(p_queue), concat_ws(' ', 0, p_last, pg_current_xact_id()), false);
-    ELSIF v_xmin >= v_known.xact THEN
-        PERFORM set_config(queue_service.head_setting(p_queue),
-                           concat_ws(' ', least(v_first, v_known.last + 1), p_last, pg_current_xact_id()), false);
+    IF cardinality(v_recipients) = 1 THEN
+        RETURN ARRAY(
+            SELECT head.spot FROM generate_series(9, 0, -1) AS rank CROSS JOIN LATERAL (
+                   SELECT ctid AS spot FROM messages AS m
+                    WHERE queue_id = p_queue.id AND recipient = v_recipients[1] AND state = 0 AND priority = rank
+                      AND id >= v_from AND NOT has_expired(p_now, v_cutoff, m)
+                      AND receive_count < v_most
+                      AND (key IS NULL OR try_key(p_queue.id, NULL, key))
+                    ORDER BY id LIMIT p_limit FOR UPDATE SKIP LOCKED) AS head
+             LIMIT p_limit);
     END IF;
+    -- Chosen without a lock first, with some more for those that others take meanwhile.
+    RETURN ARRAY(
+        SELECT head.spot FROM (
+               SELECT next.id FROM unnest(v_recipients) AS one CROSS JOIN LATERAL (
+                      SELECT priority, id FROM messages AS m
+                       WHERE queue_id = p_queue.id AND recipient = one AND state = 0
+                         AND id >= v_from AND NOT has_expired(p_now, v_cutoff, m)
+                         AND receive_count < v_most
+                       ORDER BY priority DESC, id LIMIT p_limit + 64) AS next
+                ORDER BY next.priority DESC, next.id LIMIT p_limit + 64) AS chosen
+         CROSS JOIN LATERAL (
+               SELECT ctid AS spot FROM messages AS m
+                WHERE queue_id = p_queue.id AND id = chosen.id AND state = 0
+                  AND (key IS NULL OR try_key(p_queue.id, NULL, key))
+                LIMIT 1 FOR UPDATE SKIP LOCKED) AS head
+         LIMIT p_limit);
 END $$;
 
--- Whether all that wait unaddressed are plain. Each order is that of one index, which the planner so has to take.
-CREATE FUNCTION are_plain(p_queue bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM FROM messages WHERE queue_id = p_queue AND state = 0 AND again ORDER BY due_at LIMIT 1;
-    IF FOUND THEN
-        RETURN false;
-    END IF;
-    PERFORM FROM messages WHERE queue_id = p_queue AND recipient = '' AND state = 0 AND priority > 0
-      ORDER BY priority DESC, id LIMIT 1;
-    RETURN NOT FOUND;
-END $$;
-
--- What choose gives of a queue in which all that wait unaddressed are plain.
-CREATE FUNCTION choose_plain(
-    p_queue bigint, p_limit integer, p_room bigint, p_first boolean, p_head bigint,
-    OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean
-) LANGUAGE plpgsql AS $$
-DECLARE
-    v_last bigint;
-BEGIN
-    IF pg_current_xact_id_if_assigned() IS NULL THEN
-        v_last := coalesce(pg_sequence_last_value('message_ids'), 0);
-    END IF;
-    WITH heads AS MATERIALIZED (
-        SELECT ctid AS spot, id, octet_length(text) AS size FROM messages
-         WHERE queue_id = p_queue AND recipient = '' AND state = 0 AND priority = 0 AND id >= p_head
-           AND (key IS NULL OR pg_try_advisory_xact_lock(lock_of(p_queue, key)))  -- the queue's first with a key
-         ORDER BY id LIMIT p_limit FOR UPDATE SKIP LOCKED
-    ), summed AS (
-        SELECT *, row_number() OVER way AS n, sum(size) OVER way AS total FROM heads WINDOW way AS (ORDER BY id)
-    ), fitting AS (
-        SELECT *, total <= p_room OR (p_first AND n = 1) AS fits FROM summed
-    )
-    SELECT array_agg(spot ORDER BY n) FILTER (WHERE fits), array_agg(id ORDER BY n) FILTER (WHERE fits),
-           sum(size) FILTER (WHERE fits), bool_or(NOT fits)
-      INTO spots, ids, bytes, cut FROM fitting;
-    IF v_last IS NOT NULL AND ids[1] > p_head + 32 THEN
-        PERFORM note_head(p_queue, v_last);
-    END IF;
-END $$;
-
--- The next messages in order of delivery, locked, and the bytes of their texts; the first that p_room bytes do not hold ends them
--- (p_first: unless it is the first of all). Messages of a key go with its head, and compete by their own priority
--- once those before them are taken: that is, none comes before the largest rank among it and those before it.
+-- The next messages in order of delivery, locked, and the bytes of their texts; the first that p_room bytes do not hold
+-- ends them (p_first: unless it is the first of all). Messages of a key go with its head, and compete by their own
+-- priority once those before them are taken: that is, none comes before the largest rank among it and those before it.
 CREATE FUNCTION choose(
     p_now bigint, p_queue queues, p_limit integer, p_recipient bytea, p_room bigint, p_first boolean,
     OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    v_most bigint := max_receives(p_queue);
+    v_most   integer := fewer_than(p_queue);
+    v_cutoff bigint := cutoff(p_now, p_queue);
+    v_heads  tid[]  := heads(p_now, p_queue, p_limit, p_recipient);
 BEGIN
-    IF p_recipient = '' AND NOT p_queue.keyed AND are_plain(p_queue.id) THEN
-        SELECT * INTO spots, ids, bytes, cut
-          FROM choose_plain(p_queue.id, p_limit, p_room, p_first, coalesce((known_head(p_queue.id)).head, 0));
-        RETURN;
-    END IF;
     IF p_limit = 1 THEN  -- the most usual read; else as below
-        SELECT ARRAY[m.ctid], ARRAY[m.id], octet_length(m.text) INTO spots, ids, bytes FROM messages AS m
-         WHERE m.queue_id = p_queue.id AND m.recipient = p_recipient AND m.state = 0
-           AND (m.key IS NULL OR pg_try_advisory_xact_lock(lock_of(p_queue.id, m.key)))
-         ORDER BY m.priority DESC, m.id LIMIT 1 FOR UPDATE SKIP LOCKED;
-        cut := bytes > p_room AND NOT p_first;
+        SELECT v_heads, ARRAY[id], octet_length(text), octet_length(text) > p_room AND NOT p_first
+          INTO spots, ids, bytes, cut FROM messages WHERE ctid = v_heads[1];
         IF cut THEN
             ids := NULL;
         END IF;
         RETURN;
     END IF;
-    WITH heads AS MATERIALIZED (
-        SELECT ctid AS spot, id, priority, key, octet_length(text) AS size FROM messages
-         WHERE queue_id = p_queue.id AND recipient = p_recipient AND state = 0
-           AND (key IS NULL OR pg_try_advisory_xact_lock(lock_of(p_queue.id, key)))
-         ORDER BY priority DESC, id LIMIT p_limit FOR UPDATE SKIP LOCKED
+    -- The followers of the heads' keys, in a statement of its own: see postgres_changes.sql.
+    WITH firsts AS MATERIALIZED (
+        SELECT ctid AS spot, id, priority, key, octet_length(text) AS size FROM messages WHERE ctid = ANY (v_heads)
     ), chains AS (
-        SELECT id AS head, spot, id, priority, size FROM heads
+        SELECT id AS head, spot, id, priority, size FROM firsts
         UNION ALL
-        SELECT heads.id, behind.spot, behind.id, behind.priority, behind.size
-          FROM heads CROSS JOIN LATERAL (
+        SELECT firsts.id, behind.spot, behind.id, behind.priority, behind.size
+          FROM firsts CROSS JOIN LATERAL (
                 SELECT spot, id, priority, octet_length(text) AS size,
-                       bool_and(recipient = p_recipient AND due_at <= p_now
-                                AND (v_most = 0 OR receive_count < v_most)) OVER (ORDER BY id) AS free
-                  FROM (SELECT ctid AS spot, * FROM messages
-                         WHERE queue_id = p_queue.id AND key = heads.key AND id > heads.id
-                         ORDER BY id LIMIT p_limit - 1) AS next
+                       bool_and((p_recipient IS NULL OR recipient = p_recipient) AND due_at <= p_now
+                                AND NOT expired
+                                AND receive_count < v_most) OVER (ORDER BY id) AS free
+                  FROM (SELECT ctid AS spot, id, priority, text, recipient, due_at, receive_count,
+                               has_expired(p_now, v_cutoff, m) AS expired FROM messages AS m
+                         WHERE queue_id = p_queue.id AND key = firsts.key AND id > firsts.id
+                         ORDER BY id LIMIT p_limit - 1 FOR UPDATE) AS next
                ) AS behind
-         WHERE heads.key IS NOT NULL AND behind.free
+         WHERE firsts.key IS NOT NULL AND behind.free
     ), ranked AS (
         SELECT spot, id, size, max((9 - priority::bigint << 59) + id) OVER (PARTITION BY head ORDER BY id) AS rank
           FROM chains
@@ -147,91 +142,67 @@ END $$;
 CREATE FUNCTION take(p_now bigint, p_queue queues, p_rows tid[], p_ids bigint[], p_until bigint, p_token bigint)
 RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
-    v_blocked bigint;
+    v record;
 BEGIN
     IF p_until IS NULL THEN
         RETURN QUERY
-        SELECT NULL, NULL::bigint[], p_queue.name, m.id, m.text, m.fields, m.death, m.sent_at, m.receive_count + 1,
-               NULL::bigint, NULL::bigint
+        SELECT NULL, NULL::bigint[], NULL::integer[], p_queue.name, m.id, m.text, m.fields, m.deaths, m.sent_at,
+               m.receive_count + 1, NULL::bigint, NULL::bigint
           FROM messages AS m WHERE ctid = ANY (p_rows) ORDER BY array_position(p_ids, m.id);
-        PERFORM remove(p_now, p_queue.id, p_rows, p_received => cardinality(p_rows));
+        PERFORM remove(p_now, p_queue.id, p_rows, 'received');
         RETURN;
     END IF;
-    v_blocked := 0;  -- the keys' followers that come along were blocked, all others ready
-    IF p_queue.keyed THEN
-        SELECT count(*) INTO v_blocked FROM messages WHERE ctid = ANY (p_rows) AND state = 3;
-    END IF;
-    RETURN QUERY
-    WITH leased AS (
-        UPDATE messages SET state = 1, token = p_token, due_at = p_until, receive_count = receive_count + 1
-         WHERE ctid = ANY (p_rows)
-        RETURNING id, text, fields, death, sent_at, receive_count
+    WITH old AS MATERIALIZED (  -- ready, but for the followers of keys, which were blocked
+        SELECT ctid AS spot, state FROM messages WHERE ctid = ANY (p_rows)
+    ), leased AS (
+        UPDATE messages AS m SET state = 1, token = p_token, due_at = p_until, receive_count = receive_count + 1
+          FROM old WHERE m.ctid = old.spot
+        RETURNING old.state AS was, m.id, ROW(NULL, NULL, NULL, p_queue.name, m.id, m.text, m.fields, m.deaths,
+                                              m.sent_at, m.receive_count, p_token, p_until)::delivery AS given
     )
-    SELECT NULL, NULL::bigint[], p_queue.name, m.id, m.text, m.fields, m.death, m.sent_at, m.receive_count,
-           p_token, p_until
-      FROM leased AS m ORDER BY array_position(p_ids, m.id);
-    PERFORM tally(p_queue.id, v_blocked - cardinality(p_rows), cardinality(p_rows), 0, -v_blocked,
-                  p_received => cardinality(p_rows));
-END $$;
-
--- Messages that had been received too often when they would be given out: max_receives was lowered since.
-CREATE FUNCTION bury_spent(p_now bigint, p_wall bigint, p_queue queues, p_limit integer, p_recipient bytea)
-RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    v_spent tid[];
-BEGIN
-    IF max_receives(p_queue) = 0 THEN
-        RETURN;
-    END IF;
-    LOOP
-        WITH heads AS MATERIALIZED (
-            SELECT ctid AS spot, receive_count FROM messages
-             WHERE queue_id = p_queue.id AND recipient = p_recipient AND state = 0
-               AND (key IS NULL OR pg_try_advisory_xact_lock(lock_of(p_queue.id, key)))
-             ORDER BY priority DESC, id LIMIT p_limit FOR UPDATE SKIP LOCKED
-        )
-        SELECT array_agg(spot) INTO v_spent FROM heads WHERE receive_count >= max_receives(p_queue);
-        EXIT WHEN v_spent IS NULL;
-        PERFORM bury(p_now, p_wall, p_queue, v_spent, '"max_receives"');
-    END LOOP;
+    SELECT count(*) AS count, count(*) FILTER (WHERE was = 3) AS blocked,
+           array_agg(given ORDER BY array_position(p_ids, id)) AS given
+      INTO v FROM leased;
+    PERFORM tally(p_queue.id, v.blocked - v.count, v.count, 0, -v.blocked, p_received => v.count);
+    RETURN QUERY SELECT * FROM unnest(v.given);
 END $$;
 
 -- What these queues have for a reader, in its order of preference. Its lease is in ms, -1 for the queue's setting,
 -- NULL to remove and take. A row with the note 'late' says: ask again, a queue has yet to be caught up with.
 CREATE FUNCTION claim(
-    p_now bigint, p_wall bigint, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
+    p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
     p_wait boolean
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_queue  queues;
     v_chosen record;
-    v_caught bigint;
+    v_due    boolean;
     v_taken  integer := 0;
     v_room   bigint := 16 * 1024 * 1024;
 BEGIN
     FOR v_queue IN
-        SELECT q.* FROM unnest(p_names) WITH ORDINALITY AS asked (name, place) JOIN queues AS q USING (name) ORDER BY place
+        SELECT q.* FROM unnest(p_names) WITH ORDINALITY AS asked (name, place)
+          JOIN queues AS q USING (name) ORDER BY place
     LOOP
-        IF is_late(p_now, v_queue.id) THEN
-            -- Who is at it already is waited for: what he gives back may come before all that can be seen now.
-            PERFORM pg_advisory_xact_lock(-v_queue.id);
-            v_caught := bring_up_to_date(p_now, p_wall, v_queue, 10000);
+        PERFORM note_use(p_now, v_queue);
+        v_due := has_due(p_now, v_queue.id);
+        IF v_due OR has_spent(p_now, v_queue) THEN
+            IF v_due THEN  -- a transaction that is at it is waited for: what it gives back may come first
+                PERFORM pg_advisory_xact_lock(-v_queue.id);
+            END IF;
             p_wait := false;
-            IF v_caught = 10000 THEN
+            IF bring_up_to_date(p_now, p_at, v_queue, 100) >= 10000 THEN
                 IF v_taken = 0 THEN
-                    RETURN NEXT ROW('late', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::delivery;
+                    RETURN NEXT ROW('late', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::delivery;
                 END IF;
                 RETURN;
             END IF;
         END IF;
         CONTINUE WHEN (v_queue.settings ->> 'paused')::boolean;
         IF p_wait AND v_queue.keyed THEN  -- else a head would be passed over whose key is being written to just now
-            PERFORM lock_keys(v_queue.id, ARRAY(
-                SELECT key FROM messages WHERE queue_id = v_queue.id AND recipient = p_recipient AND state = 0
-                 ORDER BY priority DESC, messages.id LIMIT p_limit - v_taken));
+            PERFORM wait_for_keys(v_queue.id, p_limit - v_taken, p_recipient);
             p_wait := false;  -- from now on keys are held
         END IF;
-        PERFORM bury_spent(p_now, p_wall, v_queue, p_limit - v_taken, p_recipient);
         v_chosen := choose(p_now, v_queue, p_limit - v_taken, p_recipient, v_room, v_taken = 0);
         CONTINUE WHEN v_chosen.ids IS NULL AND v_chosen.cut IS NOT TRUE;
         IF v_chosen.ids IS NOT NULL THEN

@@ -36,7 +36,8 @@ def _hex(text: str | None) -> str | None:
 
 def ask_of(ask: Receive) -> list[Any]:
     lease = None if ask.lease is None else -1 if isinstance(ask.lease, str) else round(1000 * ask.lease)
-    return [list(ask.queues), ask.limit, ask.recipient.encode(), lease, secrets.randbits(63) | 1]
+    recipient = None if ask.recipient is None else ask.recipient.encode()
+    return [list(ask.queues), ask.limit, recipient, lease, secrets.randbits(63) | 1]
 
 
 def once_of(once: Once | None) -> tuple[str | None, bytes | None]:
@@ -49,6 +50,24 @@ def receipt_of(text: str, queue: str | None, parse: Callable[[str], Receipt] = R
     if queue is not None and receipt.queue != queue:
         raise MessageNotFound
     return receipt
+
+
+def parsed(texts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:
+    """What each receipt of one message is reported as, and the texts that are no receipts (of this queue).
+
+    Raises InvalidInput for receipts of too many messages.
+    """
+    known: dict[Receipt, str] = {}
+    missing: list[str] = []
+    for text in texts:
+        try:
+            receipt = receipt_of(text, queue, lambda text: Receipt.parse(text, MAX_BATCH))
+        except MessageNotFound:
+            missing.append(text)
+        else:
+            known |= {receipt: text} if receipt.length == 1 else {one: str(one) for one in receipt.each()}
+    check_receipts(known)
+    return known, missing
 
 
 def receipts_of(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
@@ -69,10 +88,3 @@ def receipts_of(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
 
 def columns(receipts: Sequence[Receipt]) -> tuple[list[str], list[int], list[int]]:
     return [one.queue for one in receipts], [one.id for one in receipts], [one.token for one in receipts]
-
-
-def check(status: str) -> None:
-    if status == "missing":
-        raise MessageNotFound
-    if status == "stale":
-        raise StaleReceipt

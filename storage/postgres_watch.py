@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
 from storage.clock import Clock
+from storage.model import CHUNK
 from storage.postgres_clock import SharedClock
 from storage.postgres_pool import Pool, flat
 from storage.waiting import Interest, Outlook
@@ -20,7 +21,11 @@ POLL_EVERY = 1.0  # seconds between looks while hints come …
 POLL_WITHOUT = 0.1  # … and where they do not, as through a pooler in transaction mode
 HINT_EVERY = 0.05  # seconds between two hints of a process: each takes a lock that all commits with one share
 UPKEEP_EVERY = 1.0  # seconds
-CHUNK = 10_000  # rows one transaction moves at most
+UPKEEP_FOR = 0.8  # seconds that it does so before it gives others, and the clock, their turn
+WINDOW = 1_000  # queues that it looks at each time, going round
+STEP = 2_000  # messages that one transaction of it drops: requests wait for it
+
+GRACE = 60_000  # ms: whatever found a queue just before it was deleted, and may still count in it, has ended by then
 
 _log = logging.getLogger(__name__)
 
@@ -46,27 +51,12 @@ class Sight:
 
     def outlook(self, interest: Interest, most: int) -> Outlook:
         now = self._clock.now()
-        (row,) = self._pool.read(
-            """
-            SELECT coalesce(sum(ready), 0)::bigint, min(due_at)
-              FROM queue_service.queues AS q CROSS JOIN LATERAL (
-                    SELECT (SELECT count(*) FROM (SELECT FROM queue_service.messages
-                                                   WHERE queue_id = q.id AND recipient = $2::bytea AND state = 0
-                                                   LIMIT $3::int) AS ready)
-                         + (SELECT count(*) FROM (SELECT FROM queue_service.messages
-                                                   WHERE queue_id = q.id AND state IN (1, 2) AND due_at <= $4::bigint
-                                                   LIMIT $3::int) AS late) AS ready,
-                           (SELECT min(due_at) FROM queue_service.messages
-                             WHERE queue_id = q.id AND state IN (1, 2) AND due_at > $4::bigint) AS due_at
-                   ) AS outlook
-             WHERE name = ANY ($1::text[]) AND (settings ->> 'paused')::boolean IS NOT TRUE
-            """,
-            list(interest.queues),
-            interest.recipient.encode(),
-            most,
-            now,
-        )
-        return Outlook(min(row[0], most), None if row[1] is None else (row[1] - now) / 1000)
+        recipient = None if interest.recipient is None else interest.recipient.encode()
+        ((ready, due),) = self._pool.read(
+            "SELECT * FROM queue_service.outlook($1::bigint, $2::text[], $3::bytea, $4::int)",
+            now, list(interest.queues), recipient, most,
+        )  # fmt: skip
+        return Outlook(min(ready, most), None if due is None else (due - now) / 1000)
 
     def close(self) -> None:
         if self._listening is not None:
@@ -126,14 +116,17 @@ class Hints:
 class Upkeep:
     """A thread that does, every second, what no request need wait for; of all nodes one does it at a time.
 
-    Expired messages leave, dead letters get where they are read, remembered keys are forgotten, deleted queues are
-    cleared; and the clock follows the shared one. `catch_up` brings a queue up to date.
+    Expired messages leave, dead letters get where they are read, remembered keys are forgotten, queues that nobody uses
+    are deleted, deleted ones cleared; and the clock follows the shared one. `catch_up` does a step of what time has
+    done to a queue; below STEP no more is left.
     """
 
-    def __init__(self, pool: Pool, clock: Clock, catch_up: Callable[[str], None]) -> None:
+    def __init__(self, pool: Pool, clock: Clock, catch_up: Callable[[str], int]) -> None:
         self._pool = pool
         self._clock = clock
         self._catch_up = catch_up
+        self._after = 0  # the last queue of the window before
+        self._until = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
         self._thread.start()
@@ -165,83 +158,66 @@ class Upkeep:
 
     def _once(self) -> None:
         now = self._clock.now()
-        for name in late_queues(self._pool, now, None):
-            self._catch_up(name)
-        self._forget(now)
-        for (queue_id,) in self._pool.read("SELECT id FROM queue_service.queues WHERE name IS NULL"):
-            clear(self._pool, queue_id, now)
+        self._until = time.monotonic() + UPKEEP_FOR
+        window = self._pool.read(
+            "SELECT id, name, settings ? 'expires' FROM queue_service.queues WHERE id > $1::bigint "
+            "ORDER BY id LIMIT $2::int",
+            self._after, WINDOW,
+        )  # fmt: skip
+        for name in late_queues(self._pool, now, [name for _, name, _ in window if name is not None]):
+            self._repeat(lambda name=name: self._catch_up(name) >= STEP)  # type: ignore[misc]
+        self._forget([0, *(number for number, _, _ in window)], now)
+        for number, name, expires in window:
+            if name is None:
+                self._clear(number, now)
+            elif expires:
+                self._pool.run("SELECT queue_service.expire_queue($1::bigint, $2::bigint)", now, number)
+        self._after = window[-1][0] if len(window) == WINDOW else 0
 
-    def _forget(self, now: int) -> None:
+    def _repeat(self, step: Callable[[], bool]) -> bool:
+        """Do the step until it returns that no more is left; False when the time is over before."""
+        while time.monotonic() < self._until and not self._closing.is_set():
+            if not step():
+                return True
+        return False
+
+    def _forget(self, queues: list[int], now: int) -> None:
         for table, key in (("replies", "key"), ("dedup", "dedup_id")):
-            while (
-                flat(
-                    self._pool.run(
-                        f"""
-                    WITH forgotten AS (
-                        DELETE FROM queue_service.{table} AS old USING (
-                            SELECT queue_id, {key}
-                              FROM (SELECT id FROM queue_service.queues UNION ALL SELECT 0) AS q
-                              JOIN queue_service.{table} AS known ON queue_id = id AND forget_at <= $1::bigint
-                             LIMIT {CHUNK} FOR UPDATE OF known SKIP LOCKED
-                        ) AS late
-                        WHERE old.queue_id = late.queue_id AND old.{key} = late.{key}
-                        RETURNING 1
-                    ) SELECT count(*) FROM forgotten
-                    """,
-                        now,
-                    )
-                )
-                == CHUNK
-            ):
-                pass
-
-
-def late_queues(pool: Pool, now: int, names: Collection[str] | None) -> list[str]:
-    """Of these (or all) queues those in which a lease or delay has ended, or a message expired, and nobody saw it."""
-    return [
-        row[0]
-        for row in pool.read(
+            statement = f"""
+                WITH forgotten AS (
+                    DELETE FROM queue_service.{table} AS old USING (
+                        SELECT queue_id, {key} FROM queue_service.{table}
+                         WHERE queue_id = ANY ($1::bigint[]) AND forget_at <= $2::bigint
+                         LIMIT {CHUNK} FOR UPDATE SKIP LOCKED
+                    ) AS late
+                    WHERE old.queue_id = late.queue_id AND old.{key} = late.{key}
+                    RETURNING 1
+                ) SELECT count(*) FROM forgotten
             """
-            SELECT name FROM queue_service.queues AS q
-             WHERE name IS NOT NULL AND ($2::text[] IS NULL OR name = ANY ($2::text[]))
-               AND (EXISTS (SELECT FROM queue_service.messages
-                             WHERE queue_id = q.id AND state IN (1, 2) AND due_at <= $1::bigint)
-                 OR EXISTS (SELECT FROM queue_service.messages
-                             WHERE queue_id = q.id AND expires_at IS NOT NULL AND state <> 1
-                               AND expires_at <= $1::bigint))
-             ORDER BY name
-            """,
-            now,
-            None if names is None else list(names),
-        )
-    ]
+            self._repeat(lambda statement=statement: flat(self._pool.run(statement, queues, now)) == CHUNK)  # type: ignore[misc]
 
-
-GRACE = 60_000  # ms: a send that found the queue just before it was deleted has ended by then
-
-
-def clear(pool: Pool, queue_id: int, now: int) -> None:
-    """Removes what is left of a deleted queue; in the end, when nobody can be adding to it any more, itself."""
-    for table, key in (("messages", "id"), ("replies", "key"), ("dedup", "dedup_id"), ("counts", "slot"),
-                       ("graves", "origin")):  # fmt: skip
-        while (
-            flat(
-                pool.run(
-                    f"""
+    def _clear(self, queue_id: int, now: int) -> None:
+        """Remove what is left of a deleted queue; in the end, when nothing can be adding to it any more, itself."""
+        for table, key in (("messages", "id"), ("replies", "key"), ("dedup", "dedup_id"), ("counts", "slot"),
+                           ("graves", "origin")):  # fmt: skip
+            statement = f"""
                 WITH gone AS (
                     DELETE FROM queue_service.{table} WHERE queue_id = $1::bigint AND {key} IN (
-                        SELECT {key} FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK})
+                        SELECT {key} FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK}
+                           FOR UPDATE SKIP LOCKED)  -- another node may be at it, in another order
                     RETURNING 1
                 ) SELECT count(*) FROM gone
-                """,
-                    queue_id,
-                )
-            )
-            == CHUNK
-        ):
-            pass
-    pool.run(
-        "DELETE FROM queue_service.queues WHERE id = $1::bigint AND name IS NULL AND gone_at < $2::bigint RETURNING 1",
-        queue_id,
-        now - GRACE,
-    )
+            """
+            if not self._repeat(lambda statement=statement: flat(self._pool.run(statement, queue_id)) == CHUNK):  # type: ignore[misc]
+                return
+        self._pool.run(
+            "DELETE FROM queue_service.queues "
+            "WHERE id = $1::bigint AND name IS NULL AND gone_at < $2::bigint "
+            "AND NOT EXISTS (SELECT FROM queue_service.messages WHERE queue_id = $1::bigint) RETURNING 1",
+            queue_id, now - GRACE,
+        )  # fmt: skip
+
+
+def late_queues(pool: Pool, now: int, names: list[str]) -> list[str]:
+    """Those of these queues to which time has done something that is yet to be seen to."""
+    return flat(pool.read("SELECT ARRAY(SELECT queue_service.late_queues($1::bigint, $2::text[]))", now, names))  # type: ignore[no-any-return]

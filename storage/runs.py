@@ -83,11 +83,12 @@ class NewRun(_Unmade[NewMessage]):
             attributes = {name: values[start:end] for name, values in attributes.items()}
         return NewRun(self.texts[start:end], attributes)
 
-    def lengths(self) -> Iterable[int]:
+    def lengths(self) -> list[int]:
         """The characters of each message, about."""
-        lengths = map(len, self.texts)
+        lengths = list(map(len, self.texts))
         for name, values in (self.attributes or {}).items():
-            lengths = map(sum, zip(lengths, repeat(len(name)), map(len, map(str, values)), strict=False))
+            extra = len(name)
+            lengths = [length + extra + len(str(value)) for length, value in zip(lengths, values, strict=True)]
         return lengths
 
     @cached_property
@@ -216,11 +217,11 @@ def _run_of(messages: Sequence[Any]) -> Run:
 
 
 def _form(fields: str | None) -> tuple[str, ...] | None:
-    """The names of nothing but attributes; None when there is something else."""
+    """The names of nothing but attributes; None for anything else, and for numbers that columns would rewrite."""
     if fields is None:
         return ()
     known = json.loads(fields)
-    return ("attributes", *known["attributes"]) if known.keys() == {"attributes"} else None
+    return ("attributes", *known["attributes"]) if known.keys() == {"attributes"} and _json(known) == fields else None
 
 
 _PLAIN = NewMessage("")[2:]  # all but the text and the fields as written

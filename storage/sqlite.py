@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import queue as threadsafe
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
 
 from storage import sqlite_managing as managing
+from storage import sqlite_replies as replies
+from storage import sqlite_runs as runs
 from storage import sqlite_settling as settling
 from storage import sqlite_showing as showing
 from storage.bells import Bell
 from storage.clock import Clock
 from storage.commit import GroupCommit
-from storage.errors import (
-    InvalidInput,
-    PreconditionFailed,
-    QueueNotFound,
-)
+from storage.errors import MessageNotFound, PreconditionFailed, QueueNotFound
+from storage.kept import read_settings, write_settings
 from storage.model import (
+    CHUNK,
+    MAX_PAGE,
     MAX_READ_BYTES,
+    REQUEST_WINDOW,
     AckResult,
     Disk,
+    ExtendResult,
     Message,
     NewMessage,
     Observer,
@@ -32,25 +37,26 @@ from storage.model import (
     Queue,
     QueueSettings,
     Receive,
+    Sent,
     State,
     Transacted,
 )
 from storage.runs import Messages, Run
 from storage.sqlite_commit import Committer, translate
-from storage.sqlite_due import bring_up_to_date, catch_up, next_due
+from storage.sqlite_due import bring_up_to_date, catch_up, clear_out, is_late
 from storage.sqlite_file import DatabaseFile
-from storage.sqlite_sending import send
+from storage.sqlite_sending import send, send_to_queues
 from storage.sqlite_taking import take
 from storage.sqlite_watch import Sight, Upkeep
-from storage.sqlite_work import CHUNK, QueueRow, Room, Work
+from storage.sqlite_work import NO_QUEUE, QueueRow, Room, Work
+from storage.steps import Progress, ask_again, check_queues, in_steps
 from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Interest, Waiting, receive_after
 
 T = TypeVar("T")
 
 SMALL_READ = 1024 * 1024  # bytes of text in one read while the disk is nearly full
-ACKED_AT_ONCE = 1_000  # receipts in one transaction: each may have a run unpacked, and nobody else is to wait long
-NO_QUEUE = 0  # the scope of an Idempotency-Key for a request over several queues …
-TRANSACTION_WINDOW = 300.0  # … and the seconds it is remembered
+ACKED_AT_ONCE = 1_000  # receipts in one transaction of an ack
+PATIENCE = 2.5  # seconds that a verb which only reads goes on with what time has done
 
 
 class SqliteStore:
@@ -62,6 +68,7 @@ class SqliteStore:
         self._clock: Clock = clock or self._file.clock
         self._failed: Callable[[], None] = lambda: None
         self._readers: threadsafe.SimpleQueue[apsw.Connection] = threadsafe.SimpleQueue()
+        self._fresh: dict[int, int] = {}  # see showing.describe
         look_every = LOOK_SELDOM if bell and bell.is_shared else LOOK_EVERY
         self._waiting = Waiting(lambda: Sight(self._file.connect(), self._clock), pollers, bell, look_every)
         self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
@@ -70,21 +77,21 @@ class SqliteStore:
 
     # -- the verbs on messages
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> list[int]:
-        def operation(work: Work) -> list[int]:
+    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> Sent:
+        def operation(work: Work) -> Sent:
             row = work.queue_for_writing(queue)
-            spans = work.once(row.id, once, row.settings.dedup_window, lambda: _spans(send(work, row, messages)))
-            return [number for first, count in spans for number in range(first, first + count)]
+            if once is None:
+                return send(work, row, messages)
+            window = row.settings.dedup_window
+            return replies.sent(work.once(row.id, once, window, lambda: replies.of_sent(send(work, row, messages))))
 
         return self._commits.run(operation)
 
     def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True) -> Messages:
         def claim() -> Messages:
-            while (
-                found := self._commits.run(lambda work: self._claim(work, ask, once) if present() else Messages())
-            ) is None:
-                pass
-            return found
+            return ask_again(
+                lambda: self._commits.run(lambda work: self._claim(work, ask, once) if present() else Messages())
+            )
 
         return self._waiting.receive(claim, Interest(ask.queues, ask.recipient), ask.wait, present)
 
@@ -93,47 +100,83 @@ class SqliteStore:
         rows = [row for row in map(work.find_queue, ask.queues) if row is not None]
         # A key over several queues is no one queue's: what came from which must not depend on which is there now.
         scope, window = (
-            (rows[0].id, rows[0].settings.dedup_window)
-            if rows and len(ask.queues) == 1
-            else (NO_QUEUE, TRANSACTION_WINDOW)
+            (rows[0].id, rows[0].settings.dedup_window) if rows and len(ask.queues) == 1 else (NO_QUEUE, REQUEST_WINDOW)
         )
-        found = work.once(scope, once, window, lambda: _told(_take_from(work, rows, ask), once))
-        return None if found is None else _remembered(found)
+        if once is not None and (known := work.recall(once, scope)) is not None:
+            return replies.messages(work, known)
+        found = _take_from(work, rows, ask)
+        if once is not None and found:
+            work.remember(once, replies.of_messages(found), scope, window)
+        return found
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None) -> AckResult:
-        if len(receipts) <= ACKED_AT_ONCE:
-            return self._commits.run(lambda work: settling.ack(work, receipts, queue))
+    def ack(self, receipts: Sequence[str], queue: str | None = None, once: Once | None = None) -> AckResult:
         settling.check(receipts)
-        acked, stale, missing = 0, list[str](), list[str]()
-        left = list(dict.fromkeys(receipts))
-        while left:
-            some, left = left[:ACKED_AT_ONCE], left[ACKED_AT_ONCE:]
-            result = self._commits.run(lambda work, some=some: settling.ack(work, some, queue))  # type: ignore[misc]
-            acked += result.acked
-            stale += result.stale
-            missing += result.missing
-        return AckResult(acked, stale, missing)
+        given = list(dict.fromkeys(receipts))
 
-    def settle(self, receipt: str, queue: str | None = None) -> None:
-        self._commits.run(lambda work: settling.remove(work, [settling.hold(work, receipt, queue)]))
+        def step(work: Work, at: Progress) -> tuple[Progress, bool]:
+            end = at["next"] + ACKED_AT_ONCE
+            result = settling.ack(work, given[at["next"] : end], queue)
+            if result is None:
+                return at, True
+            at = {
+                "next": end,
+                "acked": at["acked"] + result.acked,
+                "stale": at["stale"] + result.stale,
+                "missing": at["missing"] + result.missing,
+            }
+            return at, end < len(given)
 
-    def extend(self, receipt: str, lease: float, queue: str | None = None) -> int:
+        start = {"next": 0, "acked": 0, "stale": [], "missing": []}
+        done = in_steps(self._commits.run, start, step, lambda at: _done(at["acked"], "acked"), once)
+        return AckResult(done["acked"], done["stale"], done["missing"])
+
+    def settle(self, receipt: str, queue: str | None = None, once: Once | None = None) -> None:
+        self._once(once, lambda work: settling.settle(work, settling.hold(work, receipt, queue)))
+
+    def extend(self, receipt: str, lease: float, queue: str | None = None, once: Once | None = None) -> int:
         def operation(work: Work) -> int:
             until = work.now + round(lease * 1000)
             settling.extend(work, settling.hold(work, receipt, queue), until)
             return self._clock.wall(until)
 
-        return self._commits.run(operation)
+        until: int = self._once(once, operation)
+        return until
 
-    def release(self, receipt: str, delay: float = 0.0, queue: str | None = None) -> None:
-        self._commits.run(lambda work: settling.release(work, settling.hold(work, receipt, queue), round(delay * 1000)))
+    def extend_many(
+        self, receipts: Sequence[str], lease: float, queue: str | None = None, once: Once | None = None
+    ) -> ExtendResult:
+        settling.check(receipts)
+        given = list(dict.fromkeys(receipts))
 
-    def reject(self, receipt: str, reason: str = "rejected", queue: str | None = None) -> None:
+        def operation(work: Work) -> Any:
+            return work.once(
+                NO_QUEUE, once, REQUEST_WINDOW, lambda: settling.extend_many(work, given, round(lease * 1000), queue)
+            )
+
+        return ExtendResult._make(ask_again(lambda: self._commits.run(operation)))
+
+    def release(
+        self,
+        receipt: str,
+        delay: float = 0.0,
+        queue: str | None = None,
+        once: Once | None = None,
+        *,
+        counted: bool = True,
+    ) -> None:
+        self._once(
+            once,
+            lambda work: settling.release(work, settling.hold(work, receipt, queue), round(delay * 1000), counted),
+        )
+
+    def reject(
+        self, receipt: str, reason: str = "rejected", queue: str | None = None, once: Once | None = None
+    ) -> None:
         def operation(work: Work) -> None:
             held = settling.hold(work, receipt, queue)
             work.bury(held.queue, [held.id], reason)
 
-        self._commits.run(operation)
+        self._once(once, operation)
 
     def transact(
         self,
@@ -143,85 +186,144 @@ class SqliteStore:
         once: Once | None = None,
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
-        def operation(work: Work) -> list[Any]:
-            settling.ack_all(work, ack)
-            ids = _send_to_queues(work, send)
-            found = self._claim(work, receive, None) if receive and present() else Messages()
-            return [ids, _told(found, once)]
+        places = settling.parse_all(ack)
+        check_queues({receipt.queue for receipt in places} | {name for name, _ in send})
 
-        ids, found = self._commits.run(
-            lambda work: work.once(NO_QUEUE, once, TRANSACTION_WINDOW, lambda: operation(work))
-        )
+        def operation(work: Work) -> tuple[Sent, Messages | None] | None:
+            if once is not None and (known := work.recall(once)) is not None:
+                return replies.sent(known), replies.messages(work, known)
+            if not settling.ack_all(work, places):
+                return None
+            sent = send_to_queues(work, send)
+            found = self._claim(work, receive, None) if receive and present() else Messages()
+            if once is not None:
+                work.remember(once, replies.of_sent(sent) | replies.of_messages(found))
+            return sent, found
+
+        sent, found = ask_again(lambda: self._commits.run(operation))
         if receive is not None and (found is None or (receive.wait > 0 and not found)):
-            return receive_after(self, ids, receive, once, present)
-        return Transacted(ids, _remembered(found))
+            done = receive_after(self, sent.ids, receive, once, present)
+        else:
+            done = Transacted(sent.ids, found or Messages())
+        return done._replace(duplicates=tuple(sent.duplicates))
+
+    # -- the verbs on one message by its id
+
+    def message(self, queue: str, id: int) -> Message:
+        self._bring_up_to_date([queue])
+        with self._reading() as connection:
+            found = showing.message(connection, self._clock, queue, id)
+            if found is None:
+                Work(connection, self._clock).queue(queue)  # raises QueueNotFound
+                raise MessageNotFound
+        return found
+
+    def delete_message(self, queue: str, id: int, once: Once | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._once(once, lambda work: managing.delete_message(work, work.queue(queue), id))
+
+    def reschedule(self, queue: str, id: int, delay: float, once: Once | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._once(once, lambda work: managing.reschedule(work, work.queue(queue), id, round(delay * 1000)))
+
+    def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: Once | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._once(once, lambda work: managing.dead_letter(work, work.queue(queue), id, reason))
 
     # -- the verbs on queues
 
-    def peek(self, queue: str, *, limit: int = 100, after: int = 0, state: State | None = None) -> list[Message]:
-        if not self._bring_up_to_date(queue):
-            return []
+    def peek(
+        self,
+        queue: str,
+        *,
+        limit: int = 100,
+        after: int = 0,
+        before: int | None = None,
+        state: State | None = None,
+        key: str | None = None,
+    ) -> list[Message]:
+        self._bring_up_to_date([queue])
         with self._reading() as connection:
-            return showing.peek(connection, self._clock, queue, limit, after, state)
+            return showing.peek(connection, self._clock, queue, showing.Peek(limit, after, before, state, key))
 
-    def queues(self) -> list[Queue]:
+    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         with self._reading() as connection:
-            names = [row[0] for row in connection.execute("SELECT name FROM queues WHERE name IS NOT NULL")]
-        for name in names:
-            self._bring_up_to_date(name)
+            names = showing.names(connection, prefix, after, limit)
+        self._bring_up_to_date(names)
         with self._reading() as connection:
-            return showing.describe(connection, self._clock)
+            return showing.describe(connection, self._clock, names, self._fresh)
 
     def queue(self, name: str) -> Queue:
-        self._bring_up_to_date(name)
-        with self._reading() as connection:
-            found = showing.describe(connection, self._clock, name)
-        if not found:
-            raise QueueNotFound(name)
-        return found[0]
+        self._bring_up_to_date([name])
+        return self._describe(name)
 
-    def configure(self, name: str, changes: Mapping[str, Any], version: int | None = None) -> Queue:
-        if changes.get("dead_letter_queue") == name:
-            raise InvalidInput("a queue cannot be its own dead-letter queue", field="dead_letter_queue")
-
-        def operation(work: Work) -> None:
+    def configure(
+        self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
+    ) -> Queue:
+        def operation(work: Work) -> tuple[int, str]:
             found = work.find_queue(name)
             if version is not None and (found is None or managing.version(work, found) != version):
                 raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
             managing.configure(work, found or work.queue_for_writing(name), changes)
+            changed = work.queue(name)
+            return managing.version(work, changed), write_settings(changed.settings)
 
-        self._commits.run(operation)
-        return self.queue(name)
+        number, settings = self._once(once, operation)
+        # Without what the change lets time do: that may be very much.
+        return self._describe(name)._replace(version=number, settings=read_settings(settings))
 
-    def delete_queue(self, name: str) -> None:
-        number = self._commits.run(lambda work: managing.disown(work, work.queue(name)))
-        while self._commits.run(lambda work: managing.clear(work, number)):
-            pass
+    def delete_queue(self, name: str, once: Once | None = None) -> None:
+        self._once(once, lambda work: managing.disown(work, work.queue(name)))
 
-    def purge(self, queue: str) -> int:
-        last = self._commits.run(lambda work: managing.last_id(work, work.queue(queue)))
-        purged = 0
-        while count := self._commits.run(lambda work: managing.purge(work, work.queue(queue), last)):
-            purged += count
-        return purged
+    def purge(self, queue: str, once: Once | None = None) -> int:
+        def step(work: Work, at: Progress) -> tuple[Progress, bool]:
+            if not at:
+                at = {"queue": work.queue(queue).id, "last": managing.last_id(work), "count": 0}
+            row = work.find_queue(queue)
+            if row is None or row.id != at["queue"]:  # it was deleted meanwhile, and all in it
+                return at, False
+            count = managing.purge(work, row, at["last"])
+            return at | {"count": at["count"] + count}, count > 0
 
-    def redrive(self, queue: str, limit: int | None = None) -> int:
-        moved = 0
-        while limit is None or moved < limit:
-            most = CHUNK if limit is None else limit - moved
-            count = self._commits.run(lambda work, most=most: managing.redrive(work, queue, most))  # type: ignore[misc]
-            moved += count
-            if count < min(most, CHUNK):
-                break
-        return moved
+        done = in_steps(self._commits.run, {}, step, lambda at: _done(at.get("count"), "purged"), once)
+        count: int = done["count"]
+        return count
+
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+        once: Once | None = None,
+    ) -> int:
+        given = None if ids is None else sorted(set(ids))
+
+        def step(work: Work, at: Progress) -> tuple[Progress, bool]:
+            row = work.queue(queue) if not at else work.find_queue(queue)
+            at = at or {"after": 0, "last": managing.last_id(work), "count": 0}
+            left = runs.MANY if limit is None else limit - at["count"]
+            if row is None or left <= 0:
+                return at, False
+            if given is not None:
+                some = given[at["after"] : at["after"] + min(left, managing.MOVED)]
+                count, after, end = managing.redrive_ids(work, row, some, reason), at["after"] + len(some), len(given)
+            else:
+                bounds, end = (at["after"], at["last"]), at["last"]
+                count, after = managing.redrive(work, row, left, bounds, reason)
+            at = at | {"after": after, "count": at["count"] + count}
+            return at, after < end and (limit is None or at["count"] < limit)
+
+        done = in_steps(self._commits.run, {}, step, lambda at: _done(at.get("count"), "redriven"), once)
+        count: int = done["count"]
+        return count
 
     # -- the service's own needs
 
     def check_ready(self) -> None:
-        self._commits.run(managing.touch)
-
-    def time(self) -> int:
-        return self._clock.wall(self._clock.now())
+        if not self._committer.has_just_committed():
+            self._commits.run(managing.touch)
 
     def on_failure(self, call: Callable[[], None]) -> None:
         self._failed = call
@@ -263,15 +365,31 @@ class SqliteStore:
         finally:
             self._readers.put(connection)
 
-    def _bring_up_to_date(self, name: str) -> bool:
-        """Lets a reading verb see what time has done; False when there is no such queue."""
+    def _once(self, once: Once | None, operation: Callable[[Work], T]) -> T:
+        """What an operation of one transaction returns, a JSON value or None; at its first call with this key."""
+
+        def run(work: Work) -> Any:
+            return work.once(NO_QUEUE, once, REQUEST_WINDOW, lambda: [operation(work)])[0]
+
+        result: T = self._commits.run(run)
+        return result
+
+    def _describe(self, name: str) -> Queue:
+        with self._reading() as connection:
+            found = showing.describe(connection, self._clock, [name], self._fresh)
+        if not found:
+            raise QueueNotFound(name)
+        return found[0]
+
+    def _bring_up_to_date(self, names: Sequence[str]) -> None:
+        """Let a reading verb see what time has done; where that is very much, as far as it has come in PATIENCE."""
         with self._reading() as connection:
             work = Work(connection, self._clock)
-            found = work.find_queue(name)
-            late = found is not None and any(at is not None and at <= work.now for at in next_due(work, found.id))
-        while late:
-            late = self._commits.run(lambda work: catch_up(work, name))
-        return found is not None
+            late = [name for name in names if (row := work.find_queue(name)) is not None and is_late(work, row)]
+        deadline = time.monotonic() + PATIENCE
+        for name in late:
+            while time.monotonic() < deadline and self._commits.run(partial(catch_up, name=name, most=CHUNK)):
+                pass
 
 
 def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> Messages | None:
@@ -284,22 +402,11 @@ def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> Messages |
             break
         if bring_up_to_date(work, row):
             return Messages(taken) if taken else None
+        clear_out(work, row)
+        work.note_use(row)
         taken += (found := take(work, row, left, ask.recipient, _lease(ask, row.settings), room))
         left -= len(Messages(found))
     return Messages(taken)
-
-
-def _send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> list[int]:
-    """The ids, in the order given; each queue gets its own in that order."""
-    places: dict[str, list[int]] = {}
-    for place, (name, _) in enumerate(messages):
-        places.setdefault(name, []).append(place)
-    ids = [0] * len(messages)
-    for name, where in sorted(places.items()):  # an order that the other engine can keep too
-        sent = send(work, work.queue_for_writing(name), [messages[place][1] for place in where])
-        for place, number in zip(where, sent, strict=True):
-            ids[place] = number
-    return ids
 
 
 def _lease(ask: Receive, settings: QueueSettings) -> int | None:
@@ -309,24 +416,5 @@ def _lease(ask: Receive, settings: QueueSettings) -> int | None:
     return round(1000 * (settings.lease if isinstance(ask.lease, str) else ask.lease))
 
 
-def _spans(ids: list[int]) -> list[list[int]]:
-    """Ids as [first, count] of each span of successive ones: what a batch's reply is remembered as."""
-    if ids and ids == list(range(ids[0], ids[0] + len(ids))):
-        return [[ids[0], len(ids)]]
-    spans: list[list[int]] = []
-    for number in ids:
-        if spans and number == sum(spans[-1]):
-            spans[-1][1] += 1
-        else:
-            spans.append([number, 1])
-    return spans
-
-
-def _told(found: Messages | None, once: Once | None) -> Messages | list[Message] | None:
-    """What a read brought, in the form in which it can be remembered where it is to be."""
-    return found if found is None or once is None else list(found)
-
-
-def _remembered(found: Messages | list[Any]) -> Messages:
-    """What was found just now, or when the Idempotency-Key was first used."""
-    return found if isinstance(found, Messages) else Messages([Message(*message) for message in found])
+def _done(count: int | None, what: str) -> str | None:
+    return f"{count:,} messages were {what}" if count else None

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import apsw
 
+from storage import sqlite_file
 from storage.errors import Unsound, UnusableDatabase
+from storage.model import STATES
 from storage.sqlite_file import DatabaseFile
-from storage.sqlite_work import STATES
 
 
 def info(path: Path) -> str:
@@ -35,6 +36,11 @@ def info(path: Path) -> str:
 def check(path: Path) -> str:
     """Says that the file is sound, all of it having been read. Raises Unsound."""
     with _opened(path) as connection, connection:  # one snapshot for all of it
+        if (version := connection.pragma("user_version")) != sqlite_file.SCHEMA_VERSION:
+            raise UnusableDatabase(
+                f"{path} has schema version {version}, and this check needs {sqlite_file.SCHEMA_VERSION}: "
+                "use the one of the release that serves it, or start the service of this one first"
+            )
         faults = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall() if row[0] != "ok"]
         faults += [
             f"queue '{name}' counts {told} {what} but has {real}"
@@ -125,7 +131,7 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
             raise UnusableDatabase(f"{path} does not exist")
         if path.stat().st_size == 0:
             raise UnusableDatabase(f"{path} is empty")
-        file = DatabaseFile(path)
+        file = DatabaseFile(path, migrate=False)
         try:
             connection = file.connect()
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,23 +48,37 @@ class Committer:
         self._connection.set_wal_hook(self._note_log)
         self._pages_in_log = 0
         self.broken = False
+        self._committed_at = -math.inf
 
-    def run_group(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None] = lambda: None) -> None:
-        """Runs the operations in one transaction, in which one that fails leaves nothing, and commits."""
+    def has_just_committed(self) -> bool:
+        """Whether this process has written something to the disk within the last second."""
+        return not self.broken and time.monotonic() - self._committed_at < 1
+
+    def run_group(
+        self, tickets: Sequence[Ticket[Work]], gather: Callable[[], Sequence[Ticket[Work]]] = lambda: ()
+    ) -> Sequence[Ticket[Work]]:
+        """Runs the operations in one transaction, in which one that fails leaves nothing, and commits.
+
+        Returns those that were not begun with and have time left, where the lock could not be had in that of others.
+        """
+        group = list(tickets)
         try:
-            woken = self._transact(tickets, gather)
+            woken = self._transact(group, gather)
         except (apsw.IOError, apsw.CorruptError) as fault:
             self.give_up(fault)
-            _refuse(tickets, fault)
+            _refuse(group, fault)
         except apsw.BusyError as fault:
-            _refuse(tickets, fault)
+            now = time.monotonic()
+            _refuse([ticket for ticket in group if ticket.deadline <= now], fault)
+            return [ticket for ticket in group if ticket.deadline > now]
         except Exception as fault:
-            if len(tickets) == 1:
-                _refuse(tickets, fault)
+            if len(group) == 1:
+                _refuse(group, fault)
             else:
-                self._run_each_alone(tickets)
+                self._run_each_alone(group)
         else:
             self._committed(woken)
+        return []
 
     def give_up(self, fault: Exception) -> None:
         """The disk has failed: nothing is written by this process from now on."""
@@ -76,11 +91,12 @@ class Committer:
     def close(self) -> None:
         self._connection.close()
 
-    def _transact(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None]) -> set[str]:
+    def _transact(self, tickets: list[Ticket[Work]], gather: Callable[[], Sequence[Ticket[Work]]]) -> set[str]:
         if self.broken:
             raise Unavailable("the disk has failed; the service is stopping")
         with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # who has waited longest gives up in time
-            gather()  # who came while the other processes had their turn need not wait for another
+            before = self._connection.total_changes()
+            tickets += gather()  # who came while the other processes had their turn need not wait for another
             try:
                 if not self._run_together(work, tickets):
                     self._connection.execute("ROLLBACK")
@@ -89,6 +105,8 @@ class Committer:
                     self._run_apart(work, tickets)
                 work.write_counts()
                 self._connection.execute("COMMIT")
+                if work.connection.total_changes() != before:
+                    self._committed_at = time.monotonic()
             except apsw.FullError:
                 self._pages_in_log = CHECKPOINT_FROM  # folded in, it has room for the next
                 raise
@@ -121,7 +139,9 @@ class Committer:
     def _begun(self, deadline: float) -> Iterator[Work]:
         """A transaction, alone among all processes. Raises BusyError when it could not begin by the deadline."""
         while True:
-            with self._file.locked():
+            with self._file.lock.held(deadline) as held:
+                if not held:
+                    raise apsw.BusyError("another process keeps the lock")
                 patience = min(TURN, max(0.0, deadline - time.monotonic()))
                 self._connection.set_busy_timeout(round(patience * 1000))
                 try:
@@ -141,6 +161,7 @@ class Committer:
         Nearly all that fail have changed nothing, so savepoints would be paid for by all and used by nobody.
         """
         for ticket in tickets:
+            ticket.result = ticket.error = None
             before = work.changes
             try:
                 ticket.result = ticket.operation(work)
@@ -174,7 +195,6 @@ class Committer:
     def _run_each_alone(self, tickets: Sequence[Ticket[Work]]) -> None:
         """The transaction was lost to one of them: alone, only that one fails."""
         for ticket in tickets:
-            ticket.result = ticket.error = None
             self.run_group([ticket])
 
 

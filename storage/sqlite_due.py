@@ -1,18 +1,33 @@
-"""What time does to a queue: leases and delays end, messages expire."""
+"""What time does to a queue: leases and delays end, messages expire, and some have been received too often."""
 
 from __future__ import annotations
 
+from itertools import takewhile
+from typing import Any, NamedTuple
+
 from storage import sqlite_runs as runs
-from storage.sqlite_work import CHUNK, LEASED, QueueRow, Work
+from storage.model import CHUNK_BYTES
+from storage.sqlite_work import ARRIVED, LEASED, SIZE, QueueRow, Work
+
+SHARE = 1_000  # messages that a read moves at most of what can also be done later
+
+
+class Front(NamedTuple):
+    """Where a queue begins: what is up to `id`, or arrived by `moment`, is past the queue's retention."""
+
+    id: int
+    moment: int
 
 
 def bring_up_to_date(work: Work, queue: QueueRow) -> bool:
-    """What time has done by now: leases and delays that ended, messages that expired; True when more is left.
+    """Do what must be done before messages are chosen: leases and delays end, messages pass their ttl.
 
-    At most CHUNK of each, so that half a million leases that end at once do not stop everybody.
+    Return whether more is left than one transaction deals with: it is to be called in another.
     """
     if queue.id in work.up_to_date:
         return False
+    if not work.budget:
+        return True
     due, expires = next_due(work, queue.id)
     more = False
     if due is not None and due <= work.now:
@@ -25,14 +40,56 @@ def bring_up_to_date(work: Work, queue: QueueRow) -> bool:
     return more
 
 
-def catch_up(work: Work, name: str) -> bool:
-    """As bring_up_to_date, of a queue that may be gone meanwhile."""
+def clear_out(work: Work, queue: QueueRow, most: int = SHARE) -> bool:
+    """Remove some of what a read passes over: messages past retention, and received too often for a lowered limit.
+
+    Return whether more is left.
+    """
+    if queue.id in work.swept:  # many reads in one transaction have one share
+        return True
+    more = False
+    if queue.retention is not None:
+        more = _sweep_runs(work, queue, most) or _sweep(work, queue, most)
+    if queue.settings.max_receives:
+        more = _bury_spent(work, queue, most) or more
+    work.swept.add(queue.id)
+    return more
+
+
+def catch_up(work: Work, name: str, most: int) -> bool:
+    """Do both, for a queue that may have been deleted meanwhile; return whether more is left."""
     queue = work.find_queue(name)
-    return queue is not None and bring_up_to_date(work, queue)
+    if queue is None:
+        return False
+    more = bring_up_to_date(work, queue)
+    return clear_out(work, queue, most) or more
+
+
+def is_late(work: Work, queue: QueueRow) -> bool:
+    """Whether there is something for catch_up to do."""
+    if any(at is not None and at <= work.now for at in next_due(work, queue.id)):
+        return True
+    most = queue.settings.max_receives
+    if (
+        most
+        and work.execute(
+            "SELECT EXISTS (SELECT 1 FROM messages WHERE queue_id = ?1 AND state = 0 AND receive_count > 0 "
+            "                                        AND receive_count >= ?2) "
+            f"OR EXISTS (SELECT 1 FROM runs {runs.READY_RUNS} AND receive_count >= ?2)",
+            (queue.id, most),
+        ).get
+    ):
+        return True
+    if queue.retention is None:
+        return False
+    cutoff = work.now - queue.retention
+    first = _first(work, queue.id, queue.swept)
+    packed = work.execute(f"SELECT sent_at FROM runs {runs.READY_RUNS} ORDER BY id LIMIT 1", (queue.id,)).get
+    return (first is not None and first[1] <= cutoff) or (packed is not None and packed <= cutoff)
 
 
 def next_due(work: Work, queue_id: int) -> tuple[int | None, int | None]:
-    """When the next lease or delay ends, and when the next message expires."""
+    """When the next lease or delay ends, and when the next message passes its ttl."""
     row: tuple[int | None, int | None] = work.execute(
         """
         SELECT (SELECT min(due_at)
@@ -47,32 +104,122 @@ def next_due(work: Work, queue_id: int) -> tuple[int | None, int | None]:
     return row
 
 
+def front(work: Work, queue: QueueRow) -> Front:
+    """Find where the queue begins, in a few steps however much lies before that."""
+    if queue.retention is None:
+        return Front(0, -1)
+    cutoff = work.now - queue.retention
+    low = work.queue(queue.name).swept
+    first = _first(work, queue.id, low)
+    if first is None or first[1] > cutoff:
+        return Front(0, cutoff)
+    low, high = first[0], work.execute("SELECT max(id) FROM messages WHERE queue_id = ?", (queue.id,)).get
+    while low < high:  # arrival rises with id: low has expired, and what is above high has not
+        middle = (low + high) // 2
+        found = _first(work, queue.id, middle)
+        if found is not None and found[1] <= cutoff:
+            low = found[0]
+        else:
+            high = middle
+    return Front(low, cutoff)
+
+
+def _first(work: Work, queue_id: int, after: int) -> tuple[int, int] | None:
+    """Return id and arrival of the first message with a row of its own and an id above `after`."""
+    found: tuple[int, int] | None = work.execute(
+        f"SELECT id, {ARRIVED} FROM messages WHERE queue_id = ? AND id > ? ORDER BY id LIMIT 1", (queue_id, after)
+    ).get
+    return found
+
+
 def _return_due(work: Work, queue: QueueRow) -> bool:
     more = runs.return_due(work, queue)
+    limit = work.budget
+    most = queue.settings.max_receives or runs.MANY
     rows = work.all(
-        "SELECT id, key, state, receive_count FROM messages "
-        "WHERE queue_id = ? AND state IN (1, 2) AND due_at <= ? ORDER BY due_at, id LIMIT ?",
-        (queue.id, work.now, CHUNK),
+        f"SELECT id, iif(state = 1 AND receive_count >= ?3, {SIZE}, 0), key, state = 1 AND receive_count >= ?3 "
+        "FROM messages WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?2 ORDER BY due_at, id LIMIT ?4",
+        (queue.id, work.now, most, limit),
     )
-    most = queue.settings.max_receives
-    spent = {row[0] for row in rows if most and row[2] == LEASED and row[3] >= most}
-    work.bury(queue, sorted(spent), "max_receives")
-    back = [row for row in rows if row[0] not in spent]
-    work.give_back(queue, [row[0] for row in back], {row[1] for row in back if row[1] is not None})
-    return more or len(rows) == CHUNK
+    some = _some(work, rows)
+    work.bury(queue, sorted(row[0] for row in some if row[3]), "max_receives")
+    back = [row for row in some if not row[3]]
+    work.give_back(queue, [row[0] for row in back], {row[2] for row in back if row[2] is not None})
+    return more or not work.budget or len(some) == limit
 
 
 def _drop_expired(work: Work, queue: QueueRow) -> bool:
-    ids = [
-        row[0]
-        for row in work.all(
-            "SELECT id FROM messages WHERE queue_id = ? AND expires_at IS NOT NULL AND state <> 1 "
-            "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
-            (queue.id, work.now, CHUNK),
-        )
-    ]
+    limit = work.budget
+    rows = work.all(
+        f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND expires_at IS NOT NULL AND state <> 1 "
+        "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
+        (queue.id, work.now, limit),
+    )
+    some = _some(work, rows)
+    work.expire(queue, [row[0] for row in some])
+    return len(some) == limit or len(some) < len(rows)
+
+
+def _some(work: Work, rows: list[Any]) -> list[Any]:
+    """As many of these, whose second column is a size, as this transaction may still move."""
+    size = 0
+    for count, row in enumerate(rows, 1):
+        size += row[1]
+        if size > CHUNK_BYTES:
+            work.budget = 0
+            return rows[:count]
+    work.budget = max(0, work.budget - len(rows))
+    return rows
+
+
+def _sweep(work: Work, queue: QueueRow, most: int) -> bool:
+    """Drop the messages past retention, in order of id, and note up to where that was done."""
+    cutoff = work.now - (queue.retention or 0)
+    swept = work.queue(queue.name).swept
+    first = _first(work, queue.id, swept)
+    if first is None or first[1] > cutoff:
+        return False
+    rows = work.all(
+        f"SELECT id, iif(state = 1, 0, {SIZE}), state, {ARRIVED} FROM messages "
+        "WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?",
+        (queue.id, swept, most if work.budget else 0),
+    )
+    past = _some(work, list(takewhile(lambda row: row[3] <= cutoff, rows)))
+    if past:
+        work.swept_to(queue, past[-1][0])
+        work.expire(queue, [row[0] for row in past if row[2] != LEASED])
+    return not past or not work.budget or len(past) == most
+
+
+def _sweep_runs(work: Work, queue: QueueRow, most: int) -> bool:
+    """As _sweep; of those that are leased none is looked at."""
+    cutoff = work.now - (queue.retention or 0)
+    limit = max(1, most // runs.LONGEST) if work.budget else 0
+    past = list(takewhile(lambda run: run.sent_at <= cutoff, runs.select_ready(work, queue, limit)))
+    work.budget = max(0, work.budget - runs.count_messages(past))
     if queue.settings.dead_letter_expired:
-        work.bury(queue, ids, "expired", expired=len(ids))
+        runs.unpack(work, queue, past)
+        work.expire(queue, [number for run in past for number in run.ids])
     else:
-        work.remove(queue, ids, expired=len(ids))
-    return len(ids) == CHUNK
+        runs.remove(work, queue, past, expired=runs.count_messages(past))
+    return bool(past) and len(past) == limit
+
+
+def _bury_spent(work: Work, queue: QueueRow, most: int) -> bool:
+    """Dead-letter ready messages that were received too often, since max_receives was lowered after that."""
+    limit = min(most, work.budget)
+    receives = queue.settings.max_receives
+    packed = runs.select_ready(work, queue, max(1, limit // runs.LONGEST) if limit else 0, receives)
+    runs.unpack(work, queue, packed)
+    while limit:
+        rows = work.all(
+            f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND state = 0 AND receive_count > 0 "
+            "AND receive_count >= ? ORDER BY receive_count, id LIMIT ?",
+            (queue.id, receives, limit),
+        )
+        if not rows:
+            return bool(packed)
+        some = _some(work, rows)
+        work.bury(queue, sorted(row[0] for row in some), "max_receives")
+        limit = min(limit - len(some), work.budget)  # of a key the next may have come up, received too often as well
+    return True

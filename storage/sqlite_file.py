@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -17,9 +16,11 @@ import apsw
 from storage.clock import BootClock, boot_id, first_offset
 from storage.errors import Busy, UnusableDatabase
 from storage.model import Disk
+from storage.sqlite_lock import FileLock
 
 APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: what tells our files from others
-_STEPS = ["sqlite.sql", "sqlite_2.sql", "sqlite_3.sql"]  # the script at place n brings a file from version n to n + 1
+# The script at place n brings a file from version n to n + 1.
+_STEPS = ["sqlite.sql", "sqlite_2.sql", "sqlite_3.sql", "sqlite_4.sql"]
 SCHEMA_VERSION = len(_STEPS)  # in the file's user_version
 MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it has been checkpointed
 BUSY_TIMEOUT = 5_000  # ms
@@ -39,33 +40,30 @@ _PRAGMAS = f"""
 class DatabaseFile:
     """A path that has been found fit, with a queue schema in it. Opened in each process for itself, after a fork."""
 
-    def __init__(self, path: Path) -> None:
-        """Creates the file where there is none. Raises UnusableDatabase with the reason, Busy while it is locked."""
+    def __init__(self, path: Path, *, migrate: bool = True) -> None:
+        """Creates the file where there is none. Raises UnusableDatabase with the reason, Busy while it is locked.
+
+        Not to `migrate` leaves a file of an earlier version as it is; its clock is not known then.
+        """
         refuse_unsafe_sqlite(apsw.sqlite_lib_version())
-        self.path = path.absolute()
+        self.path = path.resolve()  # what lies beside it, and the disk that fills, are where it really is
         self._folder = str(self.path.parent)
         _refuse_unfit_place(self.path)
         try:
             # Beside the database and never the database itself: closing any descriptor of that file would
             # drop this process's POSIX locks on it, and another process could delete the log under us.
-            self._lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            with self.locked():
-                self.clock = self._prepare()
+            self.lock = FileLock(Path(f"{self.path}-lock"))
+            self._share_lock()
+            with self.lock.held(time.monotonic() + BUSY_TIMEOUT / 1000) as held:
+                if not held:
+                    raise Busy
+                self.clock = self._prepare(migrate)
         except apsw.BusyError:
             raise Busy from None
         except apsw.Error as fault:
             raise UnusableDatabase(f"{self.path} cannot be used: {fault}") from fault
         except OSError as fault:
-            raise UnusableDatabase(f"{self.path} cannot be used: {fault.strerror}") from fault
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the lock among processes that makes turns at writing fair (SQLite's own busy wait polls)."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            raise UnusableDatabase(f"{fault.filename or self.path} cannot be used: {fault.strerror}") from fault
 
     def connect(self) -> apsw.Connection:
         """A connection for one thread at a time."""
@@ -96,12 +94,18 @@ class DatabaseFile:
     def distrust_log(self) -> None:
         """The disk has failed a write: whoever opens the file next, before a reboot, writes its log anew."""
         with suppress(OSError):  # a disk may fail this too
-            os.pwrite(self._lock, _distrust(), 0)
+            os.pwrite(self.lock.descriptor, _distrust(), 0)
 
     def close(self) -> None:
-        os.close(self._lock)
+        self.lock.close()
 
-    def _prepare(self) -> BootClock:
+    def _share_lock(self) -> None:
+        """A tool that root runs leaves nothing that the service cannot open; of the log SQLite sees to that."""
+        if os.geteuid() == 0 and self.path.exists():
+            owner = self.path.stat()
+            os.fchown(self.lock.descriptor, owner.st_uid, owner.st_gid)
+
+    def _prepare(self, migrate: bool) -> BootClock:
         connection = self.connect()
         try:
             _refuse_foreign(connection, self.path)
@@ -109,6 +113,8 @@ class DatabaseFile:
             kept = _kept_clock(connection)
             if kept is not None:
                 return kept  # nothing to write: a worker that is replaced must not wait for whoever is writing
+            if not migrate and connection.pragma("user_version") < SCHEMA_VERSION:
+                return BootClock(first_offset(not_before=0))
             if connection.pragma("page_count") == 0:
                 connection.pragma(
                     "auto_vacuum", "incremental"
@@ -129,7 +135,7 @@ class DatabaseFile:
         them. SQLite, opening the log anew, would go on behind such frames, and a power cut would take all that was
         acknowledged since.
         """
-        if os.pread(self._lock, 100, 0) != _distrust():
+        if os.pread(self.lock.descriptor, 100, 0) != _distrust():
             return
         connection.execute("BEGIN IMMEDIATE")  # nobody changes the log meanwhile; checkpoints only read it
         try:
@@ -138,7 +144,7 @@ class DatabaseFile:
             pass
         finally:
             connection.execute("ROLLBACK")
-        os.ftruncate(self._lock, 0)
+        os.ftruncate(self.lock.descriptor, 0)
 
 
 def refuse_unsafe_sqlite(version: str) -> None:
@@ -216,7 +222,9 @@ def _write_again(path: str, flag: int) -> None:
     block, place = memoryview(mmap.mmap(-1, 1024 * 1024)), 0  # O_DIRECT wants whole pages, in memory and in the file
     source, target = os.open(path, os.O_RDONLY | os.O_CLOEXEC), os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
     try:
-        while count := os.preadv(source, [block], place):
+        end = os.fstat(source).st_size  # padding makes the file longer
+        while place < end:
+            count = os.preadv(source, [block], place)
             padding = -count % mmap.PAGESIZE  # behind the last frame it is none
             block[count : count + padding] = bytes(padding)
             if os.pwritev(target, [block[: count + padding]], place) != count + padding:
@@ -244,13 +252,16 @@ def _kept_clock(connection: apsw.Connection) -> BootClock | None:
 
 
 def _set_clock(connection: apsw.Connection) -> BootClock:
+    """Behind no time that the file knows of: a wall clock set back is no reason for leases to last longer."""
     last = connection.execute(
-        "SELECT max(sent_at) FROM (SELECT * FROM (SELECT sent_at FROM messages ORDER BY id DESC LIMIT 1) "
-        "UNION ALL SELECT * FROM (SELECT sent_at FROM runs ORDER BY id DESC LIMIT 1))"
+        "SELECT max(moment) FROM (SELECT * FROM (SELECT max(sent_at, coalesce(arrived_at, 0)) AS moment "
+        "                                          FROM messages ORDER BY id DESC LIMIT 1) "
+        "UNION ALL SELECT * FROM (SELECT sent_at FROM runs ORDER BY id DESC LIMIT 1) "
+        "UNION ALL SELECT last_ms FROM clock)"
     ).get
-    # The file's own time tells of a last write that left no message: a wall clock set back meanwhile is no reason
-    # for leases to last longer.
-    offset = first_offset(not_before=max(last or 0, round(os.stat(connection.filename).st_mtime * 1000)))
+    offset = first_offset(not_before=last or 0)
     connection.execute("DELETE FROM clock")
-    connection.execute("INSERT INTO clock (boot_id, offset_ms) VALUES (?, ?)", (boot_id(), offset))
+    connection.execute(
+        "INSERT INTO clock (boot_id, offset_ms, last_ms) VALUES (?, ?, ?)", (boot_id(), offset, last or 0)
+    )
     return BootClock(offset)

@@ -1,47 +1,38 @@
-"""What is done to whole queues: settings, purge, deletion, redrive; and what upkeep clears away."""
+"""What is done to whole queues, and to messages by id: settings, purge, deletion, redrive; and what upkeep clears."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from heapq import merge
+from itertools import islice
 from typing import Any
 
 from storage import sqlite_runs as runs
+from storage.errors import MessageLeased, MessageNotFound
 from storage.kept import write_settings
-from storage.sqlite_work import CHUNK, LIVING, QueueRow, Work, int_array
+from storage.model import CHUNK, CHUNK_BYTES, STATES, QueueSettings, check_chain
+from storage.sqlite_showing import graves
+from storage.sqlite_work import BLOCKED, DELAYED, LEASED, READY, SIZE, QueueRow, Work, int_array
 
-CHUNK_BYTES = 32 * 1024 * 1024  # of text that one transaction removes at most
+MOVED = 2_000  # messages in one step of a redrive
 SHRUNK = 500  # pages
 
 
-def _lifetime(ttl: str, retention: str) -> str:
-    """SQL: the ms a message may live by its ttl and the queue's retention (s or NULL); NULL: without end."""
-    return f"CAST(ceil(1000 * min(coalesce({ttl}, {retention}), coalesce({retention}, {ttl}))) AS INTEGER)"
-
-
-_LIFETIME = _lifetime("fields ->> 'ttl'", "?1")
-TTL = "iif(origin IS NULL, fields ->> 'ttl', NULL)"  # SQL: in s; a dead letter's is over and done with
-
-
-def beginning(retention: str) -> str:
-    """SQL: ms when a message's life began: its sending, but for one that was redriven or died since."""
-    return f"""coalesce(expires_at - {_lifetime(TTL, retention)},
-                        CAST(1000 * unixepoch(death ->> 'dead_letter_at', 'subsec') AS INTEGER), sent_at)"""
-
-
 def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> None:
-    """Changes settings; a new retention holds for all messages that are there. Raises InvalidInput."""
+    """Changes settings, and touches no message. Raises InvalidInput."""
     settings = queue.settings.changed(changes)
-    kept = write_settings(settings)
-    work.execute("UPDATE queues SET settings = ?, version = version + 1 WHERE id = ?", (kept, queue.id))
-    if settings.max_receives:
-        runs.unpack_spent(work, queue, settings.max_receives)
-    if settings.retention != queue.settings.retention:
-        runs.unpack_all(work, queue)
-        work.execute(
-            f"UPDATE messages SET expires_at = {beginning('?2')} + {_lifetime(TTL, '?1')} WHERE queue_id = ?3",
-            (settings.retention, queue.settings.retention, queue.id),
-        )
+    if settings.dead_letter_queue != queue.settings.dead_letter_queue:
+        check_chain(queue.name, settings, lambda name: found.settings if (found := work.find_queue(name)) else DEFAULT)
+    work.execute(
+        "UPDATE queues SET settings = ?, version = version + 1, used_at = ? WHERE id = ?",
+        (write_settings(settings), work.now, queue.id),
+    )
     work.forget_queue(queue)
+
+
+DEFAULT = QueueSettings()
 
 
 def version(work: Work, queue: QueueRow) -> int:
@@ -50,33 +41,47 @@ def version(work: Work, queue: QueueRow) -> int:
     return version
 
 
-def last_id(work: Work, queue: QueueRow) -> int:
-    """The highest id in the queue, 0 when it is empty."""
-    last: int = work.execute(
-        "SELECT max(coalesce((SELECT max(id) FROM messages WHERE queue_id = ?1), 0), "
-        "coalesce((SELECT max(id) FROM runs WHERE queue_id = ?1), 0))",
-        (queue.id,),
-    ).get
+def last_id(work: Work) -> int:
+    """The highest id ever given to a message."""
+    last: int = work.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get
     return last
 
 
 def purge(work: Work, queue: QueueRow, last: int) -> int:
-    """Removes a chunk of the messages up to id `last`, newest first: no key's next one shows up. How many."""
-    return runs.purge(work, queue, last) or len(work.remove(queue, _chunk(work, queue.id, last)))
+    """Removes some of the messages up to id `last`, newest first: no key's next one shows up. How many."""
+    if removed := runs.purge(work, queue, last, CHUNK):
+        return removed
+    rows = work.remove(queue, _chunk(work, queue.id, last))
+    names = {json.loads(row[2]).get("dedup_id"): row[0] for row in rows if row[2] and '"dedup_id"' in row[2]}
+    if names:
+        work.execute(
+            "DELETE FROM dedup WHERE queue_id = ?1 AND dedup_id IN (SELECT value FROM json_each(?2)) "
+            "AND message_id IN carray(?3)",
+            (queue.id, json.dumps(list(names), ensure_ascii=False), int_array(list(names.values()))),
+        )
+    return len(rows)
 
 
-def disown(work: Work, queue: QueueRow) -> int:
-    """The queue is gone for everybody; its number, by which `clear` removes what is left of it."""
+def disown(work: Work, queue: QueueRow) -> None:
+    """The queue does not exist any more; upkeep removes what is left of it by `clear`."""
     work.execute("UPDATE queues SET name = NULL WHERE id = ?", (queue.id,))
     work.forget_queue(queue)
-    return queue.id
+
+
+def disown_unused(work: Work, name: str) -> None:
+    """As disown, if the queue is empty and has not been used for as long as its setting `expires` says."""
+    queue = work.find_queue(name)
+    if queue is None or queue.settings.expires is None or queue.messages:
+        return
+    if queue.used_at + queue.settings.expires * 1000 <= work.now:
+        disown(work, queue)
 
 
 def clear(work: Work, queue_id: int) -> bool:
-    """Removes a chunk of what is left of a disowned queue, in the end itself; True when more is left."""
-    if runs.clear(work, queue_id):
+    """Removes some of what is left of a disowned queue, in the end itself; True when more is left."""
+    if runs.clear(work, queue_id, CHUNK):
         return True
-    if ids := _chunk(work, queue_id, 2**63 - 1):
+    if ids := _chunk(work, queue_id, runs.MANY):
         work.execute("DELETE FROM messages WHERE id IN carray(?)", (int_array(ids),))
         return True
     for table, name in (("replies", "key"), ("dedup", "dedup_id")):
@@ -92,8 +97,7 @@ def _chunk(work: Work, queue_id: int, last: int) -> list[int]:
     """Ids of the newest messages up to `last`, as many as one transaction may remove."""
     ids, size = [], 0
     for number, length in work.all(
-        "SELECT id, octet_length(text) + coalesce(octet_length(fields), 0) FROM messages "
-        "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
+        f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
         (queue_id, last, CHUNK),
     ):
         ids.append(number)
@@ -103,40 +107,136 @@ def _chunk(work: Work, queue_id: int, last: int) -> list[int]:
     return ids
 
 
-def redrive(work: Work, name: str, limit: int) -> int:
-    """Dead letters that lie in this queue or came from it go back, in order of death; how many (CHUNK at most)."""
-    queue = work.queue(name)
+# -- redrive
+
+
+def redrive_ids(work: Work, queue: QueueRow, ids: Sequence[int], reason: str | None) -> int:
+    """Of these, dead letters that lie in this queue or came from it go back; how many."""
+    if not ids:
+        return 0
     rows = work.all(
-        "SELECT id, queue_id, origin FROM messages WHERE state <> 1 AND origin IS NOT NULL "
-        f"AND (queue_id = ? OR origin = ?) AND {LIVING} ORDER BY id LIMIT ?",
-        (queue.id, name, min(limit, CHUNK)),
+        f"SELECT {_LETTER} FROM messages WHERE id IN carray(?1) AND origin IS NOT NULL "
+        "AND (queue_id = ?2 OR origin = ?3) ORDER BY id",
+        (int_array(ids), queue.id, queue.name),
     )
+    return _send_back(work, [row for row in rows if _may_go(row, reason)])
+
+
+def redrive(work: Work, queue: QueueRow, limit: int, bounds: tuple[int, int], reason: str | None) -> tuple[int, int]:
+    """Dead letters with an id between these (the last one included) that lie in this queue or came from it go back.
+
+    In order of death, `limit` and MOVED at most, and only a bounded number is looked at. Returns how many went, and the
+    id of the last that was looked at; that of the last there is, when it was the end.
+    """
+    most = min(limit, MOVED)
+    looked_at = MOVED if reason is not None else most + 100
+    sources: list[tuple[str, tuple[Any, ...]]] = [("queue_id = ?1 AND origin IS NOT NULL", (queue.id, None))]
+    sources += [("queue_id = ?1 AND origin = ?2", (grave, queue.name)) for grave in graves(work.connection, queue.name)]
+    with ExitStack() as stack:  # of each source only as many rows are read as are looked at
+        found = [
+            stack.enter_context(
+                closing(
+                    work.execute(
+                        f"SELECT {_LETTER} FROM messages WHERE {which} AND id > ?3 AND id <= ?4 ORDER BY id LIMIT ?5",
+                        (*values, *bounds, looked_at),
+                    )
+                )
+            )
+            for which, values in sources
+        ]
+        rows = list(islice(merge(*found), looked_at))
+    chosen: list[Any] = []
+    size = 0
+    for row in rows:
+        if _may_go(row, reason):
+            chosen.append(row)
+            size += row[5]
+        if len(chosen) == most or size > CHUNK_BYTES:
+            _send_back(work, chosen)
+            return len(chosen), row[0]
+    _send_back(work, chosen)
+    return len(chosen), rows[-1][0] if len(rows) == looked_at else bounds[1]
+
+
+_LETTER = f"id, queue_id, origin, state, deaths ->> '$[#-1].dead_letter_reason', {SIZE}"
+
+
+def _may_go(row: Any, reason: str | None) -> bool:
+    return row[3] != LEASED and reason in (None, row[4])
+
+
+def _send_back(work: Work, rows: Sequence[Any]) -> int:
     ways: dict[tuple[int, str], list[int]] = {}
-    for number, grave_id, origin in rows:
+    for number, grave_id, origin, *_ in rows:
         ways.setdefault((grave_id, origin), []).append(number)
+    count = 0
     for (grave_id, origin), ids in ways.items():
-        _raise_dead(work, _queue_by_id(work, grave_id), work.queue_for_writing(origin), ids)
-    return len(rows)
+        name = work.execute("SELECT name FROM queues WHERE id = ?", (grave_id,)).get
+        if name is not None:  # else it is being cleared away
+            _undo_death(work, work.queue(name), work.queue_for_writing(origin), ids)
+            count += len(ids)
+    return count
 
 
-def _raise_dead(work: Work, grave: QueueRow, home: QueueRow, ids: Sequence[int]) -> None:
+def _undo_death(work: Work, grave: QueueRow, home: QueueRow, ids: Sequence[int]) -> None:
     rows = work.all(
         f"""
-        INSERT INTO messages (queue_id, sent_at, state, priority, recipient, key, expires_at, fields, text)
-        SELECT ?2, sent_at, iif(key IS NULL, 0, 3), priority, recipient, key,
-               ?3 + {_LIFETIME},
+        INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, expires_at,
+                              origin, deaths, fields, text)
+        SELECT ?1, sent_at, ?2, iif(key IS NULL, 0, 3), priority, recipient, key,
+               iif(json_array_length(deaths) = 1, ?2 + CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER), NULL),
+               deaths ->> '$[#-2].dead_letter_from',
+               iif(json_array_length(deaths) = 1, NULL, json_remove(deaths, '$[#-1]')),
                fields, text
-          FROM messages WHERE id IN carray(?4) ORDER BY id
-        RETURNING state, key, octet_length(text) + coalesce(octet_length(fields), 0)
+          FROM messages WHERE id IN carray(?3) ORDER BY id
+        RETURNING state, key, {SIZE}
         """,
-        (home.settings.retention, home.id, work.now, int_array(ids)),
+        (home.id, work.now, int_array(ids)),
     )
     work.arrived(home, rows)
     work.remove(grave, ids)
 
 
-def _queue_by_id(work: Work, number: int) -> QueueRow:
-    return work.queue(work.execute("SELECT name FROM queues WHERE id = ?", (number,)).get)
+# -- one message by its id
+
+
+def delete_message(work: Work, queue: QueueRow, number: int) -> None:
+    _waiting(work, queue, number)
+    work.remove(queue, [number])
+
+
+def dead_letter(work: Work, queue: QueueRow, number: int, reason: str) -> None:
+    _waiting(work, queue, number)
+    work.bury(queue, [number], reason)
+
+
+def reschedule(work: Work, queue: QueueRow, number: int, delay: int) -> None:
+    state = _waiting(work, queue, number)
+    if state == READY and not delay:
+        return
+    due = work.now + delay
+    to = BLOCKED if state == BLOCKED else DELAYED if delay else READY
+    work.execute(  # a lease that ended is not to hold again
+        "UPDATE messages SET state = ?, due_at = ?, token = -abs(token) WHERE id = ?", (to, due, number)
+    )
+    if to != state:
+        work.count(queue, **{STATES[state]: -1, STATES[to]: 1})
+
+
+def _waiting(work: Work, queue: QueueRow, number: int) -> int:
+    """The state of a message that is not leased. Raises MessageNotFound, MessageLeased."""
+    packed = runs.containing(work, [number])
+    runs.unpack(work, queue, [run for run in packed.values() if run.queue_id == queue.id])
+    found: int | None = work.execute("SELECT state FROM messages WHERE id = ? AND queue_id = ?", (number, queue.id)).get
+    if found is None:
+        raise MessageNotFound
+    if found == LEASED:
+        raise MessageLeased
+    work.note_use(queue)
+    return found
+
+
+# -- upkeep
 
 
 def forget(work: Work) -> None:
@@ -156,6 +256,11 @@ def forget(work: Work) -> None:
 def shrink(work: Work) -> None:
     """Gives up to SHRUNK free pages back to the disk, moving pages in use from the file's end into other free ones."""
     work.all(f"PRAGMA incremental_vacuum({SHRUNK})", ())
+
+
+def note_time(work: Work) -> None:
+    """Keep the service's time, which is not to run back when the next boot finds the wall clock set back."""
+    work.execute("UPDATE clock SET last_ms = max(last_ms, ?)", (work.now,))
 
 
 def touch(work: Work) -> None:

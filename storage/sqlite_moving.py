@@ -10,21 +10,22 @@ from contextlib import closing, suppress
 from heapq import merge
 from itertools import starmap
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import apsw
 
+from storage import sqlite_replies as replies
 from storage.errors import StoreError, UnusableDatabase
+from storage.model import STATES, Sent
 from storage.moving import MovedDedup, MovedMessage, MovedQueue, MovedReply
 from storage.runs import unpacked
 from storage.sqlite_care import sync
 from storage.sqlite_commit import SEALED
 from storage.sqlite_file import DatabaseFile
-from storage.sqlite_managing import beginning
-from storage.sqlite_work import STATES
+from storage.sqlite_work import ARRIVED, Work
 
 _TO_NAME = "CASE state " + " ".join(f"WHEN {number} THEN '{name}'" for number, name in enumerate(STATES)) + " END"
-_TO_NUMBER = "CASE ? " + " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(STATES)) + " END"
+_TO_NUMBER = "CASE ?3 " + " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(STATES)) + " END"
 
 
 class SqliteContents:
@@ -39,7 +40,9 @@ class SqliteContents:
     def queues(self) -> list[MovedQueue]:
         rows = self._connection.execute(
             "SELECT name, version, settings, ready, leased, delayed, blocked, bytes, "
-            "sent, received, acked, expired, dead_lettered FROM queues WHERE name IS NOT NULL ORDER BY name"
+            "sent, received, acked, expired, dead_lettered, iif(used_at, used_at + ?, 0) "
+            "FROM queues WHERE name IS NOT NULL ORDER BY name",
+            (self._step,),
         )
         return [
             queue._replace(settings=json.dumps(json.loads(queue.settings), sort_keys=True))
@@ -55,9 +58,8 @@ class SqliteContents:
             self._connection.execute(
                 f"""
                 SELECT m.id, q.name, {_TO_NAME}, m.priority, m.recipient, m.key, iif(m.due_at, m.due_at + ?1, 0),
-                       m.expires_at + ?1, m.token, m.receive_count, m.sent_at + ?1, m.origin, m.death, m.fields, m.text,
-                       {beginning("settings ->> 'retention'")} + ?1,
-                       CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER)
+                       m.token, m.receive_count, m.sent_at + ?1, {ARRIVED} + ?1,
+                       CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER), m.origin, m.deaths, m.fields, m.text
                   FROM messages AS m JOIN queues AS q ON q.id = m.queue_id
                  WHERE q.name IS NOT NULL AND m.id > ?2
                  ORDER BY m.id
@@ -80,8 +82,8 @@ class SqliteContents:
             for number, text, fields in unpacked(first, texts, attributes):
                 if number > after:
                     yield MovedMessage(
-                        number, queue, state, 0, "", None, due_at, None, token, count, sent_at, None, None, fields,
-                        text, sent_at, None,
+                        number, queue, state, 0, "", None, due_at, token, count, sent_at, sent_at, None, None, None,
+                        fields, text,
                     )  # fmt: skip
 
     def dedups(self) -> Iterator[MovedDedup]:
@@ -101,8 +103,11 @@ class SqliteContents:
             "WHERE name IS NOT NULL OR queue_id = 0 ORDER BY coalesce(name, ''), key",
             (self._step,),
         )
-        for queue, key, fingerprint, reply, forget_at in rows:
-            yield MovedReply(queue, key, fingerprint, *_told(json.loads(reply)), forget_at)
+        work = Work(self._connection, _Ahead(self._step))
+        for queue, key, fingerprint, kept, forget_at in rows:
+            reply = json.loads(kept)
+            if isinstance(reply, dict):
+                yield MovedReply(queue, key, fingerprint, *_parts(work, reply), forget_at)
 
     def last_id(self) -> int:
         return self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get or 0
@@ -131,7 +136,7 @@ class SqliteSource(SqliteContents):
         return None
 
     def seal(self) -> str:
-        with self._file.locked(), self._connection:
+        with self._file.lock.held(), self._connection:
             self._connection.execute("CREATE TABLE IF NOT EXISTS move (name TEXT, step INTEGER, done INTEGER) STRICT")
             if not self._connection.execute("SELECT count(*) FROM move").get:
                 # Once and for all: a clock that is set while a move is interrupted must not make the two differ.
@@ -147,7 +152,7 @@ class SqliteSource(SqliteContents):
         return name
 
     def unseal(self) -> None:
-        with self._file.locked(), self._connection:
+        with self._file.lock.held(), self._connection:
             if not self._connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get:
                 return
             if self._connection.execute("SELECT done FROM move").get:
@@ -162,7 +167,7 @@ class SqliteSource(SqliteContents):
         return False
 
     def has_moved(self) -> None:
-        with self._file.locked(), self._connection:
+        with self._file.lock.held(), self._connection:
             self._connection.execute("UPDATE move SET done = 1")
 
 
@@ -195,17 +200,19 @@ class SqliteTarget(SqliteContents):
         with self._connection:
             self._connection.executemany(
                 "INSERT OR IGNORE INTO queues (name, version, settings, ready, leased, delayed, blocked, bytes, "
-                "sent, received, acked, expired, dead_lettered) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "sent, received, acked, expired, dead_lettered, used_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 queues,
             )
 
     def add_messages(self, messages: Sequence[MovedMessage]) -> None:
         with self._connection:
             self._connection.executemany(
-                "INSERT INTO messages (id, queue_id, state, priority, recipient, key, due_at, expires_at, token, "
-                "receive_count, sent_at, origin, death, fields, text) "
-                f"VALUES (?, (SELECT id FROM queues WHERE name = ?), {_TO_NUMBER}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (message[:15] for message in messages),  # what follows is told by the others
+                "INSERT INTO messages (id, queue_id, state, priority, recipient, key, due_at, token, receive_count, "
+                "sent_at, arrived_at, expires_at, origin, deaths, fields, text) "
+                f"VALUES (?1, (SELECT id FROM queues WHERE name = ?2), {_TO_NUMBER}, ?4, ?5, ?6, ?7, ?8, ?9, "
+                "?10, nullif(?11, ?10), iif(?13 IS NULL, ?11 + ?12, NULL), ?13, ?14, ?15, ?16)",
+                messages,
             )
 
     def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
@@ -240,24 +247,30 @@ class SqliteTarget(SqliteContents):
             connection.execute("DROP TABLE arriving")
 
 
-def _told(reply: list[Any]) -> tuple[list[int] | None, str | None]:
-    """The ids and the messages of a reply as it is kept; by its form one sees of what verb it is."""
-    if len(reply) == 2 and (not reply[1] or isinstance(reply[1][0], list)):  # of a transaction: ids, messages
-        return reply[0], _as_json(reply[1])
-    if isinstance(reply[0][1], str):  # of a receive: messages
-        return None, _as_json(reply)
-    return [number for first, count in reply for number in range(first, first + count)], None
+class _Ahead(NamedTuple):
+    """A Clock that stands still, so many ms behind the wall clock."""
+
+    step: int
+
+    def now(self) -> int:
+        return 0
+
+    def wall(self, moment: int) -> int:
+        return moment + self.step
 
 
-def _as_json(messages: list[list[Any]] | None) -> str:
-    return json.dumps(messages and [message[:8] for message in messages])
+def _parts(work: Work, reply: dict[str, Any]) -> tuple[list[int] | None, str | None]:
+    """The ids and the messages of a reply as it is kept, those that were leased as they are now."""
+    ids = replies.sent(reply).ids if "ids" in reply else None
+    if "leased" not in reply and "messages" not in reply:
+        return ids, None
+    found = replies.messages(work, reply)
+    return ids, json.dumps(None if found is None else [message[:8] for message in found])
 
 
-def _kept(reply: MovedReply) -> list[Any]:
-    if reply.messages is None:
-        return [[number, 1] for number in reply.ids or ()]
-    messages: list[Any] = json.loads(reply.messages)
-    return messages if reply.ids is None else [reply.ids, messages]
+def _kept(reply: MovedReply) -> dict[str, Any]:
+    kept = {} if reply.ids is None else replies.of_sent(Sent(reply.ids, []))
+    return kept if reply.messages is None else kept | {"messages": json.loads(reply.messages)}
 
 
 def _seals(connection: apsw.Connection) -> Iterator[tuple[str, str]]:

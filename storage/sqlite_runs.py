@@ -1,13 +1,11 @@
 """Runs as they lie in the database: batches of plain messages, packed many in a row.
 
-Sent, leased and settled whole, as batches mostly are, a run costs little more than one message. A read that ends within
-one splits it; whatever treats one of its messages in a way of its own has it unpacked first, into a row for each. So
-nothing but this module, and what takes, counts or lists messages, knows of them.
+Sent, leased, extended and settled whole, by its own receipt, a run costs little more than one message. Whatever treats
+one of its messages in a way of its own, or reads a part of it, unpacks it first, into a row for each.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
@@ -17,13 +15,14 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from storage.model import Receipt
+from storage.model import CHUNK_BYTES, STATES, Receipt
 from storage.runs import NewRun, Run, unpacked
-from storage.sqlite_work import CHUNK, LEASED, READY, QueueRow, Work, int_array
+from storage.sqlite_work import QueueRow, Work, int_array
 
 LONGEST = 100  # messages: as many may have to be unpacked for the sake of one; and a few more at a batch's end
 SHORTEST = 8  # messages: fewer are as well off in rows of their own
 LARGEST = 64 * 1024  # characters of text, about
+MANY = 1 << 62
 
 
 class RunRow(NamedTuple):
@@ -33,6 +32,7 @@ class RunRow(NamedTuple):
     receive_count: int
     token: int | None
     queue_id: int
+    sent_at: int
 
     @property
     def ids(self) -> range:
@@ -43,9 +43,9 @@ class RunRow(NamedTuple):
         return 0
 
 
-_RUN = "id, count, bytes, receive_count, token, queue_id"
-# Unless it is told, SQLite takes the index of all runs, and walks over those that are leased.
-_READY = "INDEXED BY deliverable_runs WHERE queue_id = ? AND state = 0"
+_RUN = "id, count, bytes, receive_count, token, queue_id, sent_at"
+# SQL. Unless it is told, SQLite takes the index of all runs, and walks over those that are leased.
+READY_RUNS = "INDEXED BY deliverable_runs WHERE queue_id = ?1 AND state = 0"
 
 
 def pack(work: Work, queue: QueueRow, run: NewRun) -> int:
@@ -64,65 +64,63 @@ def pack(work: Work, queue: QueueRow, run: NewRun) -> int:
     return last
 
 
-def ready(work: Work, queue: QueueRow, recipient: str) -> Generator[RunRow]:
-    """The runs that can be given out to this reader, in order. None has been received too often: see unpack_spent."""
+def ready(work: Work, queue: QueueRow, recipient: str | None, after: int = -1) -> Generator[RunRow]:
+    """The runs that can be given out to this reader, in order: those that arrived after a moment."""
     if recipient:
         return
-    rows = work.execute(f"SELECT {_RUN} FROM runs {_READY} ORDER BY id", (queue.id,))
+    rows = work.execute(
+        f"SELECT {_RUN} FROM runs {READY_RUNS} AND sent_at > ?2 AND receive_count < ?3 ORDER BY id",
+        (queue.id, after, queue.settings.max_receives or MANY),
+    )
     with closing(rows):  # it may not be read to its end
         yield from map(RunRow._make, rows)
 
 
-def split(work: Work, run: RunRow, length: int) -> RunRow:
-    """The first `length` messages of a ready run are one, the rest another; which is too short becomes rows."""
-    texts, attributes = work.execute("SELECT texts, attributes FROM runs WHERE id = ?", (run.id,)).get
-    whole = NewRun(json.loads(texts), None if attributes is None else json.loads(attributes))
-    head, tail = whole.cut(0, length), whole.cut(length, run.length)
-    work.execute(
-        "INSERT INTO runs (id, queue_id, count, bytes, token, receive_count, sent_at, texts, attributes) "
-        "SELECT id + ?, queue_id, ?, ?, token, receive_count, sent_at, ?, ? FROM runs WHERE id = ?",
-        (length, len(tail), tail.size, *tail.columns(), run.id),
-    )
-    work.execute(
-        "UPDATE runs SET count = ?, bytes = ?, texts = ?, attributes = ? WHERE id = ?",
-        (len(head), head.size, *head.columns(), run.id),
-    )
-    first = run._replace(length=len(head), size=head.size)
-    second = run._replace(id=run.id + length, length=len(tail), size=tail.size)
-    unpack(work, [part for part in (first, second) if part.length < SHORTEST])
-    return first
+def select_ready(work: Work, queue: QueueRow, limit: int, receives: int = 0) -> list[RunRow]:
+    """The first ready runs, of those that have been received so often."""
+    return _select(work, f"{READY_RUNS} AND receive_count >= ?2 ORDER BY id LIMIT ?3", queue.id, receives, limit)
 
 
-def whole(work: Work, receipts: Iterable[Receipt]) -> tuple[list[tuple[QueueRow, list[RunRow]]], list[Receipt]]:
-    """The runs, by queue, that these are all receipts of; and the receipts that are left, each of one message."""
-    receipts = dict.fromkeys(receipts)
-    if len(receipts) < SHORTEST and all(one.length == 1 for one in receipts):
-        return [], list(receipts)
-    queues = {name: work.find_queue(name) for name in {one.queue for one in receipts}}
+def whole(work: Work, receipts: Iterable[Receipt]) -> tuple[list[tuple[QueueRow, RunRow]], list[Receipt]]:
+    """The runs of which one of these is the receipt; and for all other receipts one of each message."""
+    spans = [one for one in receipts if one.length > 1]
     rest = dict.fromkeys(one for one in receipts if one.length == 1)
-    found: dict[int, RunRow] = {}
-    for span, run in _spanned(work, [one for one in receipts if one.length > 1]):
-        queue = queues[span.queue]
+    if not spans:
+        return [], list(rest)
+    known = {run.id: run for run in _select(work, "WHERE id IN carray(?)", int_array([one.id for one in spans]))}
+    found: dict[int, tuple[QueueRow, RunRow]] = {}
+    for span in spans:
+        queue, run = work.find_queue(span.queue), known.get(span.id)
         if queue and run and (run.queue_id, run.token, run.length) == (queue.id, span.token, span.length):
-            found[run.id] = run
+            found[run.id] = queue, run
         else:
             rest |= dict.fromkeys(span.each())
-    for queue in filter(None, queues.values()):
-        found |= _covered(work, queue, [one for one in rest if one.queue == queue.name])
-    by_queue = [(queue, [r for r in found.values() if r.queue_id == queue.id]) for queue in queues.values() if queue]
-    if rest:
-        settled = {Receipt(queue.name, n, run.token or 0) for queue, runs in by_queue for run in runs for n in run.ids}
-        return by_queue, [one for one in rest if one not in settled]
-    return by_queue, []
+    # A receipt of one message of a run that is dealt with whole says nothing more.
+    settled = {Receipt(queue.name, n, run.token or 0) for queue, run in found.values() for n in run.ids} if rest else ()
+    return list(found.values()), [one for one in rest if one not in settled]
 
 
-def settle(work: Work, queue: QueueRow, runs: Sequence[RunRow]) -> int:
-    """How many messages that was."""
-    return _delete(work, queue, runs, acked=_messages(runs))
+def containing(work: Work, ids: Iterable[int]) -> dict[int, RunRow]:
+    """The run that each of these messages is in, of those that are in one."""
+    found: dict[int, RunRow] = {}
+    last: RunRow | None = None
+    for number in sorted(ids):
+        if last is None or number not in last.ids:
+            last = next(iter(_select(work, "WHERE id <= ? ORDER BY id DESC LIMIT 1", number)), None)
+        if last is not None and number in last.ids:
+            found[number] = last
+    return found
 
 
-def unpack(work: Work, runs: Collection[RunRow]) -> None:
-    """Each of their messages has a row of its own."""
+def extend(work: Work, queue: QueueRow, run: RunRow, until: int) -> None:
+    """The lease of all of it ends then; one that had ended holds again."""
+    was = work.execute("SELECT state FROM runs WHERE id = ?", (run.id,)).get
+    work.execute("UPDATE runs SET state = 1, due_at = ? WHERE id = ?", (until, run.id))
+    work.count(queue, **{STATES[was]: -run.length, "leased": run.length} if STATES[was] != "leased" else {})
+
+
+def unpack(work: Work, queue: QueueRow, runs: Collection[RunRow]) -> None:
+    """Each message of these runs of the queue has a row of its own."""
     if not runs:
         return
     ids = _ids(runs)
@@ -141,93 +139,70 @@ def unpack(work: Work, runs: Collection[RunRow]) -> None:
         rows,
     )
     work.execute("DELETE FROM runs WHERE id IN carray(?)", (ids,))
-
-
-def unpack_held(work: Work, deliveries: Collection[tuple[int, int, int | None]]) -> dict[int, int]:
-    """The runs in which one of these deliveries (queue_id, id, token) holds have become rows.
-
-    Of those in which none does, though they have one of the messages: their messages' ids, with the queue's.
-    """
-    elsewhere: dict[int, int] = {}
-    for run in _containing(work, {number for _, number, _ in deliveries}):
-        if any((run.queue_id, number, run.token) in deliveries for number in run.ids):
-            unpack(work, [run])
-        else:
-            elsewhere.update(dict.fromkeys(run.ids, run.queue_id))
-    return elsewhere
-
-
-def unpack_spent(work: Work, queue: QueueRow, most_receives: int) -> None:
-    """The ready runs that have been received so often, of which return_due leaves none, have become rows.
-
-    So a ready run can always be given out.
-    """
-    _unpack_selected(work, f"{_READY} AND receive_count >= ?", queue.id, most_receives)
-
-
-def unpack_all(work: Work, queue: QueueRow) -> None:
-    """Each message of the queue has a row of its own."""
-    _unpack_selected(work, "WHERE queue_id = ?", queue.id)
-
-
-def _unpack_selected(work: Work, which: str, *values: int) -> None:
-    """Some after the other, so that not all of a queue is in memory."""
-    while some := _select(work, f"{which} LIMIT ?", *values, CHUNK // LONGEST):
-        unpack(work, some)
+    work.lower_swept(queue, min(run.id for run in runs))
 
 
 def return_due(work: Work, queue: QueueRow) -> bool:
     """Runs whose lease has ended are ready again, those received too often unpacked; True when more are left."""
-    most = CHUNK // LONGEST
+    most = max(1, work.budget // LONGEST)
     ended = "WHERE queue_id = ? AND state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
     due = _select(work, ended, queue.id, work.now, most)
     most_receives = queue.settings.max_receives
     spent = [run for run in due if most_receives and run.receive_count >= most_receives]
-    unpack(work, spent)
+    unpack(work, queue, spent)
     back = [run for run in due if run not in spent]
     if back:
-        work.execute("UPDATE runs SET state = 0, due_at = 0 WHERE id IN carray(?)", (_ids(back),))
-        count = _messages(back)
+        work.execute("UPDATE runs SET state = 0 WHERE id IN carray(?)", (_ids(back),))
+        count = count_messages(back)
         work.count(queue, ready=count, leased=-count)
+        work.swept.discard(queue.id)
+    work.budget = max(0, work.budget - count_messages(back))  # those that were unpacked come next
     return len(due) == most
 
 
-def purge(work: Work, queue: QueueRow, last: int) -> int:
-    """Removes a chunk of the runs that begin up to id `last`; how many messages."""
-    return _delete(work, queue, _some(work, queue.id, last))
+def purge(work: Work, queue: QueueRow, last: int, most: int) -> int:
+    """Removes some of the runs that begin up to id `last`, the newest first; how many messages."""
+    return remove(work, queue, _some(work, queue.id, last, most))
 
 
-def clear(work: Work, queue_id: int) -> bool:
-    """Removes a chunk of a disowned queue's runs; False when there were none."""
-    runs = _some(work, queue_id, 2**63 - 1)
+def clear(work: Work, queue_id: int, most: int) -> bool:
+    """Removes some of a disowned queue's runs; False when there were none."""
+    runs = _some(work, queue_id, MANY, most)
     if runs:
         work.execute("DELETE FROM runs WHERE id IN carray(?)", (_ids(runs),))
     return bool(runs)
 
 
 def peek(
-    connection: apsw.Connection, queue: str, limit: int, after: int, state: int | None
+    connection: apsw.Connection,
+    queue_id: int,
+    limit: int,
+    bounds: tuple[int, int, int],
+    state: int | None,
+    newest: bool,
 ) -> dict[int, tuple[Any, ...]]:
-    """The first messages in runs with an id above `after`, by id, as rows of what `messages` has of them:
+    """The first (or the newest) messages in runs, by id, as rows of what `messages` has of them.
 
-    id, text, fields, death (they have none), sent_at, receive_count, due_at, state.
+    `bounds`: those with an id between the first two, that arrived after the third or are leased. Of each row: id, text,
+    fields, deaths (they have none), sent_at, receive_count, due_at, state.
     """
+    after, before, moment = bounds
     rows: list[Any] = connection.execute(
         f"""
         SELECT id, sent_at, receive_count, due_at, state, texts, attributes
           FROM runs
-         WHERE queue_id = (SELECT id FROM queues WHERE name = ?1)
-           AND id > ?2 - {LONGEST + SHORTEST} AND id + count - 1 > ?2 AND (?3 IS NULL OR state = ?3)
-         ORDER BY id
-         LIMIT ?4
+         WHERE queue_id = ?1 AND id > ?2 - {LONGEST + SHORTEST} AND id < ?3 AND id + count - 1 > ?2
+           AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?6)
+         ORDER BY id {"DESC" if newest else ""}
+         LIMIT ?5
         """,
-        (queue, after, state, limit // SHORTEST + 2),
+        (queue_id, after, before, state, limit // SHORTEST + 2, moment),
     ).fetchall()
     found = (
         (number, text, fields, None, sent_at, count, due_at, at)
         for first, sent_at, count, due_at, at, texts, attributes in rows
-        for number, text, fields in unpacked(first, texts, attributes)
-        if number > after
+        for number, text, fields in (list(unpacked(first, texts, attributes))[:: -1 if newest else 1])
+        if after < number < before
     )
     return {row[0]: row for row in islice(found, limit)}
 
@@ -255,7 +230,7 @@ def take_away(work: Work, queue: QueueRow, runs: Sequence[RunRow]) -> dict[int, 
         "SELECT id, count, texts, attributes, sent_at, receive_count + 1 FROM runs WHERE id IN carray(?)",
         (_ids(runs),),
     )
-    _delete(work, queue, runs, received=_messages(runs))
+    remove(work, queue, runs, received=count_messages(runs))
     ahead = work.wall(0)
     return {
         first: Run(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count)
@@ -271,7 +246,7 @@ def lease(work: Work, queue: QueueRow, runs: Sequence[RunRow], lease: int) -> di
         "RETURNING id, count, texts, attributes, sent_at, receive_count",
         (token, until, _ids(runs)),
     )
-    count = _messages(runs)
+    count = count_messages(runs)
     work.count(queue, ready=-count, leased=count, received=count)
     ahead = work.wall(0)
     return {
@@ -280,63 +255,45 @@ def lease(work: Work, queue: QueueRow, runs: Sequence[RunRow], lease: int) -> di
     }
 
 
-def _delete(work: Work, queue: QueueRow, runs: Sequence[RunRow], **totals: int) -> int:
+def leased_again(work: Work, queue: QueueRow, bounds: tuple[int, int, int, int]) -> list[Run]:
+    """The runs of a queue's id with ids between these two that were leased by this token."""
+    ahead = work.wall(0)
+    return [
+        Run(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, due_at + ahead)
+        for first, count, texts, attributes, sent_at, receive_count, token, due_at in work.all(
+            "SELECT id, count, texts, attributes, sent_at, receive_count, token, due_at FROM runs "
+            "WHERE queue_id = ? AND id BETWEEN ? AND ? AND token = ? ORDER BY id",
+            bounds,
+        )
+    ]
+
+
+def remove(work: Work, queue: QueueRow, runs: Sequence[RunRow], **totals: int) -> int:
     """The runs are gone; how many messages that was."""
     if not runs:
         return 0
-    states = work.all(
-        "DELETE FROM runs WHERE id IN carray(?) RETURNING state, count, bytes",
-        (_ids(runs),),
-    )
-    work.count(
-        queue,
-        ready=-sum(count for state, count, _ in states if state == READY),
-        leased=-sum(count for state, count, _ in states if state == LEASED),
-        bytes=-sum(size for *_, size in states),
-        **totals,
-    )
-    return sum(count for _, count, _ in states)
+    rows = work.all("DELETE FROM runs WHERE id IN carray(?) RETURNING state, count, bytes", (_ids(runs),))
+    by_state = {name: -sum(row[1] for row in rows if row[0] == state) for state, name in enumerate(STATES[:2])}
+    work.count(queue, bytes=-sum(row[2] for row in rows), **by_state, **totals)
+    return sum(row[1] for row in rows)
 
 
-def _spanned(work: Work, spans: Sequence[Receipt]) -> Iterator[tuple[Receipt, RunRow | None]]:
-    """Each with the run that begins where it does."""
-    if spans:
-        known = {run.id: run for run in _select(work, "WHERE id IN carray(?)", int_array([one.id for one in spans]))}
-        for span in spans:
-            yield span, known.get(span.id)
+def count_messages(runs: Iterable[RunRow]) -> int:
+    """How many messages they hold."""
+    return sum(run.length for run in runs)
 
 
-def _covered(work: Work, queue: QueueRow, receipts: Sequence[Receipt]) -> dict[int, RunRow]:
-    """The queue's runs, by id, of which every message has one of these receipts of single messages."""
-    deliveries: dict[int, set[int]] = {}  # ids by token
-    for one in receipts:
-        deliveries.setdefault(one.token, set()).add(one.id)
-    return {
-        run.id: run
-        for token, ids in deliveries.items()
-        if len(ids) >= SHORTEST
-        for run in _containing(work, ids)
-        if (run.queue_id, run.token) == (queue.id, token) and ids.issuperset(run.ids)
-    }
-
-
-def _containing(work: Work, ids: Iterable[int]) -> list[RunRow]:
-    """The runs that have one of these messages."""
-    found: list[RunRow] = []
-    end = 0
-    for number in sorted(ids):
-        if number < end:
-            continue
-        for run in _select(work, "WHERE id <= ? ORDER BY id DESC LIMIT 1", number):
-            if number in run.ids:
-                found.append(run)
-                end = run.ids.stop
-    return found
-
-
-def _some(work: Work, queue_id: int, last: int) -> list[RunRow]:
-    """As many of a queue's runs as one transaction may remove."""
-    return _select(work, "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?", queue_id, last, CHUNK // LONGEST)
+def _some(work: Work, queue_id: int, last: int, most: int) -> list[RunRow]:
+    """The newest of a queue's runs up to `last`, as many as one transaction may remove."""
+    chosen, size = [], 0
+    for run in _select(
+        work, "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?", queue_id, last, max(1, most // LONGEST)
+    ):
+        chosen.append(run)
+        size += run.size
+        if size > CHUNK_BYTES:
+            break
+    return chosen
 
 
 def _select(work: Work, which: str, *values: Any) -> list[RunRow]:
@@ -347,8 +304,3 @@ def _select(work: Work, which: str, *values: Any) -> list[RunRow]:
 def _ids(runs: Iterable[RunRow]) -> Any:
     """Bound as one value, for `IN carray(?)`."""
     return int_array([run.id for run in runs])
-
-
-def _messages(runs: Iterable[RunRow]) -> int:
-    """How many they hold."""
-    return sum(run.length for run in runs)

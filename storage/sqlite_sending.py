@@ -9,20 +9,35 @@ from typing import Any
 
 from storage import sqlite_runs as runs
 from storage.errors import DiskFull, QueueFull
-from storage.model import NewMessage
+from storage.model import CHUNK, NewMessage, Sent
 from storage.runs import NewRun, plain_form, size_of
-from storage.sqlite_due import bring_up_to_date
+from storage.sqlite_due import bring_up_to_date, clear_out
 from storage.sqlite_work import BLOCKED, DELAYED, READY, QueueRow, Work, by_state
 
 
-def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
+def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
     """Stores the messages in order; their ids, for a dedup_id known already the first message's."""
     if not isinstance(messages, NewRun) and any(message.dedup_id is not None for message in messages):
         return _send_deduplicated(work, queue, messages)
-    return _insert(work, queue, messages)
+    return Sent(_insert(work, queue, messages), [])
 
 
-def _send_deduplicated(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
+def send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> Sent:
+    """Each queue gets its own messages, in the order given."""
+    places: dict[str, list[int]] = {}
+    for place, (name, _) in enumerate(messages):
+        places.setdefault(name, []).append(place)
+    ids = [0] * len(messages)
+    duplicates: list[int] = []
+    for name, where in sorted(places.items()):  # an order that the other engine can keep too
+        sent = send(work, work.queue_for_writing(name), [messages[place][1] for place in where])
+        for place, number in zip(where, sent.ids, strict=True):
+            ids[place] = number
+        duplicates += [where[place] for place in sent.duplicates]
+    return Sent(ids, sorted(duplicates))
+
+
+def _send_deduplicated(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
     # A message without a dedup_id goes by its place, which is no string and so equals no dedup_id.
     names = [place if message.dedup_id is None else message.dedup_id for place, message in enumerate(messages)]
     given = [name for name in names if isinstance(name, str)]
@@ -47,7 +62,9 @@ def _send_deduplicated(work: Work, queue: QueueRow, messages: Sequence[NewMessag
             json.dumps([item for item in stored.items() if isinstance(item[0], str)], ensure_ascii=False),
         ),
     )
-    return [known.get(name) or stored[name] for name in names]
+    ids = [known.get(name) or stored[name] for name in names]
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+    return Sent(ids, [place for place, name in enumerate(names) if name in known or first[name] < place])
 
 
 def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
@@ -65,13 +82,13 @@ def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list
             last = work.connection.last_insert_rowid()
     work.count(queue, sent=len(messages), bytes=size_of(messages), **by_state(states))
     if not isinstance(messages, NewRun):
-        work.promote(queue, {message.key for message in messages if message.key is not None})
+        work.promote(queue, {message.key for message in messages if message.key is not None}, ready_since=0)
     return list(range(last - len(messages) + 1, last + 1))
 
 
 def _stretches(queue: QueueRow, messages: Sequence[NewMessage]) -> Iterator[NewRun | list[NewMessage]]:
     """The messages in order, cut into those that are packed and those that get rows of their own."""
-    if queue.settings.retention is not None or len(messages) < runs.SHORTEST:  # each has a time of its own; or few
+    if queue.settings.delay or len(messages) < runs.SHORTEST:
         yield list(messages)
     elif isinstance(messages, NewRun):
         yield messages
@@ -103,9 +120,9 @@ def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Q
             settings.max_bytes is not None and queue.bytes + size > settings.max_bytes
         )
 
-    if full():
-        while bring_up_to_date(work, queue):  # what has expired by now leaves its place
-            pass
+    if full():  # what has expired by now leaves its place; where that is very much, upkeep goes on with it
+        bring_up_to_date(work, queue)
+        clear_out(work, work.queue(queue.name), CHUNK)
         queue = work.queue(queue.name)
     if full():
         raise QueueFull(f"queue '{queue.name}' is full; nothing was stored", queue=queue.name)
@@ -113,10 +130,11 @@ def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Q
 
 
 def _row(work: Work, queue: QueueRow, message: NewMessage) -> tuple[Any, ...]:
-    due_at = work.now + message.delay if message.delay else 0
+    delay = round(queue.settings.delay * 1000) if message.delay is None else message.delay
+    due_at = work.now + delay if delay else 0
     # One with a key starts blocked, and is promoted at once if it turns out to be the key's first.
     state = BLOCKED if message.key is not None else DELAYED if due_at else READY
-    expires_at = work.expiry(queue, message.ttl)
+    expires_at = None if message.ttl is None else work.now + message.ttl
     return state, message.priority, message.recipient, message.key, due_at, expires_at, message.fields, message.text
 
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from storage import sqlite_runs as runs
 from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import MAX_BATCH, AckResult, Receipt, check_receipts
-from storage.sqlite_work import BLOCKED, LEASED, STATES, QueueRow, Work, int_array
+from storage.model import MAX_BATCH, STATES, AckResult, ExtendResult, Receipt, check_receipts
+from storage.sqlite_work import BLOCKED, LEASED, QueueRow, Work, int_array
+
+UNPACKED = 100  # runs that one transaction unpacks at most for the sake of single messages
 
 
 class Held(NamedTuple):
@@ -19,8 +21,11 @@ class Held(NamedTuple):
     queue: QueueRow
     state: int
     key: str | None
-    token: int
+    token: int  # negative: it was released
     receive_count: int
+
+
+Found = Held | MessageNotFound | StaleReceipt
 
 
 def hold(work: Work, receipt: str, queue: str | None = None) -> Held:
@@ -28,14 +33,15 @@ def hold(work: Work, receipt: str, queue: str | None = None) -> Held:
     parsed = Receipt.parse_one(receipt)
     if queue is not None and parsed.queue != queue:
         raise MessageNotFound
-    found = _find(work, [parsed])[0]
-    if isinstance(found, Exception):
-        raise found
-    return found
+    found = _find(work, [parsed]) or []
+    if isinstance(found[0], Exception):
+        raise found[0]
+    work.note_use(found[0].queue)
+    return found[0]
 
 
-def ack_all(work: Work, receipts: Sequence[str]) -> None:
-    """The messages of all these receipts are settled. Raises StaleReceipt, with its index, if one does not hold."""
+def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
+    """Each receipt with its place. Raises StaleReceipt, with its index, for what is none; InvalidInput for too many."""
     places: dict[Receipt, int] = {}
     for index, text in enumerate(receipts):
         try:
@@ -43,26 +49,29 @@ def ack_all(work: Work, receipts: Sequence[str]) -> None:
         except MessageNotFound:
             raise StaleReceipt(index) from None
     check_receipts(places)
+    return places
+
+
+def ack_all(work: Work, places: dict[Receipt, int]) -> bool:
+    """The messages of all these receipts are settled. Raises StaleReceipt, with its index, if one does not hold.
+
+    False: first more runs are to be unpacked, in further transactions; nothing else was done.
+    """
     whole, rest = runs.whole(work, places)
+    found = _find(work, rest)
+    if found is None:
+        return False
     helds: list[Held] = []
-    for receipt, found in zip(rest, _find(work, rest), strict=True):
-        if not isinstance(found, Held):
+    for receipt, one in zip(rest, found, strict=True):
+        if not isinstance(one, Held):
             raise StaleReceipt(next(place for given, place in places.items() if given.covers(receipt)))
-        helds.append(found)
-    remove(work, helds, whole)
+        helds.append(one)
+    _remove(work, helds, whole)
+    return True
 
 
-def remove(work: Work, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, list[runs.RunRow]]] = ()) -> int:
-    """The messages are settled, whichever queues they are in, those of whole runs too; how many there were."""
-    count = len(helds)
-    for row, some in whole:
-        count += runs.settle(work, row, some)
-    by_queue: dict[str, tuple[QueueRow, list[int]]] = {}
-    for held in helds:
-        by_queue.setdefault(held.queue.name, (held.queue, []))[1].append(held.id)
-    for row, ids in by_queue.values():
-        work.remove(row, ids, acked=len(ids))
-    return count
+def settle(work: Work, held: Held) -> None:
+    work.remove(held.queue, [held.id], acked=1)
 
 
 def check(receipts: Sequence[str]) -> None:
@@ -74,8 +83,65 @@ def check(receipts: Sequence[str]) -> None:
     check_receipts(parsed)
 
 
-def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult:
-    """Settles the messages of those receipts that hold, and tells the others."""
+def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult | None:
+    """Settles the messages of those receipts that hold, and reports the others. None: as False of ack_all."""
+    sorted_out = _sort_out(work, receipts, queue)
+    if sorted_out is None:
+        return None
+    helds, whole, stale, missing = sorted_out
+    return AckResult(_remove(work, helds, whole), stale, missing)
+
+
+def extend_many(work: Work, receipts: Sequence[str], lease: int, queue: str | None) -> ExtendResult | None:
+    """The leases of those receipts that hold end in `lease` ms; the others are reported. None: as False of ack_all."""
+    sorted_out = _sort_out(work, receipts, queue)
+    if sorted_out is None:
+        return None
+    helds, whole, stale, missing = sorted_out
+    until = work.now + lease
+    for row, run in whole:
+        runs.extend(work, row, run, until)
+    leased = [held.id for held in helds if held.state == LEASED and held.token > 0]
+    if leased:
+        work.execute("UPDATE messages SET due_at = ? WHERE id IN carray(?)", (until, int_array(leased)))
+    extended = sum(run.length for _, run in whole) + len(leased)
+    for held in helds:
+        if held.state != LEASED or held.token < 0:
+            # An earlier one of these may have had it blocked.
+            state = work.execute("SELECT state FROM messages WHERE id = ?", (held.id,)).get
+            try:
+                extend(work, held._replace(state=state), until)
+                extended += 1
+            except StaleReceipt:
+                stale.append(str(Receipt(held.queue.name, held.id, abs(held.token))))
+    return ExtendResult(extended, work.wall(until), stale, missing)
+
+
+def extend(work: Work, held: Held, until: int) -> None:
+    """The lease ends at `until`; one that had ended holds again. Raises StaleReceipt for one that was released."""
+    if held.token < 0 or (held.state == BLOCKED and _locked_by_another(work, held)):
+        raise StaleReceipt
+    work.execute("UPDATE messages SET state = 1, due_at = ? WHERE id = ?", (until, held.id))
+    if held.state != LEASED:
+        work.count(held.queue, **{STATES[held.state]: -1, "leased": 1})
+        if held.key is not None:
+            work.block(held.queue, held.key)
+
+
+def release(work: Work, held: Held, delay: int, counted: bool) -> None:
+    """The message is given back for delivery after `delay` ms, or buried when it has been received too often."""
+    most = held.queue.settings.max_receives
+    if counted and most and held.receive_count >= most:
+        work.bury(held.queue, [held.id], "max_receives")
+        return
+    keys = [] if held.key is None else [held.key]
+    work.give_back(held.queue, [held.id], keys, work.now + delay, uncounted=0 if counted else 1)
+
+
+def _sort_out(
+    work: Work, receipts: Sequence[str], queue: str | None
+) -> tuple[list[Held], list[tuple[QueueRow, runs.RunRow]], list[str], list[str]] | None:
+    """What holds, message by message and run by run, and the receipts that are stale, and missing. None: see _find."""
     parsed: dict[Receipt, str] = {}
     missing: list[str] = []
     stale: list[str] = []
@@ -91,34 +157,33 @@ def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult:
             missing.append(text)
     check_receipts(parsed)
     whole, rest = runs.whole(work, parsed)
+    found = _find(work, rest)
+    if found is None:
+        return None
     helds = []
-    for receipt, found in zip(rest, _find(work, rest), strict=True):
-        if isinstance(found, Held):
-            helds.append(found)
+    for receipt, one in zip(rest, found, strict=True):
+        if isinstance(one, Held):
+            helds.append(one)
         else:
-            (stale if isinstance(found, StaleReceipt) else missing).append(parsed.get(receipt, str(receipt)))
-    return AckResult(remove(work, helds, whole), stale, missing)
+            (stale if isinstance(one, StaleReceipt) else missing).append(parsed.get(receipt, str(receipt)))
+    return helds, whole, stale, missing
 
 
-def extend(work: Work, held: Held, until: int) -> None:
-    """The lease ends at `until`; one that had ended holds again."""
-    if held.state == BLOCKED and _locked_by_another(work, held):
-        raise StaleReceipt
-    work.execute("UPDATE messages SET state = 1, due_at = ? WHERE id = ?", (until, held.id))
-    if held.state != LEASED:
-        work.count(held.queue, **{STATES[held.state]: -1, "leased": 1})
-        if held.key is not None:
-            work.block(held.queue, held.key)
-
-
-def release(work: Work, held: Held, delay: int) -> None:
-    """The message is given back for delivery after `delay` ms, or buried when it has been received too often."""
-    most = held.queue.settings.max_receives
-    if most and held.receive_count >= most:
-        work.bury(held.queue, [held.id], "max_receives")
-        return
-    keys = [] if held.key is None else [held.key]
-    work.give_back(held.queue, [held.id], keys, work.now + delay if delay else 0)
+def _remove(work: Work, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, runs.RunRow]]) -> int:
+    """The messages are settled, whichever queues they are in, those of whole runs too; how many there were."""
+    packed: dict[str, tuple[QueueRow, list[runs.RunRow]]] = {}
+    for row, run in whole:
+        packed.setdefault(row.name, (row, []))[1].append(run)
+    for row, some in packed.values():
+        runs.remove(work, row, some, acked=runs.count_messages(some))
+        work.note_use(row)
+    single: dict[str, tuple[QueueRow, list[int]]] = {}
+    for held in helds:
+        single.setdefault(held.queue.name, (held.queue, []))[1].append(held.id)
+    for row, ids in single.values():
+        work.remove(row, ids, acked=len(ids))
+        work.note_use(row)
+    return len(helds) + runs.count_messages(run for _, run in whole)
 
 
 def _locked_by_another(work: Work, held: Held) -> bool:
@@ -130,24 +195,34 @@ def _locked_by_another(work: Work, held: Held) -> bool:
     )
 
 
-def _find(work: Work, receipts: Sequence[Receipt]) -> list[Held | MessageNotFound | StaleReceipt]:
+def _find(work: Work, receipts: Sequence[Receipt]) -> list[Found] | None:
+    """What these are of, each of one message. None: some runs were unpacked for that, and more are to be."""
     if not receipts:
         return []
     queues = {name: work.find_queue(name) for name in {receipt.queue for receipt in receipts}}
     rows = _rows(work, receipts)
     unknown = [receipt for receipt in receipts if receipt.id not in rows]
-    packed = runs.unpack_held(
-        work, {(queue.id, one.id, one.token) for one in unknown if (queue := queues[one.queue]) is not None}
-    )
-    rows |= _rows(work, unknown)
+    packed: dict[int, runs.RunRow] = {}
+    if unknown:
+        packed = runs.containing(work, [receipt.id for receipt in unknown])
+        wanted: dict[int, tuple[QueueRow, runs.RunRow]] = {}
+        for receipt in unknown:
+            queue, run = queues[receipt.queue], packed.get(receipt.id)
+            if queue and run and (run.queue_id, run.token) == (queue.id, receipt.token):
+                wanted[run.id] = queue, run
+        for queue, run in list(wanted.values())[:UNPACKED]:
+            runs.unpack(work, queue, [run])
+        if len(wanted) > UNPACKED:
+            return None
+        rows |= _rows(work, unknown)
 
-    def find(receipt: Receipt) -> Held | MessageNotFound | StaleReceipt:
+    def find(receipt: Receipt) -> Found:
         queue, row = queues[receipt.queue], rows.get(receipt.id)
-        if row is None and queue is not None and packed.get(receipt.id) == queue.id:
+        if row is None and queue and (run := packed.get(receipt.id)) and run.queue_id == queue.id:
             return StaleReceipt()
         if queue is None or row is None or row[1] != queue.id:
             return MessageNotFound()
-        if row[2] != receipt.token:
+        if row[2] is None or abs(row[2]) != receipt.token:
             return StaleReceipt()
         return Held(row[0], queue, row[3], row[4], row[2], row[5])
 

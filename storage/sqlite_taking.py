@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from typing import NamedTuple
 
 from storage import sqlite_runs as runs
-from storage.kept import told
-from storage.model import Message, Receipt
-from storage.runs import Run
+from storage.kept import with_deaths
+from storage.model import MAX_BATCH, MAX_RECIPIENTS, Message, Receipt
+from storage.runs import Messages, Run
+from storage.sqlite_due import Front, front
 from storage.sqlite_runs import RunRow
 from storage.sqlite_work import QueueRow, Room, Work, int_array
 
@@ -31,7 +33,9 @@ class Candidate(NamedTuple):
         return 1
 
 
-def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | None, room: Room) -> list[Message | Run]:
+def take(
+    work: Work, queue: QueueRow, limit: int, recipient: str | None, lease: int | None, room: Room
+) -> list[Message | Run]:
     """The next messages, leased for `lease` ms or (None) removed. The queue must be up to date."""
     if queue.settings.paused:
         return []
@@ -46,11 +50,67 @@ def take(work: Work, queue: QueueRow, limit: int, recipient: str, lease: int | N
     return [given[one.id] for one in chosen]
 
 
-def _choose(work: Work, queue: QueueRow, limit: int, recipient: str, room: Room) -> list[Candidate | RunRow]:
+def available(work: Work, queue: QueueRow, recipient: str | None, most: int) -> int:
+    """How many messages `take` would find, counted up to `most`."""
+    if queue.settings.paused:
+        return 0
+    begin = front(work, queue)
+    with (
+        _candidates(work, queue, most, recipient, begin) as heads,
+        closing(runs.ready(work, queue, recipient, begin.moment)) as packed,
+    ):
+        count = sum(1 for _ in islice(heads, most))
+        while count < most and (run := next(packed, None)) is not None:
+            count += run.length
+    return min(count, most)
+
+
+def leased_again(work: Work, spans: Sequence[tuple[str, int, int, int]]) -> list[Message | Run]:
+    """What is left of the messages leased as (queue, first id, how many, token), as it was given out then."""
+    found: list[Message | Run] = []
+    ahead = work.wall(0)
+    for name, first, length, token in spans:
+        queue = work.find_queue(name)
+        if queue is None:
+            continue
+        bounds = (queue.id, first, first + length - 1, token)
+        rows = work.all(
+            "SELECT id, text, fields, deaths, sent_at, receive_count, due_at FROM messages "
+            "WHERE queue_id = ? AND id BETWEEN ? AND ? AND abs(token) = ? ORDER BY id",
+            bounds,
+        )
+        messages = [
+            Message(number, name, text, with_deaths(fields, deaths), sent_at + ahead, count,
+                    str(Receipt(name, number, token)), due_at + ahead)
+            for number, text, fields, deaths, sent_at, count, due_at in rows
+        ]  # fmt: skip
+        packed = runs.leased_again(work, queue, bounds)
+        found += sorted([*messages, *packed], key=lambda part: part.id)
+    return found
+
+
+def spans_of(found: Messages) -> list[tuple[str, int, int, int]]:
+    """Leased messages as `leased_again` takes them."""
+    spans: list[tuple[str, int, int, int]] = []
+    for part in found.parts:
+        one = Receipt.parse(part.receipt or "", MAX_BATCH)
+        if spans:
+            queue, first, length, token = spans[-1]
+            if (queue, first + length, token) == (one.queue, one.id, one.token):
+                spans[-1] = queue, first, length + one.length, token
+                continue
+        spans.append((one.queue, one.id, one.length, one.token))
+    return spans
+
+
+def _choose(work: Work, queue: QueueRow, limit: int, recipient: str | None, room: Room) -> list[Candidate | RunRow]:
     chosen: list[Candidate | RunRow] = []
     left = limit
-    heads = iter(_heads(work, queue, limit, recipient))
-    with closing(runs.ready(work, queue, recipient)) as packed:
+    begin = front(work, queue)
+    with (
+        _candidates(work, queue, limit, recipient, begin) as heads,
+        closing(runs.ready(work, queue, recipient, begin.moment)) as packed,
+    ):
         for one in _in_order(work, queue, limit, recipient, heads, packed):
             if not room.holds(one.size):
                 return chosen
@@ -63,17 +123,12 @@ def _choose(work: Work, queue: QueueRow, limit: int, recipient: str, room: Room)
         else:
             return chosen
     assert isinstance(one, RunRow)
-    if left >= runs.SHORTEST:
-        return [*chosen, runs.split(work, one, left)]
-    if chosen:
-        runs.split(work, one, left)
-    else:
-        runs.unpack(work, [one])  # who reads a few at a time will want the rest of it too
+    runs.unpack(work, queue, [one])  # a reader that takes a part of it will want the rest in parts, too
     return [*chosen, *(Candidate(number, 0, None, 0, one.receive_count, False) for number in one.ids[:left])]
 
 
 def _in_order(
-    work: Work, queue: QueueRow, limit: int, recipient: str, *sources: Iterator[Candidate | RunRow]
+    work: Work, queue: QueueRow, limit: int, recipient: str | None, *sources: Iterator[Candidate | RunRow]
 ) -> Iterator[Candidate | RunRow]:
     """What is taken one by one: a key's next competes with the others once the one before it is taken."""
     heap: list[tuple[int, int, Candidate | RunRow, Iterator[Candidate | RunRow]]] = []
@@ -94,34 +149,73 @@ def _in_order(
             compete(_followers(work, queue, one, limit, recipient))
 
 
-def _heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> list[Candidate]:
-    """The ready messages with rows of their own, in order."""
-    most = queue.settings.max_receives
-    heads = _some_heads(work, queue, limit, recipient)
-    while most and (spent := [head.id for head in heads if head.receive_count >= most]):
-        work.bury(queue, spent, "max_receives")  # max_receives was lowered since these were given back
-        heads = _some_heads(work, queue, limit, recipient)
+@contextmanager
+def _candidates(
+    work: Work, queue: QueueRow, limit: int, recipient: str | None, begin: Front
+) -> Iterator[Iterator[Candidate]]:
+    """The ready messages with rows of their own, in order, `limit` at most (or more)."""
+    if recipient is not None:
+        yield iter(_heads(work, queue, limit, recipient, begin))
+        return
+    names = [
+        row[0]
+        for row in work.all(
+            """
+            WITH RECURSIVE known(name) AS (
+                SELECT min(recipient) FROM messages WHERE queue_id = ?1 AND state = 0
+                 UNION ALL
+                SELECT (SELECT min(recipient) FROM messages WHERE queue_id = ?1 AND state = 0 AND recipient > name)
+                  FROM known WHERE name IS NOT NULL)
+            SELECT name FROM known WHERE name IS NOT NULL LIMIT ?2
+            """,
+            (queue.id, MAX_RECIPIENTS),
+        )
+    ]
+    if len(names) < 2:  # as mostly
+        yield iter(_heads(work, queue, limit, names[0], begin) if names else [])
+        return
+    sources = [_paged_heads(work, queue, limit, name, begin) for name in names]
+    yield heapq.merge(*sources, key=lambda one: (-one.priority, one.id))
+
+
+def _paged_heads(work: Work, queue: QueueRow, limit: int, recipient: str, begin: Front) -> Iterator[Candidate]:
+    """One first, and more only when that was taken: there may be a thousand recipients."""
+    known, size = 0, 1
+    while known < limit:
+        heads = _heads(work, queue, min(size, limit), recipient, begin)
+        yield from heads[known:]
+        if len(heads) < size:
+            return
+        known, size = len(heads), size * 4
+
+
+def _heads(work: Work, queue: QueueRow, limit: int, recipient: str, begin: Front) -> list[Candidate]:
+    if not begin.id:
+        return _select_heads(work, queue, "ORDER BY priority DESC, id LIMIT ?4", recipient, limit)
+    heads: list[Candidate] = []
+    for priority in range(9, -1, -1):  # a seek each, however many lie before
+        if len(heads) < limit:
+            behind = "AND priority = ?5 AND id > ?6 ORDER BY id LIMIT ?4"
+            heads += _select_heads(work, queue, behind, recipient, limit - len(heads), priority, begin.id)
     return heads
 
 
-def _some_heads(work: Work, queue: QueueRow, limit: int, recipient: str) -> list[Candidate]:
+def _select_heads(work: Work, queue: QueueRow, which: str, *values: str | int) -> list[Candidate]:
     rows = work.all(
-        """
+        f"""
         SELECT id, priority, key, octet_length(text), receive_count,
                key IS NOT NULL AND EXISTS (SELECT 1 FROM messages AS next
                                             WHERE next.queue_id = ?1 AND next.key = messages.key
                                               AND next.id > messages.id)
           FROM messages
-         WHERE queue_id = ?1 AND recipient = ?2 AND state = 0
-         ORDER BY priority DESC, id
-         LIMIT ?3
+         WHERE queue_id = ?1 AND state = 0 AND receive_count < ?2 AND recipient = ?3 {which}
         """,
-        (queue.id, recipient, limit),
+        (queue.id, queue.settings.max_receives or runs.MANY, *values),
     )
     return list(map(Candidate._make, rows))
 
 
-def _followers(work: Work, queue: QueueRow, head: Candidate, limit: int, recipient: str) -> Iterator[Candidate]:
+def _followers(work: Work, queue: QueueRow, head: Candidate, limit: int, recipient: str | None) -> Iterator[Candidate]:
     """The messages behind `head` in its key, as far as this reader may have them."""
     most = queue.settings.max_receives
     for *row, addressee, due_at in work.all(
@@ -130,7 +224,7 @@ def _followers(work: Work, queue: QueueRow, head: Candidate, limit: int, recipie
         (queue.id, head.key, head.id, limit),
     ):
         follower = Candidate(*row)
-        if addressee != recipient or due_at > work.now or (most and follower.receive_count >= most):
+        if recipient not in (None, addressee) or due_at > work.now or (most and follower.receive_count >= most):
             return
         yield follower
 
@@ -140,8 +234,8 @@ def _take_away(work: Work, queue: QueueRow, chosen: list[Candidate]) -> dict[int
     rows = work.remove(queue, [one.id for one in chosen], received=len(chosen))
     ahead = work.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
     return {
-        number: Message(number, queue.name, text, told(fields, death), sent_at + ahead, count + 1)
-        for number, text, fields, death, sent_at, count, *_ in rows
+        number: Message(number, queue.name, text, with_deaths(fields, deaths), sent_at + ahead, count + 1)
+        for number, text, fields, deaths, sent_at, count, *_ in rows
     }
 
 
@@ -153,7 +247,7 @@ def _lease(work: Work, queue: QueueRow, chosen: list[Candidate], lease: int) -> 
     # The keys' followers that come along were blocked, all others ready.
     rows = work.all(
         "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 "
-        "WHERE id IN carray(?) RETURNING id, text, fields, death, sent_at, receive_count",
+        "WHERE id IN carray(?) RETURNING id, text, fields, deaths, sent_at, receive_count",
         (token, until, int_array(ids)),
     )
     keyed = [one.key for one in chosen if one.key is not None]
@@ -162,8 +256,8 @@ def _lease(work: Work, queue: QueueRow, chosen: list[Candidate], lease: int) -> 
     ahead = work.wall(0)
     return {
         number: Message(
-            number, queue.name, text, told(fields, death), sent_at + ahead, count,
+            number, queue.name, text, with_deaths(fields, deaths), sent_at + ahead, count,
             str(Receipt(queue.name, number, token)), until + ahead,
         )
-        for number, text, fields, death, sent_at, count in rows
+        for number, text, fields, deaths, sent_at, count in rows
     }  # fmt: skip

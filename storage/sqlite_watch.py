@@ -13,13 +13,18 @@ import apsw
 from storage.clock import Clock
 from storage.commit import GroupCommit
 from storage.errors import Moved
-from storage.sqlite_due import catch_up
+from storage.sqlite_due import catch_up, is_late
 from storage.sqlite_file import BUSY_TIMEOUT, MAX_WAL
-from storage.sqlite_managing import clear, forget, shrink
-from storage.sqlite_work import Work
+from storage.sqlite_managing import clear, disown_unused, forget, note_time, shrink
+from storage.sqlite_taking import available
+from storage.sqlite_work import QueueRow, Work
 from storage.waiting import Interest, Outlook
 
 UPKEEP_EVERY = 1.0  # seconds
+WINDOW = 1_000  # queues that one second's upkeep looks at
+NOTED_EVERY = 60_000  # ms, while something is written at all
+STEP = 2_000  # messages that it drops in one transaction …
+STEPS = 25  # … and transactions for one queue
 FREE_KEPT = 512  # pages (2 MiB) …
 SHRINKS = 10  # transactions with which a second's upkeep shrinks the file at most
 
@@ -46,8 +51,8 @@ class Sight:
             queue = work.find_queue(name)
             if queue is None or queue.settings.paused:
                 continue
-            ready, next_due = _outlook(work, queue.id, interest.recipient, most)
-            count += ready
+            ended, next_due = _due(work, queue.id, most)
+            count += ended + (available(work, queue, interest.recipient, most) if count + ended < most else 0)
             if next_due is not None:
                 moments.append(next_due)
         return Outlook(min(count, most), (min(moments) - work.now) / 1000 if moments else None)
@@ -75,6 +80,8 @@ class Upkeep:
         self._commits = commits
         self._failed = failed
         self._closing = threading.Event()
+        self._version: int | None = None  # what others have committed since
+        self._after = 0  # the number of the last queue that was looked at
         self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
         self._thread.start()
 
@@ -99,26 +106,55 @@ class Upkeep:
 
     def _once(self, connection: apsw.Connection) -> None:
         work = Work(connection, self._clock)
-        for name in _late_queues(work):
-            while self._commits.run(lambda work, name=name: catch_up(work, name)):  # type: ignore[misc]
-                pass
-        for number in _disowned(work):
-            self._commits.run(lambda work, number=number: clear(work, number))  # type: ignore[misc]
+        window = work.all("SELECT id, name FROM queues WHERE id > ? ORDER BY id LIMIT ?", (self._after, WINDOW))
+        self._after = window[-1][0] if len(window) == WINDOW else 0
+        for number, name in window:
+            if name is None:
+                self._repeat(lambda work, number=number: clear(work, number))  # type: ignore[misc]
+            elif (queue := work.find_queue(name)) is not None:
+                self._look_after(work, queue)
+        self._note_time(connection, work)
         if _has_to_forget(work):
             self._commits.run(forget)
         if _has_emptied(connection):
             for _ in range(SHRINKS):
                 self._commits.run(shrink)
-            with suppress(apsw.BusyError):  # another process is at it
+        if _is_too_long(connection):
+            with suppress(apsw.BusyError):  # another process is at it: in a second it is tried again
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
         if _has_grown(connection):
             _cut_log(connection)
+
+    def _note_time(self, connection: apsw.Connection, work: Work) -> None:
+        version: int = connection.pragma("data_version")
+        changed, self._version = version != self._version, version
+        if changed and work.now - work.execute("SELECT last_ms FROM clock").get >= NOTED_EVERY:
+            self._commits.run(note_time)
+
+    def _look_after(self, work: Work, queue: QueueRow) -> None:
+        if is_late(work, queue):
+            self._repeat(lambda work: catch_up(work, queue.name, STEP))
+        expires = queue.settings.expires
+        if expires is not None and not queue.messages and queue.used_at + expires * 1000 <= work.now:
+            self._commits.run(lambda work: disown_unused(work, queue.name))
+
+    def _repeat(self, step: Callable[[Work], bool]) -> None:
+        """Until nothing more is left, or the next second goes on with it: other queues want to be looked after too."""
+        for _ in range(STEPS):
+            if self._closing.is_set() or not self._commits.run(step):
+                return
 
 
 def _has_emptied(connection: apsw.Connection) -> bool:
     """Whether more of the file is free than what comes next will want."""
     free, pages, kind = map(connection.pragma, ("freelist_count", "page_count", "auto_vacuum"))
     return bool(kind == 2 and free > max(FREE_KEPT, pages // 4))  # 2: incremental
+
+
+def _is_too_long(connection: apsw.Connection) -> bool:
+    """Whether the file has shrunk, and no checkpoint has cut it yet: one may be busy, or a reader hold the old end."""
+    pages, size = map(connection.pragma, ("page_count", "page_size"))
+    return bool(Path(connection.filename).stat().st_size > pages * size)
 
 
 def _has_grown(connection: apsw.Connection) -> bool:
@@ -139,49 +175,23 @@ def _cut_log(connection: apsw.Connection) -> None:
         connection.set_busy_timeout(BUSY_TIMEOUT)
 
 
-def _outlook(work: Work, queue_id: int, recipient: str, most: int) -> tuple[int, int | None]:
-    """How many messages could be taken now (told up to `most`), and when the next lease or delay ends."""
+def _due(work: Work, queue_id: int, most: int) -> tuple[int, int | None]:
+    """How many leases and delays have ended (counted up to `most`), and when the next one does."""
     row: tuple[float, int | None] = work.execute(
         """
         SELECT (SELECT count(*) FROM (SELECT 1 FROM messages
-                                       WHERE queue_id = ?1 AND recipient = ?2 AND state = 0 LIMIT ?3))
-             + (SELECT count(*) FROM (SELECT 1 FROM messages
-                                       WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?4 LIMIT ?3))
-             + (SELECT total(count) FROM (SELECT count FROM runs INDEXED BY deliverable_runs
-                                           WHERE queue_id = ?1 AND ?2 = '' AND state = 0 LIMIT ?3))
+                                       WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?2 LIMIT ?3))
              + (SELECT total(count) FROM (SELECT count FROM runs
-                                           WHERE queue_id = ?1 AND ?2 = '' AND state = 1 AND due_at <= ?4 LIMIT ?3)),
+                                           WHERE queue_id = ?1 AND state = 1 AND due_at <= ?2 LIMIT ?3)),
                (SELECT min(due_at)
                   FROM (SELECT min(due_at) AS due_at FROM messages
-                         WHERE queue_id = ?1 AND state IN (1, 2) AND due_at > ?4
+                         WHERE queue_id = ?1 AND state IN (1, 2) AND due_at > ?2
                          UNION ALL
-                        SELECT min(due_at) FROM runs WHERE queue_id = ?1 AND state = 1 AND due_at > ?4))
+                        SELECT min(due_at) FROM runs WHERE queue_id = ?1 AND state = 1 AND due_at > ?2))
         """,
-        (queue_id, recipient, most, work.now),
+        (queue_id, work.now, most),
     ).get
     return int(row[0]), row[1]
-
-
-def _late_queues(work: Work) -> list[str]:
-    """Queues in which a lease or delay has ended, or a message expired, and no request has come by to see it."""
-    return [
-        row[0]
-        for row in work.all(
-            """
-            SELECT name FROM queues
-             WHERE name IS NOT NULL
-               AND (EXISTS (SELECT 1 FROM messages WHERE queue_id = queues.id AND state IN (1, 2) AND due_at <= ?1)
-                 OR EXISTS (SELECT 1 FROM runs WHERE queue_id = queues.id AND state = 1 AND due_at <= ?1)
-                 OR EXISTS (SELECT 1 FROM messages WHERE queue_id = queues.id AND expires_at IS NOT NULL
-                                                     AND state <> 1 AND expires_at <= ?1))
-            """,
-            (work.now,),
-        )
-    ]
-
-
-def _disowned(work: Work) -> list[int]:
-    return [row[0] for row in work.all("SELECT id FROM queues WHERE name IS NULL", ())]
 
 
 def _has_to_forget(work: Work) -> bool:

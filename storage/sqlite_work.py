@@ -6,6 +6,7 @@ Whatever changes the state of a message goes through here, together with the cou
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -16,12 +17,12 @@ import apsw
 from storage.clock import Clock
 from storage.errors import IdempotencyMismatch, QueueNotFound
 from storage.kept import read_settings
-from storage.model import MAX_READ_BYTES, Once, QueueSettings, rfc3339
+from storage.model import CHUNK, MAX_READ_BYTES, REQUEST_WINDOW, STATES, Once, QueueSettings, dead_letter_name, rfc3339
 
-READY, LEASED, DELAYED, BLOCKED = range(4)
-STATES = ("ready", "leased", "delayed", "blocked")
-LIVING = "queue_id IN (SELECT id FROM queues WHERE name IS NOT NULL)"  # SQL: not of a queue that is being cleared
-CHUNK = 10_000  # rows one transaction moves at most in work without a bound of its own, so that no other waits long
+READY, LEASED, DELAYED, BLOCKED = range(len(STATES))
+NO_QUEUE = 0  # the scope of an Idempotency-Key that the store as a whole remembers
+ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
+SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
 
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
 _COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
@@ -34,11 +35,13 @@ class QueueRow(NamedTuple):
     settings: QueueSettings
     messages: int
     bytes: int
+    swept: int = 0  # up to this id all messages with rows of their own, but the leased, were dropped as past retention
+    used_at: int = 0
 
     @property
-    def dead_letter_queue(self) -> str:
-        # A name of 80 characters that ends so already would else be its own.
-        return self.settings.dead_letter_queue or f"{self.name[: 75 if self.name[75:] != '.dead' else 70]}.dead"
+    def retention(self) -> int | None:
+        """In ms."""
+        return None if self.settings.retention is None else math.ceil(self.settings.retention * 1000)
 
 
 class Room:
@@ -72,6 +75,8 @@ class Work:
         self.wall = clock.wall
         self.woken: set[str] = set()
         self.up_to_date: set[int] = set()  # queues that have nothing left to be done by `now`
+        self.swept: set[int] = set()  # queues that had their share of what may also be done later
+        self.budget = CHUNK  # messages that this transaction may still move because of the time
         self._queues: dict[str, QueueRow] = {}
         self._counts: dict[int, list[int]] = {}  # what is to be added, by queue
         self._counted = 0
@@ -89,6 +94,7 @@ class Work:
     def forget(self) -> None:
         """The transaction goes on from an earlier state: counts that were not written are gone."""
         self.up_to_date.clear()
+        self.swept.clear()
         self._queues.clear()
         self._counts.clear()
 
@@ -96,6 +102,7 @@ class Work:
         """Its row was changed by another way than `count`, or what falls due in it."""
         self.write_counts()
         self.up_to_date.discard(queue.id)
+        self.swept.discard(queue.id)
         self._queues.pop(queue.name, None)
 
     def all(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
@@ -114,20 +121,45 @@ class Work:
         found = self._queues.get(name)
         if found is None:
             row = self.execute(
-                "SELECT id, settings, ready + leased + delayed + blocked, bytes FROM queues WHERE name = ?", (name,)
+                "SELECT id, settings, ready + leased + delayed + blocked, bytes, swept, used_at "
+                "FROM queues WHERE name = ?",
+                (name,),
             ).get
             if row is not None:
-                found = self._queues[name] = QueueRow(row[0], name, read_settings(row[1]), row[2], row[3])
+                found = self._queues[name] = QueueRow(row[0], name, read_settings(row[1]), *row[2:])
         return found
 
     def queue_for_writing(self, name: str) -> QueueRow:
-        """The queue, which comes into being if it was not there."""
+        """The queue, which is created if it does not exist."""
         found = self.find_queue(name)
         if found is None:
-            self.execute("INSERT INTO queues (name) VALUES (?)", (name,))
-            found = QueueRow(self.connection.last_insert_rowid(), name, QueueSettings(), 0, 0)
+            self.execute("INSERT INTO queues (name, used_at) VALUES (?, ?)", (name, self.now))
+            found = QueueRow(self.connection.last_insert_rowid(), name, QueueSettings(), 0, 0, 0, self.now)
             self._queues[name] = found
+        self.note_use(found)
         return found
+
+    def note_use(self, queue: QueueRow) -> None:
+        """Keep the time of this use, to within a second, for the setting `expires`: of each would be a write a read."""
+        expires = queue.settings.expires
+        if expires is not None and self.now - queue.used_at >= min(1_000, expires * 1000 / 10):
+            self.execute("UPDATE queues SET used_at = ? WHERE id = ?", (self.now, queue.id))
+            self._replace(queue, used_at=self.now)
+
+    def lower_swept(self, queue: QueueRow, least: int) -> None:
+        """A message of this id is not leased any more, and may be past retention."""
+        current = self._queues.get(queue.name, queue)
+        if least <= current.swept:
+            self.swept_to(queue, least - 1)
+
+    def swept_to(self, queue: QueueRow, last: int) -> None:
+        self.execute("UPDATE queues SET swept = ? WHERE id = ?", (last, queue.id))
+        self._replace(queue, swept=last)
+
+    def _replace(self, queue: QueueRow, **changes: Any) -> None:
+        known = self._queues.get(queue.name)
+        if known is not None and known.id == queue.id:
+            self._queues[queue.name] = known._replace(**changes)
 
     def count(self, queue: QueueRow, **changes: int) -> None:
         """Adds to the queue's counts of states and its totals."""
@@ -141,65 +173,88 @@ class Work:
         if known is not None and known.id == queue.id:
             messages = known.messages + sum([changes[state] for state in STATES if state in changes])
             size = known.bytes + changes.get("bytes", 0)
-            self._queues[queue.name] = QueueRow(known.id, known.name, known.settings, messages, size)
+            self._queues[queue.name] = QueueRow(*known[:3], messages, size, *known[5:])
 
     # -- idempotency
 
-    def once(self, queue_id: int, once: Once | None, window: float, do: Callable[[], Any]) -> Any:
-        """What `do` returned (a JSON value) the first time this key was used within `window` seconds."""
+    def once(self, scope: int, once: Once | None, window: float, do: Callable[[], Any]) -> Any:
+        """What `do` returned (a JSON value; None: nothing was done) when this key was first used within `window` s."""
         if once is None:
             return do()
-        known = self.execute(
-            "SELECT fingerprint, reply FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
-            (queue_id, once.key, self.now),
-        ).get
-        if known is not None:
-            if known[0] != once.fingerprint:
-                raise IdempotencyMismatch
-            return json.loads(known[1])
-        reply = do()
-        if reply:  # an empty read has done nothing, so asking again may find something
-            self.execute(
-                "INSERT OR REPLACE INTO replies (queue_id, key, fingerprint, reply, forget_at) VALUES (?, ?, ?, ?, ?)",
-                (queue_id, once.key, once.fingerprint, json.dumps(reply), self.now + round(window * 1000)),
-            )
+        reply = self.recall(once, scope)
+        if reply is None and (reply := do()) is not None:
+            self.remember(once, reply, scope, window)
         return reply
 
-    def expiry(self, queue: QueueRow, ttl: int | None) -> int | None:
-        retention = queue.settings.retention
-        limits = [limit for limit in (ttl, None if retention is None else round(retention * 1000)) if limit is not None]
-        return self.now + min(limits) if limits else None
+    def recall(self, once: Once, scope: int = NO_QUEUE) -> Any:
+        known = self.execute(
+            "SELECT fingerprint, reply FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
+            (scope, once.key, self.now),
+        ).get
+        if known is None:
+            return None
+        if known[0] != once.fingerprint:
+            raise IdempotencyMismatch
+        return json.loads(known[1])
+
+    def remember(self, once: Once, value: Any, scope: int = NO_QUEUE, window: float = REQUEST_WINDOW) -> None:
+        self.execute(
+            "INSERT OR REPLACE INTO replies (queue_id, key, fingerprint, reply, forget_at) VALUES (?, ?, ?, ?, ?)",
+            (scope, once.key, once.fingerprint, json.dumps(value), self.now + round(window * 1000)),
+        )
 
     # -- changes of state
 
-    def give_back(self, queue: QueueRow, ids: Sequence[int], keys: Collection[str], due_at: int = 0) -> None:
-        """Leased or delayed messages wait for delivery again, from `due_at` on; `keys` are theirs.
+    def give_back(
+        self,
+        queue: QueueRow,
+        ids: Sequence[int],
+        keys: Collection[str],
+        due_at: int | None = None,
+        uncounted: int = 0,
+    ) -> None:
+        """Leased or delayed messages, with these keys, wait for delivery again.
 
+        With `due_at` they were released, until then: their leases cannot be extended any more. None: their time came.
         One with a key waits blocked until the key's other leases are settled too (promote sees to that).
         """
         if not ids:
             return
         self.up_to_date.discard(queue.id)  # what was leased does not expire; now it may have
+        self.swept.discard(queue.id)
         was = Counter(self.all("SELECT state FROM messages WHERE id IN carray(?)", (int_array(ids),)))
         rows = self.all(
-            "UPDATE messages SET state = iif(key IS NOT NULL, 3, iif(?1 > 0, 2, 0)), due_at = ?1 "
-            "WHERE id IN carray(?2) RETURNING state",
-            (due_at, int_array(ids)),
+            """
+            UPDATE messages
+               SET state = iif(key IS NOT NULL, 3, iif(coalesce(?1, due_at) > ?2, 2, 0)), due_at = coalesce(?1, due_at),
+                   token = iif(?1 IS NULL, token, -abs(token)), receive_count = receive_count - iif(token > 0, ?3, 0)
+             WHERE id IN carray(?4)
+            RETURNING state
+            """,
+            (due_at, self.now, uncounted, int_array(ids)),
         )
         now = Counter(rows)
         self.count(queue, **{name: now[(state,)] - was[(state,)] for state, name in enumerate(STATES)})
+        self.lower_swept(queue, min(ids))
         self.promote(queue, keys)
+
+    def expire(self, queue: QueueRow, ids: Sequence[int]) -> None:
+        """Drop the messages, or move them to the dead-letter queue, by the queue's setting."""
+        if queue.settings.dead_letter_expired:
+            self.bury(queue, ids, "expired", expired=len(ids))
+        else:
+            self.remove(queue, ids, expired=len(ids))
 
     def remove(self, queue: QueueRow, ids: Sequence[int], **totals: int) -> list[tuple[Any, ...]]:
         """The messages are gone, and the next of their keys take their places.
 
-        Returns rows of id, text, fields, death, sent_at, receive_count, state, key and size, in no order.
+        Returns rows of id, text, fields, deaths, sent_at, receive_count, state, key and size, in no order.
         """
         if not ids:
             return []
         rows = self.all(
-            "DELETE FROM messages WHERE id IN carray(?) RETURNING id, text, fields, death, sent_at, receive_count, "
-            "state, key, octet_length(text) + coalesce(octet_length(fields), 0)",
+            "DELETE FROM messages WHERE id IN carray(?) RETURNING id, text, fields, deaths, sent_at, receive_count, "
+            f"state, key, {SIZE}",
             (int_array(ids),),
         )
         self.count(queue, bytes=-sum(row[8] for row in rows), **by_state([row[6] for row in rows], each=-1), **totals)
@@ -207,39 +262,43 @@ class Work:
         return rows
 
     def bury(self, queue: QueueRow, ids: Sequence[int], reason: str, **totals: int) -> None:
-        """The messages move to the dead-letter queue, in order, with the story of their death and a fresh count."""
+        """The messages move to the dead-letter queue, in order, with one death more to tell of and a fresh count."""
         if not ids:
             return
-        grave = self.queue_for_writing(queue.dead_letter_queue)
+        grave = self.queue_for_writing(dead_letter_name(queue.name, queue.settings))
         rows = self.all(
-            """
-            INSERT INTO messages (queue_id, sent_at, state, priority, recipient, key, expires_at,
-                                  origin, death, fields, text)
-            SELECT ?, sent_at, iif(key IS NULL, 0, 3), priority, recipient, key, ?, ?,
-                   json_object('dead_letter_from', ?, 'dead_letter_reason', ?, 'dead_letter_at', ?,
-                               'dead_letter_id', CAST(id AS TEXT), 'dead_letter_receive_count', receive_count),
+            f"""
+            INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key,
+                                  origin, deaths, fields, text)
+            SELECT ?1, sent_at, ?2, iif(key IS NULL, 0, 3), priority, recipient, key, ?3,
+                   json_insert(coalesce(deaths, '[]'), '$[#]',
+                               json_object('dead_letter_from', ?3, 'dead_letter_reason', ?4, 'dead_letter_at', ?5,
+                                           'dead_letter_id', CAST(id AS TEXT),
+                                           'dead_letter_receive_count', receive_count)),
                    fields, text
-              FROM messages WHERE id IN carray(?) ORDER BY id
-            RETURNING state, key, octet_length(text) + coalesce(octet_length(fields), 0)
+              FROM messages WHERE id IN carray(?6) ORDER BY id
+            RETURNING state, key, {SIZE}
             """,
-            (grave.id, self.expiry(grave, None), queue.name, queue.name, reason,
-             rfc3339(self.wall(self.now)), int_array(ids)),
-        )  # fmt: skip
+            (grave.id, self.now, queue.name, reason, rfc3339(self.wall(self.now)), int_array(ids)),
+        )
         self.arrived(grave, rows)
         self.remove(queue, ids, dead_lettered=len(ids), **totals)
 
     def arrived(self, queue: QueueRow, rows: list[tuple[Any, ...]]) -> None:
         states = Counter(row[0] for row in rows)
         self.count(queue, ready=states[READY], blocked=states[BLOCKED], bytes=sum(row[2] for row in rows))
-        self.promote(queue, {row[1] for row in rows if row[1] is not None})
+        self.promote(queue, {row[1] for row in rows if row[1] is not None}, ready_since=0)
 
-    def promote(self, queue: QueueRow, keys: Collection[str]) -> None:
-        """The first message of each key becomes ready (or delayed, by its own delay) if none of the key is leased."""
+    def promote(self, queue: QueueRow, keys: Collection[str], ready_since: int | None = None) -> None:
+        """The first message of each key becomes ready (or delayed, by its own delay) if none of the key is leased.
+
+        It is ready since now, or (0) since it arrived.
+        """
         if not keys:
             return
         rows = self.all(
             """
-            UPDATE messages SET state = iif(due_at > ?1, 2, 0)
+            UPDATE messages SET state = iif(due_at > ?1, 2, 0), due_at = iif(due_at > ?1, due_at, ?4)
              WHERE id IN (SELECT (SELECT min(id) FROM messages WHERE queue_id = ?2 AND key = wanted.value)
                             FROM json_each(?3) AS wanted)
                AND state = 3
@@ -247,7 +306,12 @@ class Work:
                                 WHERE other.queue_id = ?2 AND other.key = messages.key AND other.state = 1)
             RETURNING state
             """,
-            (self.now, queue.id, json.dumps(list(keys), ensure_ascii=False)),
+            (
+                self.now,
+                queue.id,
+                json.dumps(list(keys), ensure_ascii=False),
+                self.now if ready_since is None else ready_since,
+            ),
         )
         if rows:
             states = Counter(rows)

@@ -32,7 +32,7 @@ class Interest(NamedTuple):
     """What a reader waits for."""
 
     queues: tuple[str, ...]
-    recipient: str
+    recipient: str | None  # None: any
 
 
 class Outlook(NamedTuple):
@@ -153,7 +153,7 @@ class Waiting:
             self._bell.ring()  # it may have been woken for a message that it did not take
 
     def _look_out(self) -> None:
-        sight = self._open_sight()
+        sight: Sight | None = None
         due = 0.0
         try:
             while not self._stopped:
@@ -161,6 +161,7 @@ class Waiting:
                     self._guard.wait_for(lambda: self._waiters or self._stopped)
                 told = self._bell.wait(self._look_every)
                 try:
+                    sight = sight or self._open_sight()
                     if sight.changed() or told or time.monotonic() >= due:
                         due = time.monotonic() + self._look(sight)
                 except Exception:  # without this thread no reader is woken any more
@@ -168,7 +169,8 @@ class Waiting:
                     due = 0.0
                     time.sleep(LOOK_AGAIN)
         finally:
-            sight.close()
+            if sight is not None:
+                sight.close()
 
     def _look(self, sight: Sight) -> float:
         """Wakes whom there is something for; returns the seconds until something else falls due."""
@@ -189,7 +191,7 @@ class Waiting:
 def receive_after(
     store: Store, ids: list[int], ask: Receive, once: Once | None, present: Callable[[], bool]
 ) -> Transacted:
-    """What a transaction's reader waits for. The transaction is done and has to be told, so nothing is raised."""
+    """Return what a transaction's reader waits for. The transaction is done and reported, so nothing is raised."""
     # A name of its own, which no header can hold: the transaction's reply is remembered under the client's.
     once = once and Once(f"{once.key}\n", once.fingerprint)
     try:

@@ -34,7 +34,7 @@ class AcknowledgesTooEarly(Committer):
         self._turn = threading.Lock()
         threading.Thread(target=self._commit_late, daemon=True).start()
 
-    def _transact(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], None]) -> set[str]:
+    def _transact(self, tickets: Sequence[Ticket[Work]], gather: Callable[[], Sequence[Ticket[Work]]]) -> set[str]:
         with self._turn:
             if not self._connection.in_transaction:
                 self._connection.execute("BEGIN IMMEDIATE")

@@ -150,7 +150,7 @@ class Tab:
 
     def tab_to(self, script: str) -> None:
         """Tab has been pressed until the expression, of the focused element `it`, is true."""
-        for _ in range(60):
+        for _ in range(400):  # a link for each queue that other tests have made
             self.press("Tab")
             if self.run(f"((it) => {script})(document.activeElement)"):
                 return

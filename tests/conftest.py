@@ -24,6 +24,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on PostgreSQL, so that `-m postgres` picks it."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        if "postgres" in item.nodeid or "postgres" in item.fixturenames:
+            item.add_marker("postgres")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None]:
     """A test that needs a program this machine lacks is skipped; where CI=true it fails."""

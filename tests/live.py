@@ -152,12 +152,19 @@ class LiveServer:
 class FaultProxy:
     """Hands requests on to `upstream`, and their replies back; but the next `losing` replies it loses.
 
-    A lost reply is one of a request that the service has done: the client sees its connection reset.
+    A lost reply is one of a request that the service has done: the client sees its connection reset, or gets `instead`.
+    With `loses_each` the first reply to each request is lost, and that to its repetition is not. Each reply is late by
+    `delay` seconds. A request that `hangs` is not handed on, and its connection is closed after that many seconds.
     """
 
     def __init__(self, upstream: LiveServer) -> None:
         self.losing = 0
+        self.loses_each = False
+        self.instead: bytes | None = None
+        self.delay = 0.0
+        self.hangs: Callable[[bytes], float | None] = lambda request: None
         self.requests = 0
+        self._lost: set[bytes] = set()
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -182,15 +189,30 @@ class FaultProxy:
         with client, client.makefile("rb") as requests:
             while request := _read_message(requests):
                 self.requests += 1
+                if (hangs := self.hangs(request)) is not None:
+                    time.sleep(hangs)
+                    return
                 with socket.create_connection(("127.0.0.1", self._upstream.port)) as server:
                     server.sendall(request)
                     with server.makefile("rb") as replies:
                         reply = _read_message(replies)
-                if self.losing > 0:
-                    self.losing -= 1
+                time.sleep(self.delay)
+                if not self._loses(request):
+                    client.sendall(reply)
+                elif self.instead is not None:
+                    client.sendall(self.instead)
+                else:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
                     return
-                client.sendall(reply)
+
+    def _loses(self, request: bytes) -> bool:
+        if self.loses_each and request not in self._lost:
+            self._lost.add(request)
+            return True
+        if self.losing > 0:
+            self.losing -= 1
+            return True
+        return False
 
 
 def await_true(happened: Callable[[], bool]) -> None:

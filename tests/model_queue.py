@@ -1,26 +1,39 @@
-"""A queue and its dead letters in plain Python, by the rules of the API: what random programs are checked against."""
+"""A queue and its dead letters in plain Python, by the rules of the API: what random programs are checked against.
+
+The dead letters of a queue "q" lie in "q.dead", those that die there in "q.dead.dead". All settings are those of "q".
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from storage.model import NewMessage, State
 
+QUEUE = "q"
 DEDUP_WINDOW = 300_000  # ms, as all durations here
+
+# In memory where there is such a place: this is about the order of things, not about the disk.
+SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @dataclass(eq=False)
 class Item:
     number: int  # its place in the order of arrival
+    queue: str
     message: NewMessage
     sent_at: int
+    arrived_at: int
     due: int = 0  # not delivered before
-    expires: int | None = None
+    ready_since: tuple[int, int] | None = None  # at the earliest and at the latest; None: it is not ready
     leased_until: int | None = None
     delivery: int = 0  # the number of its last delivery
+    released: bool = False  # since that
     receives: int = 0
+    deaths: list[tuple[str, str]] = field(default_factory=list)  # the queue and the reason of each
 
 
 class Handle(NamedTuple):
@@ -34,113 +47,199 @@ class Handle(NamedTuple):
 class ModelQueue:
     now: int
     max_receives: int = 0
+    retention: int | None = None
+    delay: int = 0
     dead_letter_expired: bool = False
-    items: list[Item] = field(default_factory=list)  # by age
-    dead: list[Item] = field(default_factory=list)  # by time of death
-    totals: Counter[str] = field(default_factory=Counter)
+    items: list[Item] = field(default_factory=list)  # of all queues, by age
+    totals: Counter[str] = field(default_factory=Counter)  # of "q"
     known: dict[str, tuple[Item, int]] = field(default_factory=dict)  # by dedup_id, and until when
     _number: int = 0
 
-    def send(self, message: NewMessage) -> Item:
-        first, until = self.known.get(message.dedup_id or "", (None, 0))
-        if first is not None and self.now < until:
-            return first
-        self.totals["sent"] += 1
-        item = self._arrive(self.items, message, self.now, message.ttl)
-        item.due = self.now + message.delay
-        if message.dedup_id is not None:
-            self.known[message.dedup_id] = (item, self.now + DEDUP_WINDOW)
-        return item
+    # -- looks
 
-    def receive(self, limit: int, lease: int | None, recipient: str) -> list[Handle]:
-        while spent := [i for i in self._ready(recipient)[:limit] if self._is_spent(i)]:
-            self._bury(spent)  # max_receives was lowered since they were given back
-        taken: list[Item] = []
-        while len(taken) < limit and (ready := [i for i in self._ready(recipient, taken) if not self._is_spent(i)]):
-            taken.append(ready[0])
-        self._number += 1
-        self.totals["received"] += len(taken)
-        for item in taken:
-            item.receives, item.delivery = item.receives + 1, self._number
-            item.leased_until = None if lease is None else self.now + lease
-        if lease is None:
-            self._remove(taken)
-        return [Handle(item, item.delivery) for item in taken]
+    def of(self, queue: str) -> list[Item]:
+        return [item for item in self.items if item.queue == queue]
 
-    def _ready(self, recipient: str, taken: list[Item] | None = None) -> list[Item]:
-        """In the order of delivery, for a reader that has `taken` some already."""
-        left = [item for item in self.items if item not in (taken or [])]
-        ready = [i for i in left if i.message.recipient == recipient and self.state(i, left) is State.READY]
-        return sorted(ready, key=lambda item: (-item.message.priority, item.number))
+    def dead_from(self, queue: str) -> list[Item]:
+        return [item for item in self.items if item.deaths and item.deaths[-1][0] == queue]
 
-    def state(self, item: Item, among: list[Item]) -> State:
-        """Of one in the queue, or one that is dead, among all of those."""
+    def state(self, item: Item) -> State:
         if item.leased_until is not None:
             return State.LEASED
-        key = item.message.key
-        of_key = [other for other in among if other.message.key == key] if key is not None else [item]
-        if of_key[0] is not item or any(other.leased_until is not None for other in of_key):
+        others = self._of_key(item)
+        if others[0] is not item or any(other.leased_until is not None for other in others):
             return State.BLOCKED
         return State.DELAYED if item.due > self.now else State.READY
 
+    def oldest_age(self, queue: str) -> tuple[int, int]:
+        """Return ms at the least and at the most."""
+        since = [item.ready_since for item in self.of(queue) if item.ready_since is not None]
+        if not since:
+            return 0, 0
+        return self.now - min(latest for _, latest in since), self.now - min(earliest for earliest, _ in since)
+
     def find(self, handle: Handle, *, to_extend: bool = False) -> str:
-        """Whether a receipt holds, is stale, or its message is missing."""
+        """Return whether a receipt holds, is stale, or its message is missing."""
         item, delivery = handle
         if item not in self.items:
             return "missing"
-        others = [i for i in self.items if i.leased_until is not None and i.delivery != delivery]
-        if to_extend and item.message.key is not None and item.message.key in [i.message.key for i in others]:
+        if item.delivery != delivery or (to_extend and item.released):
+            return "stale"
+        others = [other for other in self._of_key(item) if other.leased_until is not None]
+        if to_extend and any(other.delivery != delivery for other in others):
             return "stale"  # a lease that ended cannot hold again: the key is somebody else's now
-        return "holds" if item.delivery == delivery else "stale"
+        return "holds"
 
-    def ack(self, item: Item) -> None:
+    # -- verbs
+
+    def send(self, message: NewMessage) -> tuple[Item, bool]:
+        """Return the message, and whether it is a duplicate of this earlier one."""
+        first, until = self.known.get(message.dedup_id or "", (None, 0))
+        if first is not None and self.now < until:
+            return first, True
+        self.totals["sent"] += 1
+        item = self._arrive(QUEUE, message, self.now)
+        item.due = self.now + (self.delay if message.delay is None else message.delay)
+        if message.dedup_id is not None:
+            self.known[message.dedup_id] = (item, self.now + DEDUP_WINDOW)
+        self.settle_down()
+        return item, False
+
+    def receive(self, queue: str, limit: int, lease: int | None, recipient: str | None) -> list[Handle]:
+        self.settle_down()
+        taken: list[Item] = []
+        while len(taken) < limit and (ready := self._deliverable(queue, recipient, taken)):
+            taken.append(ready[0])
+        self._number += 1
+        if queue == QUEUE:
+            self.totals["received"] += len(taken)
+        for item in taken:
+            item.receives, item.delivery, item.released = item.receives + 1, self._number, False
+            item.leased_until = None if lease is None else self.now + lease
+        if lease is None:
+            self._remove(taken)
+        self.settle_down()
+        return [Handle(item, item.delivery) for item in taken]
+
+    def ack(self, items: Sequence[Item]) -> None:
+        self._remove(items)
+        self.totals["acked"] += sum(item.queue == QUEUE for item in items)
+        self.settle_down()
+
+    def extend(self, items: Sequence[Item], lease: int) -> None:
+        for item in items:
+            item.leased_until = self.now + lease
+        self.settle_down()
+
+    def release(self, item: Item, delay: int, counted: bool) -> None:
+        if counted and self._is_spent(item):
+            self.die([item], "max_receives")
+            return
+        if not counted and not item.released:
+            item.receives -= 1
+        item.leased_until, item.due, item.released = None, self.now + delay, True
+        item.ready_since = None
+        self.settle_down()
+
+    def reschedule(self, item: Item, delay: int) -> None:
+        if delay or item.due > self.now:
+            item.due, item.ready_since = self.now + delay, None
+        self.settle_down()
+
+    def delete(self, item: Item) -> None:
         self._remove([item])
-        self.totals["acked"] += 1
+        self.settle_down()
 
-    def extend(self, item: Item, lease: int) -> None:
-        item.leased_until = self.now + lease
+    def purge(self, queue: str) -> int:
+        purged = self.of(queue)
+        self._remove(purged)
+        self.known = {name: (item, until) for name, (item, until) in self.known.items() if item not in purged}
+        return len(purged)
 
-    def release(self, item: Item, delay: int) -> None:
-        item.leased_until, item.due = None, self.now + delay
-        self._bury([item] if self._is_spent(item) else [])
-        self.advance(0)
+    def redrive(self, queue: str, chosen: Callable[[list[Item]], list[Item]]) -> int:
+        """Move those `chosen` among the dead letters in this queue, or from it, back by one death; how many."""
+        dead = [i for i in self.items if i.deaths and queue in (i.queue, i.deaths[-1][0]) and i.leased_until is None]
+        moved = chosen(dead)
+        self._remove(moved)
+        for old in moved:
+            self._arrive(old.deaths[-1][0], old.message, old.sent_at).deaths = old.deaths[:-1]
+        self.settle_down()
+        return len(moved)
 
-    def reject(self, item: Item) -> None:
-        self._bury([item])
+    def die(self, items: Sequence[Item], reason: str) -> None:
+        self._remove(items)
+        self.totals["dead_lettered"] += sum(item.queue == QUEUE for item in items)
+        for old in sorted(items, key=lambda item: item.number):
+            dead = self._arrive(f"{old.queue}.dead", old.message, old.sent_at)
+            dead.deaths = [*old.deaths, (old.queue, reason)]
+        self.settle_down()
 
     def advance(self, duration: int) -> None:
         self.now += duration
         ended = [i for i in self.items if i.leased_until is not None and i.leased_until <= self.now]
         for item in ended:
-            item.leased_until = None
-        self._bury([item for item in ended if self._is_spent(item)])
-        expired = [i for i in self.items if not i.leased_until and i.expires is not None and i.expires <= self.now]
-        self.totals["expired"] += len(expired)
-        (self._bury if self.dead_letter_expired else self._remove)(expired)
+            item.due, item.leased_until = item.leased_until or 0, None
+        if spent := [item for item in ended if self._is_spent(item)]:
+            self.die(spent, "max_receives")
+        self.settle_down()
 
-    def purge(self) -> int:
-        purged, self.items = len(self.items), []
-        return purged
+    def settle_down(self) -> None:
+        """Do all that has to be done by now, as a look at the queue sees it."""
+        while True:
+            if expired := [item for item in self.items if item.leased_until is None and self._is_expired(item)]:
+                self.totals["expired"] += len(expired)
+                if self.dead_letter_expired:
+                    self.die(expired, "expired")
+                else:
+                    self._remove(expired)
+            elif spent := [i for i in self.items if self._is_spent(i) and self.state(i) is State.READY]:
+                self.die(spent, "max_receives")
+            else:
+                break
+        for item in self.items:
+            if self.state(item) is not State.READY:
+                item.ready_since = None
+            elif item.ready_since is None:
+                since = max(item.due, item.arrived_at)
+                item.ready_since = (since, since if item.message.key is None else self.now)  # it may have been blocked
 
-    def redrive(self, limit: int) -> int:
-        moved, self.dead = self.dead[:limit], self.dead[limit:]
-        for old in moved:
-            self._arrive(self.items, old.message, old.sent_at, old.message.ttl)
-        return len(moved)
+    # -- the rest
+
+    def _deliverable(self, queue: str, recipient: str | None, taken: Sequence[Item]) -> list[Item]:
+        """In the order of delivery, for a reader that has `taken` some already."""
+
+        def is_next(item: Item) -> bool:
+            before = [other for other in self._of_key(item) if other.number < item.number]
+            return all(other in taken for other in before)
+
+        ready = [
+            item
+            for item in self.of(queue)
+            if item not in taken
+            and recipient in (None, item.message.recipient)
+            and item.due <= self.now
+            and not self._is_spent(item)
+            and is_next(item)
+            and not any(other.leased_until is not None for other in self._of_key(item))
+        ]
+        return sorted(ready, key=lambda item: (-item.message.priority, item.number))
+
+    def _of_key(self, item: Item) -> list[Item]:
+        key = item.message.key
+        return [item] if key is None else [other for other in self.of(item.queue) if other.message.key == key]
 
     def _is_spent(self, item: Item) -> bool:
-        return 0 < self.max_receives <= item.receives
+        return item.queue == QUEUE and 0 < self.max_receives <= item.receives
 
-    def _bury(self, items: list[Item]) -> None:
-        self._remove(items)
-        self.totals["dead_lettered"] += len(items)
-        for old in sorted(items, key=lambda item: item.number):
-            self._arrive(self.dead, old.message, old.sent_at, None)
+    def _is_expired(self, item: Item) -> bool:
+        age = self.now - item.arrived_at
+        past = item.queue == QUEUE and self.retention is not None and age >= self.retention
+        return past or (not item.deaths and item.message.ttl is not None and age >= item.message.ttl)
 
-    def _remove(self, items: list[Item]) -> None:
+    def _remove(self, items: Sequence[Item]) -> None:
         self.items = [item for item in self.items if item not in items]
 
-    def _arrive(self, where: list[Item], message: NewMessage, sent_at: int, ttl: int | None) -> Item:
+    def _arrive(self, queue: str, message: NewMessage, sent_at: int) -> Item:
         self._number += 1
-        where.append(Item(self._number, message, sent_at, expires=None if ttl is None else self.now + ttl))
-        return where[-1]
+        self.items.append(Item(self._number, queue, message, sent_at, self.now))
+        return self.items[-1]

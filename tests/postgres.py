@@ -19,7 +19,7 @@ from typing import Self
 from urllib.request import urlopen
 
 from tests.live import LiveServer, await_true, free_port
-from tests.programs import program
+from tests.programs import postgres_program, program
 
 ADMIN = "postgres"  # the superuser
 ROLE = "queue"  # whom the service connects as: owns its database, and nothing else
@@ -83,9 +83,12 @@ class Daemon:
         return (self.directory / "log").read_text(errors="replace")[-10_000:]
 
     def run(self, name: str, *arguments: str) -> str:
-        """Runs a program to its end, as the daemon's user; what it printed. Raises AssertionError if it failed."""
+        """Run a program of PostgreSQL's to its end, as the daemon's user; return what it printed.
+
+        Raises AssertionError if it failed.
+        """
         done = subprocess.run(
-            [program(name), *arguments],
+            [postgres_program(name), *arguments],
             cwd=self.directory,
             user=_another_user(),
             group=_group(),
@@ -135,7 +138,7 @@ class Postgres(Daemon):
             "recovery_init_sync_method=syncfs",  # what it does by default, file by file, takes seconds
             *self._options,
         ]
-        return [program("postgres"), "-D", str(self.data), *(f"--{option}" for option in options)]
+        return [postgres_program("postgres"), "-D", str(self.data), *(f"--{option}" for option in options)]
 
     @property
     def answers(self) -> bool:

@@ -81,7 +81,7 @@ def test_the_plain_design_is_what_requests_meet(tmp_path: Path) -> None:
     app = PlainApplication(Settings(database_url=f"sqlite:///{tmp_path}/queue.db"))
     with closing(app):
         assert isinstance(app.store, PlainStore)
-        assert app.store.send("q", [NewMessage("a")]) == [1]
+        assert app.store.send("q", [NewMessage("a")]).ids == [1]
 
 
 def test_a_server_that_is_not_installed_is_told_with_the_package_that_has_it() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from clients import (
     BadRequest,
+    MessageLeased,
     NotFound,
     PreconditionFailed,
     QueueClient,
@@ -320,19 +321,6 @@ def test_consume_acks_each_message_when_the_loop_comes_back(client: QueueClient)
     assert client.stats()["acked"] == 3
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_message_whose_work_failed_is_given_back_with_those_behind_it(client: QueueClient, batch: int) -> None:
-    def work() -> None:
-        for message in client.consume(lease=30, batch=batch):
-            if message.text == "bad":
-                raise RuntimeError("the work failed")
-
-    client.send_many(["good", "bad", "unseen"])
-    with pytest.raises(RuntimeError, match="the work failed"):
-        work()
-    assert [message.text for message in client.receive(limit=3)] == ["bad", "unseen"]
-
-
 def test_the_body_may_settle_a_message_itself(client: QueueClient) -> None:
     client.send_many(["release", "ack"])
     for message in client.consume(lease=30, idle=0):
@@ -445,6 +433,64 @@ def test_a_rejected_message_is_dead_until_it_is_driven_back(client: QueueClient,
     assert "does not parse" in dead.attributes.values()
     assert client.redrive(queue=f"{queue}.dead") == 1
     assert [message.text for message in client.receive(lease=30)] == ["poison"]
+
+
+def test_a_message_is_looked_at_moved_and_removed_by_its_id(client: QueueClient, queue: str) -> None:
+    first, second, third = client.send_many([{"text": "a", "delay": 600}, {"text": "b"}, {"text": "c"}])
+    assert (client.message(first).text, client.message(first).state) == ("a", "delayed")
+    client.reschedule(first, 0)
+    client.dead_letter(second, reason="not wanted")
+    client.delete_message(third)
+    assert [(message.text, message.state) for message in client.peek()] == [("a", "ready")]
+    (held,) = client.receive(lease=30)
+    with pytest.raises(MessageLeased):
+        client.delete_message(first)
+    held.release()
+    with pytest.raises(NotFound):
+        client.message(third)
+    with pytest.raises(ValueError, match="not the id of a message"):
+        client.delete_message(held.receipt or "")
+
+
+def test_a_duplicate_is_reported_with_the_first_ones_id(client: QueueClient) -> None:
+    first = client.send("a", dedup_id="d")
+    again = client.send("another", dedup_id="d")
+    assert (again, first.duplicate, again.duplicate) == (first, False, True)
+    several = client.send_many([{"text": "b"}, {"text": "c", "dedup_id": "d"}])
+    assert (several[1], several.duplicates) == (first, [1])
+    assert client.transact(send=[{"text": "d", "dedup_id": "d"}]).duplicates == [0]
+
+
+def test_a_reader_for_any_recipient_gets_all(client: QueueClient) -> None:
+    client.send_many([{"text": "a", "recipient": "Ada"}, {"text": "b"}, {"text": "c", "recipient": "Bob"}])
+    with pytest.raises(ValueError, match="both given"):
+        client.receive(recipient="Ada", any_recipient=True)
+    (first,) = client.receive(lease=30, any_recipient=True)
+    _, (second,) = client.ack_and_receive([first], any_recipient=True)
+    last = [message.text for message in client.consume(idle=0, any_recipient=True)]
+    assert [first.text, second["text"], *last] == ["a", "b", "c"]
+
+
+def test_peek_pages_back_and_shows_one_key(client: QueueClient) -> None:
+    ids = client.send_many([{"text": text, "key": text[0]} for text in ("a1", "b1", "a2", "b2")])
+    assert [message.text for message in client.peek(before=ids[3], limit=2)] == ["a2", "b1"]
+    assert [message.text for message in client.peek(key="b")] == ["b1", "b2"]
+
+
+def test_some_dead_letters_are_driven_back_by_id_or_reason(client: QueueClient, queue: str) -> None:
+    ids = client.send_many(["a", "b", "c"])
+    for id, reason in zip(ids, ["late", "broken", "late"], strict=True):
+        client.dead_letter(id, reason=reason)
+    dead = f"{queue}.dead"
+    assert client.redrive(queue=dead, reason="broken") == 1
+    assert client.redrive(queue=dead, ids=[client.peek(queue=dead)[1].id or ""]) == 1
+    assert sorted(message.text for message in client.peek()) == ["b", "c"]
+
+
+def test_queues_are_listed_by_their_prefix(client: QueueClient, queue: str) -> None:
+    for name in ("a", "b"):
+        client.send("x", queue=f"{queue}-{name}")
+    assert list(client.queues(f"{queue}-")) == [f"{queue}-a", f"{queue}-b"]
 
 
 # Replies that are lost.
@@ -589,6 +635,28 @@ def test_a_busy_service_is_asked_again_after_the_time_it_names_with_the_same_key
     (first, key), (second, key_again) = asked
     assert second - first >= 0.3
     assert key == key_again is not None
+
+
+def test_queues_are_listed_to_the_last_page() -> None:
+    pages: list[object] = [{"queues": [{"queue": name, "stats": {}}], "next": name} for name in ("a", "b")]
+    replies: list[tuple[int, dict[str, str], object]] = [(200, {}, page) for page in [*pages, {"queues": []}]]
+    with answering(*replies) as (url, asked), QueueClient(url) as client:
+        assert list(client.queues()) == ["a", "b"]
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_an_ack_of_which_nothing_is_known_and_that_finds_nothing_again_is_done(status: int) -> None:
+    gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
+    with answering((status, {}, None), gone) as (url, asked), QueueClient(url) as client:
+        client.ack("q~1~2")
+    assert len(asked) == 2
+
+
+def test_an_ack_that_was_refused_first_and_then_finds_nothing_was_not_done() -> None:
+    gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
+    with answering(BUSY, gone) as (url, _), QueueClient(url) as client, pytest.raises(NotFound):
+        client.ack("q~1~2")
 
 
 def test_a_full_queue_is_an_error_when_there_is_no_time_to_wait() -> None:

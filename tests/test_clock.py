@@ -100,7 +100,7 @@ def service(wall: WallClock) -> Iterator[LiveServer]:
 
 
 FORTH_AND_BACK = [HOUR, -HOUR]
-AT_RANDOM = [random.Random(25).choice([-HOUR, 0, HOUR]) for _ in range(30)]
+AT_RANDOM = [random.Random(25).choice([-HOUR, 0, HOUR]) for _ in range(15)]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_clock_set_while_nothing_ran_changes_the_length_of_no_lease__row_25(
         came = time.monotonic()
         (second,) = send(store, "later")
         assert second > first
-        assert abs(store.time() / 1_000 - true() - step) < HOUR / 2
+        assert abs(store.peek("q")[-1].sent_at / 1_000 - true() - step) < HOUR / 2
     assert came >= began + LEASE - 0.005 or (booted and step > 0)
 
 

@@ -17,6 +17,8 @@ from storage import commit
 from storage.commit import GroupCommit, Ticket
 from storage.errors import Busy, DiskFull, QueueFull, QueueNotFound, Unavailable
 from storage.sqlite import SqliteStore
+from storage.sqlite_care import check
+from storage.sqlite_lock import FileLock
 from tests.conformance.engines import FakeClock
 from tests.conformance.shorthand import configure, in_threads, lease, new, peek, send, stats, take
 from tests.connections import on_each_connection
@@ -36,7 +38,9 @@ class Disk:
         self.entered = threading.Semaphore(0)
         self.commits = GroupCommit(self.run_group)
 
-    def run_group(self, tickets: Sequence[Ticket[Log]], gather: Callable[[], None]) -> None:
+    def run_group(
+        self, tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]]
+    ) -> Sequence[Ticket[Log]]:
         self.entered.release()
         self.door.wait(LONG)
         self.groups.append(len(tickets))
@@ -47,6 +51,7 @@ class Disk:
             except ValueError as fault:
                 ticket.error = fault
         self.committed += work
+        return []
 
     def write(self, text: str) -> int:
         """Returns the number of things written with it; raises for "bad"."""
@@ -169,6 +174,41 @@ def test_who_is_being_run_is_not_given_up_however_long_it_takes(
     assert (first.result(LONG), second.result(LONG)) == (1, 2)
 
 
+def test_who_is_being_run_for_long_gets_its_outcome_and_not_busy(
+    pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, running = threading.Event(), threading.Event()
+
+    def slow(work: Log) -> str:
+        running.set()
+        going_on.wait(LONG)
+        return "slow"
+
+    disk.close_on(pool, "a")
+    monkeypatch.setattr(commit, "WAIT_LIMIT", 0.05)
+    before = len(disk.commits._waiting)
+    leader = pool.submit(disk.commits.run, slow)
+    _until(lambda: len(disk.commits._waiting) > before)
+    (follower,) = disk.queue_up(pool, "b")
+    disk.door.set()
+    assert running.wait(LONG)  # in the group of both
+    time.sleep(0.1)  # longer than it would wait for its turn
+    assert not follower.done()
+    going_on.set()
+    assert (leader.result(LONG), follower.result(LONG)) == ("slow", 1)
+
+
+def test_each_group_is_reported_with_its_size(pool: ThreadPoolExecutor, disk: Disk) -> None:
+    reported: list[int] = []
+    disk.commits.observe = lambda operations, seconds: reported.append(operations)
+    disk.close_on(pool, "a")
+    others = disk.queue_up(pool, *"bcd")
+    disk.door.set()
+    assert [other.result(LONG) for other in others] == [1, 2, 3]
+    _until(lambda: len(reported) == 2)
+    assert reported == [1, 3]
+
+
 class PowerCut(BaseException):
     pass
 
@@ -179,10 +219,11 @@ def test_when_a_leader_fails_nobody_takes_it_for_success_and_the_next_group_goes
     failing = threading.Event()
     run_group = disk.commits._run_group
 
-    def fail(tickets: Sequence[Ticket[Log]], gather: Callable[[], None]) -> None:
+    def fail(tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]]) -> Sequence[Ticket[Log]]:
         run_group(tickets, gather)
         if failing.is_set() and len(tickets) > 1:
             raise PowerCut
+        return []
 
     disk.commits._run_group = fail
     disk.close_on(pool, "a")
@@ -247,6 +288,136 @@ def test_a_refused_request_takes_only_itself_along(tmp_path: Path, store: Sqlite
     assert [type(outcome) for outcome in outcomes] == [list, list, QueueFull, QueueNotFound, list]
     assert peek(store) == ["first", "a", "b"]
     assert stats(store).ready == 3
+    assert check(tmp_path / "queue.db").startswith("ok")  # all counts are those of what is there
+
+
+def test_counts_of_what_was_refused_do_not_stay(tmp_path: Path, store: SqliteStore) -> None:
+    configure(store, "full", max_messages=1)
+    send(store, "leased", "left")
+    held = lease(store)
+    refused = [("new", new("x")), ("q", new("y")), ("full", new("b")), ("full", new("c"))]
+    outcomes = together(
+        tmp_path,
+        store,
+        [
+            lambda: send(store, "first"),
+            lambda: store.transact([held[0].receipt], refused),
+            lambda: send(store, "second"),
+            lambda: store.transact([held[0].receipt], refused),
+        ],
+    )
+    assert [type(outcome) for outcome in outcomes] == [list, QueueFull, list, QueueFull]
+    assert check(tmp_path / "queue.db").startswith("ok")
+    assert stats(store)[:4] == (3, 1, 0, 0)
+    assert (stats(store).acked, stats(store).sent) == (0, 4)
+    assert [queue.name for queue in store.queues()] == ["full", "q"]
+
+
+def test_nobody_waits_longer_for_a_stopped_process_than_it_says(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which holds the lock as long as it is stopped; who came later has its own time."""
+    monkeypatch.setattr(commit, "WAIT_LIMIT", 0.5)
+    with (tmp_path / "queue.db-lock").open() as lock, ThreadPoolExecutor(4) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        early = [pool.submit(send, store, "early") for _ in range(2)]
+        _until(lambda: len(store._commits._waiting) == 1)
+        time.sleep(0.3)
+        late = pool.submit(send, store, "late")
+        assert [type(future.exception(LONG)) for future in early] == [Busy, Busy]
+        assert not late.done()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert len(late.result(LONG)) == 1
+    assert peek(store) == ["late"]
+
+
+def test_a_lock_that_comes_when_nobody_waits_for_it_any_more_is_given_back(tmp_path: Path) -> None:
+    ours, others = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    with others.held(), ours.held(time.monotonic() + 0.05) as held:
+        assert not held
+    with others.held(time.monotonic() + LONG) as held:
+        assert held
+    with ours.held(time.monotonic() + LONG) as held:
+        assert held
+        with others.held(time.monotonic()) as second:
+            assert not second
+    ours.close()
+    others.close()
+
+
+def test_a_lock_is_had_in_the_order_of_asking(tmp_path: Path) -> None:
+    """Though the first that asked gave up meanwhile, and another of its process took its place."""
+    locks = [FileLock(tmp_path / "lock") for _ in range(3)]
+    came: list[int] = []
+
+    def wait(number: int) -> None:
+        with locks[number].held(time.monotonic() + LONG) as held:
+            assert held
+            came.append(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        with locks[0].held():
+            with locks[1].held(time.monotonic() + 0.05) as held:
+                assert not held
+            first = pool.submit(wait, 2)
+            _until(lambda: locks[2]._queueing)
+            time.sleep(0.05)
+            second = pool.submit(wait, 1)
+            _until(lambda: locks[1]._wanted)
+        first.result(LONG)
+        second.result(LONG)
+    assert came == [1, 2]
+    for lock in locks:
+        lock.close()
+
+
+def test_a_service_that_has_just_written_is_ready_without_writing_again(store: SqliteStore) -> None:
+    groups: list[int] = []
+
+    class Observer:
+        def committed(self, operations: int, seconds: float) -> None:
+            groups.append(operations)
+
+        def waiting(self, readers: int) -> None:
+            pass
+
+    send(store, "a")
+    store.observe(Observer())
+    for _ in range(50):
+        store.check_ready()
+    assert groups == []
+    store._committer._committed_at -= 2  # as after two quiet seconds
+    store.check_ready()
+    assert sum(groups) >= 1
+
+
+def test_nothing_of_what_was_refused_is_counted_or_found_by_the_next_in_its_group(
+    tmp_path: Path, store: SqliteStore
+) -> None:
+    """It has acked, created a queue and sent before it is refused; others of its group use the same queues after it."""
+    configure(store, "full", max_messages=1)
+    send(store, "held", "free", queue="counted")
+    held = lease(store, queue="counted", seconds=60)[0].receipt
+    refused = [("counted", new("half")), ("early", new("half")), ("full", new("one")), ("full", new("too many"))]
+    outcomes = together(
+        tmp_path,
+        store,
+        [
+            lambda: send(store, "first"),
+            lambda: store.transact([held], refused),
+            lambda: send(store, "a", queue="early"),
+            lambda: store.transact([], refused),
+            lambda: send(store, "b", queue="early"),
+            lambda: store.settle(held),
+            lambda: store.transact([], refused),
+        ],
+    )
+    assert [type(outcome) for outcome in outcomes] == [
+        list, QueueFull, list, QueueFull, list, type(None), QueueFull,
+    ]  # fmt: skip
+    assert (peek(store, queue="early"), peek(store, queue="counted")) == (["a", "b"], ["free"])
+    assert (stats(store, "early").sent, stats(store, "counted").sent, stats(store, "counted").acked) == (2, 2, 1)
+    assert check(tmp_path / "queue.db").startswith("ok: 4 messages")  # all else that is counted is what is there
 
 
 def test_what_has_expired_is_not_delivered_to_one_of_the_same_group(tmp_path: Path) -> None:

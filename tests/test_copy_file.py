@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,7 +28,7 @@ from clients.copy_plan import CopyError, Plan
 from clients.copy_source import Lines
 from clients.copy_target import Target
 from tests.figures import Tell
-from tests.live import REPOSITORY, LiveServer
+from tests.live import REPOSITORY, LiveServer, await_true
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 CONTENTS = {
@@ -122,7 +123,7 @@ class _Bytes(io.BytesIO):
         self._sizes = sizes
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(next(self._sizes))
+        return super().read(min(next(self._sizes), sys.maxsize if size is None or size < 0 else size))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
@@ -142,8 +143,8 @@ def test_any_bytes_are_cut_in_the_same_messages_however_they_are_read(
 ) -> None:
     monkeypatch.setattr(copy_source, "LONGEST_PIECE", longest)
     forever = (size for _ in iter(int, 1) for size in sizes)
-    lines = all_of(copy_source.cut(_Bytes(content, forever), hashlib.sha256()))
-    assert lines == all_of(copy_source.cut(io.BytesIO(content), hashlib.sha256()))
+    lines = all_of(copy_source.cut(_Bytes(content, forever), len(content), hashlib.sha256()))
+    assert lines == all_of(copy_source.cut(io.BytesIO(content), len(content), hashlib.sha256()))
     assert sum(lines.sizes) == len(content)
     assert lines.offsets == [0, *accumulate(lines.sizes)][: len(lines)]
 
@@ -259,19 +260,114 @@ def test_a_copy_whose_messages_somebody_else_took_fails_clearly(
     source.write_bytes(lines(10))
     monkeypatch.setattr(copy_file, "produce", lambda *_: None)  # for the consumer, as if all were sent and taken
     assert copy(server, source, target) == 1
-    assert told(capsys).endswith("was deleted, or read by somebody else, during the copy")
+    assert told(capsys).endswith("was deleted, or read by another client, during the copy")
     assert os.listdir(target.parent) == ["source"]
 
 
-def test_a_file_that_changes_while_it_is_sent_is_not_copied(source: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda source: os.utime(source, ns=(0, 0)),
+        lambda source: os.truncate(source, 5),
+        lambda source: source.write_bytes(lines(11).replace(b"0000001", b"changed")),
+    ],
+    ids=["touched", "shorter", "changed and longer"],
+)
+def test_a_file_that_changes_while_it_is_sent_is_not_copied(source: Path, change: Callable[[Path], None]) -> None:
     source.write_bytes(lines(10))
     plan = Plan.of(str(source), None, 3)
     with source.open("rb") as file:
         batches = copy_source.batches(file, plan)
         next(batches)
-        os.utime(source, ns=(0, 0))
+        change(source)
         with pytest.raises(CopyError, match="changed while it was being copied"):
             list(batches)
+
+
+@contextmanager
+def on_first_write(change: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The change happens when the first lines have come through the queue and are about to be written."""
+    left = [change]
+    write = os.pwrite
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        if left:
+            left.pop()()
+        return write(descriptor, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        yield
+
+
+def test_a_file_that_grows_is_copied_as_it_was_when_the_copy_began(
+    server: LiveServer, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = lines(40_000) + b"half a li"
+    source.write_bytes(content)
+
+    def grow() -> None:
+        with source.open("ab") as file:
+            file.write(b"ne\nand more\n")
+
+    with on_first_write(grow, monkeypatch):
+        assert copy(server, source, target) == 0
+    assert target.read_bytes() == content
+    assert sorted(os.listdir(target.parent)) == ["source", "target"]
+    assert copy_queues(server) == []
+
+
+def test_a_file_that_grows_all_the_time_is_copied(server: LiveServer, source: Path, target: Path) -> None:
+    source.write_bytes(lines(1000))
+    stopped = threading.Event()
+
+    def grow() -> None:
+        with source.open("ab", buffering=0) as file:
+            while not stopped.wait(0.001):
+                file.write(b"another\n")
+
+    growing = threading.Thread(target=grow)
+    growing.start()
+    try:
+        assert copy(server, source, target, "--batch", "100") == 0
+    finally:
+        stopped.set()
+        growing.join()
+    assert source.read_bytes().startswith(target.read_bytes())
+    assert target.read_bytes().startswith(lines(1000))
+
+
+def test_a_copy_whose_file_was_changed_leaves_nothing_behind(
+    server: LiveServer,
+    source: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source.write_bytes(lines(40_000))
+    with on_first_write(lambda: os.truncate(source, 100), monkeypatch):
+        assert copy(server, source, target) == 1
+    assert told(capsys) == f"queue-copy: {source}: changed while it was being copied; run the copy again"
+    assert os.listdir(target.parent) == ["source"]
+    assert copy_queues(server) == []
+
+
+def test_a_consumer_whose_producer_failed_ends_and_leaves_nothing_behind(
+    server: LiveServer, source: Path, target: Path, queue: str
+) -> None:
+    source.write_bytes(lines(8_000))
+    consuming = started(server, "--consume", target, "--queue", queue)
+    producing = started(server, "--produce", source, "--queue", queue, "--batch", "20")
+    await_true(lambda: any(part.stat().st_size for part in target.parent.glob("*.part")))
+    os.utime(source, ns=(0, 0))
+    _, errors = producing.communicate(timeout=60)
+    assert "changed while it was being copied" in errors.decode()
+    _, errors = consuming.communicate(timeout=20)
+    assert errors.decode().endswith("was deleted, or read by another client, during the copy\n")
+    assert (producing.returncode, consuming.returncode) == (1, 1)
+    assert os.listdir(target.parent) == ["source"]
+    with QueueClient(server.url) as client:
+        assert queue not in client.queues()
 
 
 def test_two_copies_to_one_target_do_not_mix(
@@ -322,7 +418,7 @@ def test_a_copy_killed_at_random_and_run_again_is_identical__row_2(
     assert copy_queues(server) == []
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=LONG)])
 def test_a_copy_is_identical_after_kills_of_producer_consumer_and_service__row_2(
     kills: int, source: Path, target: Path, tell: Tell
 ) -> None:

@@ -94,7 +94,7 @@ def test_a_queue_that_fills_its_disk_refuses_sends_and_goes_on_with_all_else__ro
     connection.close()
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=LONG)])
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=LONG)])
 def test_nothing_is_lost_when_another_program_fills_the_disk_to_the_last_byte_under_load__row_10(
     times: int, service: LiveServer, small_disk: SmallDisk, tmp_path: Path, tell: Tell
 ) -> None:
@@ -194,7 +194,7 @@ def worker() -> Iterator[LiveServer]:
     ("injection", "times"),
     [(injection, 1) for injection in (COMMIT_FAILS, CHECKPOINT_FAILS, NO_ROOM_IN_LOG)]
     + [
-        pytest.param(injection, 15, marks=LONG)
+        pytest.param(injection, 6, marks=LONG)
         for injection in (COMMIT_FAILS, CHECKPOINT_FAILS, NO_ROOM_IN_LOG, *OTHERS)
     ],
     ids=str,
@@ -215,8 +215,9 @@ def test_what_could_not_be_committed_is_not_acknowledged__row_10(
         verdict = load.finish()
     tell(fault=str(injection), times=times, **verdict.figures)
     assert verdict.faultless, verdict
-    assert worker.log().count("the storage has failed") <= times
-    assert ("the storage has failed" in worker.log()) == (injection.error == "EIO")
+    failures = [line for line in worker.log().splitlines() if "the storage has failed" in line]
+    assert len(failures) <= times, failures
+    assert bool(failures) == (injection.error == "EIO"), failures
     worker.stop()
     _assert_sound(worker.database)
 

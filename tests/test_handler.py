@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 import pytest
 
 import handler
+from doors import problems
 from settings import Settings
 from storage import errors
-from storage.model import Store
+from storage.model import Engine
 from tests.live import LiveServer
 from tests.wsgi import Client, Reply, a_store
 
@@ -32,13 +33,13 @@ ENVELOPE = {"id", "queue", "sent_at", "receive_count", "receipt", "leased_until"
 
 
 @pytest.fixture
-def store() -> Iterator[Store]:
+def store() -> Iterator[Engine]:
     with a_store(pollers=2) as store:
         yield store
 
 
 @pytest.fixture
-def client(store: Store) -> Client:
+def client(store: Engine) -> Client:
     return Client(handler.make_app(Settings(max_body=MAX_BODY), store))
 
 
@@ -439,13 +440,13 @@ def test_a_leased_read_brings_the_envelope_and_hides_the_message(client: Client,
 
 @pytest.mark.parametrize(("lease", "seconds"), [("1", 1), ("43200", 43_200), ("1.5", 1.5), ("default", 7)])
 def test_a_lease_ends_when_the_reader_or_the_setting_says(
-    client: Client, store: Store, lease: str, seconds: float
+    client: Client, store: Engine, lease: str, seconds: float
 ) -> None:
     client.call("PUT", "/queues/default", b'{"lease": 7}')
     client.post("/messages", {"text": "x"})
-    before = store.time() / 1000
+    before = time.time()
     until = moment(client.get(f"/messages?lease={lease}").json["leased_until"])
-    assert before + seconds - 1.1 <= until <= store.time() / 1000 + seconds + 1.1
+    assert before + seconds - 1.1 <= until <= time.time() + seconds + 1.1
 
 
 def test_every_delivery_has_a_receipt_of_its_own_and_is_counted(client: Client) -> None:
@@ -486,7 +487,7 @@ def test_one_queue_named_in_the_query_is_read_as_its_own_route_is(client: Client
 @pytest.mark.parametrize(
     "query", ["?wait=20", "?wait=20&lease=9", "?wait=20&limit=5", "?queue=a&queue=default&wait=20"]
 )
-def test_a_waiting_reader_gets_what_is_written_meanwhile(client: Client, store: Store, query: str) -> None:
+def test_a_waiting_reader_gets_what_is_written_meanwhile(client: Client, store: Engine, query: str) -> None:
     with ThreadPoolExecutor() as threads:
         reading = threads.submit(client.get, f"/messages{query}")
         client.post("/messages", {"text": "at last"})
@@ -495,7 +496,7 @@ def test_a_waiting_reader_gets_what_is_written_meanwhile(client: Client, store: 
     assert message["text"] == "at last"
 
 
-def test_a_reader_without_a_place_to_wait_is_told_when_to_come_again(client: Client, store: Store) -> None:
+def test_a_reader_without_a_place_to_wait_is_told_when_to_come_again(client: Client, store: Engine) -> None:
     replies = []
     threads = [threading.Thread(target=lambda: replies.append(client.get("/messages?wait=20"))) for _ in range(3)]
     for thread in threads:
@@ -662,13 +663,13 @@ def test_a_receipt_is_not_found_under_another_queue(client: Client) -> None:
     assert stats(client)["leased"] == 1
 
 
-def test_a_lease_extended_tells_its_new_end(client: Client, store: Store) -> None:
+def test_a_lease_extended_tells_its_new_end(client: Client, store: Engine) -> None:
     receipt = held(client)["receipt"]
-    before = store.time() / 1000
+    before = time.time()
     reply = client.call("PATCH", f"/messages/{receipt}", b'{"lease": 600}')
     assert reply.status == 200
     assert reply.json.keys() == {"leased_until"}
-    assert before + 599 <= moment(reply.json["leased_until"]) <= store.time() / 1000 + 601
+    assert before + 599 <= moment(reply.json["leased_until"]) <= time.time() + 601
 
 
 def test_a_message_given_back_comes_at_once_or_after_its_delay(client: Client) -> None:
@@ -887,6 +888,8 @@ def test_a_queue_is_told_with_its_settings_stats_and_an_etag(client: Client) -> 
         "dedup_window": 300.0,
         "dead_letter_expired": False,
         "paused": False,
+        "delay": 0.0,
+        "expires": None,
     }
     assert reply.headers["etag"].strip('"').isdigit()
 
@@ -1116,9 +1119,9 @@ def test_no_route_takes_a_query_it_does_not_know(client: Client, method: str, ro
 # Faults.
 
 
-@pytest.mark.parametrize(("fault", "answer"), handler.PROBLEMS.items())
+@pytest.mark.parametrize(("fault", "answer"), problems.PROBLEMS.items())
 def test_every_fault_of_the_table_is_answered_with_its_status_and_code(
-    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch, fault: type[Exception], answer: tuple[int, str, str]
+    client: Client, store: Engine, monkeypatch: pytest.MonkeyPatch, fault: type[Exception], answer: tuple[int, str, str]
 ) -> None:
     monkeypatch.setattr(store, "send", raising(fault))
     monkeypatch.setattr("tests.wsgi.conforms", lambda *_: None)  # send itself never raises most of them
@@ -1127,15 +1130,17 @@ def test_every_fault_of_the_table_is_answered_with_its_status_and_code(
 
 
 def test_statuses_and_codes_are_those_clients_know() -> None:
-    told = sorted((status, code) for status, code, _ in handler.PROBLEMS.values())
+    told = sorted((status, code) for status, code, _ in problems.PROBLEMS.values())
     assert told == [
         (400, "bad_request"),
         (400, "invalid_input"),
         (401, "unauthenticated"),
         (403, "cross_origin"),
         (403, "forbidden"),
+        (403, "prefetch"),
         (404, "message_not_found"),
         (404, "queue_not_found"),
+        (409, "message_leased"),
         (409, "stale_receipt"),
         (412, "precondition_failed"),
         (413, "body_too_large"),
@@ -1147,6 +1152,7 @@ def test_statuses_and_codes_are_those_clients_know() -> None:
         (500, "internal_error"),
         (503, "busy"),
         (503, "disk_full"),
+        (503, "interrupted"),
         (503, "unavailable"),
     ]
 
@@ -1156,6 +1162,8 @@ def raising(fault: type[Exception]) -> Callable[..., NoReturn]:
     of_queue = {"queue": "q"} if issubclass(fault, errors.QueueError) else {}
 
     def fail(*_: object, **__: object) -> NoReturn:
+        if fault is errors.Interrupted:
+            raise errors.Interrupted("10,000 messages were purged", errors.Busy())
         raise fault(*(["a detail"] if wants_detail else []), **of_queue)
 
     return fail
@@ -1195,7 +1203,7 @@ def test_the_service_tells_that_it_is_alive_and_ready(client: Client, route: str
 
 
 def test_the_service_is_alive_but_not_ready_while_it_cannot_write(
-    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+    client: Client, store: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "check_ready", raising(errors.DiskFull))
     assert_problem(client.get("/ready"), 503, "disk_full")

@@ -21,11 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import handler
 from clients import QueueClient
-from doors import counts, metrics
+from doors import counts, metrics, problems
 from doors.counts import Counts
 from settings import Settings
 from storage.errors import Unavailable
-from storage.model import Disk, NewMessage, Receive, Store
+from storage.model import Disk, Engine, NewMessage, Receive
 from tests.live import REPOSITORY, LiveServer, await_true
 from tests.programs import program
 from tests.wsgi import Client, a_store
@@ -38,13 +38,13 @@ Samples = dict[tuple[str, ...], float]  # (name, its labels as name=value â€¦) â
 
 
 @pytest.fixture
-def store() -> Iterator[Store]:
+def store() -> Iterator[Engine]:
     with a_store() as store:
         yield store
 
 
 @pytest.fixture
-def client(store: Store) -> Client:
+def client(store: Engine) -> Client:
     return Client(handler.make_app(Settings(), store))
 
 
@@ -120,7 +120,7 @@ def test_all_routes_have_a_place_of_their_own() -> None:
 
 
 def test_every_status_of_the_service_is_told_by_its_number() -> None:
-    answered = {status for status, _, _ in handler.PROBLEMS.values()} | set(handler.ROUTING) | {200, 204}
+    answered = {status for status, _, _ in problems.PROBLEMS.values()} | set(problems.ROUTING) | {200, 204, 303}
     assert answered <= set(counts.STATUSES)
 
 
@@ -140,7 +140,7 @@ def test_histograms_hold_each_value_in_every_bound_above_it() -> None:
         slot.begin()
         slot.end(0, 200, seconds)
     store = _Empty()
-    told = parsed(metrics.exposition(store, slot.counts.total(), ["GET /x"], metrics.Limits(2, 1), "1"))
+    told = parsed(metrics.exposition(store, store.disk, slot.counts.total(), ["GET /x"], metrics.Limits(2, 1), "1"))
     labels = ("method=GET", "route=/x")
     bounds = {bound: told["queue_http_request_seconds_bucket", f"le={bound}", *labels] for bound in
               ("0.001", "0.002", "5", "20", "+Inf")}  # fmt: skip
@@ -152,7 +152,7 @@ def test_histograms_hold_each_value_in_every_bound_above_it() -> None:
 class _Empty:
     """A store that holds nothing and can tell nothing of its disk."""
 
-    def queues(self) -> list[Any]:
+    def queues(self, prefix: str = "", after: str = "", limit: int = 1) -> list[Any]:
         return []
 
     def disk(self) -> Disk:
@@ -160,13 +160,14 @@ class _Empty:
 
 
 def test_what_an_engine_cannot_tell_is_left_out() -> None:
-    told = parsed(metrics.exposition(_Empty(), Counts(1).take().counts.total(), [], metrics.Limits(2, 1), "1"))
+    store = _Empty()
+    told = parsed(metrics.exposition(store, store.disk, Counts(1).take().counts.total(), [], metrics.Limits(2, 1), "1"))
     assert told["queue_store_readable",] == 1
     assert ("queue_log_bytes",) not in told
 
 
 def test_what_processes_count_is_told_while_the_store_cannot_be_read(
-    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+    client: Client, store: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> list[Any]:
         raise Unavailable("the disk has failed")
@@ -180,7 +181,7 @@ def test_what_processes_count_is_told_while_the_store_cannot_be_read(
 
 
 def test_many_queues_are_told_in_a_bounded_number_of_lines(
-    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
+    client: Client, store: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "NAMED_QUEUES", 2)
     for name in "dcba":
@@ -192,7 +193,7 @@ def test_many_queues_are_told_in_a_bounded_number_of_lines(
     assert told["queue_oldest_age_seconds", "queue=(others)"] < 60
 
 
-def test_metrics_need_a_right_of_their_own_and_tell_the_queues_of_the_token(store: Store) -> None:
+def test_metrics_need_a_right_of_their_own_and_tell_the_queues_of_the_token(store: Engine) -> None:
     app = handler.make_app(
         Settings(tokens="p:0123456789abcdef:metrics:a*;q:fedcba9876543210:send,receive,admin:*"), store
     )
@@ -318,7 +319,7 @@ def test_the_disk_is_told_as_it_is(three: LiveServer, queue: str) -> None:
 # An engine tells what it does.
 
 
-def test_a_store_tells_its_observer_of_commits_and_of_who_waits(store: Store) -> None:
+def test_a_store_tells_its_observer_of_commits_and_of_who_waits(store: Engine) -> None:
     told: list[tuple[str, Any]] = []
 
     class Watcher:

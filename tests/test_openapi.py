@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, settings, strategies
 import clients
 import handler
 from clients.messages import NextMessages, Outgoing
-from doors import openapi_answers
+from doors import openapi_answers, problems
 from doors.refusals import REFUSALS
 from doors.schemas import SCHEMAS
+from doors.watch import rule_of
 from doors.wire import RUNS
 from settings import Settings
 from storage.model import QueueSettings, QueueStats
@@ -78,9 +79,9 @@ def test_a_document_that_is_not_valid_would_be_noticed() -> None:
 
 
 def test_every_route_is_in_the_document_and_the_document_has_no_others() -> None:
-    routes = {
-        (route.method, route.rule.replace("<", "{").replace(">", "}")) for route in handler.make_app().bottle.routes
-    }
+    routes = {(route.method, rule_of(route)) for route in handler.make_app().bottle.routes}
+    by_id = {(method, rule) for method, rule in routes if rule.endswith("/{id}")}  # the same path as {receipt}
+    routes = routes - by_id | {(method, rule.replace("{id}", "{receipt}")) for method, rule in by_id}
     assert {(method, path) for method, path, _ in operations()} == routes
 
 
@@ -100,8 +101,8 @@ def test_every_reference_leads_somewhere_and_nothing_is_told_for_nobody() -> Non
 
 
 def test_the_document_has_the_error_codes_of_the_service_with_their_statuses() -> None:
-    coded = {(code, status) for status, code, _ in handler.PROBLEMS.values()}
-    coded |= {(code, status) for status, (code, _) in handler.ROUTING.items()}
+    coded = {(code, status) for status, code, _ in problems.PROBLEMS.values()}
+    coded |= {(code, status) for status, (code, _) in problems.ROUTING.items()}
     coded |= {(code, status) for status, code in REFUSALS.items()}
     told = {(code, status) for code, (status, _) in openapi_answers.CODES.items()}
     assert told == coded
@@ -174,10 +175,17 @@ API = schemathesis.openapi.from_wsgi("/openapi.json", newest, config=schemathesi
 
 @API.hook
 def filter_case(context: schemathesis.HookContext, case: Case) -> bool:
-    """A schema cannot say that a queue is not its own dead-letter queue, nor in a query that one is not a list."""
-    names = case.body.get("dead_letter_queue") if isinstance(case.body, dict) else None
-    own = names is not None and names == (case.path_parameters or {}).get("queue")
-    return not own and isinstance((case.query or {}).get("queue", []), list)
+    """A schema cannot say that a queue is not its own dead-letter queue, nor in a query that one is not a list.
+
+    Nor that a body belongs to a receipt or to an id, nor that a query has one of two parameters.
+    """
+    body, path, query = case.body, case.path_parameters or {}, case.query or {}
+    names = body.get("dead_letter_queue") if isinstance(body, dict) else None
+    own = names is not None and names == path.get("queue")
+    of_id = isinstance(body, dict) and body.keys() == {"delay"}
+    mixed = (case.method == "PATCH" and "queue" in path) and of_id != str(path.get("receipt")).isdigit()
+    both = {"recipient", "recipients"} <= query.keys()
+    return not (own or mixed or both) and isinstance(query.get("queue", []), list)
 
 
 @API.hook
@@ -198,6 +206,6 @@ def test_whatever_is_asked_is_answered_as_the_document_tells(api: None, case: Ca
 
 @pytest.mark.torture
 @API.parametrize()
-@settings(SCHEMATHESIS, max_examples=500)
+@settings(SCHEMATHESIS, max_examples=200)
 def test_hundreds_of_requests_of_each_kind_are_answered_as_the_document_tells(api: None, case: Case) -> None:
     case.call_and_validate()

@@ -28,7 +28,7 @@ QUEUES = ["input", "cut", "sewn", "output"]
 LEASE = 2.0  # seconds; a killed stage's inputs come again after it
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=LONG)])
 def test_each_inputs_result_comes_out_exactly_once_while_stages_and_server_are_killed__issue_3(
     kills: int, tmp_path: Path, tell: Tell
 ) -> None:

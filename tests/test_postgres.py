@@ -14,7 +14,7 @@ import pytest
 from storage import open_store
 from storage.__main__ import main as storage_tool
 from storage.errors import Busy, QueueFull, StaleReceipt, Unavailable, UnusableDatabase
-from storage.model import NewMessage, Once, Receive, Store
+from storage.model import Engine, NewMessage, Once, Receive, Store
 from storage.postgres import PostgresStore
 from tests.conformance.engines import postgres_database
 from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
@@ -28,7 +28,7 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def nodes(url: str) -> Iterator[list[Store]]:
+def nodes(url: str) -> Iterator[list[Engine]]:
     """Three, as three processes would have."""
     stores = [open_store(url) for _ in range(3)]
     yield stores
@@ -37,7 +37,7 @@ def nodes(url: str) -> Iterator[list[Store]]:
 
 
 @pytest.fixture
-def store(nodes: list[Store]) -> Store:
+def store(nodes: list[Engine]) -> Store:
     return nodes[0]
 
 
@@ -50,7 +50,7 @@ def sql(url: str, statement: str) -> list[tuple[object, ...]]:
 # Several nodes
 
 
-def test_a_limit_holds_exactly_however_many_send_at_once(nodes: list[Store]) -> None:
+def test_a_limit_holds_exactly_however_many_send_at_once(nodes: list[Engine]) -> None:
     configure(nodes[0], max_messages=25)
 
     def fill(node: Store) -> int:
@@ -65,17 +65,17 @@ def test_a_limit_holds_exactly_however_many_send_at_once(nodes: list[Store]) -> 
     assert stats(nodes[0]).ready == 25
 
 
-def test_of_writes_with_one_key_at_once_one_is_stored_and_all_get_its_answer(nodes: list[Store]) -> None:
+def test_of_writes_with_one_key_at_once_one_is_stored_and_all_get_its_answer(nodes: list[Engine]) -> None:
     answers = in_threads([lambda node=node: node.send("q", [new("a")], Once("k", b"1")) for node in nodes * 4])  # type: ignore[misc]
     assert len({str(answer) for answer in answers}) == 1
     assert peek(nodes[0]) == ["a"]
 
 
-def test_of_messages_with_one_dedup_id_at_once_one_is_stored(nodes: list[Store]) -> None:
+def test_of_messages_with_one_dedup_id_at_once_one_is_stored(nodes: list[Engine]) -> None:
     batches = [["a", "b", "c"], ["c", "b", "a"]] * 6
 
     def work(node: Store, batch: list[str]) -> list[int]:
-        return node.send("q", [new(text, dedup_id=text) for text in batch])
+        return node.send("q", [new(text, dedup_id=text) for text in batch]).ids
 
     jobs = [lambda n=n, b=b: work(n, b) for n, b in zip(nodes * 4, batches, strict=True)]
     answers = in_threads(jobs)
@@ -84,7 +84,7 @@ def test_of_messages_with_one_dedup_id_at_once_one_is_stored(nodes: list[Store])
     assert sorted(peek(nodes[0])) == ["a", "b", "c"]
 
 
-def test_readers_with_one_key_at_once_get_the_same_message(nodes: list[Store]) -> None:
+def test_readers_with_one_key_at_once_get_the_same_message(nodes: list[Engine]) -> None:
     send(nodes[0], "a", "b", "c")
     ask = Receive(("q",), lease=30)
     found = in_threads([lambda node=node: node.receive(ask, Once("k", b"1")) for node in nodes * 4])  # type: ignore[misc]
@@ -92,7 +92,7 @@ def test_readers_with_one_key_at_once_get_the_same_message(nodes: list[Store]) -
     assert stats(nodes[0]).leased == 1
 
 
-def test_each_key_stays_serial_and_in_order_across_nodes(nodes: list[Store]) -> None:
+def test_each_key_stays_serial_and_in_order_across_nodes(nodes: list[Engine]) -> None:
     keys = "abcdef"
     held: set[str] = set()
     seen: dict[str, list[int]] = {key: [] for key in keys}
@@ -128,7 +128,7 @@ def test_each_key_stays_serial_and_in_order_across_nodes(nodes: list[Store]) -> 
     assert stats(nodes[0]).acked == 150
 
 
-def test_senders_and_readers_of_two_queues_leave_the_counts_right(nodes: list[Store], url: str) -> None:
+def test_senders_and_readers_of_two_queues_leave_the_counts_right(nodes: list[Engine], url: str) -> None:
     def work(number: int) -> None:
         node = nodes[number % 3]
         for turn in range(15):
@@ -145,7 +145,7 @@ def test_senders_and_readers_of_two_queues_leave_the_counts_right(nodes: list[St
     assert storage_tool(["check", url]) == 0
 
 
-def test_two_that_settle_one_receipt_at_once_settle_it_once(nodes: list[Store]) -> None:
+def test_two_that_settle_one_receipt_at_once_settle_it_once(nodes: list[Engine]) -> None:
     send(nodes[0], "a")
     held = lease_one(nodes[0])
     answers = in_threads([lambda node=node: node.ack([held.receipt]).acked for node in nodes * 3])  # type: ignore[misc]
@@ -153,14 +153,14 @@ def test_two_that_settle_one_receipt_at_once_settle_it_once(nodes: list[Store]) 
     assert stats(nodes[0]).acked == 1
 
 
-def test_a_reader_of_one_node_is_woken_by_a_write_of_another(nodes: list[Store]) -> None:
+def test_a_reader_of_one_node_is_woken_by_a_write_of_another(nodes: list[Engine]) -> None:
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(nodes[0].receive, Receive(("q",), wait=20))
         send(nodes[1], "a")
         assert [message.text for message in reading.result(15)] == ["a"]
 
 
-def test_nobody_holds_a_transaction_or_a_lock_while_waiting(nodes: list[Store], url: str) -> None:
+def test_nobody_holds_a_transaction_or_a_lock_while_waiting(nodes: list[Engine], url: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(nodes[0].receive, Receive(("q",), wait=20))
         listening = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'NOTIFY%'"
@@ -233,7 +233,7 @@ def test_first_starts_at_once_make_one_schema(url: str) -> None:
 @pytest.mark.parametrize(
     ("change", "back", "reason"),
     [
-        ("UPDATE queue_service.version SET version = 99", "UPDATE queue_service.version SET version = 1", "version 99"),
+        ("UPDATE queue_service.version SET version = 99", "UPDATE queue_service.version SET version = 2", "version 99"),
         ("ALTER ROLE queue SET synchronous_commit = off", "ALTER ROLE queue RESET ALL", "synchronous_commit"),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_stale_receipt_stops_a_transaction_with_its_place(store: Store) -> Non
 
 @pytest.mark.parametrize("settings", [{"max_receives": 5}, {"max_messages": 100_000}], ids=str)
 def test_senders_transactors_and_readers_of_keys_never_wait_for_each_other_in_a_circle(
-    nodes: list[Store], url: str, settings: dict[str, int]
+    nodes: list[Engine], url: str, settings: dict[str, int]
 ) -> None:
     nodes[0].configure("q", settings)
 

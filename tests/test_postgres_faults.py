@@ -35,7 +35,7 @@ def node(primary: Postgres) -> Iterator[LiveServer]:
         yield server
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("times", [2, pytest.param(30, marks=LONG)])
 @pytest.mark.parametrize("fault", ["connections terminated", "server restarted at once"])
 def test_nothing_acknowledged_is_lost_when_postgresql_fails_under_load(
     fault: str, times: int, primary: Postgres, node: LiveServer, queue: str, tmp_path: Path, tell: Tell
@@ -59,7 +59,7 @@ def test_nothing_acknowledged_is_lost_when_postgresql_fails_under_load(
     _assert_nothing_is_left(node, queue)
 
 
-@pytest.mark.parametrize("failovers", [1, pytest.param(10, marks=LONG)])
+@pytest.mark.parametrize("failovers", [1, pytest.param(5, marks=LONG)])
 def test_a_failover_to_the_standby_loses_nothing_and_needs_no_restart(
     failovers: int, tmp_path: Path, tell: Tell
 ) -> None:

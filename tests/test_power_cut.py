@@ -145,7 +145,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     disk.remove()
 
 
-@pytest.mark.parametrize("cuts", [2, pytest.param(100, marks=LONG)])
+@pytest.mark.parametrize("cuts", [2, pytest.param(40, marks=LONG)])
 def test_every_acknowledged_write_survives_power_cuts_under_load__row_3(
     cuts: int, disk: Disk, tmp_path: Path, tell: Tell
 ) -> None:

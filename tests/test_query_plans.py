@@ -78,12 +78,16 @@ HOT_VERBS: dict[str, Callable[[SqliteStore], object]] = {
     "peek": lambda store: peek(store),
     "peek ready": lambda store: store.peek("q", state=State.READY),
     "peek dead": lambda store: store.peek("q", state=State.DEAD),
+    "peek a key": lambda store: store.peek("keys", key="k"),
+    "lease of any recipient": lambda store: lease(store, 10, recipient=None),
+    "extend many": lambda store: store.extend_many([lease_one(store).receipt], 60),
+    "reschedule": lambda store: store.reschedule("q", store.peek("q", limit=1)[0].id, 60),
+    "listing": lambda store: store.queues("q"),
     "purge": lambda store: store.purge("keys"),
     "redrive": lambda store: store.redrive("q"),
 }
 # These go through a queue by age, or take all of a rare set and sort it.
-MAY_WALK = {"stats", "peek", "peek ready", "purge", "redrive"}
-MAY_SORT = {"redrive"}
+MAY_WALK = {"stats", "peek", "peek ready", "purge", "listing", "reschedule"}
 
 
 @pytest.mark.parametrize("verb", HOT_VERBS)
@@ -92,9 +96,10 @@ def test_no_statement_reads_all_messages_of_a_queue_nor_sorts_them(
 ) -> None:
     clock = FakeClock()
     store = SqliteStore(path, clock=clock)
-    configure(store, max_receives=3)
+    configure(store, max_receives=3, retention=1_000)
     send(store, *"abcdefgh")
     send(store, *"abcdefgh", key="k", queue="keys", ttl=1)
+    store.reject(lease_one(store).receipt)
     send(store, "delayed", delay=1)
     send(store, *map(str, range(300)))
     lease(store, 2, seconds=1)
@@ -108,8 +113,9 @@ def test_no_statement_reads_all_messages_of_a_queue_nor_sorts_them(
     assert plans, "nothing was traced"
     for sql, plan in plans.items():
         bad = [step for step in plan if _reads_all(step)]
-        bad += [step for step in plan if "in_queue" in step and verb not in MAY_WALK]
-        bad += [step for step in plan if "TEMP B-TREE" in step and verb not in MAY_SORT]
+        if "LIMIT" not in sql:
+            bad += [step for step in plan if "in_queue" in step and verb not in MAY_WALK]
+        bad += [step for step in plan if "TEMP B-TREE" in step]
         assert bad == [], f"{sql}\n{plan}"
 
 
@@ -134,12 +140,45 @@ def test_whether_a_key_is_locked_is_asked_of_its_leased_messages_alone(path: Pat
     store.close()
 
 
+def test_a_step_of_a_redrive_reads_no_more_rows_for_many_dead_letter_queues_than_for_one(path: Path) -> None:
+    read: list[object] = []
+
+    def note(cursor: apsw.Cursor, row: Any) -> Any:
+        read.append(row)
+        return row
+
+    def count_rows(connection: apsw.Connection) -> None:
+        connection.row_trace = note
+
+    clock = FakeClock()
+    with on_each_connection(count_rows):
+        store = SqliteStore(path, clock=clock)
+        for grave in range(20):
+            configure(store, dead_letter_queue=f"grave{grave}", dead_letter_expired=True)
+            send(store, *map(str, range(200)), ttl=1)
+            clock.advance(2)
+            peek(store)
+        read.clear()
+        assert store.redrive("q", limit=1) == 1
+        assert len(read) < 200
+        store.close()
+
+
 def _reads_all(step: str) -> bool:
     """A scan, but for one of values given with the statement, of queues (few) or of an inner select."""
     if not step.startswith("SCAN"):
         return False
     return not step.startswith(
-        ("SCAN json_each", "SCAN item", "SCAN wanted", "SCAN CONSTANT ROW", "SCAN carray", "SCAN queues")
+        (
+            "SCAN json_each",
+            "SCAN item",
+            "SCAN wanted",
+            "SCAN CONSTANT ROW",
+            "SCAN carray",
+            "SCAN queues",
+            "SCAN sqlite_sequence",
+            "SCAN known",
+        )
     )
 
 

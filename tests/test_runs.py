@@ -8,8 +8,10 @@ import apsw
 import pytest
 
 from storage.model import Receive
+from storage.runs import NewRun
 from storage.sqlite import SqliteStore
 from storage.sqlite_runs import LONGEST, SHORTEST
+from storage.sqlite_settling import UNPACKED
 from tests.conformance.shorthand import configure, lease, new, peek, send, stats, take
 
 
@@ -36,17 +38,20 @@ def rows(path: Path) -> tuple[int, int]:
 def test_a_batch_that_is_leased_and_acked_whole_never_has_a_row_a_message(store: SqliteStore, path: Path) -> None:
     send(store, *map(str, range(1000)))
     assert rows(path) == (0, 1000 // LONGEST)
-    held = lease(store, 1000)
+    held = store.receive(Receive(("q",), 1000, 30))
+    receipts = [str(part.receipt) for part in held.parts]
+    assert len(receipts) == 1000 // LONGEST
+    assert store.extend_many(receipts, 60).extended == 1000
     assert rows(path) == (0, 1000 // LONGEST)
-    assert store.ack([one.receipt for one in held]).acked == 1000
+    assert store.ack(receipts).acked == 1000
     assert rows(path) == (0, 0)
     store.close()
 
 
 def test_limits_that_are_multiples_of_the_longest_run_unpack_nothing(store: SqliteStore, path: Path) -> None:
     send(store, *map(str, range(500)))
-    held = lease(store, LONGEST)
-    done = store.transact([one.receipt for one in held], [], Receive(("q",), 2 * LONGEST, 30))
+    (held,) = store.receive(Receive(("q",), LONGEST, 30)).parts
+    done = store.transact([str(held.receipt)], [], Receive(("q",), 2 * LONGEST, 30))
     assert len(done.messages) == 2 * LONGEST
     assert rows(path) == (0, 4)
     store.close()
@@ -69,15 +74,17 @@ def test_reads_of_one_unpack_a_run_only_when_the_one_before_is_used_up(store: Sq
 
 
 @pytest.mark.parametrize("lease_for", [None, 30.0])
-@pytest.mark.parametrize("limit", [SHORTEST, 10, 33, 50, LONGEST - 1, LONGEST + 1, 250, 333])
-def test_a_read_that_ends_within_a_run_splits_it(
+@pytest.mark.parametrize("limit", [10, LONGEST - 1, LONGEST + 1, 333])
+def test_a_read_that_ends_within_a_run_unpacks_it_and_no_other(
     store: SqliteStore, path: Path, limit: int, lease_for: float | None
 ) -> None:
     texts = list(map(str, range(1000)))
     send(store, *texts, attributes={"a": 1})
     first = store.receive(Receive(("q",), limit, lease_for))
     assert [message.text for message in first] == texts[:limit]
-    assert rows(path)[0] < SHORTEST
+    left = LONGEST - limit % LONGEST if lease_for is None else LONGEST
+    taken = limit // LONGEST + 1 if lease_for is None else 1
+    assert rows(path) == (left, 10 - taken)
     got = [message.text for message in first]
     while more := store.receive(Receive(("q",), limit, lease_for)):
         got += [message.text for message in more]
@@ -128,11 +135,41 @@ def test_messages_that_are_not_plain_or_not_small_are_not_packed(
     store.close()
 
 
-def test_a_queue_with_a_retention_packs_nothing(store: SqliteStore, path: Path) -> None:
+def test_a_queue_with_a_retention_packs_too_and_one_with_a_delay_does_not(store: SqliteStore, path: Path) -> None:
     configure(store, retention=60)
     send(store, *map(str, range(50)))
-    assert rows(path) == (50, 0)
+    assert rows(path) == (0, 1)
+    configure(store, delay=1)
+    send(store, *map(str, range(50)))
+    assert rows(path) == (50, 1)
     store.close()
+
+
+def test_a_transaction_unpacks_many_runs_some_at_a_time(store: SqliteStore) -> None:
+    """That is seen by nobody, and keeps the others waiting for less than all of it."""
+    receipts = []
+    for _ in range(25):
+        send(store, *map(str, range(10 * LONGEST)))
+        held = store.receive(Receive(("q",), 10 * LONGEST, 600))
+        receipts += [str(message.receipt) for message in list(held)[::LONGEST]]
+    groups = Groups()
+    store.observe(groups)
+    store.transact(receipts, [])
+    assert len(receipts) == 250
+    assert groups.count == 1 + 250 // UNPACKED
+    store.close()
+
+
+class Groups:
+    """Counts transactions."""
+
+    count = 0
+
+    def committed(self, operations: int, seconds: float) -> None:
+        self.count += 1
+
+    def waiting(self, readers: int) -> None:
+        pass
 
 
 @pytest.mark.parametrize("count", range(SHORTEST - 1, 3 * LONGEST + SHORTEST, 13))
@@ -144,3 +181,10 @@ def test_no_run_is_too_short_or_too_long(store: SqliteStore, path: Path, count: 
     assert sum(lengths) == (count if count >= SHORTEST else 0)
     assert all(SHORTEST <= length < LONGEST + SHORTEST for length in lengths)
     store.close()
+
+
+def test_a_message_of_very_many_names_is_measured_like_any() -> None:
+    names = {f"n{number}": [number] for number in range(50_000)}
+    assert NewRun.of(["text"], names) is None
+    run = NewRun(["text", "longer text"], {"a": [1, 22], "bb": [None, True]})
+    assert run.lengths() == [4 + 1 + 1 + 2 + 4, 11 + 1 + 2 + 2 + 4]

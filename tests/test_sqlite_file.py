@@ -7,14 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import apsw
 import pytest
 
-from storage import open_store, sqlite_file
+from storage import open_store, sqlite_care, sqlite_file
 from storage.errors import UnusableDatabase
 from storage.model import Receive
 from storage.sqlite import SqliteStore
@@ -289,3 +291,117 @@ def test_a_file_that_has_emptied_gives_its_room_back_and_keeps_what_is_left(path
     finally:
         store.close()
     assert check(path).startswith("ok: 2,000 messages")
+
+
+# -- where it really lies, and whose it is
+
+
+def test_what_lies_beside_a_linked_database_lies_beside_where_it_really_is__row_35(tmp_path: Path) -> None:
+    (real := tmp_path / "disk").mkdir()
+    (link := tmp_path / "queue.db").symlink_to(real / "real.db")
+    with closing(SqliteStore(link)) as store, closing(SqliteStore(real / "real.db")) as other:
+        send(store, "a")
+        assert peek(other) == ["a"]
+        assert store.disk().log == (real / "real.db-wal").stat().st_size > 0
+        assert {path.name for path in real.iterdir()} == {"real.db", "real.db-wal", "real.db-shm", "real.db-lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "queue.db"}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no second disk here")
+def test_the_disk_that_is_watched_is_the_one_that_a_link_leads_to__row_35(path: Path) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as other:
+        path.symlink_to(Path(other) / "real.db")
+        with closing(SqliteStore(path)) as store:
+            room = os.statvfs(other)
+            free = store.disk().disk_free
+            assert free is not None
+            assert abs(free - room.f_bavail * room.f_frsize) < abs(free - _free(path.parent))
+
+
+def _free(folder: Path) -> int:
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file another's")
+def test_a_tool_that_root_runs_leaves_no_lock_that_the_service_cannot_open__row_35(path: Path) -> None:
+    SqliteStore(path).close()
+    lock = Path(f"{path}-lock")
+    lock.unlink()
+    os.chown(path, 12_345, 12_346)
+    assert check(path).startswith("ok")
+    assert (lock.stat().st_uid, lock.stat().st_gid) == (12_345, 12_346)
+
+
+def test_a_refusal_names_the_file_that_is_in_the_way(path: Path) -> None:
+    SqliteStore(path).close()
+    lock = Path(f"{path}-lock")
+    lock.unlink()
+    lock.mkdir()
+    assert str(lock) in refusal(path)
+
+
+def older(path: Path) -> Path:
+    shutil.copyfile(REPOSITORY / "tests/data/version-1.sqlite", path)
+    return path
+
+
+@pytest.mark.parametrize("verb", ["info", "backup", "vacuum"])
+def test_a_tool_leaves_the_schema_of_a_running_older_service_as_it_is(path: Path, tmp_path: Path, verb: str) -> None:
+    older(path)
+    copy = tmp_path / "copy.db"
+    said = sqlite_care.backup(path, copy) if verb == "backup" else getattr(sqlite_care, verb)(path)
+    assert said
+    for file in [path, *([copy] if verb == "backup" else [])]:
+        with closing(apsw.Connection(str(file))) as connection:
+            assert connection.pragma("user_version") == 1
+
+
+def test_a_check_of_an_older_file_says_which_version_it_needs_and_changes_nothing(path: Path) -> None:
+    older(path)
+    with pytest.raises(UnusableDatabase, match=f"schema version 1, and this check needs {sqlite_file.SCHEMA_VERSION}"):
+        check(path)
+    with closing(apsw.Connection(str(path))) as connection:
+        assert connection.pragma("user_version") == 1
+
+
+# -- its time
+
+
+def boot_again(path: Path) -> None:
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("UPDATE clock SET boot_id = 'of another boot', offset_ms = 0")
+
+
+def test_a_file_dated_in_the_future_makes_nothing_expire_at_the_next_boot__row_35(path: Path) -> None:
+    with closing(SqliteStore(path)) as store:
+        send(store, "a", ttl=3_600)
+    boot_again(path)
+    os.utime(path, (time.time() + 86_400,) * 2)
+    with closing(SqliteStore(path)) as store:
+        assert peek(store) == ["a"]
+        assert abs(store.peek("q")[0].sent_at / 1_000 - time.time()) < 600
+
+
+@pytest.mark.parametrize("left", [[], ["a message"]], ids=["empty", "with messages"])
+def test_a_wall_clock_set_back_across_a_boot_does_not_take_the_services_time_back(
+    path: Path, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as the file knows it: from its messages, and from upkeep, which keeps the time while it is written to."""
+    with closing(SqliteStore(path)) as store:
+        send(store, "gone")
+        await_true(lambda: _kept_time(path) > 0)
+        if left:
+            send(store, *left)
+        assert len(store.receive(Receive(("q",), 1))) == 1
+    before = time.time()
+    boot_again(path)
+    monkeypatch.setattr(time, "time", lambda: before - 3_600)
+    with closing(SqliteStore(path)) as store:
+        assert store._clock.now() / 1_000 > before - 70
+
+
+def _kept_time(path: Path) -> int:
+    with closing(apsw.Connection(str(path))) as connection:
+        kept: int = connection.execute("SELECT last_ms FROM clock").get
+        return kept

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage.model import NewMessage, Receive, State, Store
+from storage.model import Engine, NewMessage, Receive, State
 from tests.conformance.engines import ENGINES, FakeClock
 
 OUTSIDE = "[*]"
@@ -24,7 +24,7 @@ ARROWS = set(re.findall(r"^    (\S+) --> (\S+): ", DIAGRAM, re.MULTILINE))
 class Watched:
     """A store with one queue, whose every step is watched for arrows."""
 
-    def __init__(self, store: Store, clock: FakeClock) -> None:
+    def __init__(self, store: Engine, clock: FakeClock) -> None:
         self.store = store
         self.arrows: set[tuple[str, str]] = set()
         self._clock = clock
@@ -85,8 +85,6 @@ def delays(it: Watched) -> None:
     it.after(5)
     (receipt,) = it.take()
     it.do(it.store.release, receipt, 5)
-    it.do(it.store.extend, receipt, 10)
-    it.do(it.store.release, receipt, 5)
     it.do(it.store.settle, receipt)
     it.send("b")
     (receipt,) = it.take()
@@ -140,7 +138,29 @@ def expiry(it: Watched) -> None:
         it.after(5)
 
 
-STORIES = [lease_and_ack, release_and_lapse, late_holders, delays, keys, blocked_ones_leave, dead_and_back, expiry]
+def changed_by_id(it: Watched) -> None:
+    for text in "abc":
+        it.send(text, key="k")
+    first, second, third = (message.id for message in it.store.peek("q"))
+    it.do(it.store.reschedule, "q", first, 60)
+    it.do(it.store.reschedule, "q", second, 60)
+    it.do(it.store.reschedule, "q", first, 0)
+    it.do(it.store.dead_letter, "q", first)
+    it.do(it.store.delete_message, "q", third)
+    it.do(it.store.delete_message, "q", second)
+
+
+STORIES = [
+    lease_and_ack,
+    release_and_lapse,
+    late_holders,
+    delays,
+    keys,
+    blocked_ones_leave,
+    dead_and_back,
+    expiry,
+    changed_by_id,
+]
 
 
 @pytest.fixture(params=ENGINES)
@@ -148,7 +168,7 @@ def watched(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Callable[[Callable[[Watched], None]], set[tuple[str, str]]]]:
     """Runs a story on a fresh store; the arrows it went along."""
-    stores: list[Store] = []
+    stores: list[Engine] = []
 
     def run(story: Callable[[Watched], None]) -> set[tuple[str, str]]:
         clock = FakeClock()

@@ -53,7 +53,7 @@ def url(path: Path) -> str:
 # backup
 
 
-@pytest.mark.parametrize("backups", [1, pytest.param(30, marks=LONG)])
+@pytest.mark.parametrize("backups", [1, pytest.param(15, marks=LONG)])
 def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_path: Path, tell: Tell) -> None:
     copies = [tmp_path / f"copy-{number}.db" for number in range(backups)]
     histories = tmp_path / "histories"

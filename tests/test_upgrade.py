@@ -19,7 +19,7 @@ import pytest
 
 from storage import sqlite_file
 from storage.errors import StaleReceipt, UnusableDatabase
-from storage.model import Once, Receive, State, Store
+from storage.model import Once, Receive, State, Store, rfc3339
 from storage.sqlite import SqliteStore
 from storage.sqlite_care import check
 from tests.conformance.engines import FakeClock
@@ -121,6 +121,7 @@ def assert_nothing_is_lost(path: Path) -> None:
     """All of THERE is there, and does what it would have done if nobody had closed the file."""
     told = json.loads(path.with_suffix(".json").read_text())
     (clock := long_ago()).advance((told["now"] - clock.now()) / 1_000 + 60)
+    SqliteStore(path, clock=clock).close()  # brings the schema to the newest version
     assert check(path).startswith("ok")
     with closing(SqliteStore(path, clock=clock)) as store:
         assert {queue.name for queue in store.queues()} == {"batch", "dead", "dying", "jobs", "paused"}
@@ -146,8 +147,8 @@ def _assert_settings_and_totals(store: Store) -> None:
 def _assert_receipts_and_keys(store: Store, receipts: dict[str, str]) -> None:
     store.settle(receipts["held"])
     before = store.peek("jobs")
-    (first,) = store.send("jobs", [new("read and removed", priority=9, dedup_id="d")], WRITTEN)
-    assert store.send("jobs", [new("another text", dedup_id="d")]) == [first]
+    (first,) = store.send("jobs", [new("read and removed", priority=9, dedup_id="d")], WRITTEN).ids
+    assert store.send("jobs", [new("another text", dedup_id="d")]) == ([first], [0])
     assert texts(store.receive(Receive(("jobs",)), READ)) == ["read and removed"]
     assert store.peek("jobs") == before
 
@@ -202,6 +203,53 @@ def test_a_service_started_on_the_file_of_an_earlier_release_gives_all_of_it_out
         connection.close()
     everything = [text for states in THERE.values() for some in states.values() for text in some]
     assert sorted(out) == sorted(set(everything) - {"gone in a day"})
+
+
+# What version 4 reckons by, of rows as version 3 left them.
+
+THIRD = """
+    INSERT INTO queues (name, settings, ready) VALUES ('kept', '{"retention": 1000}', 5), ('dead', '{}', 1);
+    INSERT INTO messages (id, queue_id, state, sent_at, expires_at, origin, death, fields, text) VALUES
+        (1, 1, 0, :now - 900000, :now + 100000, NULL, NULL, NULL, 'old'),
+        (2, 1, 0, :now - 800000, :now + 100000, NULL, NULL, '{"ttl": 100}', 'redriven, with a ttl'),
+        (3, 1, 0, :now - 990000, :now + 900000, NULL, NULL, NULL, 'redriven long after it was sent'),
+        (4, 1, 0, :now - 60000, :now + 940000, NULL, NULL, NULL, 'sent later than it came back'),
+        (9, 2, 0, :now - 900000, NULL, 'kept', '{"dead_letter_from": "kept", "dead_letter_at": ' || :died || '}',
+         '{"ttl": 5}', 'dead');
+    INSERT INTO runs (id, queue_id, count, bytes, sent_at, texts) VALUES (5, 1, 1, 1, :now - 50000, '["packed"]');
+"""
+
+
+def test_arrival_and_ttl_are_reckoned_from_what_an_earlier_release_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, clock = tmp_path / "queue.db", FakeClock()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sqlite_file, "_STEPS", sqlite_file._STEPS[:3])
+        earlier.setattr(sqlite_file, "SCHEMA_VERSION", 3)
+        earlier.setattr(sqlite_file, "_set_clock", lambda connection: clock)
+        sqlite_file.DatabaseFile(path).close()
+    with closing(apsw.Connection(str(path))) as connection:
+        died = json.dumps(rfc3339(clock.now() - 300_000))
+        connection.execute(THIRD, {"now": clock.now(), "died": died})
+    with closing(SqliteStore(path, clock=clock)) as store:
+        with closing(apsw.Connection(str(path))) as connection:
+            rows = connection.execute(
+                "SELECT id, coalesce(arrived_at, sent_at) - ?1, expires_at - ?1 FROM messages ORDER BY id",
+                (clock.now(),),
+            ).fetchall()
+        assert rows == [
+            (1, -900_000, None), (2, 0 - 50_000, 50_000), (3, -50_000, None), (4, -50_000, None), (9, -300_000, None),
+        ]  # fmt: skip
+        letter = store.peek("dead")[0]
+        assert json.loads(letter.fields or "")["attributes"]["dead_letter_from"] == "kept"
+        clock.advance(100)
+        assert take(store, 10, queue="kept") == [
+            "redriven long after it was sent", "sent later than it came back", "packed",
+        ]  # fmt: skip
+        assert store.redrive("kept") == 1
+        clock.advance(4)
+        assert peek(store, queue="kept") == ["dead"]
 
 
 # The way from one schema to the next, with one that does not exist.

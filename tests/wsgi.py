@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from storage import open_store
-from storage.model import Store
+from storage.model import Engine
 from tests.contract import conforms
 from tests.live import REPOSITORY
 
@@ -21,7 +21,7 @@ _MEMORY = Path("/dev/shm")
 
 
 @contextmanager
-def a_store(pollers: int = 2) -> Iterator[Store]:
+def a_store(pollers: int = 2) -> Iterator[Engine]:
     """A new store, in memory where the system has a place for that: hundreds of tests need one, and none a disk."""
     with (
         TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as directory,

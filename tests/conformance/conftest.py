@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.model import Store
+from storage.model import Engine, Store
 from tests.conformance.engines import ENGINES, FakeClock
 
 
@@ -19,7 +19,7 @@ def clock() -> FakeClock:
 @pytest.fixture(params=ENGINES)
 def open_again(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Callable[[], Store]]:
     """Opens the test's data once more, as another process does, or the same one after a restart."""
-    opened: list[Store] = []
+    opened: list[Engine] = []
 
     def open_again() -> Store:
         opened.append(ENGINES[request.param](tmp_path, clock))

@@ -10,8 +10,7 @@ from pathlib import Path
 import psycopg
 
 from storage.clock import Clock
-from storage.model import Store
-from storage.postgres import PostgresStore
+from storage.model import Engine
 from storage.sqlite import SqliteStore
 from tests.postgres import Postgres
 
@@ -32,11 +31,13 @@ class FakeClock:
         self._moment += round(seconds * 1000)
 
 
-def _sqlite(directory: Path, clock: Clock) -> Store:
+def _sqlite(directory: Path, clock: Clock) -> Engine:
     return SqliteStore(directory / "queue.db", clock=clock)
 
 
-def _postgres(directory: Path, clock: Clock) -> Store:
+def _postgres(directory: Path, clock: Clock) -> Engine:
+    from storage.postgres import PostgresStore
+
     return PostgresStore(postgres_database().url_for(directory), clock=clock)
 
 
@@ -72,7 +73,7 @@ def postgres_database() -> _Database:
 
 
 # Opens the store that lies in a directory, or begins one there. A further engine is a further line.
-ENGINES: dict[str, Callable[[Path, Clock], Store]] = {
+ENGINES: dict[str, Callable[[Path, Clock], Engine]] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
 }

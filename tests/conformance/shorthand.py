@@ -25,20 +25,22 @@ def new(text: str = "hi", **fields: Any) -> NewMessage:
 
 def send(store: Store, *texts: str, queue: str = "q", **fields: Any) -> list[int]:
     """One batch of these texts, all with these fields."""
-    return store.send(queue, [new(text, **fields) for text in texts])
+    return store.send(queue, [new(text, **fields) for text in texts]).ids
 
 
-def take(store: Store, limit: int = 1, *, queue: str = "q", recipient: str = "") -> list[str]:
+def take(store: Store, limit: int = 1, *, queue: str = "q", recipient: str | None = "") -> list[str]:
     """Removes messages; their texts."""
     return texts(store.receive(Receive((queue,), limit, recipient=recipient)))
 
 
-def lease(store: Store, limit: int = 1, *, seconds: float = 30, queue: str = "q", recipient: str = "") -> list[Held]:
+def lease(
+    store: Store, limit: int = 1, *, seconds: float = 30, queue: str = "q", recipient: str | None = ""
+) -> list[Held]:
     messages = store.receive(Receive((queue,), limit, seconds, recipient))
     return [Held(message.text, str(message.receipt), message) for message in messages]
 
 
-def lease_one(store: Store, *, seconds: float = 30, queue: str = "q", recipient: str = "") -> Held:
+def lease_one(store: Store, *, seconds: float = 30, queue: str = "q", recipient: str | None = "") -> Held:
     (held,) = lease(store, seconds=seconds, queue=queue, recipient=recipient)
     return held
 

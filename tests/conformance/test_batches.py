@@ -38,7 +38,7 @@ def test_batches_single_messages_and_urgent_ones_come_in_the_order_of_the_queue(
     for _ in range(40):
         priority = rng.choice([0, 0, 0, 3])
         names = [f"{len(sent) + n}" for n in range(rng.choice([1, 1, 9, 30, 120]))]
-        ids = store.send("q", [new(name, priority=priority) if priority else new(name) for name in names])
+        ids = store.send("q", [new(name, priority=priority) if priority else new(name) for name in names]).ids
         sent += [(-priority, number, name) for number, name in zip(ids, names, strict=True)]
     got: list[str] = []
     while some := take(store, rng.choice([1, 10, 100, 300])):
@@ -55,7 +55,7 @@ def test_ids_are_successive_in_a_batch_and_rise_from_one_to_the_next(store: Stor
 
 def test_a_batch_of_plain_and_other_messages_keeps_its_order(store: Store) -> None:
     batch = [new(text, **({"recipient": "ann"} if n % 50 == 3 else {})) for n, text in enumerate(BATCH)]
-    ids = store.send("q", batch)
+    ids = store.send("q", batch).ids
     assert ids == list(range(ids[0], ids[0] + 250))
     assert take(store, 1000, recipient="ann") == BATCH[3::50]
     assert take(store, 1000) == [text for n, text in enumerate(BATCH) if n % 50 != 3]
@@ -168,6 +168,7 @@ def test_a_lower_max_receives_holds_for_a_batch_that_was_given_back_before(store
     configure(store, max_receives=2)
     send(store, "fresh")
     assert texts(lease(store, 1000)) == ["fresh"]
+    assert stats(store).dead == 250  # a read buries some of them, a look the rest
     assert peek(store, queue="q.dead") == BATCH
 
 
@@ -389,7 +390,7 @@ def test_receipts_are_of_ten_thousand_messages_at_most(store: Store) -> None:
     assert stats(store).leased == 250
 
 
-def test_only_an_ack_takes_a_receipt_of_many(store: Store) -> None:
+def test_a_verb_of_one_message_takes_no_receipt_of_many(store: Store) -> None:
     send(store, *BATCH)
     receipt = span(lease(store, 250))
     refused: list[Callable[[], object]] = [
@@ -445,3 +446,29 @@ def test_a_run_is_what_the_batch_of_its_messages_is(store: Store, form: dict[str
         assert {one[2:4] for one in of_run} <= {message[:2] for message in messages}
         assert len(of_run) == ask.limit
     assert stats(store, "run") == stats(store, "batch")
+
+
+def test_a_receipt_of_many_extends_all_that_was_leased_together(store: Store, clock: FakeClock) -> None:
+    send(store, *BATCH)
+    held = lease(store, 250, seconds=10)
+    until = clock.now() + 60_000
+    assert store.extend_many([span(held[:100])], 60) == (100, until, [], [])
+    assert store.extend_many([span(held[100:130]), held[149].receipt], 60) == (31, until, [], [])
+    clock.advance(10)
+    assert stats(store).leased == 131
+    assert store.extend_many([span(held)], 60).extended == 250
+    assert (stats(store).ready, stats(store).leased) == (0, 250)
+    assert store.ack([span(held)]).acked == 250
+
+
+def test_receipts_of_one_message_of_each_of_many_batches_hold_in_one_transaction(store: Store) -> None:
+    receipts = []
+    for number in range(120):
+        send(store, *BATCH[:10], queue=f"q{number % 7}")
+        receipts.append(lease(store, 10, queue=f"q{number % 7}", seconds=600)[5].receipt)
+    assert store.extend_many(receipts, 900).extended == 120
+    done = store.transact(receipts, [("out", new("x"))])
+    assert len(done.ids) == 1
+    assert sum(stats(store, f"q{n}").leased for n in range(7)) == 120 * 9
+    with pytest.raises(StaleReceipt):
+        store.transact(receipts, [])

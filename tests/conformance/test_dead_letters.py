@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from storage.errors import MessageNotFound, QueueNotFound
+from storage.errors import InvalidInput, MessageNotFound, QueueNotFound
 from storage.model import State, Store, rfc3339
 from tests.conformance.engines import FakeClock
 from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take
@@ -222,3 +222,135 @@ def test_dead_letters_of_a_deleted_queue_are_not_told_of_it(store: Store) -> Non
     store.delete_queue("q")
     assert store.peek("q", state=State.DEAD) == []
     assert peek(store, queue="q.dead") == ["a"]
+
+
+def deaths_of(store: Store, queue: str) -> list[tuple[str, str]]:
+    """From where and why the one message in a queue has died, the first death first."""
+    (message,) = store.peek(queue)
+    attributes = json.loads(message.fields or "{}").get("attributes", {})
+    if "dead_letter_from" not in attributes:
+        return []
+    deaths = [*json.loads(attributes.get("dead_letter_history", "[]")), attributes]
+    return [(death["dead_letter_from"], death["dead_letter_reason"]) for death in deaths]
+
+
+def test_a_dead_letter_that_dies_again_keeps_the_story_of_every_death(store: Store, clock: FakeClock) -> None:
+    configure(store, "q.dead", retention=10, dead_letter_expired=True)
+    send(store, "a", attributes={"mine": 1})
+    store.reject(lease_one(store).receipt, "first")
+    clock.advance(10)
+    assert peek(store, queue="q.dead") == []
+    store.reject(lease_one(store, queue="q.dead.dead").receipt, "third")
+    last = "q.dead.dead.dead"
+    assert deaths_of(store, last) == [("q", "first"), ("q.dead", "expired"), ("q.dead.dead", "third")]
+    attributes = json.loads(store.peek(last)[0].fields or "")["attributes"]
+    assert (attributes["mine"], attributes["dead_letter_at"]) == (1, rfc3339(clock.now()))
+    assert [stats(store, queue).dead for queue in ("q", "q.dead", "q.dead.dead")] == [0, 0, 1]
+
+
+def test_a_redrive_undoes_one_death_at_a_time(store: Store, clock: FakeClock) -> None:
+    send(store, "a", ttl=20)
+    store.reject(lease_one(store).receipt, "first")
+    store.reject(lease_one(store, queue="q.dead").receipt, "second")
+    clock.advance(100)
+    assert store.redrive("q.dead") == 1
+    assert (deaths_of(store, "q.dead"), stats(store).dead, stats(store, "q.dead").dead) == ([("q", "first")], 1, 0)
+    clock.advance(100)
+    assert store.redrive("q") == 1
+    assert (deaths_of(store, "q"), stats(store).dead) == ([], 0)
+    clock.advance(19)
+    assert peek(store) == ["a"]
+    clock.advance(1)
+    assert peek(store) == []
+
+
+def test_a_dead_letter_that_dies_twice_in_one_queue_comes_home(store: Store) -> None:
+    send(store, "a")
+    for reason in ("first", "second"):
+        store.reject(lease_one(store).receipt, reason)
+        assert deaths_of(store, "q.dead") == [("q", reason)]
+        assert store.redrive("q.dead") == 1
+    assert deaths_of(store, "q") == []
+
+
+def test_one_redrive_does_not_undo_two_deaths(store: Store) -> None:
+    configure(store, "first", dead_letter_queue="second")
+    send(store, "a", queue="first")
+    store.reject(lease_one(store, queue="first").receipt)
+    store.reject(lease_one(store, queue="second").receipt)
+    assert store.redrive("second") == 1
+    assert (peek(store, queue="second"), peek(store, queue="first")) == (["a"], [])
+
+
+def test_a_redrive_takes_only_the_ids_it_names(store: Store) -> None:
+    send(store, *"abcde")
+    for held in lease(store, 5):
+        store.reject(held.receipt)
+    letters = {message.text: message.id for message in store.peek("q.dead")}
+    other = send(store, "no dead letter", queue="q.dead")
+    assert store.redrive("q", ids=[letters["d"], letters["b"], letters["b"], *other, 999_999]) == 2
+    assert store.redrive("q.dead", 1, ids=[letters["e"], letters["c"]]) == 1
+    assert peek(store) == ["b", "d", "c"]
+    assert store.redrive("q", ids=[]) == 0
+    assert peek(store, queue="q.dead") == ["a", "e", "no dead letter"]
+
+
+def test_a_redrive_takes_only_those_that_last_died_of_a_reason(store: Store) -> None:
+    send(store, *map(str, range(300)))
+    for number, held in enumerate(lease(store, 300)):
+        store.reject(held.receipt, "bad" if number % 100 == 99 else "worse")
+    assert store.redrive("q", reason="never") == 0
+    assert store.redrive("q", 2, reason="bad") == 2
+    assert store.redrive("q.dead", reason="bad") == 1
+    assert peek(store) == ["99", "199", "299"]
+
+
+def test_a_redrive_of_one_takes_the_first_although_many_before_it_are_leased(store: Store) -> None:
+    send(store, *map(str, range(300)))
+    for held in lease(store, 300):
+        store.reject(held.receipt)
+    lease(store, 250, queue="q.dead")
+    assert store.redrive("q", 1) == 1
+    assert peek(store) == ["250"]
+
+
+@pytest.mark.parametrize("length", [2, 3, 50])
+def test_dead_letter_queues_form_no_circle_however_long(store: Store, length: int) -> None:
+    for number in range(length - 1):
+        configure(store, f"q{number}", dead_letter_queue=f"q{number + 1}")
+    with pytest.raises(InvalidInput) as fault:
+        configure(store, f"q{length - 1}", max_receives=2, dead_letter_queue="q0")
+    assert fault.value.field == "dead_letter_queue"
+    configure(store, f"q{length - 1}", dead_letter_queue="elsewhere")
+
+
+def test_the_default_dead_letter_queue_is_part_of_a_circle_too(store: Store) -> None:
+    with pytest.raises(InvalidInput):
+        configure(store, "q.dead", dead_letter_queue="q")
+    configure(store, dead_letter_queue="graves")
+    configure(store, "q.dead", dead_letter_queue="q")
+    with pytest.raises(InvalidInput):
+        configure(store, dead_letter_queue=None)
+
+
+def test_a_lower_max_receives_passes_over_many_that_were_received_before(store: Store) -> None:
+    """More than one transaction may move: the good one comes at once, and the others follow to the dead letters."""
+    texts = [str(number) for number in range(3_000)]
+    for start in range(0, 3_000, 1_000):
+        store.send("q", [new(text, priority=1) for text in texts[start : start + 1_000]])
+    while held := lease(store, 1_000, seconds=600):
+        for one in held:
+            store.release(one.receipt, 1)
+    send(store, "good")
+    configure(store, max_receives=1)
+    assert take(store, 1) == ["good"]
+
+
+def test_one_received_too_often_holds_its_key_up_no_longer_than_until_it_is_dead(store: Store) -> None:
+    send(store, "spent", "spent too", "next", key="k")
+    for held in lease(store, 2):
+        store.release(held.receipt)
+    configure(store, max_receives=1)
+    assert stats(store)[:4] == (1, 0, 0, 0)
+    assert take(store) == ["next"]
+    assert peek(store, queue="q.dead") == ["spent", "spent too"]

@@ -171,3 +171,82 @@ def test_one_whose_lease_and_ttl_are_both_over_leaves_room_too(store: Store, clo
         send(store, "c")
     clock.advance(1)
     store.send("q", [mortal])
+
+
+def test_a_change_of_retention_holds_at_once_and_back_again(store: Store, clock: FakeClock) -> None:
+    send(store, *map(str, range(50)))
+    send(store, "single")
+    clock.advance(10)
+    send(store, "young")
+    configure(store, retention=100)
+    configure(store, retention=10.001)
+    assert len(peek(store)) == 52
+    configure(store, retention=10)
+    assert take(store, 100) == ["young"]
+    assert stats(store).expired == 51
+
+
+def test_a_message_given_back_behind_the_retention_is_gone_and_one_before_it_is_not(
+    store: Store, clock: FakeClock
+) -> None:
+    configure(store, retention=10)
+    send(store, "a", "b", "c")
+    first, second, third = lease(store, 3, seconds=600)
+    clock.advance(5)
+    send(store, "d")
+    clock.advance(5)
+    assert take(store, 5) == ["d"]
+    store.release(first.receipt)
+    assert take(store, 5) == []
+    assert stats(store).expired == 1
+    configure(store, retention=100)
+    store.release(second.receipt, 1)
+    clock.advance(1)
+    assert take(store) == ["b"]
+    store.release(third.receipt)
+    configure(store, retention=10)
+    assert take(store) == []
+    assert stats(store).expired == 2
+
+
+def test_a_redriven_message_begins_its_retention_anew(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    store.reject(lease_one(store).receipt)
+    clock.advance(100)
+    store.redrive("q")
+    configure(store, retention=50)
+    assert peek(store) == ["a"]
+    clock.advance(49)
+    assert peek(store) == ["a"]
+    clock.advance(1)
+    assert peek(store) == []
+
+
+def test_the_shortest_retention_is_not_nothing(store: Store, clock: FakeClock) -> None:
+    configure(store, retention=0.0004)
+    send(store, "a")
+    assert peek(store) == ["a"]
+    clock.advance(0.001)
+    assert peek(store) == []
+
+
+def test_much_that_is_past_retention_keeps_no_read_from_what_is_not(store: Store, clock: FakeClock) -> None:
+    for n in range(3):
+        store.send("q", [new("old", priority=n % 2)] * 10_000)
+    clock.advance(10)
+    send(store, "low", "lower", attributes={"n": 1})
+    send(store, "high", priority=3)
+    configure(store, retention=10)
+    assert take(store, 5) == ["high", "low", "lower"]
+    assert take(store, 5) == []
+
+
+def test_batches_past_retention_leave_as_the_queue_says(store: Store, clock: FakeClock) -> None:
+    configure(store, retention=10, dead_letter_expired=True)
+    send(store, *map(str, range(150)))
+    lease(store, 100, seconds=60)
+    clock.advance(10)
+    send(store, "young")
+    assert take(store, 200) == ["young"]
+    assert peek(store, queue="q.dead") == list(map(str, range(100, 150)))
+    assert stats(store).leased == 100

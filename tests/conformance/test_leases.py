@@ -248,3 +248,74 @@ def test_a_reader_that_has_gone_takes_nothing(store: Store) -> None:
     send(store, "a")
     assert store.receive(Receive(("q",)), present=lambda: False) == []
     assert (stats(store).ready, stats(store).received) == (1, 0)
+
+
+@pytest.mark.parametrize("delay", [0, 5])
+def test_a_released_message_cannot_be_leased_again_by_its_old_receipt(
+    store: Store, clock: FakeClock, delay: float
+) -> None:
+    send(store, "a")
+    held = lease_one(store)
+    store.release(held.receipt, delay)
+    with pytest.raises(StaleReceipt):
+        store.extend(held.receipt, 60)
+    assert store.extend_many([held.receipt], 60) == (0, clock.now() + 60_000, [held.receipt], [])
+    clock.advance(delay)
+    with pytest.raises(StaleReceipt):
+        store.extend(held.receipt, 60)
+    assert stats(store).ready == 1
+    store.settle(held.receipt)
+    assert peek(store) == []
+
+
+def test_a_message_handed_back_uncounted_is_as_if_it_had_not_been_delivered(store: Store, clock: FakeClock) -> None:
+    configure(store, max_receives=1)
+    send(store, "a", "b")
+    for _ in range(3):
+        held = lease_one(store)
+        assert (held.text, held.message.receive_count) == ("a", 1)
+        store.release(held.receipt, counted=False)
+        store.release(held.receipt, counted=False)  # as after a lost reply
+        assert store.peek("q")[0].receive_count == 0
+    held = lease_one(store, seconds=1)
+    clock.advance(1)
+    assert lease_one(store).text == "b"
+    assert (peek(store, queue="q.dead"), stats(store).dead_lettered) == (["a"], 1)
+
+
+def test_one_of_a_batch_is_handed_back_uncounted(store: Store) -> None:
+    configure(store, max_receives=1)
+    send(store, *map(str, range(200)))
+    for held in lease(store, 200)[1:]:
+        store.release(held.receipt, 5, counted=False)
+    assert (stats(store).delayed, stats(store).leased, stats(store).dead_lettered) == (199, 1, 0)
+
+
+def test_many_leases_are_extended_at_once_and_the_others_reported(store: Store, clock: FakeClock) -> None:
+    send(store, *"abcdef")
+    stale = lease_one(store, seconds=1)
+    clock.advance(1)
+    lease_one(store, seconds=600)
+    good, ended, gone, released = lease(store, 4, seconds=10)
+    store.settle(gone.receipt)
+    store.release(released.receipt)
+    clock.advance(10)
+    asked = [good.receipt, good.receipt, stale.receipt, "nonsense", gone.receipt, ended.receipt, released.receipt]
+    until = clock.now() + 60_000
+    assert store.extend_many(asked, 60) == (2, until, [stale.receipt, released.receipt], ["nonsense", gone.receipt])
+    assert store.extend_many(asked[:1], 60, "other") == (0, until, [], asked[:1])
+    clock.advance(59)
+    assert take(store, 9) == ["e", "f"]
+    clock.advance(1)
+    assert take(store, 9) == ["b", "c"]
+
+
+def test_a_lease_of_a_key_that_another_holds_is_not_extended_with_the_others(store: Store, clock: FakeClock) -> None:
+    send(store, "a", "b", key="k")
+    late = lease(store, 2, seconds=1)
+    clock.advance(1)
+    holder = lease_one(store)
+    assert store.extend_many([one.receipt for one in late], 60)[::2] == (0, [one.receipt for one in late])
+    store.settle(holder.receipt)
+    assert store.extend_many([late[1].receipt], 60).extended == 1
+    assert stats(store).leased == 1

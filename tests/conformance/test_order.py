@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from storage.model import Receive, Store
+from storage.model import MAX_RECIPIENTS, Receive, Store
 from tests.conformance.engines import FakeClock
 from tests.conformance.shorthand import lease, lease_one, new, peek, send, stats, take, texts
 
@@ -35,7 +35,7 @@ def test_a_batch_with_fields_keeps_its_order_too(store: Store) -> None:
 
 
 def test_the_ids_returned_are_those_of_the_messages_in_the_same_place(store: Store) -> None:
-    ids = store.send("q", [new("a", priority=1), new("b"), new("c", key="k"), new("d", recipient="r")])
+    ids = store.send("q", [new("a", priority=1), new("b"), new("c", key="k"), new("d", recipient="r")]).ids
     assert [(message.id, message.text) for message in store.peek("q")] == list(zip(ids, "abcd", strict=True))
 
 
@@ -165,3 +165,34 @@ def test_a_message_tells_when_it_was_sent_and_how_often_received(store: Store, c
     clock.advance(3)
     (message,) = store.receive(Receive(("q",)))
     assert (message.sent_at, message.receive_count, message.receipt) == (sent, 1, None)
+
+
+def test_a_reader_of_any_recipient_takes_all_in_order(store: Store) -> None:
+    store.send(
+        "q", [new("1", recipient="ann"), new("2"), new("3", recipient="bob", priority=1), new("4", recipient="ann")]
+    )
+    send(store, *map(str, range(5, 25)))
+    send(store, "25", recipient="cat")
+    assert take(store, recipient=None) == ["3"]
+    assert [held.text for held in lease(store, 3, recipient=None)] == ["1", "2", "4"]
+    assert take(store, 100, recipient=None) == list(map(str, range(5, 26)))
+
+
+def test_a_reader_of_any_recipient_takes_a_key_in_order_whoever_it_is_for(store: Store) -> None:
+    store.send("q", [new("a", key="k"), new("b", key="k", recipient="ann"), new("c", key="k"), new("d", recipient="z")])
+    assert take(store, 10, recipient=None) == ["a", "b", "c", "d"]
+
+
+def test_a_reader_of_any_recipient_drains_many_of_them(store: Store) -> None:
+    store.send("q", [new(str(n), recipient=f"r{n % 300}") for n in range(900)])
+    seen: list[str] = []
+    while some := take(store, 100, recipient=None):
+        seen += some
+    assert seen == list(map(str, range(900)))
+
+
+def test_a_reader_of_any_recipient_finds_some_of_more_than_a_read_puts_in_order(store: Store) -> None:
+    count = MAX_RECIPIENTS + 50
+    store.send("q", [new(str(n), recipient=f"r{n:04}") for n in range(count)])
+    assert take(store, MAX_RECIPIENTS, recipient=None) == list(map(str, range(MAX_RECIPIENTS)))
+    assert take(store, 100, recipient=None) == list(map(str, range(MAX_RECIPIENTS, count)))

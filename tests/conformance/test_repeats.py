@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
-from storage.errors import IdempotencyMismatch, QueueFull
+from storage.errors import IdempotencyMismatch, QueueFull, QueueNotFound
 from storage.model import Once, Receive, Store
 from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
+from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
 
 ONCE = Once("key", b"the request")
 
@@ -43,7 +44,9 @@ def test_a_dedup_id_is_forgotten_after_the_queues_window(store: Store, clock: Fa
 
 
 def test_a_dedup_id_twice_in_one_batch_is_stored_once(store: Store) -> None:
-    ids = store.send("q", [new("a", dedup_id="1"), new("b"), new("c", dedup_id="1"), new("d", dedup_id="2"), new("b")])
+    ids = store.send(
+        "q", [new("a", dedup_id="1"), new("b"), new("c", dedup_id="1"), new("d", dedup_id="2"), new("b")]
+    ).ids
     assert ids[0] == ids[2]
     assert len(set(ids)) == 4
     assert [(message.id, message.text) for message in store.peek("q")] == [
@@ -53,7 +56,7 @@ def test_a_dedup_id_twice_in_one_batch_is_stored_once(store: Store) -> None:
 
 def test_a_batch_may_hold_messages_known_already(store: Store) -> None:
     (known,) = send(store, "a", dedup_id="1")
-    ids = store.send("q", [new("new"), new("again", dedup_id="1"), new("b", dedup_id="2")])
+    ids = store.send("q", [new("new"), new("again", dedup_id="1"), new("b", dedup_id="2")]).ids
     assert ids[1] == known
     assert peek(store) == ["a", "new", "b"]
 
@@ -215,5 +218,119 @@ def test_repeats_are_known_after_a_restart(open_again: Callable[[], Store]) -> N
     first = open_again().send("q", [new("a", dedup_id="1")], ONCE)
     again = open_again()
     assert again.send("q", [new("a", dedup_id="1")], ONCE) == first
-    assert send(again, "a", dedup_id="1") == first
+    assert send(again, "a", dedup_id="1") == first.ids
     assert stats(again).sent == 1
+
+
+def test_a_send_reports_which_messages_a_known_dedup_id_suppressed(store: Store) -> None:
+    known = send(store, "a", dedup_id="1")
+    batch = [new("b"), new("c", dedup_id="1"), new("d", dedup_id="2"), new("e", dedup_id="2"), new("f")]
+    sent = store.send("q", batch, ONCE)
+    assert (sent.ids[1:2], sent.duplicates) == (known, [1, 3])
+    assert store.send("q", batch, ONCE) == sent
+    assert store.send("q", [new("g")]).duplicates == []
+
+
+def test_a_transaction_reports_which_messages_were_suppressed_by_their_place_in_it(store: Store) -> None:
+    send(store, "a", dedup_id="1", queue="z")
+    sends = [("z", new("b")), ("y", new("c", dedup_id="1")), ("z", new("d", dedup_id="1")), ("y", new("e"))]
+    done = store.transact([], sends, None, ONCE)
+    assert list(done.duplicates) == [2]
+    assert store.transact([], sends, None, ONCE) == done
+    assert (peek(store, queue="z"), peek(store, queue="y")) == (["a", "b"], ["c", "e"])
+
+
+def test_a_purge_forgets_the_dedup_ids_of_what_it_removes_and_no_others(store: Store) -> None:
+    gone, there = send(store, "gone", dedup_id="gone"), send(store, "a", "b", dedup_id="there")
+    assert take(store) == ["gone"]
+    store.purge("q")
+    assert send(store, "again", dedup_id="gone") == gone
+    assert send(store, "anew", dedup_id="there") != there
+    assert peek(store) == ["anew"]
+
+
+def test_a_purge_of_a_dead_letter_queue_forgets_no_dedup_id_of_another(store: Store) -> None:
+    first = send(store, "a", dedup_id="1")
+    store.reject(lease_one(store).receipt)
+    store.purge("q.dead")
+    assert send(store, "a", dedup_id="1") == first
+
+
+def test_a_repeated_leased_read_gets_what_is_left_of_a_batch(store: Store) -> None:
+    send(store, *map(str, range(250)))
+    ask = Receive(("q",), 250, 30)
+    first = store.receive(ask, ONCE)
+    assert store.receive(ask, ONCE) == first
+    store.settle(str(first[7].receipt))
+    again = store.receive(ask, ONCE)
+    assert list(again) == [*first[:7], *first[8:]]
+    assert store.ack([str(message.receipt) for message in again]).acked == 249
+
+
+def test_a_repeated_leased_read_gets_nothing_that_another_has_leased_since(store: Store, clock: FakeClock) -> None:
+    send(store, "a", "b")
+    ask = Receive(("q",), 2, 10)
+    store.receive(ask, ONCE)
+    clock.advance(10)
+    lease_one(store)
+    assert [message.text for message in store.receive(ask, ONCE)] == ["b"]
+
+
+def _held(store: Store) -> list[str]:
+    return [held.receipt for held in lease(store, 2)]
+
+
+def _dead(store: Store) -> None:
+    for receipt in _held(store):
+        store.reject(receipt)
+
+
+def _id(store: Store) -> int:
+    return store.peek("q")[0].id
+
+
+# What is prepared, and the change made with it.
+CHANGES: dict[str, tuple[Callable[[Store], Any], Callable[[Store, Any, Once], object]]] = {
+    "settle": (_held, lambda store, held, once: store.settle(held[0], "q", once)),
+    "ack": (_held, lambda store, held, once: store.ack([*held, "nonsense"], None, once)),
+    "extend": (_held, lambda store, held, once: store.extend(held[0], 60, None, once)),
+    "extend_many": (_held, lambda store, held, once: store.extend_many([*held, "nonsense"], 60, None, once)),
+    "release": (_held, lambda store, held, once: store.release(held[0], 0, None, once)),
+    "reject": (_held, lambda store, held, once: store.reject(held[0], "why", None, once)),
+    "delete_message": (_id, lambda store, number, once: store.delete_message("q", number, once)),
+    "reschedule": (_id, lambda store, number, once: store.reschedule("q", number, 60, once)),
+    "dead_letter": (_id, lambda store, number, once: store.dead_letter("q", number, "why", once)),
+    "configure": (
+        lambda store: store.queue("q").version,
+        lambda store, version, once: store.configure("q", {"lease": 9}, version, once).settings,
+    ),
+    "delete_queue": (_held, lambda store, _, once: store.delete_queue("q", once)),
+    "purge": (_held, lambda store, _, once: store.purge("q", once)),
+    "redrive": (_dead, lambda store, _, once: store.redrive("q", 1, once=once)),
+}
+
+
+@pytest.mark.parametrize("verb", CHANGES)
+def test_every_change_is_made_once_and_answered_alike_when_it_is_repeated(
+    store: Store, clock: FakeClock, verb: str
+) -> None:
+    send(store, "a", "b", "c", attributes={"n": 1})
+    prepare, change = CHANGES[verb]
+    prepared = prepare(store)
+    first = change(store, prepared, ONCE)
+    send(store, "later")
+    before = [store.queue(queue.name) for queue in store.queues()]
+    clock.advance(5)
+    assert change(store, prepared, ONCE) == first
+    assert [queue._replace(stats=queue.stats._replace(oldest_age=0)) for queue in store.queues()] == [
+        queue._replace(stats=queue.stats._replace(oldest_age=0)) for queue in before
+    ]
+    with pytest.raises(IdempotencyMismatch):
+        change(store, prepared, Once(ONCE.key, b"another request"))
+
+
+def test_a_change_that_was_refused_is_not_remembered(store: Store) -> None:
+    with pytest.raises(QueueNotFound):
+        store.purge("q", ONCE)
+    send(store, "a")
+    assert store.purge("q", ONCE) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from storage.errors import InvalidInput, PreconditionFailed, QueueFull
-from storage.model import QueueSettings, Receive, Store
+from storage.model import Once, QueueSettings, Receive, Store
+from tests.conformance.engines import FakeClock
 from tests.conformance.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
 
 SETTINGS: dict[str, Any] = {
@@ -23,6 +25,8 @@ SETTINGS: dict[str, Any] = {
     "dedup_window": 0.5,
     "dead_letter_expired": True,
     "paused": True,
+    "delay": 2.5,
+    "expires": 3_600.0,
 }
 
 
@@ -83,7 +87,8 @@ def test_a_queue_cannot_be_its_own_dead_letter_queue(store: Store) -> None:
     ("name", "value"),
     [("lease", 0), ("lease", "5"), ("max_receives", -1), ("max_receives", 1.5), ("max_receives", True),
      ("dead_letter_queue", "../x"), ("dead_letter_queue", 5), ("retention", 0), ("max_messages", 0), ("max_bytes", -1),
-     ("dedup_window", -1), ("dedup_window", float("nan")), ("paused", 1), ("no_such_setting", 1)],
+     ("dedup_window", -1), ("dedup_window", float("nan")), ("paused", 1), ("delay", -1), ("expires", 0),
+     ("no_such_setting", 1)],
 )  # fmt: skip
 def test_a_bad_setting_is_refused_by_name_and_changes_nothing(store: Store, name: str, value: object) -> None:
     before = configure(store, max_receives=2)
@@ -138,7 +143,7 @@ def test_sixteen_writers_at_once_fill_a_queue_to_the_last_place_and_no_further(
         stored = 0
         for size in (2, 1, 2, 1):
             with suppress(QueueFull):
-                stored += len(at.send("q", [new("x")] * size))
+                stored += len(at.send("q", [new("x")] * size).ids)
         return stored
 
     stored = in_threads([partial(write, at) for at in stores * 8])
@@ -178,3 +183,64 @@ def test_a_read_of_several_queues_passes_over_the_paused_one(store: Store) -> No
     send(store, "b", queue="b")
     configure(store, "a", paused=True)
     assert [message.text for message in store.receive(Receive(("a", "b"), 5))] == ["b"]
+
+
+def test_messages_that_name_no_delay_have_the_queues(store: Store, clock: FakeClock) -> None:
+    configure(store, delay=10)
+    send(store, *map(str, range(20)))
+    send(store, "now", delay=0)
+    send(store, "sooner", delay=5)
+    assert (stats(store).delayed, stats(store).ready) == (21, 1)
+    assert take(store, 50) == ["now"]
+    clock.advance(5)
+    assert take(store, 50) == ["sooner"]
+    clock.advance(5)
+    assert take(store, 50) == list(map(str, range(20)))
+    configure(store, delay=None)
+    send(store, "at once")
+    assert take(store) == ["at once"]
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Upkeep has no verb, and comes by within seconds."""
+    deadline = time.monotonic() + 15
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_an_empty_queue_that_nobody_uses_is_deleted(store: Store, clock: FakeClock) -> None:
+    configure(store, "unused", expires=100)
+    configure(store, "full", expires=100)
+    configure(store, "read", expires=100)
+    configure(store, "kept")
+    send(store, "a", queue="full")
+    store.send("unused", [new("a", dedup_id="1")])
+    take(store, queue="unused")
+    clock.advance(60)
+    assert take(store, queue="read") == []
+    clock.advance(45)
+    assert until(lambda: "unused" not in [queue.name for queue in store.queues()])
+    assert [queue.name for queue in store.queues()] == ["full", "kept", "read"]
+    assert store.send("unused", [new("b", dedup_id="1")]).duplicates == []
+    assert store.queue("unused").settings.expires is None
+
+
+def test_a_queue_that_was_emptied_stays_as_long_as_it_says(store: Store, clock: FakeClock) -> None:
+    configure(store, expires=100)
+    configure(store, "other", expires=1)
+    send(store, "a")
+    clock.advance(90)
+    take(store)
+    clock.advance(20)
+    assert until(lambda: "other" not in [queue.name for queue in store.queues()])
+    assert [queue.name for queue in store.queues()] == ["q"]
+
+
+def test_settings_set_again_with_their_key_are_reported_as_they_were_set(store: Store) -> None:
+    key = Once("k", b"the request")
+    first = store.configure("q", {"lease": 10}, once=key)
+    configure(store, lease=12)
+    again = store.configure("q", {"lease": 10}, once=key)
+    assert (again.version, again.settings) == (first.version, first.settings)
+    assert store.queue("q").settings.lease == 12

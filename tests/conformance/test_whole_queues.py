@@ -195,6 +195,115 @@ def test_a_store_that_can_write_is_ready(store: Store) -> None:
     assert store.queues() == []
 
 
-def test_the_time_is_the_services(store: Store, clock: FakeClock) -> None:
-    clock.advance(1.5)
-    assert store.time() == clock.now()
+def test_the_oldest_age_is_that_of_the_message_that_has_been_ready_for_longest(store: Store, clock: FakeClock) -> None:
+    store.send("q", [new("delayed", delay=100), new("leased"), new("back"), new("fresh")])
+    _, back = lease(store, 2, seconds=600)
+    clock.advance(10)
+    assert stats(store).oldest_age == 10
+    assert take(store) == ["fresh"]
+    assert stats(store).oldest_age == 0
+    store.release(back.receipt)
+    clock.advance(3)
+    assert stats(store).oldest_age == 3
+    configure(store, paused=True)
+    assert stats(store).oldest_age == 0
+    configure(store, paused=False)
+    assert take(store) == ["back"]
+    clock.advance(100)
+    assert stats(store).oldest_age == 13  # since its delay ended
+    clock.advance(500)
+    assert take(store) == ["delayed"]
+    assert stats(store).oldest_age == 13  # since its lease ended
+
+
+def test_the_oldest_age_begins_anew_with_a_redrive_and_a_promotion(store: Store, clock: FakeClock) -> None:
+    send(store, "dead")
+    store.reject(lease_one(store).receipt)
+    send(store, "head", "next", key="k")
+    clock.advance(50)
+    store.redrive("q")
+    assert take(store) == ["head"]
+    assert stats(store).oldest_age == 0
+    clock.advance(5)
+    assert stats(store).oldest_age == 5
+    assert take(store) == ["next"]
+    assert stats(store).oldest_age == 5
+
+
+def test_the_oldest_age_of_a_batch_counts_from_when_it_came_back(store: Store, clock: FakeClock) -> None:
+    send(store, *map(str, range(100)))
+    lease(store, 100, seconds=10)
+    clock.advance(4)
+    send(store, *map(str, range(100)), priority=0)
+    clock.advance(8)
+    assert stats(store).oldest_age == 8
+    assert len(take(store, 100)) == 100
+    assert len(take(store, 100)) == 100
+    assert stats(store).oldest_age == 0
+
+
+def test_peek_backwards_shows_the_newest_first(store: Store) -> None:
+    texts = [str(number) for number in range(250)]
+    send(store, *texts[:240])
+    send(store, *texts[240:], priority=1)
+    seen: list[str] = []
+    before = 2**62
+    while page := store.peek("q", limit=70, before=before):
+        seen += [message.text for message in page]
+        before = page[-1].id
+    assert seen == texts[::-1]
+    ids = [message.id for message in store.peek("q", limit=250)]
+    assert [m.id for m in store.peek("q", after=ids[100], before=ids[110])] == ids[109:100:-1]
+
+
+def test_peek_by_key_shows_the_messages_of_that_key(store: Store) -> None:
+    send(store, *map(str, range(100)))
+    send(store, "a", "b", key="k")
+    send(store, "c", key="other")
+    store.reject(lease_one(store).receipt)
+    assert [message.text for message in store.peek("q", key="k")] == ["a", "b"]
+    assert [message.text for message in store.peek("q", key="k", state=State.BLOCKED)] == ["b"]
+    assert [message.text for message in store.peek("q", key="k", before=2**62, limit=1)] == ["b"]
+    assert store.peek("q", key="nobody's") == []
+    assert store.peek("q", key="k", state=State.DEAD) == []
+
+
+def test_peek_by_key_of_dead_letters(store: Store) -> None:
+    send(store, "a", "b", key="k")
+    send(store, "c")
+    for held in lease(store, 3):
+        store.reject(held.receipt)
+    assert [message.text for message in store.peek("q", key="k", state=State.DEAD)] == ["a", "b"]
+    assert [message.text for message in store.peek("q", state=State.DEAD, before=2**62)] == ["c", "b", "a"]
+
+
+def test_queues_are_listed_page_by_page_and_by_prefix(store: Store) -> None:
+    names = ["A", "a", "a-1", "a.1", "a.2", "aa", "b", "z" * 80]
+    for name in reversed(names):
+        configure(store, name)
+    assert [queue.name for queue in store.queues(prefix="a")] == names[1:6]
+    assert [queue.name for queue in store.queues(prefix="a.", limit=1)] == ["a.1"]
+    assert [queue.name for queue in store.queues("a", "a.1", 2)] == ["a.2", "aa"]
+    assert [queue.name for queue in store.queues(after="b")] == ["z" * 80]
+    assert [queue.name for queue in store.queues(prefix="z" * 80)] == ["z" * 80]
+    assert store.queues(after="z" * 80) == []
+
+
+def test_a_purge_takes_nothing_that_was_sent_after_it_began(open_again: Callable[[], Store]) -> None:
+    """Its first transaction alone does not deal with all."""
+    here, there = open_again(), open_again()
+    for _ in range(5):
+        here.send("q", [new("old", key="k")] * 8_000)
+    sent: list[int] = []
+
+    def write() -> None:
+        while not sent or stats(there).ready + stats(there).blocked > 20:
+            sent.extend(send(there, "later", queue="q"))
+            if len(sent) >= 20:
+                return
+
+    purged, _ = in_threads([lambda: here.purge("q"), write])
+    left = [message.id for message in here.peek("q", limit=1_000)]
+    assert isinstance(purged, int)
+    assert purged + len(left) == 40_000 + len(sent)
+    assert left == sent[len(sent) - len(left) :]

@@ -1,0 +1,95 @@
+"""What a write brings: one message or many, by the type of its body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, repeat
+from typing import Any, NamedTuple
+
+from doors.decoding import parse_json
+from doors.parse import only
+from doors.wire import NDJSON, RUNS, TEXT, BadRequest, Environ, media_type, utf8
+from storage.errors import InvalidInput
+from storage.model import MAX_BATCH, NewMessage
+from storage.runs import NewRun
+
+# Characters of a run's names, each counted for every message: a run has a name once, and so little would become much.
+MOST_NAMES = 4 * 1024 * 1024
+
+
+class Body(NamedTuple):
+    """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
+
+    messages: Sequence[NewMessage]
+    batch: bool
+
+
+def messages(environ: Environ, body: bytes) -> Body:
+    """The messages a body holds, by its Content-Type."""
+    kind = media_type(environ)
+    if kind == TEXT:
+        return Body([NewMessage.from_document({"text": utf8(body)})], batch=False)
+    if kind == NDJSON:
+        return Body(_batch(list(islice(_ndjson(body), MAX_BATCH + 1))), batch=True)
+    document = parse_json(body)
+    if kind == RUNS:
+        return Body(_run(document), batch=True)
+    if isinstance(document, list):
+        return Body(_batch(document), batch=True)
+    if isinstance(document, dict) and "texts" in document:
+        raise InvalidInput(f"unknown field 'texts': a run has the Content-Type {RUNS}", field="texts")
+    return Body([NewMessage.from_document(document)], batch=False)
+
+
+def _batch(documents: list[Any]) -> Sequence[NewMessage]:
+    if not documents:
+        raise InvalidInput("a batch has at least one message")
+    if len(documents) <= MAX_BATCH and (run := NewRun.of_documents(documents)) is not None:
+        return run
+    batch = []
+    for index, document in enumerate(documents):
+        if index == MAX_BATCH:
+            raise InvalidInput(f"a batch has at most {MAX_BATCH} messages", index=index)
+        batch.append(NewMessage.from_document(document, index))
+    return batch
+
+
+def _run(document: object) -> Sequence[NewMessage]:
+    if not isinstance(document, dict):
+        raise InvalidInput("a run is a JSON object with 'texts'")
+    only(document, "texts", "attributes")
+    texts, attributes = document.get("texts"), document.get("attributes", {})
+    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_BATCH:
+        raise InvalidInput(f"'texts' is an array of 1 to {MAX_BATCH} strings", field="texts")
+    if not isinstance(attributes, dict):
+        raise InvalidInput("'attributes' is an object of arrays", field="attributes")
+    for name, values in attributes.items():
+        if not isinstance(values, list) or len(values) != len(texts):
+            raise InvalidInput(
+                f"'{name[:128]}' of the 'attributes' is not an array of {len(texts)} values, one for each text",
+                field="attributes",
+            )
+    if sum(map(len, attributes)) * len(texts) > MOST_NAMES:
+        raise InvalidInput(
+            f"the names of the attributes, once for each text, have more than {MOST_NAMES} characters",
+            field="attributes",
+        )
+    if "attributes" not in document:
+        return NewRun.of(texts) or _batch([{"text": text} for text in texts])
+    if (run := NewRun.of(texts, attributes)) is not None:
+        return run
+    rows: Iterable[tuple[Any, ...]] = zip(*attributes.values(), strict=True) if attributes else repeat(())
+    each = (dict(zip(attributes, row, strict=True)) for row in rows)
+    return _batch([{"text": text, "attributes": one} for text, one in zip(texts, each, strict=False)])
+
+
+def _ndjson(body: bytes) -> Iterator[object]:
+    lines = body.split(b"\n", MAX_BATCH + 1)  # what is left over is never looked at
+    if lines[-1] == b"":
+        lines.pop()
+    for index, line in enumerate(lines):
+        try:
+            yield parse_json(line)
+        except BadRequest as fault:
+            fault.index = index
+            raise

@@ -1,0 +1,72 @@
+"""The lock among processes that makes turns at writing fair, as SQLite's own busy wait, which polls, is not."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class FileLock:
+    """A flock that can be waited for with a deadline.
+
+    flock itself knows none, and to try again and again would lose to those that wait in the kernel's queue. So where it
+    is not to be had at once a thread waits in that queue; it outlives the wait of whoever gave up, for the next one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Creates the file. Raises OSError."""
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._changed = threading.Condition()
+        self._queueing = False  # a thread waits for the lock
+        self._wanted = False
+        self._held = False
+        self._closed = False
+
+    @contextmanager
+    def held(self, deadline: float | None = None) -> Iterator[bool]:
+        """Hold the lock for the block; False if it was not to be had by the deadline (monotonic; None: wait on)."""
+        held = self._acquire(deadline)
+        try:
+            yield held
+        finally:
+            if held:
+                self._held = False
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            if not self._queueing:  # else that thread still uses it
+                os.close(self.descriptor)
+
+    def _acquire(self, deadline: float | None) -> bool:
+        with self._changed:
+            if not self._queueing:
+                try:
+                    fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                except BlockingIOError:
+                    self._queueing = True
+                    threading.Thread(target=self._queue, name="queue-lock", daemon=True).start()
+            self._wanted = True
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._changed.wait_for(lambda: self._held, left)
+            self._wanted = False
+            return self._held
+
+    def _queue(self) -> None:
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        with self._changed:
+            self._queueing = False
+            if self._wanted:
+                self._held = True
+                self._changed.notify_all()
+                return
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            if self._closed:
+                os.close(self.descriptor)

@@ -26,6 +26,8 @@ def still_open(connections: list[apsw.Connection]) -> list[apsw.Connection]:
     def is_open(connection: apsw.Connection) -> bool:
         try:
             return connection.in_transaction is not None
+        except apsw.ThreadingViolationError:  # another thread uses it just now
+            return True
         except apsw.ConnectionClosedError:
             return False
 

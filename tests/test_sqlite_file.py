@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import apsw
 import pytest
 
-from storage import open_store, sqlite_care, sqlite_file
+from storage import open_store, sqlite_care, sqlite_file, sqlite_watch
 from storage.errors import UnusableDatabase
 from storage.model import Receive
 from storage.sqlite import SqliteStore
@@ -255,7 +255,10 @@ def test_the_file_says_whose_it_is(path: Path) -> None:
     connection.close()
 
 
-def test_every_connection_writes_through_the_log_and_syncs_each_commit(path: Path) -> None:
+def test_every_connection_writes_through_the_log_and_syncs_each_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_watch, "UPKEEP_EVERY", 3_600.0)  # its connection is asked from here
     connections: list[apsw.Connection] = []
     with on_each_connection(connections.append):
         store = SqliteStore(path)

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from clients.client import QueueClient
@@ -99,6 +99,26 @@ def run(name: str, command: Callable[[], int], if_interrupted: str | None = None
 
 class _Terminated(KeyboardInterrupt):
     pass
+
+
+@contextmanager
+def interruptions_kept() -> Iterator[list[int]]:
+    """Keep SIGINT and SIGTERM back until the block has ended; list those that have come."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in that one alone
+        yield came
+        return
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _terminate(number: int, frame: object) -> None:

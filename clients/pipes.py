@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Iterator
 
 from clients.client import QueueClient
-from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
+from clients.command_line import (
+    LONGEST_LEASE,
+    add_service_options,
+    client_for,
+    command_parser,
+    interruptions_kept,
+    run,
+    told_as,
+    within,
+)
 from clients.consuming import LONGEST_WAIT
 from clients.errors import BadRequest, ProblemError, QueueError
 from clients.fetching import Fetcher
@@ -17,6 +27,8 @@ from clients.runs import Run
 
 BLOCK = 1024 * 1024  # bytes read from stdin at a time; what is there is sent, so a slow pipe's lines go at once
 MOST_LINES = 1000  # in one request
+PIECE = select.PIPE_BUF  # bytes that a pipe takes at once when it takes any
+STUCK = 0.5  # seconds: for so long one that was interrupted waits for its pipe to take more
 BATCH = 500  # messages: with 1000 it is a tenth faster, and twice as many come back late after a kill
 
 SEND = """Each line of stdin becomes a message.
@@ -149,8 +161,7 @@ def _receive(asked: argparse.Namespace) -> int:
                 if not got and not asked.follow:
                     return 0
                 written = []
-                _write_out(got)
-                written = [run.receipt for run in got]
+                _write_out(got, written)
                 left -= sum(map(len, got))
             _report_late(client.ack_many(written), asked)
         except BaseException:
@@ -161,12 +172,17 @@ def _receive(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _write_out(runs: list[Run]) -> None:
-    """Put the texts in the pipe."""
+def _write_out(runs: list[Run], written: list[str]) -> None:
+    """Put the texts in the pipe, then their receipts in `written`; not all of them if interrupted at a stuck pipe."""
     # Not through sys.stdout: where Python is told not to buffer, that may write a part and say nothing.
     left = memoryview("".join(f"{text}\n" for run in runs for text in run.texts).encode())
-    while left:
-        left = left[os.write(sys.stdout.fileno(), left) :]
+    with interruptions_kept() as came:
+        while left:
+            if select.select([], [sys.stdout.fileno()], [], STUCK)[1]:
+                left = left[os.write(sys.stdout.fileno(), left[:PIECE]) :]
+            elif came:
+                return
+        written += [run.receipt for run in runs]
 
 
 def _report_late(result: AckResult, asked: argparse.Namespace) -> None:

@@ -172,8 +172,9 @@ def lease_change(environ: Environ, body: bytes) -> LeaseChange:
         raise InvalidInput("'reason' goes with 'dead'", field="reason")
     lease = milliseconds(change["lease"], "lease", most=MAX_LEASE) / 1000
     if lease:
-        for name in change.keys() - {"lease"}:
-            raise InvalidInput(f"'{name}' goes with a 'lease' of 0", field=name)
+        for name in change:
+            if name != "lease":
+                raise InvalidInput(f"'{name}' goes with a 'lease' of 0", field=name)
         milliseconds(change["lease"], "lease", least=1, most=MAX_LEASE)
     counted = change.get("counted", True)
     if not isinstance(counted, bool):

@@ -21,7 +21,7 @@ from storage.bells import Bell
 from storage.clock import Clock
 from storage.commit import GroupCommit
 from storage.errors import MessageNotFound, PreconditionFailed, QueueNotFound
-from storage.kept import read_settings, write_settings
+from storage.kept import read_settings
 from storage.model import (
     CHUNK,
     MAX_PAGE,
@@ -110,12 +110,12 @@ class SqliteStore:
         return found
 
     def ack(self, receipts: Sequence[str], queue: str | None = None, once: Once | None = None) -> AckResult:
-        settling.check(receipts)
-        given = list(dict.fromkeys(receipts))
+        known, missing = settling.parse(receipts, queue)
+        given = list(known.items())
 
         def step(work: Work, at: Progress) -> tuple[Progress, bool]:
             end = at["next"] + ACKED_AT_ONCE
-            result = settling.ack(work, given[at["next"] : end], queue)
+            result = settling.ack(work, dict(given[at["next"] : end]))
             if result is None:
                 return at, True
             at = {
@@ -126,7 +126,7 @@ class SqliteStore:
             }
             return at, end < len(given)
 
-        start = {"next": 0, "acked": 0, "stale": [], "missing": []}
+        start = {"next": 0, "acked": 0, "stale": [], "missing": missing}
         done = in_steps(self._commits.run, start, step, lambda at: _done(at["acked"], "acked"), once)
         return AckResult(done["acked"], done["stale"], done["missing"])
 
@@ -145,15 +145,15 @@ class SqliteStore:
     def extend_many(
         self, receipts: Sequence[str], lease: float, queue: str | None = None, once: Once | None = None
     ) -> ExtendResult:
-        settling.check(receipts)
-        given = list(dict.fromkeys(receipts))
+        known, missing = settling.parse(receipts, queue)
 
         def operation(work: Work) -> Any:
             return work.once(
-                NO_QUEUE, once, REQUEST_WINDOW, lambda: settling.extend_many(work, given, round(lease * 1000), queue)
+                NO_QUEUE, once, REQUEST_WINDOW, lambda: settling.extend_many(work, known, round(lease * 1000))
             )
 
-        return ExtendResult._make(ask_again(lambda: self._commits.run(operation)))
+        result = ExtendResult._make(ask_again(lambda: self._commits.run(operation)))
+        return result._replace(missing=missing + result.missing)
 
     def release(
         self,
@@ -264,9 +264,7 @@ class SqliteStore:
             found = work.find_queue(name)
             if version is not None and (found is None or managing.version(work, found) != version):
                 raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
-            managing.configure(work, found or work.queue_for_writing(name), changes)
-            changed = work.queue(name)
-            return managing.version(work, changed), write_settings(changed.settings)
+            return managing.configure(work, found or work.queue_for_writing(name), changes)
 
         number, settings = self._once(once, operation)
         # Without what the change lets time do: that may be very much.

@@ -20,16 +20,18 @@ MOVED = 2_000  # messages in one step of a redrive
 SHRUNK = 500  # pages
 
 
-def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> None:
-    """Changes settings, and touches no message. Raises InvalidInput."""
+def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> tuple[int, str]:
+    """Changes settings, and touches no message; their version and JSON. Raises InvalidInput."""
     settings = queue.settings.changed(changes)
     if settings.dead_letter_queue != queue.settings.dead_letter_queue:
         check_chain(queue.name, settings, lambda name: found.settings if (found := work.find_queue(name)) else DEFAULT)
-    work.execute(
-        "UPDATE queues SET settings = ?, version = version + 1, used_at = ? WHERE id = ?",
-        (write_settings(settings), work.now, queue.id),
-    )
+    kept = write_settings(settings)
+    version: int = work.execute(
+        "UPDATE queues SET settings = ?, version = version + 1, used_at = ? WHERE id = ? RETURNING version",
+        (kept, work.now, queue.id),
+    ).get
     work.forget_queue(queue)
+    return version, kept
 
 
 DEFAULT = QueueSettings()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from storage import sqlite_runs as runs
@@ -74,27 +73,37 @@ def settle(work: Work, held: Held) -> None:
     work.remove(held.queue, [held.id], acked=1)
 
 
-def check(receipts: Sequence[str]) -> None:
-    """Raises InvalidInput for too many."""
-    parsed = []
+def parse(receipts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:
+    """The receipts (of this queue), with its text, and the texts that are none. Raises InvalidInput for too many."""
+    parsed: list[Receipt] = []
+    known: dict[Receipt, str] = {}
+    missing: dict[str, None] = {}
     for text in receipts:
-        with suppress(MessageNotFound):
-            parsed.append(Receipt.parse(text, MAX_BATCH))
+        try:
+            parsed.append(receipt := Receipt.parse(text, MAX_BATCH))
+        except MessageNotFound:
+            missing[text] = None
+            continue
+        if queue in (None, receipt.queue):
+            known[receipt] = text
+        else:
+            missing[text] = None
     check_receipts(parsed)
+    return known, list(missing)
 
 
-def ack(work: Work, receipts: Sequence[str], queue: str | None) -> AckResult | None:
+def ack(work: Work, receipts: Mapping[Receipt, str]) -> AckResult | None:
     """Settles the messages of those receipts that hold, and reports the others. None: as False of ack_all."""
-    sorted_out = _sort_out(work, receipts, queue)
+    sorted_out = _sort_out(work, receipts)
     if sorted_out is None:
         return None
     helds, whole, stale, missing = sorted_out
     return AckResult(_remove(work, helds, whole), stale, missing)
 
 
-def extend_many(work: Work, receipts: Sequence[str], lease: int, queue: str | None) -> ExtendResult | None:
+def extend_many(work: Work, receipts: Mapping[Receipt, str], lease: int) -> ExtendResult | None:
     """The leases of those receipts that hold end in `lease` ms; the others are reported. None: as False of ack_all."""
-    sorted_out = _sort_out(work, receipts, queue)
+    sorted_out = _sort_out(work, receipts)
     if sorted_out is None:
         return None
     helds, whole, stale, missing = sorted_out
@@ -139,33 +148,21 @@ def release(work: Work, held: Held, delay: int, counted: bool) -> None:
 
 
 def _sort_out(
-    work: Work, receipts: Sequence[str], queue: str | None
+    work: Work, receipts: Mapping[Receipt, str]
 ) -> tuple[list[Held], list[tuple[QueueRow, runs.RunRow]], list[str], list[str]] | None:
     """What holds, message by message and run by run, and the receipts that are stale, and missing. None: see _find."""
-    parsed: dict[Receipt, str] = {}
-    missing: list[str] = []
-    stale: list[str] = []
-    for text in receipts:
-        try:
-            receipt = Receipt.parse(text, MAX_BATCH)
-        except MessageNotFound:
-            missing.append(text)
-            continue
-        if queue is None or receipt.queue == queue:
-            parsed[receipt] = text
-        else:
-            missing.append(text)
-    check_receipts(parsed)
-    whole, rest = runs.whole(work, parsed)
+    whole, rest = runs.whole(work, receipts)
     found = _find(work, rest)
     if found is None:
         return None
-    helds = []
+    helds: list[Held] = []
+    stale: list[str] = []
+    missing: list[str] = []
     for receipt, one in zip(rest, found, strict=True):
         if isinstance(one, Held):
             helds.append(one)
         else:
-            (stale if isinstance(one, StaleReceipt) else missing).append(parsed.get(receipt, str(receipt)))
+            (stale if isinstance(one, StaleReceipt) else missing).append(receipts.get(receipt, str(receipt)))
     return helds, whole, stale, missing
 
 

@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # CI must have every Python; a developer tests with those there are, and is told which are not.
 MISSING = $(if $(CI),false,true)
+# Interpreters that pyenv has installed are found as well, after those on PATH.
+PYENV = $(shell printf ':%s' $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.*/bin))
 
 .PHONY: help copy test serve bench lock clean
 
@@ -13,7 +15,7 @@ copy: .venv/service ## see a file copied through the queue: starts the service, 
 	@.venv/bin/python docs/demo.py $(if $(FILE),"$(FILE)")
 
 test: .venv/tox ## run the tests on every Python there is, style and types (one: .venv/bin/tox run -e py311)
-	.venv/bin/tox run-parallel --parallel 3 --parallel-no-spinner --skip-missing-interpreters $(MISSING)
+	PATH="$$PATH$(PYENV)" .venv/bin/tox run-parallel --parallel 3 --parallel-no-spinner --skip-missing-interpreters $(MISSING)
 
 serve: .venv/service ## serve on http://127.0.0.1:5000 (PORT=… for another), messages in queue.db
 	.venv/bin/gunicorn handler:app

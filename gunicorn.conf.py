@@ -1,7 +1,6 @@
 """How the service is run: the one place for server settings, each with its reason."""
 
 import ctypes
-import logging
 import os
 import resource
 import signal
@@ -14,11 +13,12 @@ from typing import Any
 
 from gunicorn import util
 
+from doors import service_log, startup
 from doors.counts import Counts
-from doors.refusals import hide_request, write_problem
+from doors.refusals import write_problem
 from doors.tokens import BadTokens, Tokens
 from doors.worker import cached_http_date
-from settings import BadSetting, Settings
+from settings import BadSetting, Settings, unknown_variables
 from storage.bells import Bells
 
 try:
@@ -48,9 +48,9 @@ control_socket_disable = True  # an admin socket nobody here uses
 preload_app = False  # SQLite's connections must not cross a fork
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # the heartbeat file must not wait for a disk
 accesslog = None  # a line a request would cost more than the request
+logger_class = service_log.logger_class(_settings.log)
 
 util.write_error = write_problem
-logging.getLogger("gunicorn.error").addFilter(hide_request)
 util.http_date = cached_http_date
 
 _counts = Counts()  # what every worker adds to and /metrics tells
@@ -72,9 +72,10 @@ def on_starting(server: Any) -> None:
         except BadTokens as fault:
             sys.exit(f"queue_service: {fault}")
     _try_database()
-    with socket.socket(socket.AF_INET6 if ":" in _settings.host else socket.AF_INET) as probe:
-        if probe.connect_ex((_settings.host, _settings.port)) == 0:
-            server.log.warning("queue_service: something else serves %s; PORT=… takes another", bind)
+    for sentence in unknown_variables():
+        server.log.warning("%s", sentence)
+    if not _settings.inherits_socket and (conflict := startup.port_conflict(_settings)):
+        sys.exit(f"queue_service: {conflict}")
 
 
 def when_ready(server: Any) -> None:
@@ -82,6 +83,7 @@ def when_ready(server: Any) -> None:
 
     Connections inherit these limits, which cost nothing; Python's own take three system calls each time.
     """
+    server.log.info("%s", startup.summary(_settings))
     for listener in server.LISTENERS:
         for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             listener.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _CLIENT_PATIENCE, 0))

@@ -6,7 +6,13 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
+from typing import Any
+
+VERSION = "1.0.0"  # of the service and of the client; the build reads it here
+
+CLIENT_VARIABLES = ("QUEUE_TOKEN", "QUEUE_URL")  # the client reads them; it may run in the same environment
 
 
 class BadSetting(Exception):
@@ -27,6 +33,8 @@ class Settings:
     tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: what doors/tokens.py reads
     tokens_file: str = ""  # QUEUE_TOKENS_FILE: more of them
     access_log: str = ""  # QUEUE_ACCESS_LOG: json or plain; none costs nothing
+    log: str = ""  # QUEUE_LOG=json: the service's own log as JSON
+    inherits_socket: bool = False  # from systemd, or from the gunicorn that this one replaces
 
     @property
     def bind(self) -> str:
@@ -69,7 +77,38 @@ class Settings:
             tokens=env.get("QUEUE_TOKENS", "").strip(),
             tokens_file=env.get("QUEUE_TOKENS_FILE", ""),
             access_log=_one_of(env, "QUEUE_ACCESS_LOG", "json", "plain"),
+            log=_one_of(env, "QUEUE_LOG", "json", "plain"),
+            inherits_socket="LISTEN_FDS" in env or "GUNICORN_FD" in env,
         )
+
+
+def unknown_variables(env: Mapping[str, str] | None = None) -> list[str]:
+    """Return a sentence for each variable that begins with QUEUE_ and that nothing reads: it may be misspelt."""
+    env = os.environ if env is None else env
+    known = _ReadNames()
+    Settings.from_env(known)
+    known.names.update(CLIENT_VARIABLES)
+    return [
+        _unknown(name, known.names) for name in sorted(env) if name.startswith("QUEUE_") and name not in known.names
+    ]
+
+
+class _ReadNames(dict[str, str]):
+    """An empty environment that notes which variables are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return default
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    prefix = len("QUEUE_")
+    nearest = get_close_matches(name[prefix:], [one[prefix:] for one in sorted(known) if one.startswith("QUEUE_")], 1)
+    return f"{name} is not a setting of this service" + (f"; did you mean QUEUE_{nearest[0]}?" if nearest else "")
 
 
 @lru_cache(maxsize=8)

@@ -11,8 +11,7 @@ from bottle import Bottle, HTTPResponse, request
 
 from doors import answer, parse, watch
 from doors.counts import COMMIT_OPERATIONS, COMMIT_SECONDS, OTHER_ROUTE, REQUEST_SECONDS, STATUSES, Slot, Total
-from doors.openapi import VERSION
-from settings import Settings
+from settings import VERSION, Settings
 from storage.errors import StoreError
 from storage.model import MAX_PAGE, STATES, Disk, Lifecycle, Queue, QueueStats
 

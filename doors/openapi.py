@@ -43,9 +43,8 @@ from doors.schemas import (
     ref,
 )
 from doors.wire import JSON, NDJSON, RUNS, TEXT
+from settings import VERSION
 from storage.model import MAX_PAGE, QUEUE_NAME
-
-VERSION = "0.1.0"  # as in pyproject.toml
 
 _IDEMPOTENT = {
     "name": "Idempotency-Key",

@@ -1,9 +1,8 @@
-"""gunicorn's own refusals of what it cannot read, as problems and in its log: it would cite the request in both."""
+"""gunicorn's own refusals of what it cannot read, as problems: it would cite the request in them."""
 
 from __future__ import annotations
 
 import json
-import logging
 import socket
 from contextlib import suppress
 
@@ -23,11 +22,3 @@ def write_problem(sock: socket.socket, status_int: int, reason: str, mesg: str) 
     sock.setblocking(False)  # who sends what cannot be read may not read either
     with suppress(BlockingIOError):
         sock.sendall(head.encode() + body)
-
-
-def hide_request(record: logging.LogRecord) -> bool:
-    """A filter for gunicorn's log, which would tell a header it cannot read, and with that maybe a token."""
-    text = str(record.msg)
-    if text.startswith("Invalid request from "):
-        record.msg = ": ".join(text.split(": ")[:2])
-    return True

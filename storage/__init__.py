@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from storage.bells import Bell
 from storage.errors import UnusableDatabase
 from storage.model import Engine
 from storage.moving import Source, Target
 
-__all__ = ["care_of", "is_postgres", "open_source", "open_store", "open_target", "path_of"]
+__all__ = ["care_of", "is_postgres", "location_of", "open_source", "open_store", "open_target", "path_of"]
 
 
 def open_store(url: str, *, pollers: int = 32, bell: Bell | None = None) -> Engine:
@@ -63,6 +64,14 @@ def care_of(url: str) -> tuple[Any, Path | str]:
     from storage import sqlite_care
 
     return sqlite_care, path
+
+
+def location_of(url: str) -> str:
+    """Return where the database at this URL is: a file's absolute path, or a server and database without password."""
+    if not is_postgres(url):
+        return str(path_of(url).resolve())
+    parts = urlsplit(url)
+    return f"postgresql://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def is_postgres(url: str) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -113,16 +113,21 @@ def test_the_curl_lines_of_the_readme_print_what_it_says() -> None:
     assert console is not None
     exchanges = re.findall(r"^\$ (.+)\n((?:[^$].*\n)*)", console[1], re.MULTILINE)
     assert len(exchanges) == 5
-    receipt: dict[str, str] = {}
+    script = "set -e\n" + "".join(f"{command}\necho //\n" for command, _ in exchanges)  # // ends an answer
     with LiveServer() as server:
-        for command, promised in exchanges:
-            for told, real in receipt.items():
-                command = command.replace(told, real)
-            arguments = shlex.split(command.replace("localhost:5000", server.url.removeprefix("http://")))
-            printed = subprocess.run([*arguments, "-s", "-S"], capture_output=True, check=True, text=True).stdout
-            assert _without_what_varies(printed) == _without_what_varies(promised)
-            if "receipt" in promised:
-                receipt[json.loads(promised)["receipt"]] = json.loads(printed)["receipt"]
+        script = re.sub(r"curl (?:-s )?", "curl -sS ", script)
+        script = script.replace("localhost:5000", server.url.removeprefix("http://"))
+        ran = subprocess.run(["bash", "-c", script], capture_output=True, check=True, text=True)
+        assert server_has_no_lease(server)
+    printed = ran.stdout.split("//\n")[:-1]
+    assert ran.stderr == ""
+    assert [_without_what_varies(one) for one in printed] == [_without_what_varies(one) for _, one in exchanges]
+
+
+def server_has_no_lease(server: LiveServer) -> bool:
+    """Whether the last line has acked what the fourth leased."""
+    with urlopen(f"{server.url}/queues/jobs") as reply:
+        return bool(json.load(reply)["stats"]["leased"] == 0)
 
 
 def _without_what_varies(line: str) -> Any:

@@ -32,7 +32,7 @@ from storage.model import (
 
 ANY = "any"  # of `recipients`, the only value
 
-_ID = re.compile(r"[1-9][0-9]{0,18}")
+ID = re.compile(r"[1-9][0-9]{0,18}")
 MAX_ID = 2**63 - 2  # what is before and after it can be asked for too
 
 
@@ -148,7 +148,7 @@ def page(environ: Environ) -> Page:
 
 def message_id(text: str) -> int:
     """Raises MessageNotFound for digits that are no id."""
-    if not _ID.fullmatch(text) or int(text) > MAX_ID:
+    if not ID.fullmatch(text) or int(text) > MAX_ID:
         raise MessageNotFound
     return int(text)
 
@@ -281,7 +281,7 @@ def _ids(given: object) -> list[int]:
     if not isinstance(given, list) or not 1 <= len(given) <= MAX_BATCH:
         raise InvalidInput(f"'ids' is an array of 1 to {MAX_BATCH} ids", field="ids")
     for index, one in enumerate(given):
-        if not isinstance(one, str) or not _ID.fullmatch(one):
+        if not isinstance(one, str) or not ID.fullmatch(one):
             raise InvalidInput("an id is a string of digits", field="ids", index=index)
     return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has another
 

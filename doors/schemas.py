@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from doors import parse
 from doors.wire import IDEMPOTENCY_KEY
 from storage.model import (
     MAX_ATTRIBUTES,
@@ -94,7 +95,7 @@ WRITTEN = {
     },
     "dedup_id": name("A second message with the same id in the queue's `dedup_window` is not stored."),
 }
-ID = {"type": "string", "pattern": "^[1-9][0-9]*$", "description": "Rising in a queue, never used again."}
+ID = {"type": "string", "pattern": f"^{parse.ID.pattern}$", "description": "Rising in a queue, never used again."}
 ENVELOPE = {
     "id": ID,
     "queue": ref("QueueName"),

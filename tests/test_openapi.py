@@ -120,6 +120,15 @@ def test_every_code_stands_at_some_operation() -> None:
     assert found == set(openapi_answers.CODES)
 
 
+@pytest.mark.parametrize("id", ["1", "9" * 19, "9" * 20, "0", "01"])
+def test_the_service_takes_just_those_ids_that_the_document_describes(id: str) -> None:
+    described = re.fullmatch(SCHEMAS["Redrive"]["properties"]["ids"]["items"]["pattern"], id) is not None
+    with a_store() as store:
+        client = Client(handler.make_app(Settings(), store))
+        client.call("PUT", "/queues/a", b"{}")
+        assert client.post("/queues/a/redrive", {"ids": [id]}).status == (200 if described else 400)
+
+
 def test_its_version_is_that_of_the_package() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert DOCUMENT["info"]["version"] == project["version"]

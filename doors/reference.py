@@ -77,7 +77,7 @@ def _answers(operation: Told) -> str:
             types = " or ".join(_content(answer.get("content", {})))
             headers = [f"<code>{name}</code>" for name in answer["headers"] if name != "Cache-Control"]
             rows.append((f"<b>{status}</b>", types or "no body", _prose(answer["description"]), ", ".join(headers)))
-    return _table(("answer", "type", "", "headers"), rows)
+    return _table(("response", "type", "", "headers"), rows)
 
 
 def _content(content: Told) -> list[str]:
@@ -107,7 +107,7 @@ def _errors() -> str:
         for code, (status, when) in openapi_answers.CODES.items()
     ]
     table = _table(("status", "code", "when"), rows)
-    return f'<section id="errors"><h2>Errors</h2><p>Problems are RFC 9457 documents.</p>{table}</section>'
+    return f'<section id="errors"><h2>Errors</h2><p>An error is an RFC 9457 problem document.</p>{table}</section>'
 
 
 def _type(schema: Told) -> str:

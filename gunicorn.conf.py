@@ -63,8 +63,8 @@ def on_starting(server: Any) -> None:
     """Refuses, in one sentence, to start where the service would be open to everybody or could not store anything."""
     if not (_settings.has_tokens or _settings.allow_anonymous or _settings.is_private):
         sys.exit(
-            f"queue_service: QUEUE_HOST={_settings.host} would let anybody who reaches this machine read and write; "
-            "name tokens in QUEUE_TOKENS or QUEUE_TOKENS_FILE, or set QUEUE_ALLOW_ANONYMOUS=yes if that is meant"
+            f"queue_service: QUEUE_HOST={_settings.host} would let anyone who can reach this machine read and write; "
+            "set QUEUE_TOKENS or QUEUE_TOKENS_FILE, or QUEUE_ALLOW_ANONYMOUS=yes to allow this"
         )
     if _settings.has_tokens:
         try:
@@ -74,7 +74,7 @@ def on_starting(server: Any) -> None:
     _try_database()
     with socket.socket(socket.AF_INET6 if ":" in _settings.host else socket.AF_INET) as probe:
         if probe.connect_ex((_settings.host, _settings.port)) == 0:
-            server.log.warning("queue_service: something else serves %s; PORT=… takes another", bind)
+            server.log.warning("queue_service: another program serves %s; choose another port with PORT=…", bind)
 
 
 def when_ready(server: Any) -> None:

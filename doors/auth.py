@@ -67,7 +67,7 @@ CLIENTS = 10_000  # whose failures are remembered: a bound for memory
 
 
 class Unauthenticated(WireError):
-    def __init__(self, detail: str = "this needs a token: Authorization: Bearer …", error: str = "") -> None:
+    def __init__(self, detail: str = "this requires a token: Authorization: Bearer …", error: str = "") -> None:
         super().__init__(detail)
         # No Basic: a browser would open a dialog of its own. Who sends Basic needs no challenge.
         self.headers = {"WWW-Authenticate": f'Bearer realm="queue_service"{error}'}
@@ -81,7 +81,7 @@ class Forbidden(WireError):
 
 class TooManyFailures(WireError):
     def __init__(self, wait: float = WINDOW) -> None:
-        super().__init__("too many requests with a wrong token came from this address, and this one has one too")
+        super().__init__("the token is wrong, and too many wrong ones came from this address")
         self.headers = {"Retry-After": str(ceil(wait))}
 
 
@@ -98,7 +98,7 @@ class Access:
         environ[GRANT] = grant
         if not needs or not needs & grant.rights:
             wanted = " or ".join(sorted(needs or ()))
-            raise Forbidden(f"the token '{grant.name}' lacks the right {wanted}" if wanted else "nobody may do this")
+            raise Forbidden(f"the token '{grant.name}' lacks the right {wanted}" if wanted else "no token allows this")
 
     def _authenticate(self, environ: Environ) -> Grant:
         header = environ.get("HTTP_AUTHORIZATION")
@@ -111,7 +111,7 @@ class Access:
                 found = grant
         if found is None:
             self._failures.add(environ.get("REMOTE_ADDR", ""))
-            raise Unauthenticated("there is no such token", ', error="invalid_token"')
+            raise Unauthenticated("the service does not know this token", ', error="invalid_token"')
         return found
 
 

@@ -33,7 +33,7 @@ class Room:
         amount = min(amount, self._size)
         with self._changed:
             if not self._changed.wait_for(lambda: self._free >= amount, WAIT):
-                raise Busy("too many large requests are being read at once")
+                raise Busy("too many large requests at once")
             self._free -= amount
         return amount
 

@@ -29,9 +29,9 @@ def parse_json(raw: bytes) -> Any:
     Raises InvalidInput for an array of more than MAX_BATCH elements; of a costly body when so many have been decoded.
     """
     if not raw or raw.isspace():
-        raise BadRequest("the body, or this line of it, is empty where JSON is wanted")
+        raise BadRequest("the body, or this line of it, must be JSON, but is empty")
     if raw.startswith(codecs.BOM_UTF8):
-        raise BadRequest("the body begins with a byte order mark, which JSON has not")
+        raise BadRequest("the body must not begin with a byte order mark")
     text, decoder = utf8(raw), _EXACT if b"-0" in raw and _MINUS_ZERO.search(raw) else _DECODER
     try:
         if len(raw) <= MANY or structure(raw) <= MANY:
@@ -72,7 +72,7 @@ class _Bounded:
             return self._scan(self._text, at)
         self._containers += 1
         if depth > MOST_DEPTH or self._containers > MOST_CONTAINERS:
-            raise ValueError("more arrays and objects than any request has")
+            raise ValueError("too many arrays and objects")
         return self._array(at, depth) if first == "[" else self._object(at, depth)
 
     def _array(self, at: int, depth: int) -> tuple[list[Any], int]:
@@ -86,9 +86,9 @@ class _Bounded:
                 raise InvalidInput(f"an array has at most {MAX_BATCH} elements", index=MAX_BATCH)
             first = text[at : at + 1]
             if depth == 1 and first != "{":
-                raise InvalidInput("a message is a JSON object with a 'text'", index=len(values))
+                raise InvalidInput("a message must be a JSON object with a 'text'", index=len(values))
             if first == "[":
-                raise ValueError("an array in an array")
+                raise ValueError("an array must not contain an array")
             value, at = self._value(at, depth + 1) if first == "{" else scan(text, at)
             values.append(value)
             if text[at : at + 1] != ",":
@@ -107,7 +107,7 @@ class _Bounded:
             return {}, at + 1
         while True:
             if len(members) == MOST_MEMBERS:
-                raise ValueError(f"an object of more than {MOST_MEMBERS} members")
+                raise ValueError(f"an object has at most {MOST_MEMBERS} members")
             if text[at : at + 1] != '"':
                 self._fail("Expecting property name enclosed in double quotes", at)
             name, at = self._scan(text, at)
@@ -136,7 +136,7 @@ class _Bounded:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("an object must not repeat a name")
     return members
 
 

@@ -184,5 +184,5 @@ class GrantedStore(Store):
         """One of these rights, on this queue."""
         grant = self._grant
         if grant is None or grant.rights.isdisjoint(rights) or not grant.covers(queue):
-            who = f"the token '{grant.name}'" if grant else "nobody"
+            who = f"the token '{grant.name}'" if grant else "a request without a token"
             raise Forbidden(f"{who} may not {' or '.join(rights)} here", queue=queue[:80])

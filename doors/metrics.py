@@ -29,13 +29,13 @@ _TOTALS = ("sent", "received", "acked", "expired", "dead_lettered")
 # name → (type, help)
 METRICS = {
     "queue_messages": ("gauge", "Messages in a queue, by state."),
-    "queue_dead_letters": ("gauge", "Messages of a queue that lie in a dead-letter queue."),
+    "queue_dead_letters": ("gauge", "Messages from a queue that are in a dead-letter queue."),
     "queue_bytes": ("gauge", "Bytes of text and fields in a queue."),
     "queue_oldest_age_seconds": ("gauge", "Seconds that the longest-waiting ready message in a queue has been ready."),
     **{
         f"queue_messages_{total}_total": (
             "counter",
-            f"Messages {total.replace('_', '-')} since a queue came into being.",
+            f"Messages {total.replace('_', '-')} since the queue was created.",
         )
         for total in _TOTALS
     },
@@ -43,20 +43,20 @@ METRICS = {
     "queue_database_bytes": ("gauge", "Bytes of the database on disk, without its log."),
     "queue_log_bytes": ("gauge", "Bytes of the write-ahead log on disk."),
     "queue_disk_free_bytes": ("gauge", "Bytes free on the database's disk."),
-    "queue_store_readable": ("gauge", "1 when the store could be read for this scrape, else 0."),
+    "queue_store_readable": ("gauge", "1 if this scrape could read the store, else 0."),
     "queue_commit_seconds": (
         "histogram",
-        "Seconds from an attempt at a commit to its end, waiting for its turn included.",
+        "Seconds from the start of a commit to its end, including the wait for the lock.",
     ),
-    "queue_commit_operations": ("histogram", "Operations that one commit carried."),
+    "queue_commit_operations": ("histogram", "Operations in one commit."),
     "queue_processes": ("gauge", "Worker processes."),
-    "queue_requests_running": ("gauge", "Requests that hold a thread, waiting reads among them."),
+    "queue_requests_running": ("gauge", "Requests that hold a thread, including waiting reads."),
     "queue_requests_limit": ("gauge", "Requests that all threads together can run."),
     "queue_readers_waiting": ("gauge", "Reads that wait for a message."),
     "queue_readers_limit": ("gauge", "Reads that may wait at once."),
     "queue_http_requests_total": ("counter", "Requests answered, by route and status."),
-    "queue_http_request_seconds": ("histogram", "Seconds until a reply was ready, waiting for messages included."),
-    "queue_build_info": ("gauge", "1; its labels tell what is running."),
+    "queue_http_request_seconds": ("histogram", "Seconds until a reply was ready, including the wait for messages."),
+    "queue_build_info": ("gauge", "Always 1; the labels name the versions."),
 }
 
 Labels = Mapping[str, str]

@@ -26,14 +26,14 @@ def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:
     """
     host = environ.get("HTTP_HOST", "").lower()
     if only_local_names and host and not _is_local(host):
-        return UnknownHost("the service listens on loopback and answers to localhost and IP addresses")
+        return UnknownHost("the service listens on loopback: call it as localhost or by its IP address")
     if environ.get("PATH_INFO") in HARMLESS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return None
     if _is_ahead(environ):
-        return Prefetch("a browser fetches this ahead, and nobody has asked for it yet")
+        return Prefetch("the service does not accept prefetches by a browser")
     if not _is_same_origin(environ, host):
         return CrossOrigin(
-            "a web page of another origin may not use this service, nor a browser read from it unless it names its own"
+            "the service does not accept requests of other origins' web pages, nor browsers' reads without an origin"
         )
     return None
 

@@ -130,7 +130,7 @@ def peek(environ: Environ) -> Peek:
     before, state, key = query.whole("before", 0, 2**63 - 1), query.one("state"), query.one("key")
     query.done()
     if state is not None and state not in list(State):
-        raise InvalidInput(f"'state' is one of {', '.join(State)}", field="state")
+        raise InvalidInput(f"'state' must be one of {', '.join(State)}", field="state")
     if key is not None:
         check_name("key", key)
     return Peek(limit or 100, after or 0, before, None if state is None else State(state), key)
@@ -169,16 +169,16 @@ def lease_change(environ: Environ, body: bytes) -> LeaseChange:
         return LeaseChange(dead=True, reason=_reason(change))
     _one_of(change, "lease", "dead")
     if "reason" in change:
-        raise InvalidInput("'reason' goes with 'dead'", field="reason")
+        raise InvalidInput("'reason' requires 'dead'", field="reason")
     lease = milliseconds(change["lease"], "lease", most=MAX_LEASE) / 1000
     if lease:
         for name in change:
             if name != "lease":
-                raise InvalidInput(f"'{name}' goes with a 'lease' of 0", field=name)
+                raise InvalidInput(f"'{name}' requires a 'lease' of 0", field=name)
         milliseconds(change["lease"], "lease", least=1, most=MAX_LEASE)
     counted = change.get("counted", True)
     if not isinstance(counted, bool):
-        raise InvalidInput("'counted' is true or false", field="counted")
+        raise InvalidInput("'counted' must be true or false", field="counted")
     return LeaseChange(lease, milliseconds(change.get("delay", 0), "delay") / 1000, counted)
 
 
@@ -194,10 +194,10 @@ def message_change(environ: Environ, body: bytes) -> MessageChange:
 def transaction(environ: Environ, body: bytes) -> Transaction:
     document = _object(environ, body, "ack", "send", "receive")
     if not document:
-        raise InvalidInput("a transaction has at least one of 'ack', 'send' and 'receive'")
+        raise InvalidInput("a transaction must have at least one of 'ack', 'send' and 'receive'")
     sends = document.get("send", [])
     if not isinstance(sends, list) or len(sends) > MAX_BATCH:
-        raise InvalidInput(f"'send' is an array of at most {MAX_BATCH} messages", field="send")
+        raise InvalidInput(f"'send' must be an array of at most {MAX_BATCH} messages", field="send")
     return Transaction(
         _receipts(document, "ack", least=0),
         [_addressed(item, index) for index, item in enumerate(sends)],
@@ -213,7 +213,7 @@ def settings(environ: Environ, body: bytes) -> dict[str, Any]:
 def empty(environ: Environ, body: bytes) -> None:
     """No body, or an object with nothing in it: a purge of some messages only is not to be had."""
     if body and _object(environ, body):
-        raise InvalidInput("this route takes no body")
+        raise InvalidInput("this route accepts no body")
 
 
 def redrive(environ: Environ, body: bytes) -> Redrive:
@@ -238,10 +238,10 @@ def if_match(environ: Environ) -> int | None:
 def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
     """A JSON object, with no other members than `names` where these are given."""
     if media_type(environ) != JSON:
-        raise UnsupportedMediaType(f"this route takes {JSON}")
+        raise UnsupportedMediaType(f"the Content-Type must be {JSON}")
     document = parse_json(body)
     if not isinstance(document, dict):
-        raise InvalidInput("the body is a JSON object")
+        raise InvalidInput("the body must be a JSON object")
     if names:
         only(document, *names)
     return document
@@ -251,20 +251,20 @@ def only(document: Mapping[str, Any], *names: str) -> None:
     """Raise InvalidInput for a member of another name."""
     for name in document:
         if name not in names:
-            raise InvalidInput(f"unknown field '{name[:128]}': known here are {', '.join(names)}", field=name[:128])
+            raise InvalidInput(f"unknown field '{name[:128]}': use {', '.join(names)}", field=name[:128])
 
 
 def _one_of(change: Mapping[str, Any], *names: str) -> None:
     """Raise InvalidInput unless the change has one of these members."""
     if change.keys().isdisjoint(names):
-        raise InvalidInput(f"a change has one of {', '.join(map(repr, names))}", field=names[0])
+        raise InvalidInput(f"a change must have one of {', '.join(map(repr, names))}", field=names[0])
 
 
 def _reason(change: Mapping[str, Any]) -> str:
     """Of {"dead": true, "reason": …}."""
     only(change, "dead", "reason")
     if change["dead"] is not True:
-        raise InvalidInput("'dead' can only be true", field="dead")
+        raise InvalidInput("'dead' must be true", field="dead")
     return check_name("reason", change.get("reason", "rejected"), MAX_REASON)
 
 
@@ -273,32 +273,32 @@ def _recipient(recipient: Any, recipients: Any) -> str | None:
     if recipients is None:
         return "" if recipient is None else check_name("recipient", recipient)
     if recipients != ANY or recipient is not None:
-        raise InvalidInput(f"'recipients' can only be '{ANY}', and not with 'recipient'", field="recipients")
+        raise InvalidInput(f"'recipients' must be '{ANY}', without 'recipient'", field="recipients")
     return None
 
 
 def _ids(given: object) -> list[int]:
     if not isinstance(given, list) or not 1 <= len(given) <= MAX_BATCH:
-        raise InvalidInput(f"'ids' is an array of 1 to {MAX_BATCH} ids", field="ids")
+        raise InvalidInput(f"'ids' must be an array of 1 to {MAX_BATCH} ids", field="ids")
     for index, one in enumerate(given):
         if not isinstance(one, str) or not _ID.fullmatch(one):
-            raise InvalidInput("an id is a string of digits", field="ids", index=index)
+            raise InvalidInput("an id must be a string of digits", field="ids", index=index)
     return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has another
 
 
 def _receipts(document: Mapping[str, Any], field: str, least: int) -> list[str]:
     given = document.get(field, [])
     if not isinstance(given, list) or not least <= len(given) <= MAX_BATCH:
-        raise InvalidInput(f"'{field}' is an array of {least} to {MAX_BATCH} receipts", field=field)
+        raise InvalidInput(f"'{field}' must be an array of {least} to {MAX_BATCH} receipts", field=field)
     if not all(isinstance(receipt, str) for receipt in given):
-        raise InvalidInput("a receipt is a string", field=field)
+        raise InvalidInput("a receipt must be a string", field=field)
     return given
 
 
 def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
     """A message with the queue it is for."""
     if not isinstance(item, dict):
-        raise InvalidInput("a message is a JSON object with a 'text'", field="send", index=index)
+        raise InvalidInput("a message must be a JSON object with a 'text'", field="send", index=index)
     document = dict(item)
     queue = document.pop("queue", "default")
     try:
@@ -310,11 +310,11 @@ def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
 
 def _receive(document: object) -> Receive:
     if not isinstance(document, dict):
-        raise InvalidInput("'receive' is an object", field="receive")
+        raise InvalidInput("'receive' must be an object", field="receive")
     only(document, "queue", "limit", "lease", "wait", "recipient", "recipients")
     for name in ("recipient", "recipients"):
         if name in document and not isinstance(document[name], str):
-            raise InvalidInput(f"'{name}' is a string", field=name)
+            raise InvalidInput(f"'{name}' must be a string", field=name)
     queue, lease = document.get("queue", "default"), document.get("lease", "default")
     return Receive(
         queues=(check_queue_name(queue if isinstance(queue, str) else ""),),
@@ -327,5 +327,5 @@ def _receive(document: object) -> Receive:
 
 def _whole(given: object, field: str, most: int) -> int:
     if type(given) is not int or not 1 <= given <= most:
-        raise InvalidInput(f"'{field}' is a whole number from 1 to {most}", field=field)
+        raise InvalidInput(f"'{field}' must be a whole number from 1 to {most}", field=field)
     return given

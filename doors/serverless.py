@@ -53,12 +53,12 @@ def _make(app: App) -> Handler:
 def _refuse_unsafe(settings: Settings) -> None:
     if settings.database_url.startswith("sqlite:"):
         raise BadSetting(
-            "QUEUE_DATABASE_URL names a SQLite file, and a Lambda function's disk goes with it, messages and all; "
+            "QUEUE_DATABASE_URL names a SQLite file, but a Lambda function loses its disk when it ends; "
             "name a PostgreSQL database"
         )
     if not (settings.has_tokens or settings.allow_anonymous):
         raise BadSetting(
-            "anybody who can call this function could read and write; name tokens in QUEUE_TOKENS, "
+            "anyone who can call this function could read and write; set QUEUE_TOKENS, "
             "or set QUEUE_ALLOW_ANONYMOUS=yes if AWS asks for credentials before it"
         )
 

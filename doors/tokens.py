@@ -67,7 +67,7 @@ class Tokens:
             try:
                 text = Path(self._file).read_text("utf-8")
             except OSError as fault:
-                raise BadTokens(f"QUEUE_TOKENS_FILE cannot be read: {fault.strerror}") from None
+                raise BadTokens(f"cannot read QUEUE_TOKENS_FILE: {fault.strerror}") from None
             except UnicodeDecodeError:
                 raise BadTokens("QUEUE_TOKENS_FILE is not UTF-8") from None
             grants += _parse(text, "QUEUE_TOKENS_FILE")
@@ -75,7 +75,7 @@ class Tokens:
             if len({getattr(grant, what) for grant in grants}) < len(grants):
                 raise BadTokens(f"two tokens have the same {'name' if what == 'name' else 'secret'}")
         if not grants:
-            raise BadTokens("QUEUE_TOKENS and QUEUE_TOKENS_FILE name no token")
+            raise BadTokens("QUEUE_TOKENS and QUEUE_TOKENS_FILE contain no token")
         return grants
 
     def grants(self) -> Sequence[Grant]:
@@ -92,7 +92,7 @@ class Tokens:
             try:
                 self._grants = self.load()
             except BadTokens as fault:
-                _log.error("%s; the tokens stay as they were", fault)
+                _log.error("%s; the service keeps the tokens it has", fault)
         self._seen = seen
         self._look_at = time.monotonic() + LOOK_EVERY
 
@@ -127,19 +127,19 @@ def _parse(text: str, source: str) -> list[Grant]:
 def _grant(line: str) -> Grant:
     parts = line.split(":")
     if len(parts) != 4:
-        raise BadTokens("a token is name:secret:rights:queues")
+        raise BadTokens("a token must be name:secret:rights:queues")
     name, secret, rights, patterns = parts
     if not _NAME.fullmatch(name):
-        raise BadTokens("a name is 1 to 80 of A-Z a-z 0-9 . _ - and starts with a letter or a digit")
+        raise BadTokens("a name must be 1 to 80 of A-Z a-z 0-9 . _ - and start with a letter or a digit")
     hashed = _HASH.fullmatch(secret)
     if not hashed and (not _SECRET.fullmatch(secret) or secret.startswith("sha256=")):
         raise BadTokens(
-            f"a secret is {LEAST_SECRET} to 256 of A-Z a-z 0-9 . _ ~ + / - or, hashed, sha256= and 64 of 0-9 a-f"
+            f"a secret must be {LEAST_SECRET} to 256 of A-Z a-z 0-9 . _ ~ + / - or, hashed, sha256= and 64 of 0-9 a-f"
         )
     if not set(rights.split(",")) <= set(RIGHTS):
-        raise BadTokens(f"rights are of {', '.join(RIGHTS)}, with commas between")
+        raise BadTokens(f"rights must be some of {', '.join(RIGHTS)}, separated by commas")
     if not all(map(_PATTERN.fullmatch, patterns.split(","))):
-        raise BadTokens("queues are names or patterns with * ? [ ], with commas between")
+        raise BadTokens("queues must be names or patterns with * ? [ ], separated by commas")
     digest = bytes.fromhex(hashed[1]) if hashed else hash_of(secret)
     covered = re.compile("|".join(map(translate, patterns.split(","))))
     literals = [re.split(r"[]*?[]", pattern)[0] for pattern in patterns.split(",")]

@@ -62,11 +62,11 @@ class Query:
         raw = environ.get("QUERY_STRING", "")
         self._values: dict[str, list[str]] = {}
         if _BROKEN_PERCENT.search(raw) or not raw.isascii():
-            raise InvalidInput("the query is not percent-encoded UTF-8")
+            raise InvalidInput("the query must be percent-encoded UTF-8")
         try:
             pairs = parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=100)
         except ValueError:  # UnicodeDecodeError too
-            raise InvalidInput("the query is not of the form name=value&… in percent-encoded UTF-8") from None
+            raise InvalidInput("the query must have the form name=value&… in percent-encoded UTF-8") from None
         for name, value in pairs:
             self._values.setdefault(name, []).append(value)
 
@@ -84,7 +84,7 @@ class Query:
         if value is None:
             return None
         if not _NUMBER.fullmatch(value) or not least <= float(value) <= most:
-            raise InvalidInput(f"'{name}' is a number from {least:g} to {most:g}", field=name)
+            raise InvalidInput(f"'{name}' must be a number from {least:g} to {most:g}", field=name)
         return float(value)
 
     def number_or(self, name: str, least: float, most: float, word: str) -> float | str | None:
@@ -98,7 +98,7 @@ class Query:
         if value is None:
             return None
         if not (value.isascii() and value.isdigit() and len(value) < 20 and least <= int(value) <= most):
-            raise InvalidInput(f"'{name}' is a whole number from {least} to {most}", field=name)
+            raise InvalidInput(f"'{name}' must be a whole number from {least} to {most}", field=name)
         return int(value)
 
     def done(self) -> None:
@@ -112,14 +112,14 @@ def read_body(environ: Environ, limit: int, grow: Callable[[int], None] = lambda
     Bottle would take a short one, and spool a long one to disk.
     """
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-        raise UnsupportedMediaType("a body with a Content-Encoding is not taken")
+        raise UnsupportedMediaType("a body must not have a Content-Encoding")
     length = environ.get("CONTENT_LENGTH") or None
     if length is not None and not (length.isascii() and length.isdigit()):
-        raise BadRequest("the Content-Length is not a number")
+        raise BadRequest("the Content-Length must be a number")
     if length is not None and int(length) > limit:
         raise BodyTooLarge(f"a body has at most {limit} bytes")
     if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":  # "gzip, chunked" passes gunicorn
-        raise BadRequest("the only Transfer-Encoding taken is chunked")
+        raise BadRequest("the Transfer-Encoding must be chunked")
     if length is None and "HTTP_TRANSFER_ENCODING" not in environ:
         return b""
     wanted = limit + 1 if length is None else int(length)
@@ -137,7 +137,7 @@ def read_once(environ: Environ, body: bytes = b"") -> Once | None:
     if key is None:
         return None
     if not IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidInput("an Idempotency-Key is 1 to 255 visible ASCII characters", field="Idempotency-Key")
+        raise InvalidInput("an Idempotency-Key must be 1 to 255 visible ASCII characters", field="Idempotency-Key")
     digest = hashlib.sha256()
     for part in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE"):
         digest.update(environ.get(part, "").encode() + b"\0")
@@ -183,7 +183,7 @@ def _read_piece(read: Callable[[int], bytes], size: int) -> bytes:
     try:
         return read(size)
     except Exception as fault:  # a client that stalled or broke off; gunicorn has kinds of its own for bad chunks
-        raise BadRequest("the body broke off") from fault
+        raise BadRequest("the body is incomplete") from fault
 
 
 def media_type(environ: Environ) -> str:
@@ -193,11 +193,11 @@ def media_type(environ: Environ) -> str:
     kind = kind.strip()
     charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
     if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType("text is UTF-8")
+        raise UnsupportedMediaType("the charset must be UTF-8")
     if kind in ("", "application/x-www-form-urlencoded"):
         return JSON
     if kind not in (JSON, NDJSON, TEXT, RUNS):
-        raise UnsupportedMediaType(f"a body is {JSON}, {NDJSON}, {TEXT} or {RUNS}")
+        raise UnsupportedMediaType(f"the Content-Type must be {JSON}, {NDJSON}, {TEXT} or {RUNS}")
     return kind
 
 

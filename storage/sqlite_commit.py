@@ -212,5 +212,5 @@ def translate(fault: Exception) -> Exception:
     if isinstance(fault, apsw.ConstraintError) and SEALED in str(fault):
         return Moved()
     if isinstance(fault, apsw.Error):
-        return Unavailable("the storage failed; what became of this is not known")
+        return Unavailable("the storage failed; the outcome is unknown")
     return fault

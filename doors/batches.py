@@ -1,4 +1,4 @@
-"""What a write brings: one message or many, by the type of its body."""
+"""The messages of a write: one or many, by the type of its body."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from storage.errors import InvalidInput
 from storage.model import MAX_BATCH, NewMessage
 from storage.runs import NewRun
 
-# Characters of a run's names, each counted for every message: a run has a name once, and so little would become much.
+# Characters of a run's names, counted for every message: a small run could otherwise become much text.
 MOST_NAMES = 4 * 1024 * 1024
 
 
 class Body(NamedTuple):
-    """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
+    """The messages of a write. `batch`: they came as a batch, so the reply has only ids."""
 
     messages: Sequence[NewMessage]
     batch: bool
 
 
 def messages(environ: Environ, body: bytes) -> Body:
-    """The messages a body holds, by its Content-Type."""
+    """Return the messages of a body, by its Content-Type. Raises InvalidInput, BadRequest, UnsupportedMediaType."""
     kind = media_type(environ)
     if kind == TEXT:
         return Body([NewMessage.from_document({"text": utf8(body)})], batch=False)
@@ -84,7 +84,7 @@ def _run(document: object) -> Sequence[NewMessage]:
 
 
 def _ndjson(body: bytes) -> Iterator[object]:
-    lines = body.split(b"\n", MAX_BATCH + 1)  # what is left over is never looked at
+    lines = body.split(b"\n", MAX_BATCH + 1)  # no more lines are needed
     if lines[-1] == b"":
         lines.pop()
     for index, line in enumerate(lines):

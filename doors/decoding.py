@@ -1,4 +1,4 @@
-"""JSON decoded strictly, and never much further than a request of this service can go."""
+"""Decode JSON strictly, with limits on its size and depth."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from storage.errors import InvalidInput
 from storage.literals import read_float, read_int
 from storage.model import MAX_ATTRIBUTES, MAX_BATCH
 
-MANY = 200_000  # structural bytes, up to which a body is decoded at once: it cannot become much
-# What a valid body has at most. What has more is refused on the way, before all of it has become objects.
-MOST_MEMBERS = MAX_ATTRIBUTES // 6  # of one object: `"a":1,` is the shortest member of the attributes
+MANY = 200_000  # structural bytes up to which a body is decoded at once, since it needs little memory
+# The limits of a valid body. A body beyond them is refused before all of it is decoded.
+MOST_MEMBERS = MAX_ATTRIBUTES // 6  # in one object: `"a":1,` is the shortest member of the attributes
 MOST_CONTAINERS = 2 * MAX_BATCH + MOST_MEMBERS + 10  # arrays and objects: messages, their attributes, a run's columns
-MOST_DEPTH = 5  # of them one in the other
+MOST_DEPTH = 5  # nested arrays and objects
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 _MINUS_ZERO = re.compile(rb"-0(?![.0-9eE])")
 
 
 def parse_json(raw: bytes) -> Any:
-    """Return a JSON value (RFC 8259, UTF-8 without a BOM). Raises BadRequest, for doubled names and NaN too.
+    """Return a JSON value (RFC 8259, UTF-8 without a BOM). Raises BadRequest, also for repeated names and NaN.
 
-    Raises InvalidInput for an array of more than MAX_BATCH elements; of a costly body when so many have been decoded.
+    Raises InvalidInput for an array of more than MAX_BATCH elements, in a large body as soon as it has decoded them.
     """
     if not raw or raw.isspace():
         raise BadRequest("the body, or this line of it, must be JSON, but is empty")
@@ -37,23 +37,23 @@ def parse_json(raw: bytes) -> Any:
         if len(raw) <= MANY or structure(raw) <= MANY:
             return decoder.decode(text)
         return _Bounded(text, decoder).decode()
-    except StopIteration as fault:  # the scanner's own word for "nothing here"
+    except StopIteration as fault:  # the scanner raises this where no value follows
         raise BadRequest(f"the body is not valid JSON: Expecting value at character {fault.value}") from None
     except RecursionError:
         raise BadRequest("the JSON is nested too deeply") from None
     except ValueError as fault:
         why = f"{fault.msg} at character {fault.pos}" if isinstance(fault, json.JSONDecodeError) else str(fault)
-        why = "a number of more than 4,300 digits" if "digits" in why else why  # Python's own limit
+        why = "a number of more than 4,300 digits" if "digits" in why else why  # Python's limit
         raise BadRequest(f"the body is not valid JSON: {why}") from None
 
 
 def structure(raw: bytes) -> int:
-    """Return how many values the body holds at most, about: what decoding it can cost."""
+    """Return about how many values the body can contain, as a measure of the cost to decode it."""
     return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
 
 
 class _Bounded:
-    """Decodes arrays and objects element by element, and stops at the limits."""
+    """A decoder that reads arrays and objects element by element, and stops at the limits."""
 
     def __init__(self, text: str, decoder: json.JSONDecoder) -> None:
         self._text = text
@@ -124,10 +124,10 @@ class _Bounded:
             at = self._skip(at + 1)
 
     def _skip(self, at: int) -> int:
-        """Return the next place that is not blank."""
+        """Return the next position that is not blank."""
         if self._text[at : at + 1] not in (" ", "\t", "\n", "\r"):
             return at
-        return _BLANK.match(self._text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        return _BLANK.match(self._text, at).end()  # type: ignore[union-attr]  # it matches an empty string too
 
     def _fail(self, why: str, at: int) -> NoReturn:
         raise ValueError(f"{why} at character {at}")

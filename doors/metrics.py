@@ -1,4 +1,4 @@
-"""What /metrics tells, in Prometheus' text format; docs/operations.md says what each name means and what to do."""
+"""The metrics in Prometheus' text format; docs/operations.md explains each of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-NAMED_QUEUES = 500  # reported one by one, the first in order of name; those behind them are reported as one
-MOST_QUEUES = 10 * MAX_PAGE  # read for one scrape, so that it stays short; those behind them are not reported
-THE_OTHERS = "(others)"  # no queue's name
+NAMED_QUEUES = 500  # reported one by one, in order of name; the rest as one
+MOST_QUEUES = 10 * MAX_PAGE  # read for one scrape, so that it stays short; the rest are not reported
+THE_OTHERS = "(others)"  # no queue can have this name
 
 _TOTALS = ("sent", "received", "acked", "expired", "dead_lettered")
 
@@ -65,13 +65,13 @@ Counted = tuple[Labels, Sequence[float], Sequence[float]]  # a histogram: its bo
 
 
 class Listing(Protocol):
-    """What a scrape asks of a store."""
+    """The part of a store that a scrape needs."""
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]: ...
 
 
 class Service(Protocol):
-    """What is told of."""
+    """The service, as far as /metrics reports on it."""
 
     @property
     def settings(self) -> Settings: ...
@@ -87,7 +87,7 @@ class Service(Protocol):
 
 
 class Limits(NamedTuple):
-    """Of each process."""
+    """The limits of each process."""
 
     threads: int
     pollers: int
@@ -100,15 +100,15 @@ def mount(app: Bottle, service: Service) -> None:
         routes = [f"{route.method} {watch.rule_of(route)}" for route in app.routes]
         limits = Limits(service.settings.threads, service.settings.pollers)
         disk = service.whole_store.disk
-        told = exposition(service.store, disk, service.slot.counts.total(), routes, limits, VERSION)
-        return answer.text(told, CONTENT_TYPE)
+        exposed = exposition(service.store, disk, service.slot.counts.total(), routes, limits, VERSION)
+        return answer.text(exposed, CONTENT_TYPE)
 
 
 def exposition(
     store: Listing, disk: Callable[[], Disk], total: Total, routes: Sequence[str], limits: Limits, version: str
 ) -> str:
-    """All metrics. `routes`: by their places in the counts, as "METHOD /rule"."""
-    from prometheus_client import (  # imported, it reads the environment: only when asked
+    """Return all metrics as text. `routes`: as "METHOD /rule", in the order of the counts."""
+    from prometheus_client import (  # its import reads the environment
         CollectorRegistry,
         generate_latest,
     )
@@ -116,7 +116,7 @@ def exposition(
     try:
         families = [*_of_queues(_read(store)), *_of_disk(disk())]
         readable = 1.0
-    except StoreError:  # what the processes have counted tells most just then
+    except StoreError:  # the processes' counters matter most just then
         families, readable = [], 0.0
     families += [_plain("queue_store_readable", readable), *_of_processes(total, limits), *_of_routes(total, routes)]
     build = {"version": version, "python": platform.python_version()}
@@ -127,7 +127,7 @@ def exposition(
 
 
 class _Found:
-    """A collector of what has been collected."""
+    """A collector of metrics that are already complete."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -137,7 +137,7 @@ class _Found:
 
 
 def _read(store: Listing) -> list[Queue]:
-    """The first MOST_QUEUES, page by page: each is a short read."""
+    """Return the first MOST_QUEUES queues, page by page, so that each read is short."""
     found = page = store.queues()
     while len(page) == MAX_PAGE and len(found) < MOST_QUEUES:
         page = store.queues(after=page[-1].name)
@@ -179,7 +179,7 @@ def _of_processes(total: Total, limits: Limits) -> Iterator[Metric]:
 
 
 def _of_routes(total: Total, routes: Sequence[str]) -> Iterator[Metric]:
-    """Those that were asked for: what never happened would be a thousand lines."""
+    """Yield the metrics of routes with requests; unused combinations would be a thousand lines."""
     places = [*enumerate(routes), (OTHER_ROUTE, "other other")]
     labelled = [(place, dict(zip(("method", "route"), name.split(" "), strict=True))) for place, name in places]
     yield _family(
@@ -204,8 +204,8 @@ def _plain(name: str, value: float) -> Metric:
 def _family(name: str, samples: Sequence[Sample]) -> Metric:
     from prometheus_client.core import Metric
 
-    kind, told = METRICS[name]
-    family = Metric(name.removesuffix("_total") if kind == "counter" else name, told, kind)
+    kind, description = METRICS[name]
+    family = Metric(name.removesuffix("_total") if kind == "counter" else name, description, kind)
     for labels, value in samples:
         family.add_sample(name, dict(labels), value)
     return family

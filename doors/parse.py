@@ -1,4 +1,4 @@
-"""What each route's request may say: from query and body to the store's own words, or InvalidInput."""
+"""Parse each route's query and body into arguments of the store. Each function raises InvalidInput."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from storage.model import (
     milliseconds,
 )
 
-ANY = "any"  # of `recipients`, the only value
+ANY = "any"  # the only value of `recipients`
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
-MAX_ID = 2**63 - 2  # what is before and after it can be asked for too
+MAX_ID = 2**63 - 2  # one less than the largest, so that `after` and `before` can lie beyond it
 
 
 class Ask(NamedTuple):
-    """A read, as the query puts it. `batch`: the reader set a `limit`, so it gets an array whatever comes."""
+    """A read. `batch`: the reader set a `limit`, so the reply is an array."""
 
     receive: Receive
     batch: bool
 
 
 class LeaseChange(NamedTuple):
-    """What the holder of a receipt wants, in seconds: more time, or (lease 0) to give back, or to dead-letter."""
+    """A change by receipt, in seconds: extend the lease, release (lease 0) or dead-letter the message."""
 
     lease: float = 0.0
     delay: float = 0.0
@@ -54,7 +54,7 @@ class LeaseChange(NamedTuple):
 
 
 class MessageChange(NamedTuple):
-    """What an administrator wants of a waiting message: a new delay in seconds, or (None) to dead-letter it."""
+    """A change by id: a new delay in seconds, or None to dead-letter the message."""
 
     delay: float | None
     reason: str = ""
@@ -66,7 +66,7 @@ class Extension(NamedTuple):
 
 
 class Redrive(NamedTuple):
-    """Which dead letters; None: all."""
+    """Which dead letters to move; None: all."""
 
     limit: int | None = None
     ids: list[int] | None = None
@@ -82,7 +82,7 @@ class Peek(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Of the list of queues."""
+    """A page of the list of queues."""
 
     prefix: str
     after: str
@@ -96,17 +96,17 @@ class Transaction(NamedTuple):
 
 
 def nothing(environ: Environ) -> None:
-    """A route that takes no query."""
+    """Refuse any query parameter."""
     Query(environ).done()
 
 
 def queue_or_none(name: str | None) -> str | None:
-    """The queue of a route's path, where it names one."""
+    """Return the checked queue name of a route's path, or None if it has none."""
     return None if name is None else check_queue_name(name)
 
 
 def ask(environ: Environ, queue: str | None) -> Ask:
-    """The read asked for at a queue's own route, or (queue None) at /messages, where `queue` may be given."""
+    """Return the read of a queue's own route, or (queue None) of /messages, which accepts `queue` parameters."""
     query = Query(environ)
     names = tuple(dict.fromkeys(query.many("queue"))) or ("default",) if queue is None else (queue,)
     limit = query.whole("limit", 1, MAX_LIMIT)
@@ -147,7 +147,7 @@ def page(environ: Environ) -> Page:
 
 
 def message_id(text: str) -> int:
-    """Raises MessageNotFound for digits that are no id."""
+    """Return the id. Raises MessageNotFound for digits that cannot be one."""
     if not _ID.fullmatch(text) or int(text) > MAX_ID:
         raise MessageNotFound
     return int(text)
@@ -206,12 +206,12 @@ def transaction(environ: Environ, body: bytes) -> Transaction:
 
 
 def settings(environ: Environ, body: bytes) -> dict[str, Any]:
-    """The changes, not checked yet: QueueSettings.changed does."""
+    """Return the changes; QueueSettings.changed checks them."""
     return _object(environ, body)
 
 
 def empty(environ: Environ, body: bytes) -> None:
-    """No body, or an object with nothing in it: a purge of some messages only is not to be had."""
+    """Refuse any body but an empty object: a purge cannot be limited to some messages."""
     if body and _object(environ, body):
         raise InvalidInput("this route accepts no body")
 
@@ -227,7 +227,7 @@ def redrive(environ: Environ, body: bytes) -> Redrive:
 
 
 def if_match(environ: Environ) -> int | None:
-    """The version an If-Match names; None when there is none, 0 (which no queue has) when it is no ETag of ours."""
+    """Return the version in If-Match; None without one, 0 (which no queue has) if it is not one of our ETags."""
     tag = environ.get("HTTP_IF_MATCH", "*").strip()
     if tag == "*":
         return None
@@ -236,7 +236,7 @@ def if_match(environ: Environ) -> int | None:
 
 
 def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
-    """A JSON object, with no other members than `names` where these are given."""
+    """Return a JSON object, with no other members than `names` if there are any."""
     if media_type(environ) != JSON:
         raise UnsupportedMediaType(f"the Content-Type must be {JSON}")
     document = parse_json(body)
@@ -261,7 +261,7 @@ def _one_of(change: Mapping[str, Any], *names: str) -> None:
 
 
 def _reason(change: Mapping[str, Any]) -> str:
-    """Of {"dead": true, "reason": …}."""
+    """Return the reason in {"dead": true, "reason": …}, or the default."""
     only(change, "dead", "reason")
     if change["dead"] is not True:
         raise InvalidInput("'dead' must be true", field="dead")
@@ -269,7 +269,7 @@ def _reason(change: Mapping[str, Any]) -> str:
 
 
 def _recipient(recipient: Any, recipients: Any) -> str | None:
-    """Whose messages a read takes, as Receive has it."""
+    """Return the recipient for Receive: "" for unaddressed messages, None for any."""
     if recipients is None:
         return "" if recipient is None else check_name("recipient", recipient)
     if recipients != ANY or recipient is not None:
@@ -283,7 +283,7 @@ def _ids(given: object) -> list[int]:
     for index, one in enumerate(given):
         if not isinstance(one, str) or not _ID.fullmatch(one):
             raise InvalidInput("an id must be a string of digits", field="ids", index=index)
-    return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has another
+    return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has a larger one
 
 
 def _receipts(document: Mapping[str, Any], field: str, least: int) -> list[str]:
@@ -296,7 +296,7 @@ def _receipts(document: Mapping[str, Any], field: str, least: int) -> list[str]:
 
 
 def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
-    """A message with the queue it is for."""
+    """Return a message and its queue."""
     if not isinstance(item, dict):
         raise InvalidInput("a message must be a JSON object with a 'text'", field="send", index=index)
     document = dict(item)

@@ -1,4 +1,4 @@
-"""Every error a client can meet: the one table from a fault to its status and code."""
+"""Error responses: the one table from an exception to its status and code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage import errors
 
 _log = logging.getLogger("queue_service")
 
-# The nearest class of a fault's own counts: (status, code, title).
+# (status, code, title); the nearest class of an exception's hierarchy applies.
 PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     errors.InvalidInput: (400, "invalid_input", "The request is not valid"),
     wire.BadRequest: (400, "bad_request", "The request cannot be read"),
@@ -40,7 +40,7 @@ ROUTING = {404: ("not_found", "No such route"), 405: ("method_not_allowed", "Met
 
 
 def problem_of(fault: Exception) -> HTTPResponse:
-    """Return the answer to the request under way. What has no place in the table is logged under a reference."""
+    """Return the response for an exception. Log an exception outside the table, with a reference."""
     status, code, title = next(PROBLEMS[kind] for kind in type(fault).__mro__ if kind in PROBLEMS)
     if status == 500:
         reference = request.environ[watch.REQUEST_ID]
@@ -53,7 +53,7 @@ def problem_of(fault: Exception) -> HTTPResponse:
 
 
 def problem_of_routing(error: HTTPError) -> HTTPResponse:
-    """Answer where Bottle found no route for a request (or, for 500, failed itself)."""
+    """Return the response if Bottle found no route for a request (or, for 500, failed itself)."""
     allow = _allow(error.headers.get("Allow"))
     if allow and request.method == "OPTIONS":
         return answer.nothing(Allow=allow)
@@ -64,7 +64,7 @@ def problem_of_routing(error: HTTPError) -> HTTPResponse:
 
 
 def _allow(found: str | None) -> str:
-    """The methods of a route for Allow: HEAD goes with GET, unless it is a route of its own, which refuses it."""
+    """Return the methods for Allow: HEAD goes with GET, unless a route of its own refuses it."""
     methods = set(found.split(",")) if found else set()
     methods ^= {"HEAD"} if methods & {"GET", "HEAD"} else set()
     return ",".join(sorted(methods))

@@ -1,6 +1,6 @@
-"""Tokens as the operator writes them: `name:secret:rights:queues`, one a line. docs/operations.md tells the form.
+"""Tokens as the operator writes them: `name:secret:rights:queues`, one a line; see docs/operations.md.
 
-`python -m doors.tokens NAME RIGHTS QUEUES` makes one.
+`python -m doors.tokens NAME RIGHTS QUEUES` creates one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from settings import Settings
 from storage.errors import Unavailable
 
 SEND, RECEIVE, ADMIN, METRICS = RIGHTS = ("send", "receive", "admin", "metrics")
-LOOK_EVERY = 1.0  # seconds between two looks at the file
+LOOK_EVERY = 1.0  # seconds between two checks of the file
 LEAST_SECRET = 16  # characters
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_SECRET = re.compile(rf"[A-Za-z0-9._~+/-]{{{LEAST_SECRET},256}}=*")  # what RFC 6750 lets a Bearer token be
+_SECRET = re.compile(rf"[A-Za-z0-9._~+/-]{{{LEAST_SECRET},256}}=*")  # the form of a Bearer token in RFC 6750
 _HASH = re.compile(r"sha256=([0-9a-f]{64})")
 _PATTERN = re.compile(r"[]A-Za-z0-9._*?[!-]{1,80}")
 
@@ -34,24 +34,24 @@ _log = logging.getLogger("queue_service")
 
 
 class BadTokens(Exception):
-    """Tokens that cannot be used; `str()` says where and why, and holds nothing of a secret."""
+    """The tokens are invalid; `str()` says where and why, without any part of a secret."""
 
 
 class Grant(NamedTuple):
-    """What the bearer of a token may do. Only a SHA-256 of its secret is kept."""
+    """The rights of a token. It keeps only a SHA-256 of the secret."""
 
     name: str
     digest: bytes
     rights: frozenset[str]
     queues: re.Pattern[str]
-    prefix: str = ""  # with which the names of all these queues begin
+    prefix: str = ""  # common to the names of all these queues
 
     def covers(self, queue: str) -> bool:
         return self.queues.fullmatch(queue) is not None
 
 
 class Tokens:
-    """The grants of QUEUE_TOKENS and QUEUE_TOKENS_FILE. The file is read again when it has changed."""
+    """The grants of QUEUE_TOKENS and QUEUE_TOKENS_FILE. A changed file is read again."""
 
     def __init__(self, settings: Settings) -> None:
         self._text = settings.tokens.replace(";", "\n")
@@ -61,7 +61,7 @@ class Tokens:
         self._look_at = 0.0
 
     def load(self) -> list[Grant]:
-        """Raises BadTokens, also when there is none at all."""
+        """Return all grants. Raises BadTokens, also if there are none."""
         grants = _parse(self._text, "QUEUE_TOKENS")
         if self._file:
             try:
@@ -79,7 +79,7 @@ class Tokens:
         return grants
 
     def grants(self) -> Sequence[Grant]:
-        """As of the last second. A file that has become bad changes nothing; Unavailable while it never was good."""
+        """Return the grants, at most a second old; keep them while the file is invalid. Raises Unavailable if none."""
         if time.monotonic() >= self._look_at:
             self._look()
         if not self._grants:
@@ -98,12 +98,12 @@ class Tokens:
 
 
 def hash_of(secret: str) -> bytes:
-    """Nothing slower is needed for a random secret; a password that people can remember is no secret for a token."""
+    """Return the SHA-256 of a secret. A random secret needs no slower hash."""
     return sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _state_of(file: str) -> tuple[int, ...] | str:
-    """Changes when the file does."""
+    """Return a value that changes when the file does."""
     if not file:
         return "none"
     try:
@@ -149,7 +149,7 @@ def _grant(line: str) -> Grant:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints a new random secret for the client, and the line for the service."""
+    """Print a new random secret for the client, and the line for the service; return the exit code."""
     if len(arguments) != 3:
         print("usage: python -m doors.tokens NAME RIGHTS QUEUES", file=sys.stderr)
         return 2

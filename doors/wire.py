@@ -1,4 +1,4 @@
-"""HTTP read strictly: bodies, JSON, query strings. What is not plainly right is refused, never guessed at."""
+"""Read HTTP strictly: headers, bodies and query strings. Refuse what is not plainly valid."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Environ = dict[str, Any]
 JSON, NDJSON, TEXT = "application/json", "application/x-ndjson", "text/plain"
 RUNS = "application/vnd.queue-service.runs+json"  # plain messages in columns
 
-GRANT = "queue_service.grant"  # in the environ: the Grant of a request that was admitted
+GRANT = "queue_service.grant"  # in the environ: the Grant of an admitted request
 
-PIECE = 65_536  # bytes of a body that are read at once
+PIECE = 65_536  # bytes of a body read at once
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # so that any float can be written just as it is
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # accepts every float as Python prints it
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class WireError(StoreError):
-    """A request that is wrong as HTTP, before the store is asked. `index`: the line of a batch."""
+    """The HTTP request is invalid, before the store is called. `index`: the line of a batch."""
 
     index: int | None = None
 
@@ -56,7 +56,7 @@ class UnknownHost(WireError):
 
 
 class Query:
-    """A query string. Each reader of a value names it; `done` refuses what nobody has asked for."""
+    """A query string. Each method removes the parameter it returns; `done` refuses the rest."""
 
     def __init__(self, environ: Environ) -> None:
         raw = environ.get("QUERY_STRING", "")
@@ -88,7 +88,7 @@ class Query:
         return float(value)
 
     def number_or(self, name: str, least: float, most: float, word: str) -> float | str | None:
-        """A number, or one certain word."""
+        """Return a number, or `word`, or None if the parameter is missing."""
         if self._values.get(name) == [word]:
             return self.one(name)
         return self.number(name, least, most)
@@ -107,9 +107,9 @@ class Query:
 
 
 def read_body(environ: Environ, limit: int, grow: Callable[[int], None] = lambda more: None) -> bytes:
-    """Return the whole body, of at most `limit` bytes. `grow` is asked for room before each piece is kept.
+    """Return the whole body, of at most `limit` bytes; call `grow` to reserve memory for each piece.
 
-    Bottle would take a short one, and spool a long one to disk.
+    Raises BadRequest, BodyTooLarge, UnsupportedMediaType. Bottle would accept a short body, and spool a long one.
     """
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise UnsupportedMediaType("a body must not have a Content-Encoding")
@@ -132,7 +132,7 @@ def read_body(environ: Environ, limit: int, grow: Callable[[int], None] = lambda
 
 
 def read_once(environ: Environ, body: bytes = b"") -> Once | None:
-    """The Idempotency-Key, with a digest of all that the request asks for. Each token has keys of its own."""
+    """Return the Idempotency-Key with a digest of the request, or None. Each token has its own keys."""
     key = environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
@@ -149,7 +149,7 @@ def read_once(environ: Environ, body: bytes = b"") -> Once | None:
 
 
 def presence(environ: Environ) -> Callable[[], bool]:
-    """Asks whether the client is still connected, where the server shows us the socket (gunicorn does)."""
+    """Return a function that checks whether the client is still connected; always true without gunicorn's socket."""
     sock = environ.get("gunicorn.socket")
     if sock is None:
         return lambda: True
@@ -159,18 +159,18 @@ def presence(environ: Environ) -> Callable[[], bool]:
 
 
 def wanted(environ: Environ, *kinds: str) -> str:
-    """The first of these media types that the client accepts in so many words; else JSON."""
+    """Return the first of these media types that the client accepts by name, else JSON."""
     accept = environ.get("HTTP_ACCEPT", "")
     return next((kind for kind in kinds if kind in accept), JSON)
 
 
 def wants_html(environ: Environ) -> bool:
-    """As browsers do when a page is opened; curl takes anything, and so is not meant."""
+    """Return whether the client accepts HTML by name, as browsers do; curl accepts anything."""
     return "text/html" in environ.get("HTTP_ACCEPT", "")
 
 
 def _read(read: Callable[[int], bytes], wanted: int, grow: Callable[[int], None]) -> bytes:
-    """Up to `wanted` bytes, in pieces, so that a declared length alone takes no memory."""
+    """Return up to `wanted` bytes, read in pieces, so that a declared length alone takes no memory."""
     body = bytearray()
     while wanted and (piece := _read_piece(read, min(wanted, PIECE))):
         grow(len(piece))
@@ -182,12 +182,12 @@ def _read(read: Callable[[int], bytes], wanted: int, grow: Callable[[int], None]
 def _read_piece(read: Callable[[int], bytes], size: int) -> bytes:
     try:
         return read(size)
-    except Exception as fault:  # a client that stalled or broke off; gunicorn has kinds of its own for bad chunks
+    except Exception as fault:  # the client stalled or disconnected, or sent bad chunks (gunicorn's own exceptions)
         raise BadRequest("the body is incomplete") from fault
 
 
 def media_type(environ: Environ) -> str:
-    """The body's type; curl's default form type, and none, count as JSON."""
+    """Return the body's type; curl's default form type, and none, count as JSON. Raises UnsupportedMediaType."""
     given: str = environ.get("CONTENT_TYPE", "")
     kind, _, parameters = given.lower().partition(";")
     kind = kind.strip()

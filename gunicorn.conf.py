@@ -1,4 +1,4 @@
-"""How the service is run: the one place for server settings, each with its reason."""
+"""Server settings of gunicorn, each with its reason."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ try:
 except BadSetting as fault:
     sys.exit(f"queue_service: {fault}")
 
-# A worker that is out of files ends: there are some for each connection, and for its threads' to the database.
+# A worker without free file descriptors dies: connections of clients and of threads to the database need them.
 _least, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 _files = max(_least, 4_096 if _most == resource.RLIM_INFINITY else min(4_096, _most))
 resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most))
@@ -34,37 +34,37 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most))
 wsgi_app = "handler:app"
 bind = _settings.bind
 workers = _settings.workers
-worker_class = "doors.worker.Worker"  # gthread, so that a waiting poll holds a thread and not a process; and more
+worker_class = "doors.worker.Worker"  # a gthread: a waiting read holds a thread, not a process
 threads = _settings.threads
-worker_connections = max(threads + 10, min(1_000, _files - 3 * threads - 100))  # open ones; more wait in the backlog
+worker_connections = max(threads + 10, min(1_000, _files - 3 * threads - 100))  # open; more wait in the backlog
 keepalive = 20  # s between two requests of a connection; idle ones count as worker_connections too
-graceful_timeout = 25  # s for requests under way at a stop; polls end at once, so only slow clients need it
-timeout = 30  # s without a heartbeat of a worker's loop until it is killed; no limit on a request
+graceful_timeout = 25  # s for running requests at a stop; waiting reads end at once, so only slow clients need it
+timeout = 30  # s without a worker's heartbeat until the master kills it; no limit on a request
 limit_request_line = 8190  # bytes
 forwarder_headers = ""  # else a SCRIPT_NAME header from this machine moves every route
-secure_scheme_headers: dict[str, str] = {}  # nor does anything here depend on the scheme …
-forwarded_allow_ips = "*"  # … so whose such headers are need not be found out, at each request
-control_socket_disable = True  # an admin socket nobody here uses
+secure_scheme_headers: dict[str, str] = {}  # the service does not depend on the scheme …
+forwarded_allow_ips = "*"  # … so gunicorn need not check these headers' sender at each request
+control_socket_disable = True  # the service does not use this admin socket
 preload_app = False  # SQLite's connections must not cross a fork
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # the heartbeat file must not wait for a disk
-accesslog = None  # a line a request would cost more than the request
+accesslog = None  # gunicorn's line would cost more than the request
 logger_class = service_log.logger_class(_settings.log)
 
 util.write_error = write_problem
 util.http_date = cached_http_date
 
-_counts = Counts()  # what every worker adds to and /metrics tells
-_bells = Bells(workers + 8)  # by which they wake each other's waiting readers; for some more at a reload
-_CLIENT_PATIENCE = 4  # s a thread waits for a client to send more of its request or take more of its reply
+_counts = Counts()  # every worker adds to them, /metrics returns them
+_bells = Bells(workers + 8)  # workers wake each other's waiting readers; a reload needs some more
+_CLIENT_PATIENCE = 4  # s a thread waits for more of a request, or for the client to accept more of a reply
 _MMAP_FROM = 1024 * 1024  # bytes
 
 
 def on_starting(server: Any) -> None:
-    """Refuses, in one sentence, to start where the service would be open to everybody or could not store anything."""
+    """Exit with one sentence if the service would be open to anyone, or could not store messages."""
     if not (_settings.has_tokens or _settings.allow_anonymous or _settings.is_private):
         sys.exit(
-            f"queue_service: QUEUE_HOST={_settings.host} would let anybody who reaches this machine read and write; "
-            "name tokens in QUEUE_TOKENS or QUEUE_TOKENS_FILE, or set QUEUE_ALLOW_ANONYMOUS=yes if that is meant"
+            f"queue_service: QUEUE_HOST={_settings.host} would let anyone who can reach this machine read and write; "
+            "set QUEUE_TOKENS or QUEUE_TOKENS_FILE, or QUEUE_ALLOW_ANONYMOUS=yes to allow this"
         )
     if _settings.has_tokens:
         try:
@@ -79,9 +79,9 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """A client that stops in its request, or reads nothing of its reply, gives its thread back.
+    """Limit how long a client that stops in its request, or stops reading its reply, can hold a thread.
 
-    Connections inherit these limits, which cost nothing; Python's own take three system calls each time.
+    Connections inherit these limits at no cost; Python's own timeouts take three system calls each time.
     """
     server.log.info("%s", startup.summary(_settings))
     for listener in server.LISTENERS:
@@ -94,27 +94,27 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """In the master, however the worker has ended."""
+    """Free what the worker had. The master calls this, however the worker ended."""
     worker.slot.free()
     _bells.give_back(worker.bell)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """A worker that is told to stop before it has begun stops.
+    """Let SIGTERM stop a worker that has not installed its own signal handlers yet.
 
-    Until it has signal handlers of its own it has the master's, which only take note; the master would wait in vain.
+    Until then it has the master's handlers, which only record the signal, and the master would wait in vain.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Opens the store before the first request, and sends waiting readers home when the worker is told to stop."""
+    """Open the store before the first request, and end waiting reads when a signal stops the worker."""
     _return_large_blocks()
     try:
         worker.wsgi.slot, worker.wsgi.bell = worker.slot, worker.bell
         store = worker.wsgi.whole_store
     except Exception as fault:
-        # The master found the database fit, so this may pass: it starts another worker, and the others go on.
+        # The master could open the database, so this may be temporary: it starts another worker.
         worker.log.error("queue_service: %s", fault)
         time.sleep(1)
         sys.exit(1)
@@ -131,22 +131,21 @@ def post_worker_init(worker: Any) -> None:
 
 
 def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
-    """A worker that goes because it has had its max_requests sends waiting readers home: its successor waits for it."""
+    """End waiting reads of a worker that has reached max_requests: its successor waits for it."""
     if not worker.alive:
         worker.wsgi.whole_store.stop_waiting()
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Leaves the file tidy: the last one out folds the log into the database."""
-    if getattr(worker, "wsgi", None) is not None:  # not set when the application could not be loaded
+    """Close the store: the last process to do so checkpoints the log into the database."""
+    if getattr(worker, "wsgi", None) is not None:  # not set if the application failed to load
         worker.wsgi.close()
 
 
 def _end_with_the_master(worker: Any) -> None:
-    """A worker whose master was killed stops as by SIGTERM, and gives up the port at once.
+    """Stop a worker whose master was killed as by SIGTERM, and close the port at once.
 
-    gunicorn's own way is that it serves the connections it has for graceful_timeout and keeps the port meanwhile,
-    which is longer than the next master tries to have it.
+    gunicorn's own worker keeps the port for graceful_timeout, which is longer than the next master tries to bind it.
     """
     is_parent_alive = worker.is_parent_alive
 
@@ -163,13 +162,13 @@ def _end_with_the_master(worker: Any) -> None:
 
 
 def _return_large_blocks() -> None:
-    """Memory of large bodies and replies goes back to the system when they are done, where glibc would keep it."""
+    """Return the memory of large bodies and replies to the system after use; glibc would keep it."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(_MMAP_FROM))  # M_MMAP_THRESHOLD
 
 
 def _try_database() -> None:
-    """Exits if the database cannot be used. In a process of its own: none of SQLite's state may cross the fork."""
+    """Exit if the database cannot be used. A child process tries: no SQLite state may cross the fork."""
     child = os.fork()
     if child == 0:
         from storage import open_store
@@ -180,7 +179,7 @@ def _try_database() -> None:
         except UnusableDatabase as fault:
             print(f"queue_service: QUEUE_DATABASE_URL: {fault}", file=sys.stderr, flush=True)
             os._exit(1)
-        except Busy:  # somebody holds the lock just now: a worker will wait for it
+        except Busy:  # another process holds the lock: a worker will wait for it
             pass
         os._exit(0)
     if os.waitpid(child, 0)[1] != 0:

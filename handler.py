@@ -1,6 +1,6 @@
-"""The service: `handler:app` is what gunicorn serves. Each route parses, calls the store and answer.
+"""The service: gunicorn serves `handler:app`. Each route parses its request, calls the store and returns the response.
 
-What a request may say is read in doors/wire.py; what happens to it is promised in storage/model.py.
+doors/wire.py reads requests; storage/model.py specifies what the store does with them.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from storage.model import Engine, Once, Store, check_queue_name
 
 
 class Application:
-    """The WSGI application; its store is opened when first asked for, in the process that uses it."""
+    """The WSGI application. It opens its store at the first use, in the process that uses it."""
 
     def __init__(self, settings: Settings | None = None, store: Engine | None = None) -> None:
         self._settings = settings
         self._store = store
         self._opening = threading.Lock()
-        self.bell: Bell | None = None  # gunicorn.conf.py sets one that the other processes ring
+        self.bell: Bell | None = None  # gunicorn.conf.py sets one that other processes write to
         self.bottle = _mount_routes(self)
         if store is not None:
             store.observe(self.slot)
 
     def __call__(self, environ: wire.Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        # Bottle would take /messages%ff and /queues/a/messages%0a for a read, and so remove a message.
+        # Bottle would run /messages%ff and /queues/a/messages%0a as a read, which removes a message.
         if "//" in path or "\n" in path or not _is_utf8(path):
             environ["PATH_INFO"] = "/no/such/route"
         try:
@@ -55,17 +55,17 @@ class Application:
 
     @cached_property
     def access(self) -> auth.Access | None:
-        """None where nobody is asked for a token."""
+        """Return the check of tokens, or None if the operator has set none."""
         return auth.Access(Tokens(self.settings)) if self.settings.has_tokens else None
 
     @cached_property
     def slot(self) -> Slot:
-        """Where this process counts; gunicorn.conf.py sets one that the other processes can tell too."""
+        """Return where this process counts. gunicorn.conf.py sets one in shared memory."""
         return Counts(slots=1).take()
 
     @property
     def store(self) -> Store:
-        """For the request under way: as much of it as its token allows."""
+        """Return the store for the current request, limited to what its token allows."""
         if self.access is None:
             return self.whole_store
         return GrantedStore(self.whole_store, request.environ.get(wire.GRANT))
@@ -88,11 +88,11 @@ class Application:
         return Budget(self.settings.max_body)
 
     def body(self) -> bytes:
-        """Of the request under way."""
+        """Return the body of the current request. Raises as Budget.read_body."""
         return self._budget.read_body(request.environ)
 
     def once(self, body: bytes = b"") -> Once | None:
-        """The Idempotency-Key of the request under way."""
+        """Return the Idempotency-Key of the current request, or None. Raises InvalidInput."""
         return wire.read_once(request.environ, body)
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Application:
 
 
 def make_app(settings: Settings | None = None, store: Engine | None = None) -> Application:
-    """An application of its own; settings come from the environment, and the store from them, when first needed."""
+    """Return a new application. At its first use it reads settings from the environment, and opens their store."""
     return Application(settings, store)
 
 
@@ -112,7 +112,7 @@ def _mount_routes(service: Application) -> Bottle:
     app.default_error_handler = problem_of_routing
     app.add_hook("before_request", lambda: _refuse_strangers(service.settings))
     _mount_messages(app, service)
-    _mount_ids(app, service)  # before receipts, which may be of any form
+    _mount_ids(app, service)  # before receipts, whose pattern matches ids too
     _mount_receipts(app, service)
     _mount_queues(app, service)
     _mount_operations(app, service)
@@ -141,7 +141,7 @@ def _mount_messages(app: Bottle, service: Application) -> None:
     @app.route("/messages", method="HEAD")
     @app.route("/queues/<queue>/messages", method="HEAD")
     def refuse_head(**_: str) -> HTTPResponse:
-        raise HTTPError(405, Allow="GET,HEAD,POST")  # else Bottle would run GET, and a message would be gone
+        raise HTTPError(405, Allow="GET,HEAD,POST")  # else Bottle runs GET, which removes a message
 
     @app.post("/transactions")
     def transact() -> HTTPResponse:
@@ -240,8 +240,8 @@ def _mount_queues(app: Bottle, service: Application) -> None:
     @app.get("/queues/<queue>/peek")
     def peek(queue: str) -> HTTPResponse:
         messages = service.store.peek(check_queue_name(queue), **parse.peek(request.environ)._asdict())
-        told = [answer.envelope(message, state=message.state) for message in messages]
-        return answer.batch(told, wire.wanted(request.environ, wire.NDJSON))
+        documents = [answer.envelope(message, state=message.state) for message in messages]
+        return answer.batch(documents, wire.wanted(request.environ, wire.NDJSON))
 
     @app.post("/queues/<queue>/purge")
     def purge(queue: str) -> HTTPResponse:
@@ -277,13 +277,13 @@ def _refuse_strangers(settings: Settings) -> None:
 
 
 def _answer_faults(route: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:
-    """Turns whatever a route raises into the answer the table names."""
+    """Wrap a route: return the response that the table of problems has for what it raises."""
 
     def answered(*args: Any, **kwargs: Any) -> HTTPResponse:
         try:
             return route(*args, **kwargs)
         except HTTPResponse:
-            raise  # Bottle's own
+            raise  # Bottle's own responses
         except errors.TooManyPollers:
             return answer.nothing(Retry_After=str(answer.RETRY_AFTER))
         except Exception as fault:
@@ -293,7 +293,7 @@ def _answer_faults(route: Callable[..., HTTPResponse]) -> Callable[..., HTTPResp
 
 
 def _is_utf8(path: str) -> bool:
-    """Whether a WSGI path, which holds bytes as Latin-1, is UTF-8."""
+    """Return whether a WSGI path (bytes as Latin-1) is UTF-8."""
     try:
         path.encode("latin-1").decode()
     except UnicodeError:

@@ -1,4 +1,4 @@
-"""The service's configuration: read from the environment once, here and nowhere else."""
+"""The service's configuration. Only this module reads the environment, once."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ CLIENT_VARIABLES = ("QUEUE_TOKEN", "QUEUE_URL")  # the client reads them; it may
 
 
 class BadSetting(Exception):
-    """An environment variable that cannot be used; `str()` says which and why."""
+    """An environment variable has an invalid value; `str()` names it and says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the operator decides. docs/operations.md lists the environment variables."""
+    """The operator's settings. docs/operations.md lists the environment variables."""
 
     database_url: str = "sqlite:///queue.db"  # QUEUE_DATABASE_URL, or else DATABASE_URL
     host: str = "127.0.0.1"  # QUEUE_HOST: an IP address
     port: int = 5000  # PORT
-    workers: int = 3  # WEB_CONCURRENCY: processes; while one commits the others go on
-    threads: int = 64  # QUEUE_THREADS: of each process
+    workers: int = 3  # WEB_CONCURRENCY: processes; while one commits the others continue
+    threads: int = 64  # QUEUE_THREADS: in each process
     max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
-    allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve others than this machine without access control
-    tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: what doors/tokens.py reads
-    tokens_file: str = ""  # QUEUE_TOKENS_FILE: more of them
-    access_log: str = ""  # QUEUE_ACCESS_LOG: json or plain; none costs nothing
+    allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve other machines without access control
+    tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: parsed in doors/tokens.py
+    tokens_file: str = ""  # QUEUE_TOKENS_FILE: path of a file of more tokens
+    access_log: str = ""  # QUEUE_ACCESS_LOG: json or plain; empty for none
     log: str = ""  # QUEUE_LOG=json: the service's own log as JSON
     inherits_socket: bool = False  # from systemd, or from the gunicorn that this one replaces
 
     @property
     def bind(self) -> str:
-        """Where to listen, as host:port."""
+        """Return the address to listen on, as host:port."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_private(self) -> bool:
-        """Whether only this machine can reach the service."""
+        """Return whether only this machine can reach the service."""
         return _is_loopback(self.host)
 
     @property
     def trusts_loopback(self) -> bool:
-        """Whether to reach the service on this machine is all that is asked of a client."""
+        """Return whether a client needs nothing but to reach the service on this machine."""
         return self.is_private and not self.allow_anonymous and not self.has_tokens
 
     @property
     def has_tokens(self) -> bool:
-        """Whether requests need a token."""
+        """Return whether requests need a token."""
         return bool(self.tokens or self.tokens_file)
 
     @property
     def pollers(self) -> int:
-        """Readers that may wait at once in a process: half its threads, so that writers always find one."""
+        """Return how many readers may wait in a process: half its threads, so that a writer always finds one."""
         return max(1, self.threads // 2)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
-        """Raises BadSetting."""
+        """Return the settings in `env` (default: the environment). Raises BadSetting."""
         env = os.environ if env is None else env
         default = cls()
         return cls(
@@ -138,7 +138,7 @@ def _yes(env: Mapping[str, str], name: str) -> bool:
 
 
 def _one_of(env: Mapping[str, str], name: str, *words: str) -> str:
-    """One of the words, or "" when nothing is said."""
+    """Return the value, one of `words`, or "" if it is not set. Raises BadSetting."""
     text = env.get(name, "").lower()
     if text and text not in words:
         raise BadSetting(f"{name} must be {' or '.join(words)}")

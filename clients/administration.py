@@ -127,7 +127,7 @@ class Administration:
     def _path(self, queue: str | None) -> str:
         name = self.queue if queue is None else queue
         if not name:  # an empty variable somewhere: not to be taken for the client's own queue
-            raise ValueError("a queue's name is empty")
+            raise ValueError("the queue name is empty")
         return "/queues/" + quote(name, safe="")
 
     def _of_message(self, id: str, queue: str | None) -> str:

@@ -30,11 +30,11 @@ def command_parser(prog: str, description: str | None) -> argparse.ArgumentParse
 
 
 def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queue_told: str) -> None:
-    parser.add_argument("--url", default="http://127.0.0.1:5000", help="the queue service (default: %(default)s)")
+    parser.add_argument("--url", default="http://127.0.0.1:5000", help="URL of the service (default: %(default)s)")
     parser.add_argument("--queue", default=queue, type=_name, help=f"queue to use (default: {queue_told})")
     parser.add_argument(
         "--token",
-        help="the secret of a token, for a service that asks for one "
+        help="secret of a token, if the service needs one "
         "(default: $QUEUE_TOKEN, which other users of this machine cannot see)",
     )
     parser.add_argument(
@@ -42,7 +42,7 @@ def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queu
         type=within(float, 0),
         default=30.0,
         metavar="S",
-        help="seconds to go on trying while the service does not answer (default: %(default)g)",
+        help="seconds to keep retrying while the service does not respond (default: %(default)g)",
     )
 
 
@@ -56,7 +56,7 @@ def within(kind: Callable[[str], Number], low: float, high: float = math.inf) ->
             value = kind(text)
             if low <= value <= high:
                 return value
-        raise argparse.ArgumentTypeError(f"{wanted} is wanted, {bounds}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {wanted}, {bounds}, not {text!r}")
 
     return parsed
 

@@ -93,4 +93,4 @@ def _ack(client: QueueClient, done: list[Message]) -> None:
 
 def _report_stale(result: AckResult) -> None:
     for receipt in result.stale:
-        log.warning("the message of receipt %s was worked on for longer than its lease: another reader has it", receipt)
+        log.warning("the lease of the message with receipt %s ended too early: another reader has it", receipt)

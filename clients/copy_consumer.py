@@ -105,9 +105,9 @@ def _tell_what_is_waited_for(
     """Says it when nothing came for `quiet` seconds, though this run holds no line."""
     counts = totals(client)
     if end or (counts and counts["leased"]):
-        say("waiting for lines that were on their way to a run that was cut off; they come when its lease ends")
+        say("waiting for lines that an interrupted run has leased; they come when its lease ends")
     elif producing is None and not (counts and counts["sent"]):
-        say(f"waiting for a producer: nothing has been sent to queue '{client.queue}' yet")
+        say(f"waiting for a producer: queue '{client.queue}' has no lines yet")
     elif producing is None and quiet > LONG_QUIET:
         say(f"waiting for the rest: the producer has not sent the end of the file to queue '{client.queue}' yet")
 
@@ -125,7 +125,7 @@ def _finish(client: QueueClient, target: Target, end: EndMark | None, say: Calla
 def _open(client: QueueClient, path: str) -> Target:
     begin = find_begin_mark(client)
     if begin is None:
-        raise CopyError(f"queue '{client.queue}' holds messages that are not of a file copy")
+        raise CopyError(f"queue '{client.queue}' contains messages that do not belong to a file copy")
     target = Target(path, begin.copy)
     target.discard_others()
     return target
@@ -134,7 +134,7 @@ def _open(client: QueueClient, path: str) -> Target:
 def _checked(marks: Run, target: Target) -> EndMark:
     attributes: dict[str, Any] = {name: values[-1] for name, values in marks.attributes.items()}
     if attributes.get("copy") != target.copy:
-        raise CopyError(f"two copies went through queue '{marks.queue}' at once; run them again, one by one")
+        raise CopyError(f"two copies used queue '{marks.queue}' at once; run them again, one after the other")
     return EndMark(attributes["copy"], attributes["size"], attributes["count"], attributes["sha256"])
 
 

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None, prog: str = "queue-copy") -> int:
     command = _produce if asked.produce else _consume if asked.consume else _copy
     same = "the same command" if asked.resume else "the same command without --no-resume"
     asked.name = told_as(prog)
-    return run(asked.name, lambda: command(asked), if_interrupted=f"interrupted; {same} goes on from here")
+    return run(asked.name, lambda: command(asked), if_interrupted=f"interrupted; run {same} to continue")
 
 
 def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display: Display) -> None:
@@ -135,7 +135,7 @@ def _client(asked: argparse.Namespace, queue: str, display: Display) -> QueueCli
         client.healthy(retry_for=quick)
     except (Unreachable, Unavailable) as error:
         if asked.patience > quick:
-            display.say(f"{error}; trying for another {asked.patience - quick:g} s")
+            display.say(f"{error}; retrying for {asked.patience - quick:g} s")
             client.healthy(retry_for=asked.patience - quick)
         else:
             raise
@@ -185,9 +185,9 @@ def _in_thread(work: Callable[[], None]) -> Future[None]:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = command_parser(prog, __doc__)
     parser.add_argument("source", metavar="SRC", nargs="?", help="file to copy")
-    parser.add_argument("target", metavar="DST", nargs="?", help="where to; an existing file is replaced at the end")
+    parser.add_argument("target", metavar="DST", nargs="?", help="target file; replaced at the end if it exists")
     parser.add_argument("--produce", metavar="SRC", help="only send the file's lines")
-    parser.add_argument("--consume", metavar="DST", help="only write the lines that come")
+    parser.add_argument("--consume", metavar="DST", help="only write the lines that arrive")
     parser.add_argument(
         "--batch",
         type=within(int, 1, 10_000),
@@ -200,15 +200,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=within(float, 1, LONGEST_LEASE),
         default=LEASE,
         metavar="S",
-        help="seconds that what a killed run was writing stays away from the next one (default: %(default)g)",
+        help="lease in seconds: how long a restarted copy may wait for unacked lines (default: %(default)g)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
         default=True,
-        help="go on with an unfinished copy of the same arguments (default)",
+        help="continue an unfinished copy with the same arguments (default)",
     )
-    parser.add_argument("--no-resume", action="store_false", dest="resume", help="delete the queue and start afresh")
+    parser.add_argument("--no-resume", action="store_false", dest="resume", help="delete the queue and start again")
     add_service_options(parser, None, f"one of the copy's own; {QUEUE_OF_HALVES} for --produce and --consume")
     return parser
 

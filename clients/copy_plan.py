@@ -102,7 +102,7 @@ def find_begin_mark(client: QueueClient) -> BeginMark | None:
         return None
     attributes: Any = first[0].attributes
     if first[0].recipient != MARK_READER or "copy" not in attributes:
-        raise CopyError(f"queue '{client.queue}' holds messages that are not of a file copy")
+        raise CopyError(f"queue '{client.queue}' contains messages that do not belong to a file copy")
     return BeginMark(str(attributes["copy"]), int(attributes["size"]))
 
 

@@ -136,8 +136,8 @@ def stored_already(client: QueueClient, plan: Plan) -> int:
     begin = find_begin_mark(client)
     if begin is None or begin.copy != plan.id:
         raise CopyError(
-            f"queue '{client.queue}' is in use by another copy, or by one of an earlier state of the file; "
-            "name another with --queue, or have it deleted and start afresh with --no-resume"
+            f"queue '{client.queue}' is in use by another copy, or by one of an earlier version of the file; "
+            "choose another with --queue, or delete it and start again with --no-resume"
         )
     return int(known["sent"])
 

@@ -76,8 +76,8 @@ class Target:
         else:
             self.discard()
             raise CopyError(
-                f"{self.path}: what came through the queue is not the {end.size} bytes that were sent; "
-                "the target is untouched, run the copy again"
+                f"{self.path}: the lines received are not the {end.size} bytes that were sent; "
+                "the target is unchanged, run the copy again"
             )
 
     def discard(self) -> None:
@@ -155,7 +155,7 @@ def _lines(run: Run) -> tuple[list[bytes], list[int]]:
     """A run's lines and their offsets. Raises CopyError for one that is of no file copy."""
     offsets: list[Any] = run.attributes.get("offset", [])
     if len(offsets) != len(run) or set(map(type, offsets)) != {int} or min(offsets) < 0 or max(offsets) >= 2**62:
-        raise CopyError(f"message {run.id}, or one after it, is not of a file copy: it has no offset")
+        raise CopyError(f"message {run.id}, or one after it, does not belong to a file copy: it has no offset")
     if len(run.attributes) == 1:
         return [text.encode() + b"\n" for text in run.texts], offsets
     encodings, newlines = (run.attributes.get(name, [None] * len(run)) for name in ("encoding", "newline"))

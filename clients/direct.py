@@ -161,7 +161,7 @@ class Reply:
         searched = 0
         while (place := self._received.find(mark, searched)) < 0:
             if len(self._received) > MOST_HEAD:
-                raise Garbled("the reply's head is too long")
+                raise Garbled("the reply's headers are too long")
             searched = max(0, len(self._received) - len(mark) + 1)
             self._received += self._piece()
         found = bytes(self._received[:place])

@@ -130,7 +130,7 @@ class LeaseKeeper:
     def _drop(self, result: ExtendResult) -> None:
         for receipt in (*result.stale, *result.missing):
             if self.let_go(receipt):
-                log.warning("the lease of the message with receipt %s was lost: it is not renewed any more", receipt)
+                log.warning("the lease of the message with receipt %s was lost: renewal stops", receipt)
 
 
 def _together(due: list[_Held]) -> dict[tuple[str, float], list[_Held]]:

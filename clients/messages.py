@@ -89,7 +89,7 @@ class Message:
 
     def _holder(self) -> QueueClient:
         if self._client is None:
-            raise ValueError("this message was made by hand: settle it through a QueueClient")
+            raise ValueError("this message did not come from a QueueClient: settle it through one")
         return self._client
 
 
@@ -121,13 +121,13 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.any_recipient and self.recipient is not None:
-            raise ValueError("recipient and any_recipient are both given: which one is meant?")
+            raise ValueError("use either recipient or any_recipient, not both")
         if self.queues is None:
             return
         if self.queue is not None:
-            raise ValueError("queue and queues are both given: which one is meant?")
+            raise ValueError("use either queue or queues, not both")
         if not several(self.queues):
-            raise ValueError("queues is empty: there is nothing to read from")
+            raise ValueError("queues is empty: name at least one queue")
 
     @property
     def readers(self) -> dict[str, str]:
@@ -220,7 +220,7 @@ def given(**fields: object) -> dict[str, Any]:
 def several(items: Many) -> Many:
     """The same. Raises TypeError for one string or one dict, which Python would take for a list of its parts."""
     if isinstance(items, str | bytes | Mapping):
-        raise TypeError(f"a list is wanted here and this is one {type(items).__name__}: put it in brackets, [...]")
+        raise TypeError(f"this must be a list, not {type(items).__name__}: put it in brackets, [...]")
     return items
 
 

@@ -31,12 +31,12 @@ PIECE = select.PIPE_BUF  # bytes that a pipe takes at once when it takes any
 STUCK = 0.5  # seconds: for so long one that was interrupted waits for its pipe to take more
 BATCH = 500  # messages: with 1000 it is a tenth faster, and twice as many come back late after a kill
 
-SEND = """Each line of stdin becomes a message.
+SEND = """Send each line of stdin as a message.
 
     tail -f access.log | %(prog)s --queue log
 """
-RECEIVE = """Each message's text becomes a line of stdout. It is acked when the pipe has taken it, not when the next
-command has read it: with one that may stop early, such as head, give --limit.
+RECEIVE = """Print each message's text as a line. The command acks it once the pipe has accepted it, not once the next
+command has read it. If the next command may stop early, like head, use --limit.
 
     %(prog)s --queue log --follow | grep 404
 """
@@ -82,14 +82,14 @@ def _add_receive(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(work=_receive, name=told_as(parser.prog))
     parser.add_argument("--limit", type=within(int, 1), metavar="N", help="stop after N messages (default: no limit)")
     parser.add_argument(
-        "--follow", action="store_true", help="when the queue is empty, wait for more, for ever (default: stop)"
+        "--follow", action="store_true", help="if the queue is empty, wait for more without limit (default: stop)"
     )
     parser.add_argument(
         "--wait",
         type=within(float, 0),
         default=0.0,
         metavar="S",
-        help="when the queue is empty, wait that many seconds for more (default: %(default)g)",
+        help="if the queue is empty, wait this many seconds for more (default: %(default)g)",
     )
     parser.add_argument(
         "--batch",
@@ -103,12 +103,9 @@ def _add_receive(parser: argparse.ArgumentParser) -> None:
         type=within(float, 1, LONGEST_LEASE),
         default=60.0,
         metavar="S",
-        help="seconds in which a batch has to be written; after them it comes back, as when killed "
-        "(default: %(default)g)",
+        help="lease in seconds: a batch not written within it is redelivered, as after a kill (default: %(default)g)",
     )
-    parser.add_argument(
-        "--recipient", help="read what is addressed to this name (default: what is addressed to nobody)"
-    )
+    parser.add_argument("--recipient", help="read messages for this recipient (default: unaddressed messages)")
     add_service_options(parser, "default", "default")
 
 
@@ -132,12 +129,12 @@ def _send_batch(client: QueueClient, lines: list[bytes], number: int) -> None:
         except UnicodeDecodeError:
             _send_batch(client, lines[: len(texts)], number)
             wrong = number + len(texts)
-            raise ValueError(f"line {wrong} is not UTF-8; neither it nor those after it were sent") from None
+            raise ValueError(f"line {wrong} is not UTF-8; this line and those after it were not sent") from None
     try:
         client.send_many(texts)
     except BadRequest as error:
         if error.status != 413 or len(lines) == 1:
-            raise ValueError(f"line {number}: {error}; neither it nor those after it were sent") from error
+            raise ValueError(f"line {number}: {error}; this line and those after it were not sent") from error
         half = len(lines) // 2
         _send_batch(client, lines[:half], number)
         _send_batch(client, lines[half:], number + half)
@@ -145,7 +142,7 @@ def _send_batch(client: QueueClient, lines: list[bytes], number: int) -> None:
         if isinstance(error, ProblemError) and error.status < 500:
             raise ValueError(f"{error}; line {number} and those after it were not sent") from error
         last = number + len(lines) - 1
-        raise ValueError(f"{error}; lines {number} to {last} may have been sent, those after were not") from error
+        raise ValueError(f"{error}; lines {number} to {last} may have been sent, those after them were not") from error
 
 
 def _receive(asked: argparse.Namespace) -> int:
@@ -188,8 +185,8 @@ def _write_out(runs: list[Run], written: list[str]) -> None:
 def _report_late(result: AckResult, asked: argparse.Namespace) -> None:
     if result.stale:
         print(
-            f"{asked.name}: {len(result.stale)} messages were taken from the pipe more slowly than --lease lasts, "
-            "and come again",
+            f"{asked.name}: the pipe accepted {len(result.stale)} messages only after their lease (--lease) had ended; "
+            "they will be redelivered",
             file=sys.stderr,
         )
 

@@ -71,7 +71,7 @@ class Settling(Administration):
             except (NotFound, StaleReceipt):
                 continue
             except QueueError as error:
-                log.info("messages come back only when their leases end: %s", error)
+                log.info("could not release messages, they come back when their leases end: %s", error)
                 return
 
     def reject(self, message: Message | str, *, reason: str | None = None, queue: str | None = None) -> None:
@@ -161,5 +161,5 @@ def _receipt(message: Message | Run | str) -> str:
     if isinstance(message, str):
         return message
     if message.receipt is None:
-        raise ValueError("this message was read without a lease: there is nothing to settle")
+        raise ValueError("this message was read without a lease, so it needs no settling")
     return message.receipt

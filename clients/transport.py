@@ -50,7 +50,7 @@ class Transport:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"not the URL of a service: {url!r}")
+            raise ValueError(f"this is not the URL of a service: {url!r}")
         self.url = url.rstrip("/")
         self._timeout = timeout
         self._retry_for = retry_for
@@ -196,7 +196,7 @@ class Transport:
             found["Content-Length"] = str(len(body or b""))
         for name, value in found.items():
             if "\r" in value or "\n" in value:
-                raise ValueError(f"{name} has a line break in it")
+                raise ValueError(f"{name} contains a line break")
         return found
 
 

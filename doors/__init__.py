@@ -1,1 +1,1 @@
-"""What stands between the network and the store beside the native routes of handler.py."""
+"""HTTP beside the routes of handler.py: parsing, responses, access, metrics, pages and the gunicorn worker."""

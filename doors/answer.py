@@ -1,4 +1,4 @@
-"""HTTP answered: messages, queues and problems as JSON."""
+"""HTTP responses: messages, queues and problems as JSON."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from storage import runs
 from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sent, Transacted, rfc3339
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
-RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 for want of a place to wait
+RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 because too many readers are waiting
 
 
 def nothing(**headers: str) -> HTTPResponse:
     return HTTPResponse(status=204, headers={"Cache-Control": "no-store"}, **headers)
 
 
-def value(told: object, headers: dict[str, str] | None = None) -> HTTPResponse:
-    return _text(json.dumps(told, ensure_ascii=False), headers=headers)
+def value(content: object, headers: dict[str, str] | None = None) -> HTTPResponse:
+    return _text(json.dumps(content, ensure_ascii=False), headers=headers)
 
 
-def document(told: str) -> HTTPResponse:
-    """One that is JSON already."""
-    return _text(told)
+def document(content: str) -> HTTPResponse:
+    """Return a response with content that is JSON already."""
+    return _text(content)
 
 
-def text(told: str, kind: str) -> HTTPResponse:
-    return _text(told, kind=kind)
+def text(content: str, kind: str) -> HTTPResponse:
+    return _text(content, kind=kind)
 
 
 def see_other(location: str) -> HTTPResponse:
@@ -48,21 +48,22 @@ def ids(sent: Sent) -> HTTPResponse:
 
 
 def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -> HTTPResponse:
-    """What a read brought: with its envelope when it is leased, else just as it was written."""
+    """Return the messages of a read: leased ones in their envelope, others as they were written."""
     if not messages:
         return nothing()
     if ask.lease is not None:
-        told = _leased(messages, packed=many and kind == RUNS)
+        documents = _leased(messages, packed=many and kind == RUNS)
     else:
         kind = JSON if kind == RUNS else kind
-        told = [_as_written(message.text, message.fields) for message in messages]
+        documents = [_as_written(message.text, message.fields) for message in messages]
         if many and len(ask.queues) > 1:
-            told = [f'{{"queue": "{message.queue}", {one[1:]}' for message, one in zip(messages, told, strict=True)]
-    return batch(told, kind) if many else _text(told[0], headers=_delivery_headers(messages[0]))
+            named = zip(messages, documents, strict=True)
+            documents = [f'{{"queue": "{message.queue}", {one[1:]}' for message, one in named]
+    return batch(documents, kind) if many else _text(documents[0], headers=_delivery_headers(messages[0]))
 
 
-def batch(told: list[str], kind: str) -> HTTPResponse:
-    return _text("\n".join(told) if kind == NDJSON else f"[{','.join(told)}]", kind=kind)
+def batch(documents: list[str], kind: str) -> HTTPResponse:
+    return _text("\n".join(documents) if kind == NDJSON else f"[{','.join(documents)}]", kind=kind)
 
 
 def extended(until: int) -> HTTPResponse:
@@ -78,12 +79,12 @@ def transacted(done: Transacted, asked: Receive | None, kind: str) -> HTTPRespon
     if asked is None:
         return _text(f"{{{numbers}}}")
     headers = {"Retry-After": str(RETRY_AFTER)} if done.crowded else {}
-    told = ",".join(_leased(done.messages, packed=kind == RUNS))
-    return _text(f'{{{numbers}, "messages": [{told}]}}', kind=kind, headers=headers)
+    messages = ",".join(_leased(done.messages, packed=kind == RUNS))
+    return _text(f'{{{numbers}, "messages": [{messages}]}}', kind=kind, headers=headers)
 
 
 def listing(queues: Sequence[Queue], limit: int) -> HTTPResponse:
-    """`next` is where a listing goes on that may not have been the last."""
+    """Return a page of queues. `next` is its last name, if another page may follow."""
     document: dict[str, Any] = {"queues": [stats(queue) for queue in queues]}
     return value(document | ({"next": queues[-1].name} if len(queues) == limit else {}))
 
@@ -97,52 +98,52 @@ def description(queue: Queue) -> HTTPResponse:
 
 
 def envelope(message: Message, state: str | None = None) -> str:
-    """A message as the service tells of it, as JSON. What is not escaped here is the service's own ASCII."""
-    told = f'{{"id": "{message.id}", "queue": "{message.queue}"'
+    """Return a message in its envelope, as JSON. Unescaped parts are the service's own ASCII."""
+    members = f'{{"id": "{message.id}", "queue": "{message.queue}"'
     if state is not None:
-        told += f', "state": "{state}"'
-    told += f', "sent_at": "{rfc3339(message.sent_at)}", "receive_count": {message.receive_count}'
+        members += f', "state": "{state}"'
+    members += f', "sent_at": "{rfc3339(message.sent_at)}", "receive_count": {message.receive_count}'
     if message.receipt is not None:
-        told += f', "receipt": "{message.receipt}"'
+        members += f', "receipt": "{message.receipt}"'
     if message.leased_until is not None:
-        told += f', "leased_until": "{rfc3339(message.leased_until)}"'
-    return f"{told}, {_as_written(message.text, message.fields)[1:]}"
+        members += f', "leased_until": "{rfc3339(message.leased_until)}"'
+    return f"{members}, {_as_written(message.text, message.fields)[1:]}"
 
 
 def _ids(numbers: Sequence[int], duplicates: Sequence[int]) -> str:
-    """Members of an object. Most batches have no duplicates, and do not mention them."""
+    """Return members of a JSON object: ids, and duplicates if there are any."""
     members = f'"ids": {json.dumps(list(map(str, numbers)))}'
     return f'{members}, "duplicates": {json.dumps(list(duplicates))}' if duplicates else members
 
 
 def _leased(messages: Sequence[Message], *, packed: bool) -> list[str]:
-    """Each in its envelope. `packed`: those that lie together are told as one run."""
+    """Return each message in its envelope. `packed`: return consecutive ones as one run."""
     parts = runs.packed(messages) if packed else messages
     return [_run(part) if isinstance(part, runs.Run) else envelope(part) for part in parts]
 
 
 def _run(run: runs.Run) -> str:
-    """The same as `envelope`, of all its messages. What was written is JSON already."""
-    told = f'{{"id": "{run.id}", "count": {run.length}, "queue": "{run.queue}", "sent_at": "{rfc3339(run.sent_at)}"'
-    told += f', "receive_count": {run.receive_count}, "receipt": "{run.receipt}"'
-    told += f', "leased_until": "{rfc3339(run.leased_until or 0)}", "texts": {run.texts}'
-    return f"{told}}}" if run.attributes is None else f'{told}, "attributes": {run.attributes}}}'
+    """Return the envelope of a run. Its texts and attributes are JSON already."""
+    members = f'{{"id": "{run.id}", "count": {run.length}, "queue": "{run.queue}", "sent_at": "{rfc3339(run.sent_at)}"'
+    members += f', "receive_count": {run.receive_count}, "receipt": "{run.receipt}"'
+    members += f', "leased_until": "{rfc3339(run.leased_until or 0)}", "texts": {run.texts}'
+    return f"{members}}}" if run.attributes is None else f'{members}, "attributes": {run.attributes}}}'
 
 
 def problem(
     status: int, code: str, title: str, detail: str, headers: dict[str, str] | None = None, **more: object
 ) -> HTTPResponse:
-    """RFC 9457."""
-    told = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
-    told |= {name: value for name, value in more.items() if value is not None}
+    """Return a problem document (RFC 9457). `more`: its further members; None leaves one out."""
+    members = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
+    members |= {name: value for name, value in more.items() if value is not None}
     headers = headers or ({"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {})
-    return _text(json.dumps(told, ensure_ascii=False), status, "application/problem+json", headers)
+    return _text(json.dumps(members, ensure_ascii=False), status, "application/problem+json", headers)
 
 
 def _as_written(text: str, fields: str | None) -> str:
-    """A message as its writer put it, as JSON. `fields` is JSON already, so it is put in as it is."""
-    told = f'{{"text": {_quoted(text)}'
-    return f"{told}}}" if fields is None or fields == "{}" else f"{told}, {fields[1:]}"
+    """Return a message as it was written, as JSON. `fields` is JSON already."""
+    members = f'{{"text": {_quoted(text)}'
+    return f"{members}}}" if fields is None or fields == "{}" else f"{members}, {fields[1:]}"
 
 
 def _delivery_headers(message: Message) -> dict[str, str]:
@@ -155,6 +156,6 @@ def _delivery_headers(message: Message) -> dict[str, str]:
 
 def _text(text: str, status: int = 200, kind: str = JSON, headers: dict[str, str] | None = None) -> HTTPResponse:
     headers = {"Content-Type": kind, "Cache-Control": "no-store"} | (headers or {})
-    # A lone surrogate, cited from a request, becomes its JSON escape.
+    # A lone surrogate quoted from a request becomes its JSON escape.
     body = f"{text}\n".encode("utf-8", "backslashreplace") if text else b""
     return HTTPResponse(body, status, headers)

@@ -1,7 +1,6 @@
-"""Who asks, and whether he may: every route needs a right, and only a token gives one.
+"""Authentication: every route needs a right, and only a token gives one.
 
-What a token may do with which queue is held in doors/granted.py, where every verb passes; here it is refused early,
-before a body is read.
+doors/granted.py checks what a token may do with which queue; this module refuses early, before a body is read.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from doors.tokens import ADMIN, METRICS, RECEIVE, SEND, Grant, Tokens, hash_of
 from doors.watch import rule_of
 from doors.wire import GRANT, Environ, WireError
 
-# What each route needs: a token with one of these rights, or (OPEN) none. A route that does not stand here is refused.
+# The rights one of which each route needs; OPEN needs no token. A route without an entry is refused.
 OPEN: frozenset[str] = frozenset()
 _SEND, _RECEIVE, _ADMIN = frozenset({SEND}), frozenset({RECEIVE}), frozenset({ADMIN})
 _ANY = _SEND | _RECEIVE | _ADMIN
@@ -32,7 +31,7 @@ NEEDS = {
     "POST /queues/{queue}/messages": _SEND,
     "GET /messages": _RECEIVE,
     "GET /queues/{queue}/messages": _RECEIVE,
-    "HEAD /messages": OPEN,  # refused to everybody
+    "HEAD /messages": OPEN,  # always refused
     "HEAD /queues/{queue}/messages": OPEN,
     "DELETE /messages/{receipt}": _RECEIVE,
     "DELETE /queues/{queue}/messages/{receipt}": _RECEIVE,
@@ -45,7 +44,7 @@ NEEDS = {
     "GET /queues/{queue}/messages/{id}": _RECEIVE | _ADMIN,
     "DELETE /queues/{queue}/messages/{id}": _ADMIN,
     "PATCH /queues/{queue}/messages/{id}": _ADMIN,
-    "POST /transactions": _SEND | _RECEIVE,  # each of its parts is asked for its own
+    "POST /transactions": _SEND | _RECEIVE,  # doors/granted.py checks each part
     "GET /queues": _ANY,
     "GET /queues/{queue}": _ANY,
     "PUT /queues/{queue}": _ADMIN,
@@ -53,7 +52,7 @@ NEEDS = {
     "GET /queues/{queue}/peek": _RECEIVE | _ADMIN,
     "POST /queues/{queue}/purge": _ADMIN,
     "POST /queues/{queue}/redrive": _ADMIN,
-    "GET /": OPEN,  # these three tell of the service, and nothing of what is in it
+    "GET /": OPEN,  # these three describe the service, not its contents
     "GET /docs": OPEN,
     "GET /openapi.json": OPEN,
     "GET /health": OPEN,
@@ -61,15 +60,15 @@ NEEDS = {
     "GET /metrics": frozenset({METRICS}),
 }
 
-FAILURES = 20  # of one client in WINDOW, in a worker, after which its wrong tokens get 429
+FAILURES = 20  # of one client in WINDOW, in one worker, before its wrong tokens get 429
 WINDOW = 60.0  # seconds
-CLIENTS = 10_000  # whose failures are remembered: a bound for memory
+CLIENTS = 10_000  # at most, to bound memory
 
 
 class Unauthenticated(WireError):
-    def __init__(self, detail: str = "this needs a token: Authorization: Bearer …", error: str = "") -> None:
+    def __init__(self, detail: str = "this requires a token: Authorization: Bearer …", error: str = "") -> None:
         super().__init__(detail)
-        # No Basic: a browser would open a dialog of its own. Who sends Basic needs no challenge.
+        # Not Basic: a browser would open its own dialog, and a client that sends Basic needs no challenge.
         self.headers = {"WWW-Authenticate": f'Bearer realm="queue_service"{error}'}
 
 
@@ -81,24 +80,24 @@ class Forbidden(WireError):
 
 class TooManyFailures(WireError):
     def __init__(self, wait: float = WINDOW) -> None:
-        super().__init__("too many requests with a wrong token came from this address, and this one has one too")
+        super().__init__("the token is wrong, and too many wrong ones came from this address")
         self.headers = {"Retry-After": str(ceil(wait))}
 
 
 class Access:
-    """Admits requests by their tokens."""
+    """The check of requests by their tokens."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
         self._failures = _Failures()
 
     def admit(self, environ: Environ, needs: frozenset[str] | None) -> None:
-        """The request's grant stands in its environ. Raises Unauthenticated, Forbidden, TooManyFailures."""
+        """Put the request's grant into its environ. Raises Unauthenticated, Forbidden, TooManyFailures."""
         grant = self._authenticate(environ)
         environ[GRANT] = grant
         if not needs or not needs & grant.rights:
             wanted = " or ".join(sorted(needs or ()))
-            raise Forbidden(f"the token '{grant.name}' lacks the right {wanted}" if wanted else "nobody may do this")
+            raise Forbidden(f"the token '{grant.name}' lacks the right {wanted}" if wanted else "no token allows this")
 
     def _authenticate(self, environ: Environ) -> Grant:
         header = environ.get("HTTP_AUTHORIZATION")
@@ -111,12 +110,12 @@ class Access:
                 found = grant
         if found is None:
             self._failures.add(environ.get("REMOTE_ADDR", ""))
-            raise Unauthenticated("there is no such token", ', error="invalid_token"')
+            raise Unauthenticated("the service does not know this token", ', error="invalid_token"')
         return found
 
 
 class Guard:
-    """A Bottle plugin: no route is run before its request was admitted, where `access` has tokens to ask for."""
+    """A Bottle plugin that admits a request before its route runs, if the operator has set tokens."""
 
     name = "access"
     api = 2
@@ -140,14 +139,14 @@ class Guard:
 
 
 class _Failures:
-    """Wrong tokens by client address. Not of loopback: a proxy on this machine is many clients, and counts its own."""
+    """Wrong tokens by client address, except loopback: a proxy there serves many clients, and counts by itself."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._counts: dict[str, tuple[int, float]] = {}  # by client: how many, and when they are forgotten
+        self._counts: dict[str, tuple[int, float]] = {}  # by client: how many, and when they expire
 
     def add(self, client: str) -> None:
-        """Count one. Raises TooManyFailures for a client that has had FAILURES already."""
+        """Count a failure. Raises TooManyFailures if the client already has FAILURES."""
         if not (network := _network(client)):
             return
         now = time.monotonic()
@@ -156,26 +155,26 @@ class _Failures:
             if until <= now:
                 count, until = 0, now + WINDOW
             if len(self._counts) >= CLIENTS:
-                self._counts.pop(next(iter(self._counts)))  # whose last failure is the longest ago
+                self._counts.pop(next(iter(self._counts)))  # the client with the oldest last failure
             self._counts[network] = (count + 1, until)
         if count >= FAILURES:
             raise TooManyFailures(until - now)
 
 
 def _network(client: str) -> str:
-    """Whom to count for an address: of IPv6 the /64, which one client has to itself; "" for nobody."""
+    """Return what to count for an address: for IPv6 its /64, which belongs to one client; "" to count nothing."""
     try:
         address = ipaddress.ip_address(client)
     except ValueError:  # a UNIX socket's client has none
         return ""
-    address = getattr(address, "ipv4_mapped", None) or address  # an IPv4 client of a socket for both
+    address = getattr(address, "ipv4_mapped", None) or address  # an IPv4 client of a dual-stack socket
     if address.is_loopback:
         return ""
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
 def _credentials(header: str) -> tuple[str | None, str]:
-    """Name (None where only a secret is sent) and secret; secrets that no token has for a header that is none."""
+    """Return name (None for Bearer) and secret; an invalid header has the secret "", which no token has."""
     scheme, _, rest = header.partition(" ")
     if scheme.lower() == "bearer":
         return None, rest.strip()

@@ -1,4 +1,4 @@
-"""What a write brings: one message or many, by the type of its body."""
+"""The messages of a write: one or many, by the type of its body."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from storage.errors import InvalidInput
 from storage.model import MAX_BATCH, NewMessage
 from storage.runs import NewRun
 
-# Characters of a run's names, each counted for every message: a run has a name once, and so little would become much.
+# Characters of a run's names, counted for every message: a small run could otherwise become much text.
 MOST_NAMES = 4 * 1024 * 1024
 
 
 class Body(NamedTuple):
-    """The messages of a write. `batch`: they came as a batch, so the reply tells ids."""
+    """The messages of a write. `batch`: they came as a batch, so the reply has only ids."""
 
     messages: Sequence[NewMessage]
     batch: bool
 
 
 def messages(environ: Environ, body: bytes) -> Body:
-    """The messages a body holds, by its Content-Type."""
+    """Return the messages of a body, by its Content-Type. Raises InvalidInput, BadRequest, UnsupportedMediaType."""
     kind = media_type(environ)
     if kind == TEXT:
         return Body([NewMessage.from_document({"text": utf8(body)})], batch=False)
@@ -37,13 +37,13 @@ def messages(environ: Environ, body: bytes) -> Body:
     if isinstance(document, list):
         return Body(_batch(document), batch=True)
     if isinstance(document, dict) and "texts" in document:
-        raise InvalidInput(f"unknown field 'texts': a run has the Content-Type {RUNS}", field="texts")
+        raise InvalidInput(f"unknown field 'texts': send a run with the Content-Type {RUNS}", field="texts")
     return Body([NewMessage.from_document(document)], batch=False)
 
 
 def _batch(documents: list[Any]) -> Sequence[NewMessage]:
     if not documents:
-        raise InvalidInput("a batch has at least one message")
+        raise InvalidInput("a batch must have at least one message")
     if len(documents) <= MAX_BATCH and (run := NewRun.of_documents(documents)) is not None:
         return run
     batch = []
@@ -56,22 +56,22 @@ def _batch(documents: list[Any]) -> Sequence[NewMessage]:
 
 def _run(document: object) -> Sequence[NewMessage]:
     if not isinstance(document, dict):
-        raise InvalidInput("a run is a JSON object with 'texts'")
+        raise InvalidInput("a run must be a JSON object with 'texts'")
     only(document, "texts", "attributes")
     texts, attributes = document.get("texts"), document.get("attributes", {})
     if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_BATCH:
-        raise InvalidInput(f"'texts' is an array of 1 to {MAX_BATCH} strings", field="texts")
+        raise InvalidInput(f"'texts' must be an array of 1 to {MAX_BATCH} strings", field="texts")
     if not isinstance(attributes, dict):
-        raise InvalidInput("'attributes' is an object of arrays", field="attributes")
+        raise InvalidInput("'attributes' must be an object of arrays", field="attributes")
     for name, values in attributes.items():
         if not isinstance(values, list) or len(values) != len(texts):
             raise InvalidInput(
-                f"'{name[:128]}' of the 'attributes' is not an array of {len(texts)} values, one for each text",
+                f"'{name[:128]}' in 'attributes' must be an array of {len(texts)} values, one for each text",
                 field="attributes",
             )
     if sum(map(len, attributes)) * len(texts) > MOST_NAMES:
         raise InvalidInput(
-            f"the names of the attributes, once for each text, have more than {MOST_NAMES} characters",
+            f"the attributes' names, counted once for each text, must be at most {MOST_NAMES} characters",
             field="attributes",
         )
     if "attributes" not in document:
@@ -84,7 +84,7 @@ def _run(document: object) -> Sequence[NewMessage]:
 
 
 def _ndjson(body: bytes) -> Iterator[object]:
-    lines = body.split(b"\n", MAX_BATCH + 1)  # what is left over is never looked at
+    lines = body.split(b"\n", MAX_BATCH + 1)  # no more lines are needed
     if lines[-1] == b"":
         lines.pop()
     for index, line in enumerate(lines):

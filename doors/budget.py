@@ -1,6 +1,6 @@
-"""Room for the bodies of requests: what a process gives them at once is bounded, however many there are.
+"""Memory for the bodies of requests: a process bounds the total, however many there are.
 
-docs/operations.md states the ceiling that follows for the service as a whole.
+docs/operations.md states the resulting ceiling of the whole service.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from doors.decoding import structure
 from doors.wire import PIECE, Environ, read_body
 from storage.errors import Busy
 
-BODIES = 64 * 1024 * 1024  # bytes of bodies, as they came
-OBJECTS = 128 * 1024 * 1024  # bytes of what is made of them, as estimated
-WAIT = 2.0  # seconds for room
-SMALL = PIECE  # bytes of a body that needs no room: all threads together hold few of them
-VALUE = 100  # bytes of memory that a value takes, about: a name, a string, a number, an array or an object
-COPIES = 3  # of the text: decoded, as the message's own, and in the reply
+BODIES = 64 * 1024 * 1024  # bytes of bodies as received
+OBJECTS = 128 * 1024 * 1024  # bytes of the decoded values, estimated
+WAIT = 2.0  # seconds to wait for memory
+SMALL = PIECE  # bytes of a body that needs no reservation
+VALUE = 100  # bytes of memory of a value, about: a name, a string, a number, an array or an object
+COPIES = 3  # of the text: decoded, in the message, and in the reply
 
 _SHARE = "queue_service.share"  # in the environ
 
 
 class Room:
-    """An amount that several threads take parts of."""
+    """An amount of memory that threads share."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
         self._changed = threading.Condition()
 
     def take(self, amount: int) -> int:
-        """Take so much, or all there is if it is more, and return how much. Raises Busy after WAIT seconds."""
+        """Take `amount`, or the whole size if that is less; return the amount taken. Raises Busy after WAIT seconds."""
         amount = min(amount, self._size)
         with self._changed:
             if not self._changed.wait_for(lambda: self._free >= amount, WAIT):
-                raise Busy("too many large requests are being read at once")
+                raise Busy("too many large requests at once")
             self._free -= amount
         return amount
 
@@ -44,15 +44,15 @@ class Room:
 
 
 class Budget:
-    """The rooms of a process; a request gives its share of them back when it has been answered."""
+    """The memory of a process for bodies; a request returns its share after the reply."""
 
     def __init__(self, limit: int) -> None:
-        """`limit`: bytes of the largest body."""
+        """Take the size of the largest body, in bytes."""
         self._limit = limit
         self._bodies, self._objects = Room(max(BODIES, limit)), Room(OBJECTS)
 
     def read_body(self, environ: Environ) -> bytes:
-        """Return the request's body when there is room for it and what will be made of it. Raises Busy."""
+        """Return the request's body once there is memory for it and its values. Raises Busy, and as wire.read_body."""
         share = _Share(self._bodies)
         environ.setdefault(_SHARE, []).append(share)
         body = read_body(environ, self._limit, share.grow)
@@ -63,13 +63,13 @@ class Budget:
         return body
 
     def release(self, environ: Environ) -> None:
-        """Take back what the request has been given."""
+        """Free the request's share."""
         for share in environ.pop(_SHARE, ()):
             share.release()
 
 
 def _width(body: bytes) -> int:
-    """Bytes of memory for each of the text: a single wide character makes all of it as wide."""
+    """Return bytes of memory per character: one wide character makes the whole text as wide."""
     return 1 if body.isascii() and rb"\u" not in body else 4
 
 

@@ -1,7 +1,7 @@
-"""Numbers that every process of the service adds to and each can tell: in memory that they share across the fork.
+"""Counters in memory that all processes of the service share across the fork.
 
-The master makes the memory and gives each worker a slot of it, in which nobody else writes; who is asked adds the
-slots up. A slot goes on where the worker before left it, so that a sum of what has happened never falls.
+The master creates the memory and gives each worker a slot, to which only that worker writes. A scrape adds the slots
+up. A new worker continues in the slot of an earlier one, so that totals never fall.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import threading
 from bisect import bisect_left
 from itertools import takewhile
 
-SLOTS = 512  # more than workers there can be, with those of a reload
-ROUTES = 64  # the last is for requests that no route has run
+SLOTS = 512  # more than all workers, including those of a reload
+ROUTES = 64  # the last is for requests without a route
 OTHER_ROUTE = ROUTES - 1
 STATUSES = (
     200, 204, 303, 400, 401, 403, 404, 405, 409, 411, 412, 413, 415, 421, 422, 429, 500, 503,
-)  # fmt: skip  # one more: others
+)  # fmt: skip  # and one more for all others
 
-# The upper bounds of what is counted together; one more: what is above.
+# Upper bounds of the histograms' buckets; one more bucket counts what is above.
 REQUEST_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 20.0)
 COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 COMMIT_OPERATIONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -36,14 +36,14 @@ _SIZE = _SECONDS + ROUTES * _SECONDS_WIDTH
 
 
 class Counts:
-    """Memory for so many processes; made before they are forked."""
+    """Memory for `slots` processes; create it before the fork."""
 
     def __init__(self, slots: int = SLOTS) -> None:
         self._memory = memoryview(mmap.mmap(-1, slots * _SIZE * 8)).cast("d")
         self._slots = [self._memory[place : place + _SIZE] for place in range(0, slots * _SIZE, _SIZE)]
 
     def take(self) -> Slot:
-        """A free slot; the last one, shared, when there is none."""
+        """Return a free slot, or the last one, shared, if there is none."""
         slot = next((slot for slot in self._slots if not slot[_ALIVE]), self._slots[-1])
         slot[_USED] = slot[_ALIVE] = 1
         return Slot(self, slot)
@@ -53,19 +53,19 @@ class Counts:
 
 
 class Slot:
-    """Where one process counts; it observes its store (storage.model.Observer) too."""
+    """The counters of one process. It is also the observer of its store (storage.model.Observer)."""
 
     def __init__(self, counts: Counts, memory: memoryview[float]) -> None:
         self.counts = counts
         self._memory = memory
-        self._guard = threading.Lock()  # among threads, += may lose one
+        self._guard = threading.Lock()  # += of two threads could lose one
 
     def free(self) -> None:
-        """The process has ended, however that was."""
+        """Free the slot of a process that has ended."""
         self._memory[_ALIVE] = self._memory[_RUNNING] = self._memory[_WAITING] = 0
 
     def begin(self) -> None:
-        """A request."""
+        """Count the start of a request."""
         with self._guard:
             self._memory[_RUNNING] += 1
 
@@ -91,7 +91,7 @@ class Slot:
 
 
 class Total:
-    """The sums of all slots at one moment. A histogram is its counts and, last, the sum of what was counted."""
+    """The sums of all slots. A histogram is its counts and, last, the sum of the observed values."""
 
     def __init__(self, values: list[float]) -> None:
         self._values = values
@@ -100,7 +100,7 @@ class Total:
         self.operations = values[_OPERATIONS:_REQUESTS]
 
     def requests(self, route: int) -> list[float]:
-        """By status, in the order of STATUSES; then all others."""
+        """Return the counts by status, in the order of STATUSES, then of all others."""
         return self._values[_REQUESTS + route * _STATUS_WIDTH :][:_STATUS_WIDTH]
 
     def seconds(self, route: int) -> list[float]:

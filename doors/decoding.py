@@ -1,4 +1,4 @@
-"""JSON decoded strictly, and never much further than a request of this service can go."""
+"""Decode JSON strictly, with limits on its size and depth."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from storage.errors import InvalidInput
 from storage.literals import read_float, read_int
 from storage.model import MAX_ATTRIBUTES, MAX_BATCH
 
-MANY = 200_000  # structural bytes, up to which a body is decoded at once: it cannot become much
-# What a valid body has at most. What has more is refused on the way, before all of it has become objects.
-MOST_MEMBERS = MAX_ATTRIBUTES // 6  # of one object: `"a":1,` is the shortest member of the attributes
+MANY = 200_000  # structural bytes up to which a body is decoded at once, since it needs little memory
+# The limits of a valid body. A body beyond them is refused before all of it is decoded.
+MOST_MEMBERS = MAX_ATTRIBUTES // 6  # in one object: `"a":1,` is the shortest member of the attributes
 MOST_CONTAINERS = 2 * MAX_BATCH + MOST_MEMBERS + 10  # arrays and objects: messages, their attributes, a run's columns
-MOST_DEPTH = 5  # of them one in the other
+MOST_DEPTH = 5  # nested arrays and objects
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 _MINUS_ZERO = re.compile(rb"-0(?![.0-9eE])")
 
 
 def parse_json(raw: bytes) -> Any:
-    """Return a JSON value (RFC 8259, UTF-8 without a BOM). Raises BadRequest, for doubled names and NaN too.
+    """Return a JSON value (RFC 8259, UTF-8 without a BOM). Raises BadRequest, also for repeated names and NaN.
 
-    Raises InvalidInput for an array of more than MAX_BATCH elements; of a costly body when so many have been decoded.
+    Raises InvalidInput for an array of more than MAX_BATCH elements, in a large body as soon as it has decoded them.
     """
     if not raw or raw.isspace():
-        raise BadRequest("the body, or this line of it, is empty where JSON is wanted")
+        raise BadRequest("the body, or this line of it, must be JSON, but is empty")
     if raw.startswith(codecs.BOM_UTF8):
-        raise BadRequest("the body begins with a byte order mark, which JSON has not")
+        raise BadRequest("the body must not begin with a byte order mark")
     text, decoder = utf8(raw), _EXACT if b"-0" in raw and _MINUS_ZERO.search(raw) else _DECODER
     try:
         if len(raw) <= MANY or structure(raw) <= MANY:
             return decoder.decode(text)
         return _Bounded(text, decoder).decode()
-    except StopIteration as fault:  # the scanner's own word for "nothing here"
+    except StopIteration as fault:  # the scanner raises this where no value follows
         raise BadRequest(f"the body is not valid JSON: Expecting value at character {fault.value}") from None
     except RecursionError:
         raise BadRequest("the JSON is nested too deeply") from None
     except ValueError as fault:
         why = f"{fault.msg} at character {fault.pos}" if isinstance(fault, json.JSONDecodeError) else str(fault)
-        why = "a number of more than 4,300 digits" if "digits" in why else why  # Python's own limit
+        why = "a number of more than 4,300 digits" if "digits" in why else why  # Python's limit
         raise BadRequest(f"the body is not valid JSON: {why}") from None
 
 
 def structure(raw: bytes) -> int:
-    """Return how many values the body holds at most, about: what decoding it can cost."""
+    """Return about how many values the body can contain, as a measure of the cost to decode it."""
     return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
 
 
 class _Bounded:
-    """Decodes arrays and objects element by element, and stops at the limits."""
+    """A decoder that reads arrays and objects element by element, and stops at the limits."""
 
     def __init__(self, text: str, decoder: json.JSONDecoder) -> None:
         self._text = text
@@ -72,7 +72,7 @@ class _Bounded:
             return self._scan(self._text, at)
         self._containers += 1
         if depth > MOST_DEPTH or self._containers > MOST_CONTAINERS:
-            raise ValueError("more arrays and objects than any request has")
+            raise ValueError("too many arrays and objects")
         return self._array(at, depth) if first == "[" else self._object(at, depth)
 
     def _array(self, at: int, depth: int) -> tuple[list[Any], int]:
@@ -86,9 +86,9 @@ class _Bounded:
                 raise InvalidInput(f"an array has at most {MAX_BATCH} elements", index=MAX_BATCH)
             first = text[at : at + 1]
             if depth == 1 and first != "{":
-                raise InvalidInput("a message is a JSON object with a 'text'", index=len(values))
+                raise InvalidInput("a message must be a JSON object with a 'text'", index=len(values))
             if first == "[":
-                raise ValueError("an array in an array")
+                raise ValueError("an array must not contain an array")
             value, at = self._value(at, depth + 1) if first == "{" else scan(text, at)
             values.append(value)
             if text[at : at + 1] != ",":
@@ -107,7 +107,7 @@ class _Bounded:
             return {}, at + 1
         while True:
             if len(members) == MOST_MEMBERS:
-                raise ValueError(f"an object of more than {MOST_MEMBERS} members")
+                raise ValueError(f"an object has at most {MOST_MEMBERS} members")
             if text[at : at + 1] != '"':
                 self._fail("Expecting property name enclosed in double quotes", at)
             name, at = self._scan(text, at)
@@ -124,10 +124,10 @@ class _Bounded:
             at = self._skip(at + 1)
 
     def _skip(self, at: int) -> int:
-        """Return the next place that is not blank."""
+        """Return the next position that is not blank."""
         if self._text[at : at + 1] not in (" ", "\t", "\n", "\r"):
             return at
-        return _BLANK.match(self._text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        return _BLANK.match(self._text, at).end()  # type: ignore[union-attr]  # it matches an empty string too
 
     def _fail(self, why: str, at: int) -> NoReturn:
         raise ValueError(f"{why} at character {at}")
@@ -136,7 +136,7 @@ class _Bounded:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("an object must not repeat a name")
     return members
 
 

@@ -1,4 +1,4 @@
-"""The store, as far as a token lets its bearer at it: each verb asks for its right on every queue it touches."""
+"""Authorization: a store whose verbs check the token's right on every queue they touch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from storage.model import (
 
 
 class GrantedStore(Store):
-    """All verbs raise Forbidden, nothing having been done; beside that, storage.model.Store says what they do."""
+    """A Store, as storage.model specifies it, whose verbs raise Forbidden before they change anything."""
 
     def __init__(self, store: Store, grant: Grant | None) -> None:
-        """`grant` None: of a request that needed no token."""
+        """Take the token's grant; None for a request that needed no token."""
         self._store = store
         self._grant = grant
 
@@ -74,7 +74,7 @@ class GrantedStore(Store):
     def reject(
         self, receipt: str, reason: str = "rejected", queue: str | None = None, once: Once | None = None
     ) -> None:
-        """To whatever dead-letter queue this one has: who chose that had the right to."""
+        """Reject; this needs no right on the dead-letter queue, because an authorized PUT chose it."""
         self._need_receipts([receipt], queue)
         self._store.reject(receipt, reason, queue, once)
 
@@ -121,7 +121,7 @@ class GrantedStore(Store):
         return self._store.peek(queue, limit=limit, after=after, before=before, state=state, key=key)
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
-        """Those the token names, whatever it may do there."""
+        """Return the queues that the token names, whatever its rights."""
         grant, found = self._grant, list[Queue]()
         if grant is None or not (prefix.startswith(grant.prefix) or grant.prefix.startswith(prefix)):
             return found
@@ -141,7 +141,7 @@ class GrantedStore(Store):
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
     ) -> Queue:
-        """A dead-letter queue that is named gets messages, so sending there has to be allowed too."""
+        """Configure; this needs `send` or `admin` on a new dead-letter queue too, because it will get messages."""
         self._need(name, ADMIN)
         if isinstance(dead_letter_queue := changes.get("dead_letter_queue"), str):
             self._need(dead_letter_queue, SEND, ADMIN)
@@ -164,7 +164,7 @@ class GrantedStore(Store):
         reason: str | None = None,
         once: Once | None = None,
     ) -> int:
-        """At either end: messages only go back to where they came from."""
+        """Redrive; this needs the right at one end only, because messages return to where they came from."""
         self._need(queue, ADMIN)
         return self._store.redrive(queue, limit, ids=ids, reason=reason, once=once)
 
@@ -172,7 +172,7 @@ class GrantedStore(Store):
         self._store.check_ready()
 
     def _need_receipts(self, receipts: Iterable[str], queue: str | None) -> None:
-        """What is no receipt at all is the store's to report."""
+        """Raise Forbidden unless the token may receive from the receipts' queues. The store reports malformed ones."""
         named = {name for name, tilde, _ in (receipt.partition("~") for receipt in receipts) if tilde}
         self._need_all(named if queue is None else {queue, *named}, RECEIVE)
 
@@ -181,8 +181,8 @@ class GrantedStore(Store):
             self._need(queue, right)
 
     def _need(self, queue: str, *rights: str) -> None:
-        """One of these rights, on this queue."""
+        """Raise Forbidden unless the token has one of these rights on this queue."""
         grant = self._grant
         if grant is None or grant.rights.isdisjoint(rights) or not grant.covers(queue):
-            who = f"the token '{grant.name}'" if grant else "nobody"
+            who = f"the token '{grant.name}'" if grant else "a request without a token"
             raise Forbidden(f"{who} may not {' or '.join(rights)} here", queue=queue[:80])

@@ -1,4 +1,4 @@
-"""What /metrics tells, in Prometheus' text format; docs/operations.md says what each name means and what to do."""
+"""The metrics in Prometheus' text format; docs/operations.md explains each of them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-NAMED_QUEUES = 500  # reported one by one, the first in order of name; those behind them are reported as one
-MOST_QUEUES = 10 * MAX_PAGE  # read for one scrape, so that it stays short; those behind them are not reported
-THE_OTHERS = "(others)"  # no queue's name
+NAMED_QUEUES = 500  # reported one by one, in order of name; the rest as one
+MOST_QUEUES = 10 * MAX_PAGE  # read for one scrape, so that it stays short; the rest are not reported
+THE_OTHERS = "(others)"  # no queue can have this name
 
 _TOTALS = ("sent", "received", "acked", "expired", "dead_lettered")
 
 # name → (type, help)
 METRICS = {
     "queue_messages": ("gauge", "Messages in a queue, by state."),
-    "queue_dead_letters": ("gauge", "Messages of a queue that lie in a dead-letter queue."),
+    "queue_dead_letters": ("gauge", "Messages from a queue that are in a dead-letter queue."),
     "queue_bytes": ("gauge", "Bytes of text and fields in a queue."),
     "queue_oldest_age_seconds": ("gauge", "Seconds that the longest-waiting ready message in a queue has been ready."),
     **{
         f"queue_messages_{total}_total": (
             "counter",
-            f"Messages {total.replace('_', '-')} since a queue came into being.",
+            f"Messages {total.replace('_', '-')} since the queue was created.",
         )
         for total in _TOTALS
     },
@@ -42,20 +42,20 @@ METRICS = {
     "queue_database_bytes": ("gauge", "Bytes of the database on disk, without its log."),
     "queue_log_bytes": ("gauge", "Bytes of the write-ahead log on disk."),
     "queue_disk_free_bytes": ("gauge", "Bytes free on the database's disk."),
-    "queue_store_readable": ("gauge", "1 when the store could be read for this scrape, else 0."),
+    "queue_store_readable": ("gauge", "1 if this scrape could read the store, else 0."),
     "queue_commit_seconds": (
         "histogram",
-        "Seconds from an attempt at a commit to its end, waiting for its turn included.",
+        "Seconds from the start of a commit to its end, including the wait for the lock.",
     ),
-    "queue_commit_operations": ("histogram", "Operations that one commit carried."),
+    "queue_commit_operations": ("histogram", "Operations in one commit."),
     "queue_processes": ("gauge", "Worker processes."),
-    "queue_requests_running": ("gauge", "Requests that hold a thread, waiting reads among them."),
+    "queue_requests_running": ("gauge", "Requests that hold a thread, including waiting reads."),
     "queue_requests_limit": ("gauge", "Requests that all threads together can run."),
     "queue_readers_waiting": ("gauge", "Reads that wait for a message."),
     "queue_readers_limit": ("gauge", "Reads that may wait at once."),
     "queue_http_requests_total": ("counter", "Requests answered, by route and status."),
-    "queue_http_request_seconds": ("histogram", "Seconds until a reply was ready, waiting for messages included."),
-    "queue_build_info": ("gauge", "1; its labels tell what is running."),
+    "queue_http_request_seconds": ("histogram", "Seconds until a reply was ready, including the wait for messages."),
+    "queue_build_info": ("gauge", "Always 1; the labels name the versions."),
 }
 
 Labels = Mapping[str, str]
@@ -64,13 +64,13 @@ Counted = tuple[Labels, Sequence[float], Sequence[float]]  # a histogram: its bo
 
 
 class Listing(Protocol):
-    """What a scrape asks of a store."""
+    """The part of a store that a scrape needs."""
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]: ...
 
 
 class Service(Protocol):
-    """What is told of."""
+    """The service, as far as /metrics reports on it."""
 
     @property
     def settings(self) -> Settings: ...
@@ -86,7 +86,7 @@ class Service(Protocol):
 
 
 class Limits(NamedTuple):
-    """Of each process."""
+    """The limits of each process."""
 
     threads: int
     pollers: int
@@ -99,15 +99,15 @@ def mount(app: Bottle, service: Service) -> None:
         routes = [f"{route.method} {watch.rule_of(route)}" for route in app.routes]
         limits = Limits(service.settings.threads, service.settings.pollers)
         disk = service.whole_store.disk
-        told = exposition(service.store, disk, service.slot.counts.total(), routes, limits, VERSION)
-        return answer.text(told, CONTENT_TYPE)
+        exposed = exposition(service.store, disk, service.slot.counts.total(), routes, limits, VERSION)
+        return answer.text(exposed, CONTENT_TYPE)
 
 
 def exposition(
     store: Listing, disk: Callable[[], Disk], total: Total, routes: Sequence[str], limits: Limits, version: str
 ) -> str:
-    """All metrics. `routes`: by their places in the counts, as "METHOD /rule"."""
-    from prometheus_client import (  # imported, it reads the environment: only when asked
+    """Return all metrics as text. `routes`: as "METHOD /rule", in the order of the counts."""
+    from prometheus_client import (  # its import reads the environment
         CollectorRegistry,
         generate_latest,
     )
@@ -115,7 +115,7 @@ def exposition(
     try:
         families = [*_of_queues(_read(store)), *_of_disk(disk())]
         readable = 1.0
-    except StoreError:  # what the processes have counted tells most just then
+    except StoreError:  # the processes' counters matter most just then
         families, readable = [], 0.0
     families += [_plain("queue_store_readable", readable), *_of_processes(total, limits), *_of_routes(total, routes)]
     build = {"version": version, "python": platform.python_version()}
@@ -126,7 +126,7 @@ def exposition(
 
 
 class _Found:
-    """A collector of what has been collected."""
+    """A collector of metrics that are already complete."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -136,7 +136,7 @@ class _Found:
 
 
 def _read(store: Listing) -> list[Queue]:
-    """The first MOST_QUEUES, page by page: each is a short read."""
+    """Return the first MOST_QUEUES queues, page by page, so that each read is short."""
     found = page = store.queues()
     while len(page) == MAX_PAGE and len(found) < MOST_QUEUES:
         page = store.queues(after=page[-1].name)
@@ -178,7 +178,7 @@ def _of_processes(total: Total, limits: Limits) -> Iterator[Metric]:
 
 
 def _of_routes(total: Total, routes: Sequence[str]) -> Iterator[Metric]:
-    """Those that were asked for: what never happened would be a thousand lines."""
+    """Yield the metrics of routes with requests; unused combinations would be a thousand lines."""
     places = [*enumerate(routes), (OTHER_ROUTE, "other other")]
     labelled = [(place, dict(zip(("method", "route"), name.split(" "), strict=True))) for place, name in places]
     yield _family(
@@ -203,8 +203,8 @@ def _plain(name: str, value: float) -> Metric:
 def _family(name: str, samples: Sequence[Sample]) -> Metric:
     from prometheus_client.core import Metric
 
-    kind, told = METRICS[name]
-    family = Metric(name.removesuffix("_total") if kind == "counter" else name, told, kind)
+    kind, description = METRICS[name]
+    family = Metric(name.removesuffix("_total") if kind == "counter" else name, description, kind)
     for labels, value in samples:
         family.add_sample(name, dict(labels), value)
     return family

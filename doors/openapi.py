@@ -1,4 +1,4 @@
-"""The API as an OpenAPI 3.1 document: every route, and all that it may answer."""
+"""The API as an OpenAPI 3.1 document: every route and its responses."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from storage.model import MAX_PAGE, QUEUE_NAME
 _IDEMPOTENT = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "The request is done once: a repetition with this key gets the first reply.",
+    "description": "Do the request once: a retry with this key gets the first reply.",
     "schema": IDEMPOTENCY,
 }
 _QUEUE = {"name": "queue", "in": "path", "required": True, "schema": ref("QueueName")}
@@ -58,7 +58,7 @@ _RECEIPT = {"name": "receipt", "in": "path", "required": True, "schema": RECEIPT
 
 def mount(app: Bottle) -> None:
     @app.get("/openapi.json")
-    def told() -> HTTPResponse:
+    def openapi() -> HTTPResponse:
         return answer.value(document())
 
 
@@ -71,22 +71,22 @@ def document() -> dict[str, Any]:
             "version": VERSION,
             "summary": "A durable message queue over HTTP and JSON.",
             "description": "`/messages` is the queue `default`. Times are RFC 3339, UTC; durations are seconds; "
-            "whole numbers are written without a fraction.",
+            "write whole numbers without a fraction.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
         "security": [{}, {"bearer": []}, {"basic": []}],
         "tags": [
             {"name": "messages", "description": "Send, receive and settle."},
-            {"name": "queues", "description": "Look at queues, and look after them."},
-            {"name": "operations", "description": "Of the service as a whole."},
+            {"name": "queues", "description": "Inspect and administer queues."},
+            {"name": "operations", "description": "Check and monitor the service."},
         ],
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,
             "responses": {name: problem(name.split(OR)) for name in sorted(_problems_of(paths))},
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "Where the operator has set tokens."},
+                "bearer": {"type": "http", "scheme": "bearer", "description": "If the operator has set tokens."},
                 "basic": {"type": "http", "scheme": "basic", "description": "The same; the password is the token."},
             },
         },
@@ -94,7 +94,7 @@ def document() -> dict[str, Any]:
 
 
 def _messages(prefix: str) -> dict[str, Any]:
-    """The routes at /messages, or the same at a queue's own."""
+    """Return the routes at /messages, or the same under a queue."""
     at = [_QUEUE] if prefix else []
     to, of = ("_to_queue", "_of_queue") if prefix else ("", "")
     where = "of the queue" if prefix else "of `default`"
@@ -106,30 +106,30 @@ def _messages(prefix: str) -> dict[str, Any]:
                 f"send{to}",
                 f"Write a message, or a batch, to {'the queue' if prefix else '`default`'}",
                 [_IDEMPOTENT],
-                {"200": json_of("It is on disk.", {"anyOf": [ref("StoredMessage"), ref("Ids")]})},
+                {"200": json_of("The write is on disk.", {"anyOf": [ref("StoredMessage"), ref("Ids")]})},
                 (*READS_BODY, "idempotency_mismatch", "queue_full", *STORAGE),
                 _SEND_BODY,
-                "A Content-Type of `application/x-www-form-urlencoded`, which is curl's own, or none, is read as JSON.",
+                "A Content-Type of `application/x-www-form-urlencoded` (curl's default), or none, counts as JSON.",
             ),
             "get": _operation(
                 "messages",
                 f"receive{of}",
-                f"Read {where}: remove, or lease",
+                f"Read {where}: remove or lease messages",
                 [*_reading(queues=not prefix), _IDEMPOTENT],
                 {"200": RECEIVED, "204": NOTHING_THERE, "303": TO_THE_PAGE},
                 ("invalid_input", "idempotency_mismatch", *STORAGE),
-                more="Without `lease` the message is removed. With `limit` the reply is an array. In the form of runs "
-                "a leased read tells messages that lie together as one.",
+                more="Without `lease` the service removes the message. With `limit` the reply is an array. As runs, "
+                "a leased read returns consecutive messages as one.",
             ),
             "head": _operation(
-                "messages", f"head{of}", "Refused, since a read removes messages", [], {}, ("method_not_allowed",)
+                "messages", f"head{of}", "Refused, because a read removes messages", [], {}, ("method_not_allowed",)
             ),
         },
         f"{prefix}/messages/{{receipt}}": _by_receipt_or_id() if prefix else _by_receipt(),
         f"{prefix}/messages/ack": {
             "parameters": at,
             "post": _operation(
-                "messages", f"ack{of}", "Ack many", [_IDEMPOTENT],
+                "messages", f"ack{of}", "Ack many messages", [_IDEMPOTENT],
                 {"200": json_of("What became of each.", ref("AckResult"))},
                 (*READS_BODY, "idempotency_mismatch", *STORAGE), _body(ref("Receipts")),
             ),
@@ -153,7 +153,7 @@ def _by_receipt() -> dict[str, Any]:
             "messages", "settle", "Ack: remove the message", [_IDEMPOTENT], {"204": DONE}, ("invalid_input", *settled)
         ),
         "patch": _operation(
-            "messages", "change_lease", "Extend, release, or reject", [_IDEMPOTENT],
+            "messages", "change_lease", "Extend, release or reject a message", [_IDEMPOTENT],
             {"200": json_of("The lease was extended.", ref("LeaseEnd")), "204": DONE},
             (*READS_BODY, *settled), _body(ref("LeaseChange")),
         ),
@@ -161,18 +161,18 @@ def _by_receipt() -> dict[str, Any]:
 
 
 def _by_receipt_or_id() -> dict[str, Any]:
-    """One path in the document, since its templates would be the same; two routes in the service."""
-    either = "Digits are the id of a message, for an administrator; all else is a receipt."
+    """Return one path for two routes of the service, because their templates would be the same."""
+    either = "Digits are the id of a message, for administrators; anything else is a receipt."
     changed = (
         "queue_not_found", "message_not_found", "stale_receipt", "message_leased", "idempotency_mismatch", *STORAGE,
     )  # fmt: skip
     return {
         "parameters": [_QUEUE, _RECEIPT | {"description": either}],
         "get": _operation(
-            "queues", "look_at_message", "Look at a message by its id", [],
+            "queues", "look_at_message", "Show a message by its id", [],
             {"200": json_of("The message in its envelope.", ref("PeekedMessage"))},
             ("invalid_input", "queue_not_found", "message_not_found", "method_not_allowed", *STORAGE),
-            more="By a receipt: 405.",
+            more="A receipt is 405.",
         ),
         "delete": _operation(
             "messages", "settle_of_queue", "Ack by receipt, or remove by id", [_IDEMPOTENT], {"204": DONE},
@@ -187,14 +187,14 @@ def _by_receipt_or_id() -> dict[str, Any]:
 
 
 def _transactions() -> dict[str, Any]:
-    answered = json_of("It is on disk.", ref("Transacted"), {"Retry-After": RETRY | {"required": False}})
+    answered = json_of("The commit is on disk.", ref("Transacted"), {"Retry-After": RETRY | {"required": False}})
     answered["content"][RUNS] = {"schema": ref("TransactedRuns")}
     problems = (
         *READS_BODY, "message_not_found", "stale_receipt", "idempotency_mismatch", "queue_full", *STORAGE,
     )  # fmt: skip
     transact = _operation(
         "messages", "transact", "Ack, send and receive in one commit", [_IDEMPOTENT], {"200": answered}, problems,
-        _body(ref("Transaction")), "A `Retry-After` tells that there was no place to wait for messages.",
+        _body(ref("Transaction")), "A `Retry-After` means that too many readers are waiting.",
     )  # fmt: skip
     return {"/transactions": {"post": transact}}
 
@@ -204,7 +204,7 @@ def _queues() -> dict[str, Any]:
     if_match = {
         "name": "If-Match",
         "in": "header",
-        "description": "Only if the `ETag` is still this one; any other value is 412.",
+        "description": "Make the change only if the `ETag` is still this one, else 412.",
         "schema": {"type": "string", "examples": ['"3"', "*"]},
     }
     unknown = ("invalid_input", "queue_not_found", *STORAGE)
@@ -212,15 +212,15 @@ def _queues() -> dict[str, Any]:
     return {
         "/queues": {
             "get": _operation(
-                "queues", "list_queues", "Every queue's stats, page by page", _listing(),
+                "queues", "list_queues", "List the stats of every queue, page by page", _listing(),
                 {"200": json_of("The queues, in order of name.", ref("QueueListing"))}, ("invalid_input", *STORAGE),
             )
         },
         "/queues/{queue}": {
             "parameters": [_QUEUE],
-            "get": _operation("queues", "describe_queue", "Its stats and settings", [], {"200": described}, unknown),
+            "get": _operation("queues", "describe_queue", "Show stats and settings", [], {"200": described}, unknown),
             "put": _operation(
-                "queues", "configure_queue", "Change settings; creates the queue", [if_match, _IDEMPOTENT],
+                "queues", "configure_queue", "Change settings; create the queue if needed", [if_match, _IDEMPOTENT],
                 {"200": described}, (*READS_BODY, "precondition_failed", once, *STORAGE), _body(ref("SettingsChange")),
             ),
             "delete": _operation(
@@ -231,7 +231,7 @@ def _queues() -> dict[str, Any]:
         "/queues/{queue}/peek": {
             "parameters": [_QUEUE],
             "get": _operation(
-                "queues", "peek", "Look without touching", _peeking(),
+                "queues", "peek", "Show messages without changing them", _peeking(),
                 {"200": list_or_lines("Messages in order of id.", listed(ref("PeekedMessage")))},
                 ("invalid_input", *STORAGE),
             ),
@@ -257,38 +257,38 @@ def _queues() -> dict[str, Any]:
 
 def _operations() -> dict[str, Any]:
     html = {"content": {"text/html": {"schema": {"type": "string"}}}, "headers": NO_STORE | GUARDED}
-    start = {"description": "JSON; a page to look at queues for who accepts `text/html`."} | html
+    start = {"description": "JSON; for `Accept: text/html` a page that shows the queues."} | html
     start["content"] = json_of("", ref("Index"))["content"] | html["content"]
-    start["headers"] = NO_STORE | {name: {**told, "required": False} for name, told in GUARDED.items()}
+    start["headers"] = NO_STORE | {name: {**header, "required": False} for name, header in GUARDED.items()}
     status = ref("Status")
     return {
-        "/": {"get": _operation("operations", "index", "Where to go from here", [], {"200": start}, public=True)},
+        "/": {"get": _operation("operations", "index", "Show a guide to the service", [], {"200": start}, public=True)},
         "/docs": {
             "get": _operation(
-                "operations", "reference", "This document, to read", [],
+                "operations", "reference", "Show this document as a page", [],
                 {"200": {"description": "A page."} | html}, public=True,
             )
         },
         "/openapi.json": {
             "get": _operation(
-                "operations", "openapi", "This document", [],
+                "operations", "openapi", "Return this document", [],
                 {"200": json_of("OpenAPI 3.1.", {"type": "object"})}, public=True,
             )
         },
         "/health": {
             "get": _operation(
-                "operations", "health", "The process is alive", [], {"200": json_of("Alive.", status)}, public=True
+                "operations", "health", "Check that it is alive", [], {"200": json_of("Alive.", status)}, public=True
             )
         },
         "/ready": {
             "get": _operation(
-                "operations", "ready", "A write was committed just now", [],
+                "operations", "ready", "Check that the service can commit a write", [],
                 {"200": json_of("Ready.", status)}, STORAGE, public=True,
             )
         },
         "/metrics": {
             "get": _operation(
-                "operations", "metrics", "What Prometheus reads", [],
+                "operations", "metrics", "Return the metrics for Prometheus", [],
                 {"200": text_of("Prometheus' text format.")}, ("invalid_input", *STORAGE),
             )
         },
@@ -307,20 +307,20 @@ def _operation(
     public: bool = False,
 ) -> dict[str, Any]:
     codes = (*problems, *EVERYWHERE, *(() if public else ACCESS))
-    told: dict[str, Any] = {"tags": [tag], "operationId": operation, "summary": summary}
-    told |= {"description": more} if more else {}
-    told |= {"parameters": parameters} if parameters else {}
-    told |= {"requestBody": body} if body else {}
-    told |= {"security": []} if public else {}
+    described: dict[str, Any] = {"tags": [tag], "operationId": operation, "summary": summary}
+    described |= {"description": more} if more else {}
+    described |= {"parameters": parameters} if parameters else {}
+    described |= {"requestBody": body} if body else {}
+    described |= {"security": []} if public else {}
     for status in sorted({CODES[code][0] for code in codes}):
         name = OR.join(code for code in CODES if code in codes and CODES[code][0] == status)
         answers[str(status)] = {"$ref": RESPONSES + name}
-    return told | {"responses": answers}
+    return described | {"responses": answers}
 
 
 def _problems_of(paths: dict[str, Any]) -> set[str]:
-    """The names of the problems these refer to."""
-    operations = [told for path in paths.values() for told in path.values() if isinstance(told, dict)]
+    """Return the names of the problems that these paths refer to."""
+    operations = [item for path in paths.values() for item in path.values() if isinstance(item, dict)]
     refs = [answer.get("$ref", "") for operation in operations for answer in operation["responses"].values()]
     return {found.removeprefix(RESPONSES) for found in refs if found}
 
@@ -350,11 +350,11 @@ def _peeking() -> list[Schema]:
 
 def _listing() -> list[Schema]:
     limit: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE}
-    start = QUEUE | {"pattern": f"^({QUEUE_NAME.pattern})?$"}  # left empty, as a form does, it is not given
+    start = QUEUE | {"pattern": f"^({QUEUE_NAME.pattern})?$"}  # a form sends an empty value for none
     query: dict[str, Schema] = {
-        "prefix": start | {"description": "Only queues whose names begin so."},
-        "after": start | {"description": "Only queues behind this name: the `next` of the page before."},
-        "limit": limit | {"description": "At most so many."},
+        "prefix": start | {"description": "Only queues whose names begin with this."},
+        "after": start | {"description": "Only queues after this name: the `next` of the previous page."},
+        "limit": limit | {"description": "At most this many queues."},
     }
     return [_query(name, schema) for name, schema in query.items()]
 

@@ -1,4 +1,4 @@
-"""What operations of the OpenAPI document answer: values, nothing, and problems."""
+"""The responses of the operations in the OpenAPI document: values, nothing, and problems."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from doors.answer import RETRY_AFTER
 from doors.schemas import QUEUE, Schema, listed, record, ref
 from doors.wire import JSON, NDJSON, RUNS
 
-# Every code a problem may have: (status, when). The codes a route may answer stand at its operation.
+# Every code of a problem: (status, when). Each operation lists the codes of its route.
 CODES = {
-    "invalid_input": (400, "a value is outside the rules; `field` and `index` say where"),
-    "bad_request": (400, "the request cannot be read"),
-    "unauthenticated": (401, "the operator has set tokens, and the request has none that is known"),
+    "invalid_input": (400, "a value breaks the rules; `field` and `index` name it"),
+    "bad_request": (400, "the service cannot read the request"),
+    "unauthenticated": (401, "the operator has set tokens, and the request has none or an unknown one"),
     "forbidden": (403, "the token does not allow this"),
-    "cross_origin": (403, "a page of another origin asks, in a browser"),
-    "prefetch": (403, "a browser fetches it ahead"),
-    "queue_not_found": (404, "there is no such queue"),
-    "message_not_found": (404, "the receipt's message is gone, or never was"),
-    "not_found": (404, "there is no such route"),
+    "cross_origin": (403, "a browser sent this for a page of another origin"),
+    "prefetch": (403, "a browser prefetches"),
+    "queue_not_found": (404, "no such queue"),
+    "message_not_found": (404, "the receipt's message was settled, expired, purged or dead-lettered, or never existed"),
+    "not_found": (404, "no such route"),
     "method_not_allowed": (405, "the route has other methods; `Allow` lists them"),
-    "stale_receipt": (409, "the message was leased again since, or a lease to be extended was released"),
-    "message_leased": (409, "the message is leased, so it cannot be changed by its id"),
+    "stale_receipt": (409, "the message was leased again since, or the lease to be extended was released"),
+    "message_leased": (409, "a worker holds the message, so you cannot change it by its id"),
     "precondition_failed": (412, "the settings have changed since the `ETag` was read"),
     "body_too_large": (413, "the body is over the limit"),
     "uri_too_long": (414, "the request line is too long"),
-    "unsupported_media_type": (415, "the body's type or encoding is not taken"),
-    "unknown_host": (421, "the service listens on loopback and is called by another name"),
+    "unsupported_media_type": (415, "the service does not accept the body's type or encoding"),
+    "unknown_host": (421, "the service listens on loopback only, and the request's `Host` is a public name"),
     "idempotency_mismatch": (422, "the `Idempotency-Key` belongs to another request"),
-    "queue_full": (429, "`max_messages` or `max_bytes` would be exceeded; nothing was stored"),
-    "too_many_failures": (429, "too many requests with wrong tokens came from this address, this one among them"),
+    "queue_full": (429, "the write would exceed `max_messages` or `max_bytes`; nothing was stored"),
+    "too_many_failures": (429, "the token is wrong, and many wrong ones came from this address"),
     "headers_too_large": (431, "a header, or all of them, are too large"),
-    "internal_error": (500, "a fault of the service; `detail` has a reference into its log"),
-    "busy": (503, "the write lock, or room for a large body, could not be had in time; nothing was done"),
-    "disk_full": (503, "there is no room for the write; nothing was done"),
+    "internal_error": (500, "a fault of the service; `detail` has a reference to its log"),
+    "busy": (503, "no write lock, database or memory for a large body in time; nothing was done"),
+    "disk_full": (503, "no room for the write; nothing was done"),
     "interrupted": (
         503,
-        "cut off after a part of it; `detail` says what was done, and repeating it goes on",
+        "the request stopped after a part of it; `detail` reports what was done, and a retry continues",
     ),
-    "unavailable": (503, "the storage failed; whether it was done is not known"),
+    "unavailable": (503, "the storage failed; the outcome is unknown"),
 }
 ACCESS = ("unauthenticated", "forbidden", "too_many_failures")
 EVERYWHERE = (
@@ -56,7 +56,7 @@ NO_STORE = {
 
 
 def problem(codes: list[str]) -> Schema:
-    """An answer with one of these codes, all of one status."""
+    """Return a response with one of these codes, all of one status."""
     status = CODES[codes[0]][0]
     headers = dict(NO_STORE)
     if status in (429, 503):
@@ -86,10 +86,10 @@ def text_of(description: str) -> Schema:
 
 
 def list_or_lines(description: str, schema: Schema, headers: Schema | None = None) -> Schema:
-    """JSON, or one value a line for who accepts application/x-ndjson."""
-    told = json_of(description, schema, headers)
-    told["content"][NDJSON] = {"schema": {"type": "string"}}
-    return told
+    """Return a response as JSON, or as one value a line for `Accept: application/x-ndjson`."""
+    response = json_of(description, schema, headers)
+    response["content"][NDJSON] = {"schema": {"type": "string"}}
+    return response
 
 
 RECEIVED = list_or_lines(
@@ -103,7 +103,7 @@ RECEIVED = list_or_lines(
         ]
     },
     {
-        name: {"description": "Of a single message.", "schema": schema}
+        name: {"description": "For a single message.", "schema": schema}
         for name, schema in {
             "Message-Id": {"type": "string"},
             "Message-Queue": QUEUE,
@@ -114,11 +114,11 @@ RECEIVED = list_or_lines(
 RECEIVED["content"][RUNS] = {"schema": listed({"anyOf": [ref("LeasedMessage"), ref("LeasedRun")]}, 1)}
 DONE = {"description": "Done.", "headers": NO_STORE}
 NOTHING_THERE = {
-    "description": "Nothing there. With `Retry-After` it came early: as many readers wait as the service allows.",
+    "description": "No message. With `Retry-After`, too many readers are waiting: retry after that many seconds.",
     "headers": NO_STORE | {"Retry-After": RETRY | {"required": False}},
 }
 TO_THE_PAGE = json_of(
-    "A browser that opens a read is led to the page of its queue.",
+    "The service redirects a browser that opens a read to the page of its queue.",
     record({"page": {"type": "string"}}, "page"),
     {"Location": {"required": True, "schema": {"type": "string"}}},
 )

@@ -1,4 +1,4 @@
-"""Pages for people: each is one file, whose own style and script may run, and nothing else."""
+"""HTML pages: each is one file, and only its own style and script may run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from doors import answer, reference, wire
 def mount(app: Bottle) -> None:
     @app.get("/")
     def index() -> HTTPResponse:
-        """Queues to look at and to look after, kept up to date by the page's own script; curl gets a guide."""
+        """Return the page that shows the queues; for other clients than browsers return a guide."""
         if wire.wants_html(request.environ):
             return _page(_file("page.html"))
         return answer.value(_guide(request.environ.get("HTTP_HOST", "localhost")), {"Vary": "Accept"})
 
     @app.get("/docs")
     def docs() -> HTTPResponse:
-        """The OpenAPI document as a page."""
+        """Return the OpenAPI document as a page."""
         return _page(_reference())
 
 
 def _guide(host: str) -> dict[str, str]:
-    """Where to go from here, for who came with curl."""
+    """Return first commands for curl users."""
     return {
         "service": "queue_service",
         "send": f"""curl -d '{{"text": "hello"}}' {host}/messages""",
@@ -63,7 +63,7 @@ def _page(html: str) -> HTTPResponse:
 
 @lru_cache(maxsize=2)
 def _policy(html: str) -> str:
-    """Runs what stands in the page, by its hash; talks to this service; is shown in no other page's frame."""
+    """Return a policy that allows only the page's own style and script, this service, and no framing."""
     style, script = (re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL) for tag in ("style", "script"))
     return (
         f"default-src 'none'; style-src {_hashes(style)}; script-src {_hashes(script)}; connect-src 'self'; "

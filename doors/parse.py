@@ -1,4 +1,4 @@
-"""What each route's request may say: from query and body to the store's own words, or InvalidInput."""
+"""Parse each route's query and body into arguments of the store. Each function raises InvalidInput."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from storage.model import (
     milliseconds,
 )
 
-ANY = "any"  # of `recipients`, the only value
+ANY = "any"  # the only value of `recipients`
 
 ID = re.compile(r"[1-9][0-9]{0,18}")
-MAX_ID = 2**63 - 2  # what is before and after it can be asked for too
+MAX_ID = 2**63 - 2  # one less than the largest, so that `after` and `before` can lie beyond it
 
 
 class Ask(NamedTuple):
-    """A read, as the query puts it. `batch`: the reader set a `limit`, so it gets an array whatever comes."""
+    """A read. `batch`: the reader set a `limit`, so the reply is an array."""
 
     receive: Receive
     batch: bool
 
 
 class LeaseChange(NamedTuple):
-    """What the holder of a receipt wants, in seconds: more time, or (lease 0) to give back, or to dead-letter."""
+    """A change by receipt, in seconds: extend the lease, release (lease 0) or dead-letter the message."""
 
     lease: float = 0.0
     delay: float = 0.0
@@ -54,7 +54,7 @@ class LeaseChange(NamedTuple):
 
 
 class MessageChange(NamedTuple):
-    """What an administrator wants of a waiting message: a new delay in seconds, or (None) to dead-letter it."""
+    """A change by id: a new delay in seconds, or None to dead-letter the message."""
 
     delay: float | None
     reason: str = ""
@@ -66,7 +66,7 @@ class Extension(NamedTuple):
 
 
 class Redrive(NamedTuple):
-    """Which dead letters; None: all."""
+    """Which dead letters to move; None: all."""
 
     limit: int | None = None
     ids: list[int] | None = None
@@ -82,7 +82,7 @@ class Peek(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Of the list of queues."""
+    """A page of the list of queues."""
 
     prefix: str
     after: str
@@ -96,17 +96,17 @@ class Transaction(NamedTuple):
 
 
 def nothing(environ: Environ) -> None:
-    """A route that takes no query."""
+    """Refuse any query parameter."""
     Query(environ).done()
 
 
 def queue_or_none(name: str | None) -> str | None:
-    """The queue of a route's path, where it names one."""
+    """Return the checked queue name of a route's path, or None if it has none."""
     return None if name is None else check_queue_name(name)
 
 
 def ask(environ: Environ, queue: str | None) -> Ask:
-    """The read asked for at a queue's own route, or (queue None) at /messages, where `queue` may be given."""
+    """Return the read of a queue's own route, or (queue None) of /messages, which accepts `queue` parameters."""
     query = Query(environ)
     names = tuple(dict.fromkeys(query.many("queue"))) or ("default",) if queue is None else (queue,)
     limit = query.whole("limit", 1, MAX_LIMIT)
@@ -130,7 +130,7 @@ def peek(environ: Environ) -> Peek:
     before, state, key = query.whole("before", 0, 2**63 - 1), query.one("state"), query.one("key")
     query.done()
     if state is not None and state not in list(State):
-        raise InvalidInput(f"'state' is one of {', '.join(State)}", field="state")
+        raise InvalidInput(f"'state' must be one of {', '.join(State)}", field="state")
     if key is not None:
         check_name("key", key)
     return Peek(limit or 100, after or 0, before, None if state is None else State(state), key)
@@ -147,7 +147,7 @@ def page(environ: Environ) -> Page:
 
 
 def message_id(text: str) -> int:
-    """Raises MessageNotFound for digits that are no id."""
+    """Return the id. Raises MessageNotFound for digits that cannot be one."""
     if not ID.fullmatch(text) or int(text) > MAX_ID:
         raise MessageNotFound
     return int(text)
@@ -169,16 +169,16 @@ def lease_change(environ: Environ, body: bytes) -> LeaseChange:
         return LeaseChange(dead=True, reason=_reason(change))
     _one_of(change, "lease", "dead")
     if "reason" in change:
-        raise InvalidInput("'reason' goes with 'dead'", field="reason")
+        raise InvalidInput("'reason' requires 'dead'", field="reason")
     lease = milliseconds(change["lease"], "lease", most=MAX_LEASE) / 1000
     if lease:
         for name in change:
             if name != "lease":
-                raise InvalidInput(f"'{name}' goes with a 'lease' of 0", field=name)
+                raise InvalidInput(f"'{name}' requires a 'lease' of 0", field=name)
         milliseconds(change["lease"], "lease", least=1, most=MAX_LEASE)
     counted = change.get("counted", True)
     if not isinstance(counted, bool):
-        raise InvalidInput("'counted' is true or false", field="counted")
+        raise InvalidInput("'counted' must be true or false", field="counted")
     return LeaseChange(lease, milliseconds(change.get("delay", 0), "delay") / 1000, counted)
 
 
@@ -194,10 +194,10 @@ def message_change(environ: Environ, body: bytes) -> MessageChange:
 def transaction(environ: Environ, body: bytes) -> Transaction:
     document = _object(environ, body, "ack", "send", "receive")
     if not document:
-        raise InvalidInput("a transaction has at least one of 'ack', 'send' and 'receive'")
+        raise InvalidInput("a transaction must have at least one of 'ack', 'send' and 'receive'")
     sends = document.get("send", [])
     if not isinstance(sends, list) or len(sends) > MAX_BATCH:
-        raise InvalidInput(f"'send' is an array of at most {MAX_BATCH} messages", field="send")
+        raise InvalidInput(f"'send' must be an array of at most {MAX_BATCH} messages", field="send")
     return Transaction(
         _receipts(document, "ack", least=0),
         [_addressed(item, index) for index, item in enumerate(sends)],
@@ -206,14 +206,14 @@ def transaction(environ: Environ, body: bytes) -> Transaction:
 
 
 def settings(environ: Environ, body: bytes) -> dict[str, Any]:
-    """The changes, not checked yet: QueueSettings.changed does."""
+    """Return the changes; QueueSettings.changed checks them."""
     return _object(environ, body)
 
 
 def empty(environ: Environ, body: bytes) -> None:
-    """No body, or an object with nothing in it: a purge of some messages only is not to be had."""
+    """Refuse any body but an empty object: a purge cannot be limited to some messages."""
     if body and _object(environ, body):
-        raise InvalidInput("this route takes no body")
+        raise InvalidInput("this route accepts no body")
 
 
 def redrive(environ: Environ, body: bytes) -> Redrive:
@@ -227,7 +227,7 @@ def redrive(environ: Environ, body: bytes) -> Redrive:
 
 
 def if_match(environ: Environ) -> int | None:
-    """The version an If-Match names; None when there is none, 0 (which no queue has) when it is no ETag of ours."""
+    """Return the version in If-Match; None without one, 0 (which no queue has) if it is not one of our ETags."""
     tag = environ.get("HTTP_IF_MATCH", "*").strip()
     if tag == "*":
         return None
@@ -236,12 +236,12 @@ def if_match(environ: Environ) -> int | None:
 
 
 def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:
-    """A JSON object, with no other members than `names` where these are given."""
+    """Return a JSON object, with no other members than `names` if there are any."""
     if media_type(environ) != JSON:
-        raise UnsupportedMediaType(f"this route takes {JSON}")
+        raise UnsupportedMediaType(f"the Content-Type must be {JSON}")
     document = parse_json(body)
     if not isinstance(document, dict):
-        raise InvalidInput("the body is a JSON object")
+        raise InvalidInput("the body must be a JSON object")
     if names:
         only(document, *names)
     return document
@@ -251,54 +251,54 @@ def only(document: Mapping[str, Any], *names: str) -> None:
     """Raise InvalidInput for a member of another name."""
     for name in document:
         if name not in names:
-            raise InvalidInput(f"unknown field '{name[:128]}': known here are {', '.join(names)}", field=name[:128])
+            raise InvalidInput(f"unknown field '{name[:128]}': use {', '.join(names)}", field=name[:128])
 
 
 def _one_of(change: Mapping[str, Any], *names: str) -> None:
     """Raise InvalidInput unless the change has one of these members."""
     if change.keys().isdisjoint(names):
-        raise InvalidInput(f"a change has one of {', '.join(map(repr, names))}", field=names[0])
+        raise InvalidInput(f"a change must have one of {', '.join(map(repr, names))}", field=names[0])
 
 
 def _reason(change: Mapping[str, Any]) -> str:
-    """Of {"dead": true, "reason": …}."""
+    """Return the reason in {"dead": true, "reason": …}, or the default."""
     only(change, "dead", "reason")
     if change["dead"] is not True:
-        raise InvalidInput("'dead' can only be true", field="dead")
+        raise InvalidInput("'dead' must be true", field="dead")
     return check_name("reason", change.get("reason", "rejected"), MAX_REASON)
 
 
 def _recipient(recipient: Any, recipients: Any) -> str | None:
-    """Whose messages a read takes, as Receive has it."""
+    """Return the recipient for Receive: "" for unaddressed messages, None for any."""
     if recipients is None:
         return "" if recipient is None else check_name("recipient", recipient)
     if recipients != ANY or recipient is not None:
-        raise InvalidInput(f"'recipients' can only be '{ANY}', and not with 'recipient'", field="recipients")
+        raise InvalidInput(f"'recipients' must be '{ANY}', without 'recipient'", field="recipients")
     return None
 
 
 def _ids(given: object) -> list[int]:
     if not isinstance(given, list) or not 1 <= len(given) <= MAX_BATCH:
-        raise InvalidInput(f"'ids' is an array of 1 to {MAX_BATCH} ids", field="ids")
+        raise InvalidInput(f"'ids' must be an array of 1 to {MAX_BATCH} ids", field="ids")
     for index, one in enumerate(given):
         if not isinstance(one, str) or not ID.fullmatch(one):
-            raise InvalidInput("an id is a string of digits", field="ids", index=index)
-    return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has another
+            raise InvalidInput("an id must be a string of digits", field="ids", index=index)
+    return [number for one in given if (number := int(one)) <= MAX_ID]  # no message has a larger one
 
 
 def _receipts(document: Mapping[str, Any], field: str, least: int) -> list[str]:
     given = document.get(field, [])
     if not isinstance(given, list) or not least <= len(given) <= MAX_BATCH:
-        raise InvalidInput(f"'{field}' is an array of {least} to {MAX_BATCH} receipts", field=field)
+        raise InvalidInput(f"'{field}' must be an array of {least} to {MAX_BATCH} receipts", field=field)
     if not all(isinstance(receipt, str) for receipt in given):
-        raise InvalidInput("a receipt is a string", field=field)
+        raise InvalidInput("a receipt must be a string", field=field)
     return given
 
 
 def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
-    """A message with the queue it is for."""
+    """Return a message and its queue."""
     if not isinstance(item, dict):
-        raise InvalidInput("a message is a JSON object with a 'text'", field="send", index=index)
+        raise InvalidInput("a message must be a JSON object with a 'text'", field="send", index=index)
     document = dict(item)
     queue = document.pop("queue", "default")
     try:
@@ -310,11 +310,11 @@ def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
 
 def _receive(document: object) -> Receive:
     if not isinstance(document, dict):
-        raise InvalidInput("'receive' is an object", field="receive")
+        raise InvalidInput("'receive' must be an object", field="receive")
     only(document, "queue", "limit", "lease", "wait", "recipient", "recipients")
     for name in ("recipient", "recipients"):
         if name in document and not isinstance(document[name], str):
-            raise InvalidInput(f"'{name}' is a string", field=name)
+            raise InvalidInput(f"'{name}' must be a string", field=name)
     queue, lease = document.get("queue", "default"), document.get("lease", "default")
     return Receive(
         queues=(check_queue_name(queue if isinstance(queue, str) else ""),),
@@ -327,5 +327,5 @@ def _receive(document: object) -> Receive:
 
 def _whole(given: object, field: str, most: int) -> int:
     if type(given) is not int or not 1 <= given <= most:
-        raise InvalidInput(f"'{field}' is a whole number from 1 to {most}", field=field)
+        raise InvalidInput(f"'{field}' must be a whole number from 1 to {most}", field=field)
     return given

@@ -1,4 +1,4 @@
-"""Every error a client can meet: the one table from a fault to its status and code."""
+"""Error responses: the one table from an exception to its status and code."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from storage import errors
 
 _log = logging.getLogger("queue_service")
 
-# The nearest class of a fault's own counts: (status, code, title).
+# (status, code, title); the nearest class of an exception's hierarchy applies.
 PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     errors.InvalidInput: (400, "invalid_input", "The request is not valid"),
     wire.BadRequest: (400, "bad_request", "The request cannot be read"),
-    wire.CrossOrigin: (403, "cross_origin", "Another origin's page may not do this"),
-    wire.Prefetch: (403, "prefetch", "A browser may not fetch this ahead"),
-    auth.Unauthenticated: (401, "unauthenticated", "A token is needed"),
+    wire.CrossOrigin: (403, "cross_origin", "A page of another origin may not do this"),
+    wire.Prefetch: (403, "prefetch", "A browser may not prefetch this"),
+    auth.Unauthenticated: (401, "unauthenticated", "A token is required"),
     auth.Forbidden: (403, "forbidden", "The token may not do this"),
     errors.QueueNotFound: (404, "queue_not_found", "No such queue"),
     errors.MessageNotFound: (404, "message_not_found", "No such message"),
-    errors.StaleReceipt: (409, "stale_receipt", "The receipt does not hold any more"),
+    errors.StaleReceipt: (409, "stale_receipt", "The receipt is stale"),
     errors.MessageLeased: (409, "message_leased", "The message is leased"),
     errors.PreconditionFailed: (412, "precondition_failed", "The settings have changed"),
     wire.BodyTooLarge: (413, "body_too_large", "The body is too large"),
-    wire.UnsupportedMediaType: (415, "unsupported_media_type", "The body's type is not taken"),
-    wire.UnknownHost: (421, "unknown_host", "The service is not called by this name"),
+    wire.UnsupportedMediaType: (415, "unsupported_media_type", "The body's type is not supported"),
+    wire.UnknownHost: (421, "unknown_host", "The service does not answer to this host name"),
     errors.IdempotencyMismatch: (422, "idempotency_mismatch", "The Idempotency-Key belongs to another request"),
     errors.QueueFull: (429, "queue_full", "The queue is full"),
     auth.TooManyFailures: (429, "too_many_failures", "Too many wrong tokens"),
     errors.Busy: (503, "busy", "The service is busy"),
     errors.DiskFull: (503, "disk_full", "The disk is full"),
-    errors.Interrupted: (503, "interrupted", "The request was cut off after a part of it"),
+    errors.Interrupted: (503, "interrupted", "The request stopped after a part of it"),
     errors.Unavailable: (503, "unavailable", "The service cannot do this now"),
-    Exception: (500, "internal_error", "Something went wrong inside"),
+    Exception: (500, "internal_error", "Internal error"),
 }
-ROUTING = {404: ("not_found", "No such route"), 405: ("method_not_allowed", "Not a method of this route")}
+ROUTING = {404: ("not_found", "No such route"), 405: ("method_not_allowed", "Method not allowed")}
 
 
 def problem_of(fault: Exception) -> HTTPResponse:
-    """Return the answer to the request under way. What has no place in the table is logged under a reference."""
+    """Return the response for an exception. Log an exception outside the table, with a reference."""
     status, code, title = next(PROBLEMS[kind] for kind in type(fault).__mro__ if kind in PROBLEMS)
     if status == 500:
         reference = request.environ[watch.REQUEST_ID]
         _log.error("internal error %s", reference, exc_info=fault)
-        detail = f"the log has more under the reference {reference}"
+        detail = f"see the service's log for the reference {reference}"
     else:
         detail = str(fault)
     more = {name: getattr(fault, name, None) for name in ("field", "index", "queue")}
@@ -53,7 +53,7 @@ def problem_of(fault: Exception) -> HTTPResponse:
 
 
 def problem_of_routing(error: HTTPError) -> HTTPResponse:
-    """Answer where Bottle found no route for a request (or, for 500, failed itself)."""
+    """Return the response if Bottle found no route for a request (or, for 500, failed itself)."""
     allow = _allow(error.headers.get("Allow"))
     if allow and request.method == "OPTIONS":
         return answer.nothing(Allow=allow)
@@ -64,7 +64,7 @@ def problem_of_routing(error: HTTPError) -> HTTPResponse:
 
 
 def _allow(found: str | None) -> str:
-    """The methods of a route for Allow: HEAD goes with GET, unless it is a route of its own, which refuses it."""
+    """Return the methods for Allow: HEAD goes with GET, unless a route of its own refuses it."""
     methods = set(found.split(",")) if found else set()
     methods ^= {"HEAD"} if methods & {"GET", "HEAD"} else set()
     return ",".join(sorted(methods))

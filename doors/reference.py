@@ -1,4 +1,4 @@
-"""The OpenAPI document as HTML, to read."""
+"""Render the OpenAPI document as HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Told = dict[str, Any]
 
 
 def render(template: str) -> str:
-    """The template with a list of contents and the whole document in it."""
+    """Return the template with a list of contents and the whole document filled in."""
     document = openapi.document()
     contents, body = [], []
     for tag in document["tags"]:
@@ -77,11 +77,11 @@ def _answers(operation: Told) -> str:
             types = " or ".join(_content(answer.get("content", {})))
             headers = [f"<code>{name}</code>" for name in answer["headers"] if name != "Cache-Control"]
             rows.append((f"<b>{status}</b>", types or "no body", _prose(answer["description"]), ", ".join(headers)))
-    return _table(("answer", "type", "", "headers"), rows)
+    return _table(("response", "type", "", "headers"), rows)
 
 
 def _content(content: Told) -> list[str]:
-    """The type of JSON; of others, their names."""
+    """Return the type of JSON content, and the media types of other content."""
     return [
         _type(told["schema"]) if kind.endswith("json") and "ndjson" not in kind else f"<code>{kind}</code>"
         for kind, told in content.items()
@@ -107,11 +107,11 @@ def _errors() -> str:
         for code, (status, when) in openapi_answers.CODES.items()
     ]
     table = _table(("status", "code", "when"), rows)
-    return f'<section id="errors"><h2>Errors</h2><p>Problems are RFC 9457 documents.</p>{table}</section>'
+    return f'<section id="errors"><h2>Errors</h2><p>An error is an RFC 9457 problem document.</p>{table}</section>'
 
 
 def _type(schema: Told) -> str:
-    """A schema in a few words."""
+    """Return a short description of a schema, as HTML."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f'<a href="#schema-{name}">{name}</a>'
@@ -137,7 +137,7 @@ def _type(schema: Told) -> str:
 
 
 def _range(schema: Told, least: str, most: str) -> str:
-    """The bounds, left out where they say nothing."""
+    """Return the bounds, or "" if they limit nothing."""
     low, high = schema.get(least, 0), schema.get(most)
     if high is None or high >= 2**53 - 1:
         return f" from {low:,}" if low else ""
@@ -170,7 +170,7 @@ def _prose(text: str) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Nothing for no rows; columns without anything in them are left out."""
+    """Return a table without its empty columns, or "" without rows."""
     if not rows:
         return ""
     kept = [place for place in range(len(head)) if any(row[place] for row in rows)]

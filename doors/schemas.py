@@ -1,4 +1,4 @@
-"""JSON schemas of what the API takes and tells; the figures are the domain's own."""
+"""JSON schemas of requests and responses; the limits are those of storage.model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from storage.model import (
 )
 
 Schema = dict[str, Any]
-MOST_WHOLE = 2**53 - 1  # what every JSON reader keeps exactly
+MOST_WHOLE = 2**53 - 1  # larger numbers lose digits in some JSON readers
 
 
 def ref(name: str) -> Schema:
@@ -31,14 +31,14 @@ def ref(name: str) -> Schema:
 
 
 def record(properties: Schema, *required: str, **more: Any) -> Schema:
-    """An object with these members and no others."""
-    told = {"type": "object", "properties": properties, "additionalProperties": False, **more}
-    return told | ({"required": list(required)} if required else {})
+    """Return the schema of an object with these members and no others."""
+    schema = {"type": "object", "properties": properties, "additionalProperties": False, **more}
+    return schema | ({"required": list(required)} if required else {})
 
 
 def listed(items: Schema, least: int = 0, most: int | None = None) -> Schema:
-    told = {"type": "array", "items": items, "minItems": least}
-    return told if most is None else told | {"maxItems": most}
+    schema = {"type": "array", "items": items, "minItems": least}
+    return schema if most is None else schema | {"maxItems": most}
 
 
 def seconds(description: str, least: float = 0, most: float = MAX_DURATION, **more: Any) -> Schema:
@@ -58,27 +58,27 @@ def moment(description: str) -> Schema:
 
 
 def or_null(schema: Schema) -> Schema:
-    """The same, or null to set it back to its default."""
+    """Return the schema that also allows null, which restores the default."""
     return schema if isinstance(schema["type"], list) else schema | {"type": [schema["type"], "null"]}
 
 
 QUEUE = {"type": "string", "pattern": f"^{QUEUE_NAME.pattern}$", "description": "A queue's name."}
-RECEIPT = {"type": "string", "description": "The handle of one delivery, as a leased read gave it."}
+RECEIPT = {"type": "string", "description": "The handle of one delivery, from a leased read."}
 IDEMPOTENCY = {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"}
 LEASE = {
-    "description": "Seconds until the message is given to another, or `default` for the queue's setting.",
+    "description": "Seconds for which no other reader gets the message, or `default` for the queue's setting.",
     "anyOf": [{"type": "number", "minimum": 1, "maximum": MAX_LEASE}, {"const": "default"}],
 }
-LIMIT = whole("At most so many messages.", 1, MAX_LIMIT)
-WAIT = seconds("How long to wait for a message if there is none.", 0, MAX_WAIT, default=0)
-RECIPIENT = name("Only messages for this recipient; without it only those addressed to nobody.")
-RECIPIENTS = {"const": "any", "description": "Messages whatever their recipient is; not together with `recipient`."}
-REASON = name("Kept with the dead letter.", MAX_REASON)
+LIMIT = whole("At most this many messages.", 1, MAX_LIMIT)
+WAIT = seconds("Seconds to wait for a message if there is none.", 0, MAX_WAIT, default=0)
+RECIPIENT = name("Only messages for this recipient; without it, only unaddressed ones.")
+RECIPIENTS = {"const": "any", "description": "Messages for every recipient and none; not together with `recipient`."}
+REASON = name("Stored with the dead letter.", MAX_REASON)
 
-# The members of a message, as its writer gives them and as they come back.
+# The members of a message, in requests and in replies.
 WRITTEN = {
-    "text": {"type": "string", "description": "The payload: any Unicode but lone surrogates; it comes back exactly."},
-    "key": name("Messages of one key are delivered in order, to one consumer at a time."),
+    "text": {"type": "string", "description": "The payload: any Unicode but lone surrogates, returned unchanged."},
+    "key": name("The service delivers messages of one key in order, to one consumer at a time."),
     "priority": whole("Higher first; within one priority, oldest first.", 0, 9, default=0),
     "recipient": name("Only a reader that names this recipient gets the message."),
     "attributes": {
@@ -86,28 +86,28 @@ WRITTEN = {
         "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
         "description": f"The client's own metadata, {MAX_ATTRIBUTES} bytes of JSON at most.",
     },
-    "delay": seconds("Not delivered before so many seconds have passed; when due it takes its old place."),
+    "delay": seconds("Seconds before which the message is not delivered; then it takes its old place."),
     "ttl": {
         "type": "number",
         "exclusiveMinimum": 0,
         "maximum": MAX_DURATION,
-        "description": "Not delivered after so many seconds; then dropped, or dead-lettered by the queue's setting.",
+        "description": "Seconds after which the message is dropped, or dead-lettered by the queue's setting.",
     },
-    "dedup_id": name("A second message with the same id in the queue's `dedup_window` is not stored."),
+    "dedup_id": name("Within the queue's `dedup_window` the service does not store a second message with the same id."),
 }
-ID = {"type": "string", "pattern": f"^{parse.ID.pattern}$", "description": "Rising in a queue, never used again."}
+ID = {"type": "string", "pattern": f"^{parse.ID.pattern}$", "description": "Increasing in a queue, never reused."}
 ENVELOPE = {
     "id": ID,
     "queue": ref("QueueName"),
-    "sent_at": moment("When it was sent."),
-    "receive_count": whole("How often it was delivered."),
+    "sent_at": moment("When the message was sent."),
+    "receive_count": whole("How often the message was delivered."),
 }
 LEASED_UNTIL = moment("When the lease ends.")
 DUPLICATES = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": MAX_BATCH - 1},
     "minItems": 1,
-    "description": "The places of messages that were not stored, since their `dedup_id` was known; left out if none.",
+    "description": "The places of messages that were not stored because their `dedup_id` was known; omitted if none.",
 }
 HELD = {"receipt": RECEIPT, "leased_until": LEASED_UNTIL}
 # Messages in columns.
@@ -116,55 +116,55 @@ RUN = {
     "attributes": {
         "type": "object",
         "additionalProperties": listed({"type": ["string", "number", "boolean", "null"]}, 1, MAX_BATCH),
-        "description": "By name a value for each message; all of them have attributes of these names.",
+        "description": "For each name an array with a value for each message; all messages have these names.",
     },
 }
 
 _SETTINGS: Schema = {
-    "lease": seconds("For readers that say `lease=default`.", 1, MAX_LEASE),
-    "max_receives": whole("Deliveries without an ack after which a message is dead-lettered; 0: no limit."),
+    "lease": seconds("Seconds, for reads with `lease=default`.", 1, MAX_LEASE),
+    "max_receives": whole("Dead-letter a message after this many deliveries without an ack; 0: no limit."),
     "dead_letter_queue": {
         "type": ["string", "null"],
         "pattern": QUEUE["pattern"],
-        "description": "Its name; null: `{queue}.dead`.",
+        "description": "The name of the dead-letter queue; null: `{queue}.dead`.",
     },
-    "retention": or_null(WRITTEN["ttl"]) | {"description": "Seconds no message outlives; null: kept until read."},
-    "max_messages": or_null(whole("A write that would go above is 429; null: no limit.", 1)),
-    "max_bytes": or_null(whole("The same, of the stat `bytes`; null: no limit.", 1)),
-    "dedup_window": seconds("How long `dedup_id` and `Idempotency-Key` are remembered."),
-    "dead_letter_expired": {"type": "boolean", "description": "Expired messages become dead letters."},
-    "paused": {"type": "boolean", "description": "Nothing is delivered; writes go on."},
-    "delay": seconds("Of messages that name none."),
-    "expires": or_null(seconds("An empty queue that nobody uses for so long is deleted; null: never.", 1)),
+    "retention": or_null(WRITTEN["ttl"]) | {"description": "Seconds after which any message expires; null: never."},
+    "max_messages": or_null(whole("A write that would exceed it is 429; null: no limit.", 1)),
+    "max_bytes": or_null(whole("The same, for the stat `bytes`; null: no limit.", 1)),
+    "dedup_window": seconds("Seconds for which the queue remembers `dedup_id` and `Idempotency-Key`."),
+    "dead_letter_expired": {"type": "boolean", "description": "Dead-letter expired messages instead of dropping them."},
+    "paused": {"type": "boolean", "description": "Stop deliveries; writes go on."},
+    "delay": seconds("Seconds, for messages without a `delay`."),
+    "expires": or_null(seconds("Seconds after which an empty, unused queue is deleted; null: never.", 1)),
 }
 SETTINGS = {field.name: _SETTINGS[field.name] | {"default": field.default} for field in fields(QueueSettings)}
 
 STATS: Schema = {
     "ready": whole("Messages that can be delivered now."),
-    "leased": whole("Messages a reader holds."),
+    "leased": whole("Messages that a reader holds."),
     "delayed": whole("Messages not due yet."),
-    "blocked": whole("Messages behind another of their key."),
-    "dead": whole("Messages from this queue that lie in a dead-letter queue."),
+    "blocked": whole("Messages behind another one of their key."),
+    "dead": whole("Messages from this queue that are in a dead-letter queue."),
     "oldest_age": seconds(
-        "How long the longest-waiting ready message has been ready; 0 for none, or while paused.", 0, MOST_WHOLE
+        "Seconds that the longest-waiting ready message has been ready; 0 if none, or while paused.", 0, MOST_WHOLE
     ),
-    "bytes": whole("Of the texts and optional fields in the queue."),
-    "sent": whole("Messages sent since the queue came into being."),
+    "bytes": whole("Size of the texts and optional fields in the queue."),
+    "sent": whole("Messages sent since the queue was created."),
     "received": whole("Deliveries since then."),
     "acked": whole("Messages settled since then."),
-    "expired": whole("Messages that outlived their `ttl` since then."),
+    "expired": whole("Messages expired since then."),
     "dead_lettered": whole("Messages that became dead letters since then."),
 }
 
 PROBLEM: Schema = {
     "type": {"const": "about:blank"},
-    "title": {"type": "string", "description": "What `code` means, for people."},
+    "title": {"type": "string", "description": "What `code` means, in words."},
     "status": {"type": "integer", "minimum": 400, "maximum": 599},
-    "detail": {"type": "string", "description": "What was wrong this time, for people."},
-    "code": {"type": "string", "pattern": "^[a-z_]+$", "description": "Stable: what a program looks at."},
-    "field": {"type": "string", "description": "The field, parameter or header that was wrong."},
+    "detail": {"type": "string", "description": "What was wrong with this request, in words."},
+    "code": {"type": "string", "pattern": "^[a-z_]+$", "description": "Stable, for programs."},
+    "field": {"type": "string", "description": "The wrong field, parameter or header."},
     "index": {"type": "integer", "minimum": 0, "description": "Its place in a batch."},
-    "queue": {"type": "string", "description": "The queue that was meant."},
+    "queue": {"type": "string", "description": "The queue concerned."},
 }
 
 SCHEMAS: dict[str, Schema] = {
@@ -172,22 +172,22 @@ SCHEMAS: dict[str, Schema] = {
     "Message": record(WRITTEN, "text", description="What a client writes."),
     "Batch": listed(ref("Message"), 1, MAX_BATCH) | {"description": "Stored whole and in order, or not at all."},
     "Run": record(
-        RUN, "texts", description="Messages that are nothing but texts and attributes: the same as a batch of them."
+        RUN, "texts", description="A batch of messages that have only a text and attributes of the same names."
     ),
     "StoredMessage": record(
-        {"id": ID, "duplicate": {"const": True, "description": "It was not stored: its `dedup_id` was known."}}
+        {"id": ID, "duplicate": {"const": True, "description": "The message was not stored: its `dedup_id` was known."}}
         | WRITTEN,
         "id",
         "text",
-        description="A message as written, and its id; of a duplicate the id of the first one.",
+        description="A message as written, with its id; for a duplicate, the id of the first message.",
     ),
     "Ids": record(
-        {"ids": listed(ID), "duplicates": DUPLICATES}, "ids", description="The ids of what was sent, in order."
+        {"ids": listed(ID), "duplicates": DUPLICATES}, "ids", description="The ids of the sent messages, in order."
     ),
     "TakenMessage": record(
         {"queue": ref("QueueName")} | WRITTEN,
         "text",
-        description="A message as written. `queue` is told in a read of several messages from several queues.",
+        description="A message as written. `queue` appears in a read of several messages from several queues.",
     ),
     "LeasedMessage": record(
         ENVELOPE | HELD | WRITTEN,
@@ -202,29 +202,29 @@ SCHEMAS: dict[str, Schema] = {
         "count",
         *HELD,
         "texts",
-        description="Messages that lie together: `id` is of the first, the others' follow one by one, and `receipt` "
-        "is of all of them.",
+        description="Consecutive messages: `id` is that of the first, the others follow one by one, and `receipt` "
+        "covers all of them.",
     ),
     "PeekedMessage": record(
         ENVELOPE | {"state": ref("State"), "leased_until": LEASED_UNTIL} | WRITTEN,
         *ENVELOPE,
         "state",
         "text",
-        description="A message as it lies there. `leased_until` is told of a leased one.",
+        description="A message in the queue. `leased_until` appears if it is leased.",
     ),
-    "State": {"type": "string", "enum": [str(state) for state in State], "description": "Where a message stands."},
+    "State": {"type": "string", "enum": [str(state) for state in State], "description": "The state of a message."},
     "LeaseChange": {
-        "description": "Extend the lease, give the message back, or move it to the dead letters.",
+        "description": "Extend the lease, release the message, or move it to the dead letters.",
         "oneOf": [
-            record({"lease": seconds("The lease ends so many seconds from now.", 1, MAX_LEASE)}, "lease"),
+            record({"lease": seconds("The lease ends this many seconds from now.", 1, MAX_LEASE)}, "lease"),
             record(
                 {
                     "lease": {"const": 0},
-                    "delay": seconds("Delivered again after so many seconds.", default=0),
+                    "delay": seconds("Seconds until the message can be delivered again.", default=0),
                     "counted": {
                         "type": "boolean",
                         "default": True,
-                        "description": "false: as if it had not been delivered; its `receive_count` is one less.",
+                        "description": "false: do not count this delivery; `receive_count` falls by one.",
                     },
                 },
                 "lease",
@@ -233,13 +233,13 @@ SCHEMAS: dict[str, Schema] = {
         ],
     },
     "ReceiptOrIdChange": {
-        "description": "By a receipt a LeaseChange, by an id a MessageChange.",
+        "description": "A LeaseChange for a receipt, a MessageChange for an id.",
         "anyOf": [ref("LeaseChange"), ref("MessageChange")],
     },
     "MessageChange": {
-        "description": "Let a message that is not leased be due then, or move it to the dead letters.",
+        "description": "Reschedule a message that is not leased, or move it to the dead letters.",
         "oneOf": [
-            record({"delay": seconds("Due so many seconds from now; 0: now.")}, "delay"),
+            record({"delay": seconds("The message is due this many seconds from now; 0: now.")}, "delay"),
             record({"dead": {"const": True}, "reason": REASON}, "dead"),
         ],
     },
@@ -247,9 +247,9 @@ SCHEMAS: dict[str, Schema] = {
     "Receipts": record({"receipts": listed(RECEIPT, 1, MAX_BATCH)}, "receipts"),
     "AckResult": record(
         {
-            "acked": whole("How many messages are gone.", 0, MAX_BATCH),
+            "acked": whole("How many messages were acked.", 0, MAX_BATCH),
             "stale": listed(RECEIPT) | {"description": "Receipts whose message was leased again since."},
-            "missing": listed(RECEIPT) | {"description": "Receipts whose message is gone, or never was."},
+            "missing": listed(RECEIPT) | {"description": "Receipts whose message no longer exists, or never did."},
         },
         "acked",
         "stale",
@@ -258,7 +258,7 @@ SCHEMAS: dict[str, Schema] = {
     "Extension": record(
         {
             "receipts": listed(RECEIPT, 1, MAX_BATCH),
-            "lease": seconds("The leases end so many seconds from now.", 1, MAX_LEASE),
+            "lease": seconds("The leases end this many seconds from now.", 1, MAX_LEASE),
         },
         "receipts",
         "lease",
@@ -268,7 +268,7 @@ SCHEMAS: dict[str, Schema] = {
             "extended": whole("How many leases were extended.", 0, MAX_BATCH),
             "leased_until": LEASED_UNTIL,
             "stale": listed(RECEIPT) | {"description": "Receipts whose message was released or leased again since."},
-            "missing": listed(RECEIPT) | {"description": "Receipts whose message is gone, or never was."},
+            "missing": listed(RECEIPT) | {"description": "Receipts whose message no longer exists, or never did."},
         },
         "extended",
         "leased_until",
@@ -282,7 +282,7 @@ SCHEMAS: dict[str, Schema] = {
             "receive": ref("Receive"),
         },
         minProperties=1,
-        description="All of it happens in one commit, or nothing.",
+        description="The service does all of it in one commit, or nothing.",
     ),
     "AddressedMessage": record(
         {"queue": {"default": "default"} | ref("QueueName")} | WRITTEN, "text", description="A message and its queue."
@@ -302,7 +302,7 @@ SCHEMAS: dict[str, Schema] = {
     "Transacted": record(
         {"ids": listed(ID), "duplicates": DUPLICATES, "messages": listed(ref("LeasedMessage"))},
         "ids",
-        description="`messages` is told when `receive` was asked for.",
+        description="`messages` appears if the request has `receive`.",
     ),
     "TransactedRuns": record(
         {
@@ -312,18 +312,18 @@ SCHEMAS: dict[str, Schema] = {
         },
         "ids",
         "messages",
-        description="The same, with messages that lie together told as one.",
+        description="The same, with consecutive messages as one.",
     ),
     "QueueSettings": record(SETTINGS, *SETTINGS),
     "SettingsChange": record(
         {name: or_null(schema) for name, schema in SETTINGS.items()},
-        description="The settings named are changed, the others kept; null sets one back to its default.",
+        description="Changes the settings it names and keeps the others; null restores a default.",
     ),
     "QueueStats": record(STATS, *QueueStats._fields),
     "QueueListing": record(
         {
             "queues": listed(record({"queue": ref("QueueName"), "stats": ref("QueueStats")}, "queue", "stats")),
-            "next": QUEUE | {"description": "The last name, when more may follow: `after=` it goes on."},
+            "next": QUEUE | {"description": "The last name, if more may follow: pass it as `after`."},
         },
         "queues",
     ),
@@ -333,21 +333,21 @@ SCHEMAS: dict[str, Schema] = {
         "stats",
         "settings",
     ),
-    "Purged": record({"purged": whole("How many messages are gone.")}, "purged"),
+    "Purged": record({"purged": whole("How many messages were removed.")}, "purged"),
     "Redrive": record(
         {
-            "limit": or_null(whole("At most so many; null or not given: all.", 1, 2**53)),
-            "ids": or_null(listed(ID, 1, MAX_BATCH) | {"description": "Only these; null or not given: all."}),
-            "reason": or_null(REASON | {"description": "Only those that last died of this."}),
+            "limit": or_null(whole("At most this many; null or omitted: all.", 1, 2**53)),
+            "ids": or_null(listed(ID, 1, MAX_BATCH) | {"description": "Only these; null or omitted: all."}),
+            "reason": or_null(REASON | {"description": "Only those whose latest reason is this."}),
         },
-        description="Which dead letters go back.",
+        description="Which dead letters to move back.",
     ),
-    "Redriven": record({"redriven": whole("How many dead letters went back.")}, "redriven"),
+    "Redriven": record({"redriven": whole("How many dead letters were moved back.")}, "redriven"),
     "Status": record({"status": {"type": "string", "enum": ["alive", "ready"]}}, "status"),
     "Index": record(
         {name: {"type": "string"} for name in ("service", "send", "receive", "queues", "reference", "openapi")},
         "service",
-        description="Where to go from here.",
+        description="A guide to the service.",
     ),
     "Problem": record(PROBLEM, "type", "title", "status", "detail", "code", description="RFC 9457."),
 }

@@ -1,6 +1,6 @@
 """The service as an AWS Lambda function, behind API Gateway (payloads 1.0 and 2.0) or a function URL.
 
-A function keeps no disk from one request to the next, so its messages are in PostgreSQL. docs/deploy.md has the recipe.
+A function keeps no disk between requests, so its messages are in PostgreSQL. docs/deploy.md has the recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from settings import BadSetting, Settings
 Event = dict[str, Any]
 Handler = Callable[[Event, Any], dict[str, Any]]
 
-# What a reply of these types holds is UTF-8; all else goes out as base64, as Lambda wants it.
+# Replies of these types are UTF-8; Lambda needs all others as base64.
 _TEXT = ("text/", "application/problem+json", JSON, NDJSON, RUNS)
 
 
@@ -29,7 +29,7 @@ class App(Protocol):
 
 
 class LambdaHandler:
-    """Answers Lambda's events through a WSGI application. Raises BadSetting, at every event, where that is unsafe."""
+    """Run Lambda's events through a WSGI application. Raises BadSetting at every event if the settings are unsafe."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -45,7 +45,7 @@ class LambdaHandler:
 
 def _make(app: App) -> Handler:
     _refuse_unsafe(app.settings)
-    from apig_wsgi import make_lambda_handler  # of the extra `lambda`: only who calls this needs it
+    from apig_wsgi import make_lambda_handler  # in the extra `lambda`: only a Lambda function needs it
 
     return make_lambda_handler(app, binary_support=True, non_binary_content_type_prefixes=_TEXT)
 
@@ -53,25 +53,25 @@ def _make(app: App) -> Handler:
 def _refuse_unsafe(settings: Settings) -> None:
     if settings.database_url.startswith("sqlite:"):
         raise BadSetting(
-            "QUEUE_DATABASE_URL names a SQLite file, and a Lambda function's disk goes with it, messages and all; "
+            "QUEUE_DATABASE_URL names a SQLite file, but a Lambda function loses its disk when it ends; "
             "name a PostgreSQL database"
         )
     if not (settings.has_tokens or settings.allow_anonymous):
         raise BadSetting(
-            "anybody who can call this function could read and write; name tokens in QUEUE_TOKENS, "
+            "anyone who can call this function could read and write; set QUEUE_TOKENS, "
             "or set QUEUE_ALLOW_ANONYMOUS=yes if AWS asks for credentials before it"
         )
 
 
 def _without_prefix(event: Event) -> Event:
-    """The event with its path as the service's own: without the stage, or the base path of a custom domain."""
+    """Return the event with the service's own path: without the stage, or the base path of a custom domain."""
     name = "rawPath" if "rawPath" in event else "path"
     return event | {name: _own_path(event, event[name])}
 
 
 def _own_path(event: Event, path: str) -> str:
     proxy: str | None = (event.get("pathParameters") or {}).get("proxy")
-    if proxy is not None:  # the route is /{proxy+}: what it has matched is all of our path
+    if proxy is not None:  # the route is /{proxy+}: its match is the whole path
         return "/" + "/".join(path.split("/")[-proxy.count("/") - 1 :])
     stage = "/" + event.get("requestContext", {}).get("stage", "$default")
     return path.removeprefix(stage) if path.startswith(stage + "/") else path

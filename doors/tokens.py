@@ -1,6 +1,6 @@
-"""Tokens as the operator writes them: `name:secret:rights:queues`, one a line. docs/operations.md tells the form.
+"""Tokens as the operator writes them: `name:secret:rights:queues`, one a line; see docs/operations.md.
 
-`python -m doors.tokens NAME RIGHTS QUEUES` makes one.
+`python -m doors.tokens NAME RIGHTS QUEUES` creates one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from settings import Settings
 from storage.errors import Unavailable
 
 SEND, RECEIVE, ADMIN, METRICS = RIGHTS = ("send", "receive", "admin", "metrics")
-LOOK_EVERY = 1.0  # seconds between two looks at the file
+LOOK_EVERY = 1.0  # seconds between two checks of the file
 LEAST_SECRET = 16  # characters
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_SECRET = re.compile(rf"[A-Za-z0-9._~+/-]{{{LEAST_SECRET},256}}=*")  # what RFC 6750 lets a Bearer token be
+_SECRET = re.compile(rf"[A-Za-z0-9._~+/-]{{{LEAST_SECRET},256}}=*")  # the form of a Bearer token in RFC 6750
 _HASH = re.compile(r"sha256=([0-9a-f]{64})")
 _PATTERN = re.compile(r"[]A-Za-z0-9._*?[!-]{1,80}")
 
@@ -34,24 +34,24 @@ _log = logging.getLogger("queue_service")
 
 
 class BadTokens(Exception):
-    """Tokens that cannot be used; `str()` says where and why, and holds nothing of a secret."""
+    """The tokens are invalid; `str()` says where and why, without any part of a secret."""
 
 
 class Grant(NamedTuple):
-    """What the bearer of a token may do. Only a SHA-256 of its secret is kept."""
+    """The rights of a token. It keeps only a SHA-256 of the secret."""
 
     name: str
     digest: bytes
     rights: frozenset[str]
     queues: re.Pattern[str]
-    prefix: str = ""  # with which the names of all these queues begin
+    prefix: str = ""  # common to the names of all these queues
 
     def covers(self, queue: str) -> bool:
         return self.queues.fullmatch(queue) is not None
 
 
 class Tokens:
-    """The grants of QUEUE_TOKENS and QUEUE_TOKENS_FILE. The file is read again when it has changed."""
+    """The grants of QUEUE_TOKENS and QUEUE_TOKENS_FILE. A changed file is read again."""
 
     def __init__(self, settings: Settings) -> None:
         self._text = settings.tokens.replace(";", "\n")
@@ -61,13 +61,13 @@ class Tokens:
         self._look_at = 0.0
 
     def load(self) -> list[Grant]:
-        """Raises BadTokens, also when there is none at all."""
+        """Return all grants. Raises BadTokens, also if there are none."""
         grants = _parse(self._text, "QUEUE_TOKENS")
         if self._file:
             try:
                 text = Path(self._file).read_text("utf-8")
             except OSError as fault:
-                raise BadTokens(f"QUEUE_TOKENS_FILE cannot be read: {fault.strerror}") from None
+                raise BadTokens(f"cannot read QUEUE_TOKENS_FILE: {fault.strerror}") from None
             except UnicodeDecodeError:
                 raise BadTokens("QUEUE_TOKENS_FILE is not UTF-8") from None
             grants += _parse(text, "QUEUE_TOKENS_FILE")
@@ -75,11 +75,11 @@ class Tokens:
             if len({getattr(grant, what) for grant in grants}) < len(grants):
                 raise BadTokens(f"two tokens have the same {'name' if what == 'name' else 'secret'}")
         if not grants:
-            raise BadTokens("QUEUE_TOKENS and QUEUE_TOKENS_FILE name no token")
+            raise BadTokens("QUEUE_TOKENS and QUEUE_TOKENS_FILE contain no token")
         return grants
 
     def grants(self) -> Sequence[Grant]:
-        """As of the last second. A file that has become bad changes nothing; Unavailable while it never was good."""
+        """Return the grants, at most a second old; keep them while the file is invalid. Raises Unavailable if none."""
         if time.monotonic() >= self._look_at:
             self._look()
         if not self._grants:
@@ -92,18 +92,18 @@ class Tokens:
             try:
                 self._grants = self.load()
             except BadTokens as fault:
-                _log.error("%s; the tokens stay as they were", fault)
+                _log.error("%s; the service keeps the tokens it has", fault)
         self._seen = seen
         self._look_at = time.monotonic() + LOOK_EVERY
 
 
 def hash_of(secret: str) -> bytes:
-    """Nothing slower is needed for a random secret; a password that people can remember is no secret for a token."""
+    """Return the SHA-256 of a secret. A random secret needs no slower hash."""
     return sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _state_of(file: str) -> tuple[int, ...] | str:
-    """Changes when the file does."""
+    """Return a value that changes when the file does."""
     if not file:
         return "none"
     try:
@@ -127,19 +127,19 @@ def _parse(text: str, source: str) -> list[Grant]:
 def _grant(line: str) -> Grant:
     parts = line.split(":")
     if len(parts) != 4:
-        raise BadTokens("a token is name:secret:rights:queues")
+        raise BadTokens("a token must be name:secret:rights:queues")
     name, secret, rights, patterns = parts
     if not _NAME.fullmatch(name):
-        raise BadTokens("a name is 1 to 80 of A-Z a-z 0-9 . _ - and starts with a letter or a digit")
+        raise BadTokens("a name must be 1 to 80 of A-Z a-z 0-9 . _ - and start with a letter or a digit")
     hashed = _HASH.fullmatch(secret)
     if not hashed and (not _SECRET.fullmatch(secret) or secret.startswith("sha256=")):
         raise BadTokens(
-            f"a secret is {LEAST_SECRET} to 256 of A-Z a-z 0-9 . _ ~ + / - or, hashed, sha256= and 64 of 0-9 a-f"
+            f"a secret must be {LEAST_SECRET} to 256 of A-Z a-z 0-9 . _ ~ + / - or, hashed, sha256= and 64 of 0-9 a-f"
         )
     if not set(rights.split(",")) <= set(RIGHTS):
-        raise BadTokens(f"rights are of {', '.join(RIGHTS)}, with commas between")
+        raise BadTokens(f"rights must be some of {', '.join(RIGHTS)}, separated by commas")
     if not all(map(_PATTERN.fullmatch, patterns.split(","))):
-        raise BadTokens("queues are names or patterns with * ? [ ], with commas between")
+        raise BadTokens("queues must be names or patterns with * ? [ ], separated by commas")
     digest = bytes.fromhex(hashed[1]) if hashed else hash_of(secret)
     covered = re.compile("|".join(map(translate, patterns.split(","))))
     literals = [re.split(r"[]*?[]", pattern)[0] for pattern in patterns.split(",")]
@@ -149,7 +149,7 @@ def _grant(line: str) -> Grant:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints a new random secret for the client, and the line for the service."""
+    """Print a new random secret for the client, and the line for the service; return the exit code."""
     if len(arguments) != 3:
         print("usage: python -m doors.tokens NAME RIGHTS QUEUES", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
-"""What is told of every request: an id on its reply, a count, and a line in the access log where one is wanted.
+"""Request ids, request counts and the access log.
 
-A line names a route and never a path: a receipt lets its holder settle a message. Nothing of a query, a header or a
-body is in it, but the id a client gave the request itself.
+A log line contains the route and never the path, because a receipt lets its holder settle a message. It contains
+nothing of a query, a header or a body except the id that a client gave its request.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from storage.model import check_queue_name, rfc3339
 REQUEST_ID = "queue_service.request_id"  # in the environ
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-_NAMED = re.compile(r"<(\w+)[^>]*>")  # a part of a path that Bottle names, and perhaps narrows
+_NAMED = re.compile(r"<(\w+)[^>]*>")  # a named part of a Bottle rule, perhaps with a filter
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:=/+@-]{1,128}")
 
 Handler = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
-Log = Callable[[Environ, int, float], None]  # told of a request that was run, its status and the seconds it took
+Log = Callable[[Environ, int, float], None]  # takes a request, its status and its seconds
 
 
 class Watch:
-    """Runs requests. `seconds` are those until the reply is ready, a long poll's waiting among them."""
+    """Run requests and record them. Their seconds end when the reply is ready, and include a long poll's wait."""
 
     def __init__(self, slot: Slot, routes: Sequence[Any], log: Log | None = None) -> None:
-        """`routes` are Bottle's: a request is counted at its route's place among them."""
+        """Take Bottle's routes: the place of a route is that of its counts."""
         self._slot = slot
         self._places = {route: place for place, route in enumerate(routes)}
         self._log = log
@@ -66,7 +66,7 @@ class Watch:
 
 
 def access_log(form: str, write: Callable[[bytes], object] = lambda line: os.write(1, line)) -> Log | None:
-    """Lines of this form, "json" or "plain", on stdout; None for ""."""
+    """Return a log that writes lines of this form, "json" or "plain", to stdout; None for ""."""
     if not form:
         return None
     as_line = json.dumps if form == "json" else _as_text
@@ -78,7 +78,7 @@ def access_log(form: str, write: Callable[[bytes], object] = lambda line: os.wri
 
 
 def rule_of(route: Any) -> str:
-    """A Bottle route as docs/http.md writes it; "other" for None."""
+    """Return a Bottle route as docs/http.md writes it; "other" for None."""
     return "other" if route is None else _NAMED.sub(r"{\1}", route.rule)
 
 
@@ -98,7 +98,7 @@ def _facts(environ: Environ, status: int, seconds: float) -> dict[str, str | int
 
 
 def _queue(environ: Environ) -> str:
-    """The queue a path names; "-" where it names none, or no name at all stands there."""
+    """Return the queue in the path; "-" if there is none, or it is no valid name."""
     name = environ.get("route.url_args", {}).get("queue", "-")
     with suppress(InvalidInput):
         return check_queue_name(name)

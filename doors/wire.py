@@ -1,4 +1,4 @@
-"""HTTP read strictly: bodies, JSON, query strings. What is not plainly right is refused, never guessed at."""
+"""Read HTTP strictly: headers, bodies and query strings. Refuse what is not plainly valid."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Environ = dict[str, Any]
 JSON, NDJSON, TEXT = "application/json", "application/x-ndjson", "text/plain"
 RUNS = "application/vnd.queue-service.runs+json"  # plain messages in columns
 
-GRANT = "queue_service.grant"  # in the environ: the Grant of a request that was admitted
+GRANT = "queue_service.grant"  # in the environ: the Grant of an admitted request
 
-PIECE = 65_536  # bytes of a body that are read at once
+PIECE = 65_536  # bytes of a body read at once
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # so that any float can be written just as it is
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-[0-9]{1,3})?")  # accepts every float as Python prints it
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class WireError(StoreError):
-    """A request that is wrong as HTTP, before the store is asked. `index`: the line of a batch."""
+    """The HTTP request is invalid, before the store is called. `index`: the line of a batch."""
 
     index: int | None = None
 
@@ -56,17 +56,17 @@ class UnknownHost(WireError):
 
 
 class Query:
-    """A query string. Each reader of a value names it; `done` refuses what nobody has asked for."""
+    """A query string. Each method removes the parameter it returns; `done` refuses the rest."""
 
     def __init__(self, environ: Environ) -> None:
         raw = environ.get("QUERY_STRING", "")
         self._values: dict[str, list[str]] = {}
         if _BROKEN_PERCENT.search(raw) or not raw.isascii():
-            raise InvalidInput("the query is not percent-encoded UTF-8")
+            raise InvalidInput("the query must be percent-encoded UTF-8")
         try:
             pairs = parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=100)
         except ValueError:  # UnicodeDecodeError too
-            raise InvalidInput("the query is not of the form name=value&… in percent-encoded UTF-8") from None
+            raise InvalidInput("the query must have the form name=value&… in percent-encoded UTF-8") from None
         for name, value in pairs:
             self._values.setdefault(name, []).append(value)
 
@@ -84,11 +84,11 @@ class Query:
         if value is None:
             return None
         if not _NUMBER.fullmatch(value) or not least <= float(value) <= most:
-            raise InvalidInput(f"'{name}' is a number from {least:g} to {most:g}", field=name)
+            raise InvalidInput(f"'{name}' must be a number from {least:g} to {most:g}", field=name)
         return float(value)
 
     def number_or(self, name: str, least: float, most: float, word: str) -> float | str | None:
-        """A number, or one certain word."""
+        """Return a number, or `word`, or None if the parameter is missing."""
         if self._values.get(name) == [word]:
             return self.one(name)
         return self.number(name, least, most)
@@ -98,7 +98,7 @@ class Query:
         if value is None:
             return None
         if not (value.isascii() and value.isdigit() and len(value) < 20 and least <= int(value) <= most):
-            raise InvalidInput(f"'{name}' is a whole number from {least} to {most}", field=name)
+            raise InvalidInput(f"'{name}' must be a whole number from {least} to {most}", field=name)
         return int(value)
 
     def done(self) -> None:
@@ -107,19 +107,19 @@ class Query:
 
 
 def read_body(environ: Environ, limit: int, grow: Callable[[int], None] = lambda more: None) -> bytes:
-    """Return the whole body, of at most `limit` bytes. `grow` is asked for room before each piece is kept.
+    """Return the whole body, of at most `limit` bytes; call `grow` to reserve memory for each piece.
 
-    Bottle would take a short one, and spool a long one to disk.
+    Raises BadRequest, BodyTooLarge, UnsupportedMediaType. Bottle would accept a short body, and spool a long one.
     """
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-        raise UnsupportedMediaType("a body with a Content-Encoding is not taken")
+        raise UnsupportedMediaType("a body must not have a Content-Encoding")
     length = environ.get("CONTENT_LENGTH") or None
     if length is not None and not (length.isascii() and length.isdigit()):
-        raise BadRequest("the Content-Length is not a number")
+        raise BadRequest("the Content-Length must be a number")
     if length is not None and int(length) > limit:
         raise BodyTooLarge(f"a body has at most {limit} bytes")
     if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":  # "gzip, chunked" passes gunicorn
-        raise BadRequest("the only Transfer-Encoding taken is chunked")
+        raise BadRequest("the Transfer-Encoding must be chunked")
     if length is None and "HTTP_TRANSFER_ENCODING" not in environ:
         return b""
     wanted = limit + 1 if length is None else int(length)
@@ -132,12 +132,12 @@ def read_body(environ: Environ, limit: int, grow: Callable[[int], None] = lambda
 
 
 def read_once(environ: Environ, body: bytes = b"") -> Once | None:
-    """The Idempotency-Key, with a digest of all that the request asks for. Each token has keys of its own."""
+    """Return the Idempotency-Key with a digest of the request, or None. Each token has its own keys."""
     key = environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
     if not IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidInput("an Idempotency-Key is 1 to 255 visible ASCII characters", field="Idempotency-Key")
+        raise InvalidInput("an Idempotency-Key must be 1 to 255 visible ASCII characters", field="Idempotency-Key")
     digest = hashlib.sha256()
     for part in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE"):
         digest.update(environ.get(part, "").encode() + b"\0")
@@ -149,7 +149,7 @@ def read_once(environ: Environ, body: bytes = b"") -> Once | None:
 
 
 def presence(environ: Environ) -> Callable[[], bool]:
-    """Asks whether the client is still connected, where the server shows us the socket (gunicorn does)."""
+    """Return a function that checks whether the client is still connected; always true without gunicorn's socket."""
     sock = environ.get("gunicorn.socket")
     if sock is None:
         return lambda: True
@@ -159,18 +159,18 @@ def presence(environ: Environ) -> Callable[[], bool]:
 
 
 def wanted(environ: Environ, *kinds: str) -> str:
-    """The first of these media types that the client accepts in so many words; else JSON."""
+    """Return the first of these media types that the client accepts by name, else JSON."""
     accept = environ.get("HTTP_ACCEPT", "")
     return next((kind for kind in kinds if kind in accept), JSON)
 
 
 def wants_html(environ: Environ) -> bool:
-    """As browsers do when a page is opened; curl takes anything, and so is not meant."""
+    """Return whether the client accepts HTML by name, as browsers do; curl accepts anything."""
     return "text/html" in environ.get("HTTP_ACCEPT", "")
 
 
 def _read(read: Callable[[int], bytes], wanted: int, grow: Callable[[int], None]) -> bytes:
-    """Up to `wanted` bytes, in pieces, so that a declared length alone takes no memory."""
+    """Return up to `wanted` bytes, read in pieces, so that a declared length alone takes no memory."""
     body = bytearray()
     while wanted and (piece := _read_piece(read, min(wanted, PIECE))):
         grow(len(piece))
@@ -182,22 +182,22 @@ def _read(read: Callable[[int], bytes], wanted: int, grow: Callable[[int], None]
 def _read_piece(read: Callable[[int], bytes], size: int) -> bytes:
     try:
         return read(size)
-    except Exception as fault:  # a client that stalled or broke off; gunicorn has kinds of its own for bad chunks
-        raise BadRequest("the body broke off") from fault
+    except Exception as fault:  # the client stalled or disconnected, or sent bad chunks (gunicorn's own exceptions)
+        raise BadRequest("the body is incomplete") from fault
 
 
 def media_type(environ: Environ) -> str:
-    """The body's type; curl's default form type, and none, count as JSON."""
+    """Return the body's type; curl's default form type, and none, count as JSON. Raises UnsupportedMediaType."""
     given: str = environ.get("CONTENT_TYPE", "")
     kind, _, parameters = given.lower().partition(";")
     kind = kind.strip()
     charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
     if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType("text is UTF-8")
+        raise UnsupportedMediaType("the charset must be UTF-8")
     if kind in ("", "application/x-www-form-urlencoded"):
         return JSON
     if kind not in (JSON, NDJSON, TEXT, RUNS):
-        raise UnsupportedMediaType(f"a body is {JSON}, {NDJSON}, {TEXT} or {RUNS}")
+        raise UnsupportedMediaType(f"the Content-Type must be {JSON}, {NDJSON}, {TEXT} or {RUNS}")
     return kind
 
 

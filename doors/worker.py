@@ -1,8 +1,8 @@
 """gunicorn's threaded worker, with three changes.
 
-A request has to be read by a deadline, which moves on with what has come: a slow client cannot hold a thread. A client
-that sends one request after the other is served by one thread, without a trip through the poller for each request, as
-long as there are threads for all. And a reply leaves in one piece.
+- It reads a request by a deadline, which advances with each piece, so that a slow client cannot hold a thread.
+- A busy connection keeps its thread while there are enough for all, without a trip through the poller each time.
+- It sends a reply in one piece.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from gunicorn import util
 from gunicorn.http.errors import NoMoreData
 from gunicorn.workers import gthread
 
-FIRST_BYTE = 0.1  # seconds a thread that nobody waits for waits for a new connection's first byte; else the poller does
+FIRST_BYTE = 0.1  # seconds an unneeded thread waits for a new connection's first byte; else the poller waits
 # A client has PATIENCE (seconds) for a request's head, and for a body beside a second for each LEAST_RATE bytes.
 # Between two pieces of either it has the _CLIENT_PATIENCE of gunicorn.conf.py.
 PATIENCE = 4.0
 LEAST_PATIENCE = 0.5  # … and fewer when others wait for a thread, but never less
 LEAST_RATE = 10_000
-HURRIED_RATE = 1_000_000  # … of a reply while others wait for a thread
-SILENCE = 1.0  # seconds a connection that has sent nothing stays when there is no room for another
+HURRIED_RATE = 1_000_000  # … of a reply, while others wait for a thread
+SILENCE = 1.0  # seconds until a silent connection is closed when no more connections are possible
 CLOSE_WITHIN = 1.0  # seconds for a client to close its side after the last reply
 STAY = 20  # ms a thread waits for the next request of its connection
 
 
 class Worker(gthread.ThreadWorker):
     def handle(self, conn: Any) -> Any:
-        """Serves the connection's requests; what it returns is gunicorn's business."""
+        """Serve the connection's requests; return what gunicorn's method does."""
         if not conn.initialized:
             patience = 0.0 if self.tpool._work_queue.qsize() else FIRST_BYTE
             if not conn.data_ready and not conn.wait_for_data(patience):
@@ -55,7 +55,7 @@ class Worker(gthread.ThreadWorker):
                 return True
 
     def _patience(self, conn: Any) -> float:
-        """Seconds for a request's head: fewer when others wait for a thread, so that they need not wait for long."""
+        """Return the seconds for a request's head: fewer while others wait for a thread."""
         waiting: int = self.tpool._work_queue.qsize()
         if not waiting:
             return PATIENCE
@@ -65,13 +65,13 @@ class Worker(gthread.ThreadWorker):
         return patience
 
     def _is_crowded(self) -> bool:
-        """Whether others wait for a thread."""
+        """Return whether others wait for a thread."""
         return bool(self.tpool._work_queue.qsize())
 
     def murder_pending(self) -> None:
-        """Closes connections that never sent anything: after keepalive, and when all are taken, after SILENCE.
+        """Close connections that never sent anything: after keepalive, or after SILENCE if all connections are taken.
 
-        Else as many silent clients as there may be connections would keep all others waiting for keepalive.
+        Otherwise silent clients could take all connections, and others would wait for keepalive.
         """
         if self.nr_conns >= self.worker_connections:
             silent_since = time.monotonic() + self.cfg.keepalive - SILENCE
@@ -80,28 +80,28 @@ class Worker(gthread.ThreadWorker):
         super().murder_pending()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """A worker that stops waits no longer for connections that never sent anything than for idle ones."""
+        """Let a stopping worker wait no longer for silent connections than for idle ones."""
         super()._cap_keepalive(deadline)  # type: ignore[misc]  # missing in the stubs
         for conn in self.pending_conns:
-            conn.timeout = min(conn.timeout, deadline)  # type: ignore[type-var]  # it has one since it was deferred
+            conn.timeout = min(conn.timeout, deadline)  # type: ignore[type-var]  # deferred ones have a timeout
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
-        """Whether another request may follow; a body read to its end, as most are, need not be drained."""
+        """Return whether another request may follow. A body that was read to its end needs no draining."""
         if keepalive and getattr(conn.parser.mesg.body.reader, "length", None) == 0:
             return True
         return bool(super()._keepalive_after(conn, keepalive))  # type: ignore[misc]  # missing in the stubs
 
 
 def cached_http_date(timestamp: float | None = None) -> str:
-    """As gunicorn.util.http_date, which formats the same second anew for each of its replies."""
+    """Return gunicorn.util.http_date, formatted once a second instead of for each reply."""
     return _http_date(int(time.time() if timestamp is None else timestamp))
 
 
 class Joining:
-    """A connection's socket, which sends the head of a reply together with the first of its body.
+    """A connection's socket that sends the head of a reply together with the first part of its body.
 
-    gunicorn sends them one by one. Each call to the system gives the interpreter lock away, and with many threads
-    it takes longer to have it again than the call itself does.
+    gunicorn sends them separately. Each system call releases the interpreter lock, and with many threads getting it
+    back takes longer than the call itself.
     """
 
     def __init__(self, sock: socket.socket, is_crowded: Callable[[], bool]) -> None:
@@ -114,7 +114,7 @@ class Joining:
         return getattr(self._sock, name)
 
     def sendall(self, data: bytes) -> None:
-        """Keeps what ends like a head until more comes, or `flush`: a reply without a body has nothing else."""
+        """Send, but hold data that ends like a head until more data or `flush`."""
         if not self._head and data.endswith(b"\r\n\r\n"):
             self._head = data
         else:
@@ -126,9 +126,9 @@ class Joining:
             self.sendall(b"")
 
     def _send(self, data: bytes) -> None:
-        """Raises ConnectionResetError, which gunicorn passes over, for a client that takes less than the rate it must.
+        """Send all data. Raises ConnectionResetError, which gunicorn ignores, if the client is too slow.
 
-        That rate is higher while others wait for a thread: else as many large replies as threads stop the service.
+        That rate is higher while others wait for a thread: a large reply on each thread would block the service.
         """
         left, began = memoryview(data), 0.0
         try:
@@ -137,7 +137,7 @@ class Joining:
                 began = began or now
                 if now > began + PATIENCE + len(data) / (HURRIED_RATE if self._is_crowded() else LEAST_RATE):
                     raise BlockingIOError
-        except BlockingIOError:  # also what SO_SNDTIMEO makes of a send that took too long
+        except BlockingIOError:  # also raised by a send that exceeds SO_SNDTIMEO
             raise ConnectionResetError(errno.ECONNRESET, "the client takes its reply too slowly") from None
 
     def setblocking(self, flag: bool) -> None:
@@ -151,27 +151,27 @@ def _http_date(second: int) -> str:
 
 
 def _close(conn: Any) -> bool:
-    """Waits for the client to close, here: gunicorn would in the loop that accepts connections, 2 s for each."""
+    """Wait for the client to close, in this thread: gunicorn would wait in its accept loop, 2 s for each."""
     util.close_graceful(conn.sock, CLOSE_WITHIN)
     conn.close = lambda graceful=False: None
     return False
 
 
 def _receive(conn: Any, unreader: Any, size_hint: int | None = None) -> bytes:
-    """In place of SocketUnreader.chunk. Raises NoMoreData, as for a client that went, when the client is too slow."""
+    """Replace SocketUnreader.chunk. Raises NoMoreData, as for a disconnect, if the client is too slow."""
     try:
         if time.monotonic() > conn.deadline:
             raise BlockingIOError
         received: bytes = conn.sock.recv(max(unreader.mxchunk, min(size_hint or 0, unreader.max_body_chunk)))
-    except BlockingIOError:  # also what SO_RCVTIMEO makes of a recv that took too long
-        conn.sock.shutdown(socket.SHUT_RDWR)  # nor is it waited for at the end
+    except BlockingIOError:  # also raised by a recv that exceeds SO_RCVTIMEO
+        conn.sock.shutdown(socket.SHUT_RDWR)  # so that _close does not wait for it
         raise NoMoreData from None
     conn.deadline += len(received) / LEAST_RATE
     return received
 
 
 def _has_more(conn: Any) -> bool:
-    """Whether the client sends another request soon. One that was read ahead with the last is gunicorn's to find."""
+    """Return whether another request arrives soon. gunicorn itself finds one that was already read."""
     if conn.parser.unreader.buf.getvalue():
         return False
     poll = select.poll()

@@ -24,7 +24,7 @@ def open_store(url: str, *, pollers: int = 32, bell: Bell | None = None) -> Engi
         try:
             from storage.postgres import PostgresStore  # an engine is loaded when a URL asks for it
         except ModuleNotFoundError as fault:
-            raise UnusableDatabase(f"'{fault.name}' is not installed, which PostgreSQL needs") from fault
+            raise UnusableDatabase(f"PostgreSQL needs '{fault.name}', which is not installed") from fault
         return PostgresStore(url, pollers=pollers, bell=bell)
     path = path_of(url)
     from storage.sqlite import SqliteStore
@@ -35,7 +35,7 @@ def open_store(url: str, *, pollers: int = 32, bell: Bell | None = None) -> Engi
 def open_source(url: str) -> Source:
     """The database at this URL, to be moved from. Raises UnusableDatabase."""
     if is_postgres(url):
-        raise UnusableDatabase("a PostgreSQL database cannot be moved from, only to")
+        raise UnusableDatabase("cannot move from a PostgreSQL database, only to one")
     path = path_of(url)
     from storage.sqlite_moving import SqliteSource
 

@@ -1,11 +1,11 @@
-"""`python -m storage VERB URL`: looks after a database, also while the service runs.
+"""`python -m storage VERB URL`: inspect and maintain a database, also while the service runs.
 
-info URL           what is in it, and how large it is
-check URL          reads all of it and says whether it is sound; exits 1 if not
-backup URL FILE    a consistent copy as of one moment, while the service goes on
-vacuum URL         gives back to the disk what deleted messages left free
-migrate URL URL    moves everything to another database; the same command again goes on after an interruption
-reopen URL         gives up a move that was begun from here: writes are taken again
+info URL           show its queues and its size
+check URL          read all of it and report faults; exit 1 if there are any
+backup URL FILE    copy it as of one moment, while the service runs
+vacuum URL         return the space of deleted messages to the disk
+migrate URL URL    move everything to another database; run it again after an interruption to continue
+reopen URL         cancel an unfinished move from this database, so that it accepts writes again
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "url", help="sqlite:///relative/file, sqlite:////absolute/file or postgresql://user@host/database"
     )
-    parser.add_argument("to", nargs="?", help="of backup a FILE, of migrate a URL; must not be there yet")
+    parser.add_argument("to", nargs="?", help="for backup a FILE, for migrate a URL; must not exist yet")
     given = parser.parse_args(arguments)
     if (given.verb in ("backup", "migrate")) != (given.to is not None):
-        parser.error("backup takes a FILE and migrate a second URL; the others do not")
+        parser.error("backup needs a FILE and migrate a second URL; the other verbs take neither")
     try:
         print(_do(given.verb, given.url, given.to))
     except StoreError as fault:
@@ -45,7 +45,7 @@ def _do(verb: str, url: str, to: str) -> str:
         return _told(migrate(url, to))
     if verb == "reopen":
         reopen(url)
-        return f"{url} takes writes"
+        return f"{url} accepts writes"
     care, place = care_of(url)
     if verb == "backup":
         return str(care.backup(place, Path(to)))
@@ -55,7 +55,7 @@ def _do(verb: str, url: str, to: str) -> str:
 def _told(moved: dict[str, Tally]) -> str:
     lines = [f"{tally.messages:>12,}  {tally.digest[:16]}  {name}" for name, tally in sorted(moved.items()) if name]
     total = sum(tally.messages for tally in moved.values())
-    return "\n".join([*lines, f"{total:>12,}  messages, the same at both ends; from now on serve the second"])
+    return "\n".join([*lines, f"{total:>12,}  messages, equal in both databases; now serve the second"])
 
 
 if __name__ == "__main__":

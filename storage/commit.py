@@ -96,7 +96,7 @@ class GroupCommit(Generic[Context]):
             left = self._run_group(gather(), gather)
         except BaseException:  # it should not: but then nobody may take a missing error for success
             for ticket in group:
-                ticket.error = RuntimeError("the commit failed; what became of this is not known")
+                ticket.error = RuntimeError("the commit failed; the outcome is unknown")
             raise
         finally:
             if own in left:  # nothing it could wait by: another leads the next turn

@@ -58,7 +58,7 @@ class PreconditionFailed(QueueError):
 
 class MessageNotFound(StoreError):
     def __init__(self) -> None:
-        super().__init__("no such message: it was settled, expired, purged or dead-lettered, or never was")
+        super().__init__("no such message: it was settled, expired, purged or dead-lettered, or never existed")
 
 
 class StaleReceipt(StoreError):
@@ -66,24 +66,24 @@ class StaleReceipt(StoreError):
 
     def __init__(self, index: int | None = None) -> None:
         super().__init__(
-            "this receipt holds no more: its lease was released, or the message has been leased again or settled since"
+            "the receipt is stale: its lease was released, or the message was leased again or settled since"
         )
         self.index = index
 
 
 class MessageLeased(StoreError):
     def __init__(self) -> None:
-        super().__init__("the message is leased: wait until its holder has settled or released it")
+        super().__init__("the message is leased: wait until its holder settles or releases it")
 
 
 class IdempotencyMismatch(StoreError):
     def __init__(self) -> None:
-        super().__init__("this Idempotency-Key was used before with a different request")
+        super().__init__("another request has already used this Idempotency-Key")
 
 
 class TooManyPollers(StoreError):
     def __init__(self) -> None:
-        super().__init__("nothing to deliver, and as many readers are waiting as this process allows")
+        super().__init__("no message, and too many readers are waiting in this process")
 
 
 class Unavailable(StoreError):
@@ -91,7 +91,7 @@ class Unavailable(StoreError):
 
 
 class Busy(Unavailable):
-    def __init__(self, why: str = "the write lock could not be had in time") -> None:
+    def __init__(self, why: str = "no write lock in time") -> None:
         super().__init__(f"{why}; nothing was done")
 
 
@@ -102,14 +102,14 @@ class Moved(Busy):
 
 class DiskFull(Unavailable):
     def __init__(self) -> None:
-        super().__init__("there is no room left to store this; nothing was done")
+        super().__init__("the disk has no room for this; nothing was done")
 
 
 class Interrupted(Unavailable):
     """`done` says what was done, in a clause, as "10,000 messages were purged"."""
 
     def __init__(self, done: str, cause: Unavailable) -> None:
-        super().__init__(f"{done}, then the request was cut off; repeat it to go on")
+        super().__init__(f"{done}, then the request stopped; repeat it to continue")
         self.__cause__ = cause
 
 

@@ -32,7 +32,7 @@ def read_float(literal: str) -> float:
     if repr(number) == literal:
         return number
     if number in (float("inf"), float("-inf")) or (number == 0 and _SIGNIFICANT.search(re.split("[eE]", literal)[0])):
-        raise ValueError("a number too large or too small")
+        raise ValueError("a number is too large or too small")
     written = WrittenFloat(number)
     written.literal = literal
     return written

@@ -71,10 +71,10 @@ class NewMessage(NamedTuple):
         """Checks a decoded JSON value by the API's rules; raises InvalidInput naming the field (and the index)."""
         try:
             if not isinstance(document, dict):
-                raise InvalidInput("a message is a JSON object with a 'text'")
+                raise InvalidInput("a message must be a JSON object with a 'text'")
             if not isinstance(document.get("text"), str):
                 _no_unknown(document)
-                raise InvalidInput("'text' is required and is a string", field="text")
+                raise InvalidInput("'text' is required and must be a string", field="text")
             _no_lone_surrogates(document["text"], "text")
             if len(document) == 1:
                 return cls(document["text"])
@@ -139,7 +139,7 @@ class Receipt(NamedTuple):
         if receipt.length > 1:
             first = receipt._replace(length=1)
             raise InvalidInput(
-                f"this receipt is of {receipt.length} messages: POST /messages/ack takes it; of the first it is {first}"
+                f"this receipt covers {receipt.length} messages: use POST /messages/ack; the first message's is {first}"
             )
         return receipt
 
@@ -202,7 +202,7 @@ class QueueSettings:
             check = _SETTINGS.get(name)
             if check is None:
                 raise InvalidInput(
-                    f"unknown setting '{name[:MAX_NAME]}': known are {', '.join(_SETTINGS)}", field=name[:MAX_NAME]
+                    f"unknown setting '{name[:MAX_NAME]}': use {', '.join(_SETTINGS)}", field=name[:MAX_NAME]
                 )
             if value is not None:
                 check(name, value)
@@ -474,19 +474,19 @@ def check_chain(name: str, settings: QueueSettings, settings_of: Callable[[str],
     defaults = 0  # one after the other
     for _ in range(MAX_CHAIN):
         if queue == name:
-            raise InvalidInput("its dead letters would come back to this queue", field="dead_letter_queue")
+            raise InvalidInput("the dead letters of this queue would come back to it", field="dead_letter_queue")
         known = settings_of(queue)
         defaults = defaults + 1 if known.dead_letter_queue is None else 0
         if defaults > 32:
             return  # by now the names end in digests, and lead nowhere
         queue = dead_letter_name(queue, known)
-    raise InvalidInput(f"more than {MAX_CHAIN} dead-letter queues one behind the other", field="dead_letter_queue")
+    raise InvalidInput(f"a chain has at most {MAX_CHAIN} dead-letter queues", field="dead_letter_queue")
 
 
 def check_receipts(receipts: Iterable[Receipt]) -> None:
     """Raises InvalidInput when they are of more messages than one request may settle."""
     if sum(receipt.length for receipt in receipts) > MAX_BATCH:
-        raise InvalidInput(f"the receipts are of more than {MAX_BATCH} messages")
+        raise InvalidInput(f"the receipts cover more than {MAX_BATCH} messages")
 
 
 def total_size(messages: Sequence[NewMessage]) -> int:
@@ -499,7 +499,7 @@ def check_queue_name(name: str, field: str | None = "queue") -> str:
     """The name itself; raises InvalidInput."""
     if not QUEUE_NAME.fullmatch(name):
         raise InvalidInput(
-            "a queue name is 1 to 80 of A-Z a-z 0-9 . _ - and starts with a letter or a digit", field=field
+            "a queue name must be 1 to 80 of A-Z a-z 0-9 . _ - and start with a letter or a digit", field=field
         )
     return name
 
@@ -514,7 +514,7 @@ def rfc3339(moment: int) -> str:
 def milliseconds(value: object, field: str, *, least: float = 0.0, most: float = MAX_DURATION) -> int:
     """A duration in seconds as whole ms, rounded up so that nothing greater than 0 becomes 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InvalidInput(f"'{field}' is a number of seconds from {least:g} to {most:.12g}", field=field)
+        raise InvalidInput(f"'{field}' must be a number of seconds from {least:g} to {most:.12g}", field=field)
     return math.ceil(value * 1000)
 
 
@@ -522,7 +522,7 @@ def _no_unknown(document: Mapping[str, Any]) -> None:
     for name in document:
         if name != "text" and name not in _CHECKS:
             raise InvalidInput(
-                f"unknown field '{name[:MAX_NAME]}': known are text, {', '.join(_CHECKS)}", field=name[:MAX_NAME]
+                f"unknown field '{name[:MAX_NAME]}': use text, {', '.join(_CHECKS)}", field=name[:MAX_NAME]
             )
 
 
@@ -539,7 +539,7 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
     if "attributes" in fields:  # all other fields are checked, and small
         _no_lone_surrogates(written, "attributes")
         if len(written) > MAX_ATTRIBUTES // 4 and len(written.encode()) > MAX_ATTRIBUTES:
-            raise InvalidInput(f"'attributes' take more than {MAX_ATTRIBUTES} bytes", field="attributes")
+            raise InvalidInput(f"'attributes' must be at most {MAX_ATTRIBUTES} bytes", field="attributes")
         if len(fields) == 1:
             return NewMessage(document["text"], written)
     return NewMessage(
@@ -557,14 +557,14 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
 def check_name(field: str, value: object, most: int = MAX_NAME) -> str:
     """A key, recipient or dedup_id (or reason): the string itself; raises InvalidInput."""
     if not isinstance(value, str) or not 1 <= len(value) <= most:
-        raise InvalidInput(f"'{field}' is a string of 1 to {most} characters", field=field)
+        raise InvalidInput(f"'{field}' must be a string of 1 to {most} characters", field=field)
     _no_lone_surrogates(value, field)
     return value
 
 
 def _check_priority(field: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
-        raise InvalidInput("'priority' is a whole number from 0 to 9", field=field)
+        raise InvalidInput("'priority' must be a whole number from 0 to 9", field=field)
 
 
 def _check_attributes(field: str, value: object) -> None:
@@ -574,7 +574,7 @@ def _check_attributes(field: str, value: object) -> None:
                 break
         else:
             return
-    raise InvalidInput("'attributes' is an object of strings, numbers, booleans and nulls", field=field)
+    raise InvalidInput("'attributes' must be an object of strings, numbers, booleans and nulls", field=field)
 
 
 _SCALARS = (str, int, float, bool, type(None))
@@ -582,7 +582,7 @@ _SCALARS = (str, int, float, bool, type(None))
 
 def _check_ttl(field: str, value: object) -> None:
     if milliseconds(value, field) == 0:
-        raise InvalidInput(f"'{field}' is a number of seconds greater than 0", field=field)
+        raise InvalidInput(f"'{field}' must be a number of seconds greater than 0", field=field)
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
@@ -598,12 +598,12 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
 
 def _check_whole(field: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
-        raise InvalidInput(f"'{field}' is a whole number from {least}", field=field)
+        raise InvalidInput(f"'{field}' must be a whole number of at least {least}", field=field)
 
 
 def _check_yes_or_no(field: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise InvalidInput(f"'{field}' is true or false", field=field)
+        raise InvalidInput(f"'{field}' must be true or false", field=field)
 
 
 def _check_queue(field: str, value: object) -> None:
@@ -631,4 +631,4 @@ def _no_lone_surrogates(text: str, field: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(f"'{field}' has a lone surrogate, which is no Unicode text", field=field) from None
+        raise InvalidInput(f"'{field}' must be Unicode text without lone surrogates", field=field) from None

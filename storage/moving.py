@@ -185,9 +185,9 @@ def reopen(source_url: str) -> None:
 def _move(source: Source, target: Target) -> dict[str, Tally]:
     part_of = target.move()
     if part_of not in (None, source.move()):
-        raise MoveFailed("the target has a part of another move; clear it if nobody needs that")
+        raise MoveFailed("the target has a part of another move; delete that if you do not need it")
     if source.is_moved() and part_of is None:
-        raise MoveFailed("its messages have been moved already, and may be in use elsewhere by now")
+        raise MoveFailed("the messages were moved already, and may be in use at the target")
     last = target.begin(source.seal())
     target.add_queues(source.queues())
     for chunk in _chunks(source.messages(last)):
@@ -217,7 +217,7 @@ def _compare(source: Contents, target: Contents) -> dict[str, Tally]:
     if (source.last_id(), theirs) == (target.last_id(), ours):
         return theirs
     differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    raise MoveFailed(f"what has been copied differs from the source, in: {', '.join(differing) or 'the next id'}")
+    raise MoveFailed(f"the copy differs from the source, in: {', '.join(differing) or 'the next id'}")
 
 
 def _tally(contents: Contents) -> dict[str, Tally]:

@@ -29,7 +29,7 @@ def info(url: str) -> str:
         at = connection.info
         lines = [
             f"database  {at.dbname} on {at.host}:{at.port} (schema version {schema})",
-            f"size      {size:,} bytes, with indexes and what waits for vacuum",
+            f"size      {size:,} bytes, including indexes and dead rows",
             f"postgres  {server}, data checksums {checksums}",
         ]
         for name, *counts, bytes_there in connection.execute(
@@ -73,12 +73,12 @@ def check(url: str) -> str:
 
 def backup(url: str, target: Path) -> str:
     """Raises UnusableDatabase: another program does it."""
-    raise UnusableDatabase("PostgreSQL has its own: pg_dump --schema=queue_service, or a backup of the whole server")
+    raise UnusableDatabase("back up PostgreSQL with pg_dump --schema=queue_service, or back up the whole server")
 
 
 def vacuum(url: str) -> str:
     """Raises UnusableDatabase: another program does it."""
-    raise UnusableDatabase("PostgreSQL does it by itself (autovacuum); VACUUM FULL gives space back to the disk")
+    raise UnusableDatabase("PostgreSQL vacuums by itself (autovacuum); to return space to the disk, run VACUUM FULL")
 
 
 # The counts of each queue beside those of the messages themselves; rows only where they differ.
@@ -118,4 +118,4 @@ def _opened(url: str) -> Iterator[psycopg.Connection[Any]]:
             connection.read_only = True
             yield connection
     except psycopg.Error as fault:
-        raise UnusableDatabase(f"the database cannot be read: {str(fault).splitlines()[0]}") from fault
+        raise UnusableDatabase(f"cannot read the database: {str(fault).splitlines()[0]}") from fault

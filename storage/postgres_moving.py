@@ -40,11 +40,11 @@ class PostgresTarget:
         if not self._one("SELECT has_database_privilege(current_database(), 'CREATE')"):
             raise UnusableDatabase("the role has no right to CREATE in the database")
         if self._is_there("queue_service") and not self._is_held():
-            raise UnusableDatabase("the database holds a queue service already (the schema queue_service)")
+            raise UnusableDatabase("the database already has a queue service (the schema queue_service)")
         if not self._is_there("queue_service_arriving"):
             return None
         if not self._one("SELECT to_regclass('queue_service_arriving.arriving') IS NOT NULL"):
-            raise UnusableDatabase("the schema queue_service_arriving is of something else; drop it if nobody needs it")
+            raise UnusableDatabase("another program owns the schema queue_service_arriving; drop it if unneeded")
         move: str = self._one("SELECT move FROM queue_service_arriving.arriving")
         return move
 

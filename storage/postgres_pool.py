@@ -150,7 +150,7 @@ class Pool:
             try:
                 connection = self._pool.getconn()
             except (PoolTimeout, PoolClosed) as fault:
-                raise Busy("the database cannot be reached, or is kept busy by others") from fault
+                raise Busy("the database is unreachable or busy") from fault
             try:
                 return work(connection)
             except psycopg.Error as fault:
@@ -217,7 +217,7 @@ def translate(fault: psycopg.Error) -> StoreError | None:
     # An ERROR has undone its transaction; whatever ended the connection may have come behind the commit.
     if fault.diag.severity_nonlocalized == "ERROR":
         return None
-    return Unavailable("the connection to the database was lost; what became of this is not known")
+    return Unavailable("the connection to the database was lost; the outcome is unknown")
 
 
 def flat(rows: Sequence[Any]) -> Any:

@@ -33,7 +33,7 @@ def prepare(url: str, *, create_it: bool = True) -> str:
         connection_info = connection_string(url)
         with psycopg.connect(connection_info, prepare_threshold=None) as connection:
             if check_server(connection)["fsync"] == "off":
-                _log.warning("the PostgreSQL server runs with fsync=off: a crash of its machine may lose anything")
+                _log.warning("the PostgreSQL server runs with fsync=off: a crash of its machine can lose all data")
             connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})".encode())
             found = _version(connection)
             if found is None and not create_it:
@@ -41,7 +41,7 @@ def prepare(url: str, *, create_it: bool = True) -> str:
             if found is None:
                 create(connection)
             elif found > SCHEMA_VERSION:
-                raise UnusableDatabase(f"its schema is of version {found}; this service knows {SCHEMA_VERSION}")
+                raise UnusableDatabase(f"the schema has version {found}; this program knows up to {SCHEMA_VERSION}")
             elif found < SCHEMA_VERSION:
                 _execute(connection, "postgres_2", *_FUNCTIONS)
     except psycopg.Error as fault:
@@ -57,14 +57,14 @@ def create(connection: psycopg.Connection[Any]) -> None:
 def check_server(connection: psycopg.Connection[Any]) -> dict[str, str]:
     """Its settings. Raises UnusableDatabase where a service would not keep its promises."""
     if connection.info.server_version < OLDEST_SERVER * 10_000:
-        raise UnusableDatabase(f"PostgreSQL {OLDEST_SERVER} or newer is needed")
+        raise UnusableDatabase(f"the service needs PostgreSQL {OLDEST_SERVER} or newer")
     settings: dict[str, str] = dict(
         connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [_SETTINGS]).fetchall()
     )
     if settings["server_encoding"] != "UTF8":
         raise UnusableDatabase(f"the database's encoding is {settings['server_encoding']}; it must be UTF8")
     if settings["synchronous_commit"] == "off":
-        raise UnusableDatabase("synchronous_commit is off: what is acknowledged would not be on disk")
+        raise UnusableDatabase("synchronous_commit is off: acknowledged writes would not be on disk")
     for name, needed in _NEEDED.items():  # of the server, the database or the role
         if settings[name] != needed:
             raise UnusableDatabase(f"{name} is {settings[name]}; it must be {needed}")
@@ -83,7 +83,7 @@ def _version(connection: psycopg.Connection[Any]) -> int | None:
         return None
     row = connection.execute("SELECT version FROM queue_service.version").fetchone()
     if row is None or not isinstance(row[0], int):
-        raise UnusableDatabase("its schema queue_service is not this service's")
+        raise UnusableDatabase("the schema queue_service belongs to another program")
     return row[0]
 
 

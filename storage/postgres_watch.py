@@ -109,7 +109,7 @@ class Hints:
             try:
                 self._pool.run(f"SELECT pg_notify('{CHANNEL}', '')")
             except Exception as fault:  # it is a hint: others look by themselves every second
-                _log.debug("no hint was given: %s", fault)
+                _log.debug("could not send a hint: %s", fault)
             self._closing.wait(HINT_EVERY)
 
 

@@ -38,8 +38,8 @@ def check(path: Path) -> str:
     with _opened(path) as connection, connection:  # one snapshot for all of it
         if (version := connection.pragma("user_version")) != sqlite_file.SCHEMA_VERSION:
             raise UnusableDatabase(
-                f"{path} has schema version {version}, and this check needs {sqlite_file.SCHEMA_VERSION}: "
-                "use the one of the release that serves it, or start the service of this one first"
+                f"{path} has schema version {version}, but this check needs {sqlite_file.SCHEMA_VERSION}: "
+                "use the check of the release that serves it, or start this release's service first"
             )
         faults = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall() if row[0] != "ok"]
         faults += [
@@ -64,7 +64,7 @@ def backup(path: Path, target: Path) -> str:
     Raises UnusableDatabase if `target` is there or cannot be written.
     """
     if target.exists():
-        raise UnusableDatabase(f"{target} is there already")
+        raise UnusableDatabase(f"{target} already exists")
     part = target.with_name(f"{target.name}.part")
     with _opened(path) as connection:
         try:
@@ -74,7 +74,7 @@ def backup(path: Path, target: Path) -> str:
             sync(part)
             os.link(part, target)  # unlike a rename, does not replace what came there meanwhile
         except (OSError, apsw.Error) as fault:
-            raise UnusableDatabase(f"no backup was made: {_told(fault)}") from fault
+            raise UnusableDatabase(f"the backup failed: {_told(fault)}") from fault
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)

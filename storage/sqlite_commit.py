@@ -93,7 +93,7 @@ class Committer:
 
     def _transact(self, tickets: list[Ticket[Work]], gather: Callable[[], Sequence[Ticket[Work]]]) -> set[str]:
         if self.broken:
-            raise Unavailable("the disk has failed; the service is stopping")
+            raise Unavailable("the disk failed; the service is stopping")
         with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # who has waited longest gives up in time
             before = self._connection.total_changes()
             tickets += gather()  # who came while the other processes had their turn need not wait for another
@@ -133,7 +133,7 @@ class Committer:
         except (apsw.IOError, apsw.CorruptError) as fault:
             self.give_up(fault)  # what has been committed is safe in the log
         except apsw.Error as fault:
-            _log.warning("the log could not be folded into the database: %s", fault)
+            _log.warning("could not checkpoint the write-ahead log: %s", fault)
 
     @contextmanager
     def _begun(self, deadline: float) -> Iterator[Work]:
@@ -141,7 +141,7 @@ class Committer:
         while True:
             with self._file.lock.held(deadline) as held:
                 if not held:
-                    raise apsw.BusyError("another process keeps the lock")
+                    raise apsw.BusyError("another process holds the lock")
                 patience = min(TURN, max(0.0, deadline - time.monotonic()))
                 self._connection.set_busy_timeout(round(patience * 1000))
                 try:
@@ -212,5 +212,5 @@ def translate(fault: Exception) -> Exception:
     if isinstance(fault, apsw.ConstraintError) and SEALED in str(fault):
         return Moved()
     if isinstance(fault, apsw.Error):
-        return Unavailable("the storage failed; what became of this is not known")
+        return Unavailable("the storage failed; the outcome is unknown")
     return fault

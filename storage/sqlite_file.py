@@ -154,7 +154,7 @@ def refuse_unsafe_sqlite(version: str) -> None:
     if not mended:
         raise UnusableDatabase(
             f"SQLite {version} can corrupt a database in WAL mode (the WAL-reset bug); "
-            "3.51.3 or newer is needed: install a newer apsw"
+            "install a newer apsw, with SQLite 3.51.3 or newer"
         )
 
 
@@ -228,7 +228,7 @@ def _write_again(path: str, flag: int) -> None:
             padding = -count % mmap.PAGESIZE  # behind the last frame it is none
             block[count : count + padding] = bytes(padding)
             if os.pwritev(target, [block[: count + padding]], place) != count + padding:
-                raise OSError(errno.EIO, "the log could not be written anew")
+                raise OSError(errno.EIO, "could not rewrite the write-ahead log")
             place += count
         os.fsync(target)
     finally:

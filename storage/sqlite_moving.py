@@ -156,7 +156,7 @@ class SqliteSource(SqliteContents):
             if not self._connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get:
                 return
             if self._connection.execute("SELECT done FROM move").get:
-                raise StoreError("its messages have been moved, and may be in use elsewhere by now")
+                raise StoreError("the messages were moved already, and may be in use at the target")
             for trigger, _ in _seals(self._connection):
                 self._connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
             self._connection.execute("DROP TABLE move")
@@ -177,7 +177,7 @@ class SqliteTarget(SqliteContents):
     def __init__(self, path: Path) -> None:
         """Raises UnusableDatabase."""
         if path.exists():
-            raise UnusableDatabase(f"{path} is there already")
+            raise UnusableDatabase(f"{path} already exists")
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
         super().__init__(DatabaseFile(self._part))
@@ -187,7 +187,7 @@ class SqliteTarget(SqliteContents):
             name: str = self._connection.execute("SELECT move FROM arriving").get
             return name
         if self._connection.execute("SELECT count(*) FROM queues").get:
-            raise UnusableDatabase(f"{self._part} is of something else; remove it if nobody needs it")
+            raise UnusableDatabase(f"{self._part} belongs to another program; delete it if you do not need it")
         return None
 
     def begin(self, move: str) -> int:

@@ -66,11 +66,11 @@ def ask_again(attempt: Callable[[], T | None]) -> T:
     deadline = time.monotonic() + ASK_AGAIN_FOR
     while (result := attempt()) is None:
         if time.monotonic() > deadline:
-            raise Busy("more has fallen due than can be dealt with in time")
+            raise Busy("too many due messages to process in time")
     return result
 
 
 def check_queues(names: Collection[str]) -> None:
     """Raise InvalidInput for more than one transaction deals with."""
     if len(names) > MAX_TRANSACTION_QUEUES:
-        raise InvalidInput(f"the receipts and messages are of more than {MAX_TRANSACTION_QUEUES} queues")
+        raise InvalidInput(f"the receipts and messages belong to more than {MAX_TRANSACTION_QUEUES} queues")

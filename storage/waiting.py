@@ -165,7 +165,7 @@ class Waiting:
                     if sight.changed() or told or time.monotonic() >= due:
                         due = time.monotonic() + self._look(sight)
                 except Exception:  # without this thread no reader is woken any more
-                    _log.exception("looking out for waiting readers failed")
+                    _log.exception("could not check for messages for waiting readers")
                     due = 0.0
                     time.sleep(LOOK_AGAIN)
         finally:

@@ -424,7 +424,7 @@ def test_tokens_may_stand_on_one_line_with_semicolons_and_in_a_file(tmp_path: Pa
     [
         ("a:aaaaaaaaaaaaaaaa:send:*;a:bbbbbbbbbbbbbbbb:send:*", "two tokens have the same name"),
         ("a:aaaaaaaaaaaaaaaa:send:*;b:aaaaaaaaaaaaaaaa:send:*", "two tokens have the same secret"),
-        ("# none;", "QUEUE_TOKENS and QUEUE_TOKENS_FILE name no token"),
+        ("# none;", "QUEUE_TOKENS and QUEUE_TOKENS_FILE contain no token"),
     ],
 )
 def test_tokens_that_contradict_each_other_are_refused(text: str, sentence: str) -> None:
@@ -489,7 +489,7 @@ def test_a_file_that_becomes_bad_keeps_the_tokens_and_is_logged_once(
         file.write_text(bad)
     assert [status_of(app, "all"), status_of(app, "all")] == [200, 200]
     (record,) = caplog.records
-    assert record.getMessage().endswith("; the tokens stay as they were")
+    assert record.getMessage().endswith("; the service keeps the tokens it has")
     file.write_text(f"another:{SECRETS['admin']}:admin:*")
     assert (status_of(app, "all"), status_of(app, "admin")) == (401, 200)
 
@@ -519,18 +519,18 @@ def refusal(environment: dict[str, str]) -> str:
 
 def test_without_tokens_only_loopback_is_served_and_the_way_out_is_told() -> None:
     told = refusal({"QUEUE_HOST": "0.0.0.0"})
-    assert "QUEUE_TOKENS or QUEUE_TOKENS_FILE, or set QUEUE_ALLOW_ANONYMOUS=yes" in told
+    assert "QUEUE_TOKENS or QUEUE_TOKENS_FILE, or QUEUE_ALLOW_ANONYMOUS=yes" in told
     with_tokens = refusal({"QUEUE_HOST": "0.0.0.0", "QUEUE_TOKENS": TOKENS})
-    assert "would let anybody" not in with_tokens
+    assert "would let anyone" not in with_tokens
     assert "/no/such/directory does not exist" in with_tokens  # it has come as far as the database
 
 
 def test_bad_tokens_refuse_the_start_and_show_no_secret() -> None:
     told = refusal({"QUEUE_TOKENS": f"worker:{SECRETS['all']}:fly:*"})
-    assert "queue_service: QUEUE_TOKENS, line 1: rights are of send, receive, admin, metrics" in told
+    assert "queue_service: QUEUE_TOKENS, line 1: rights must be some of send, receive, admin, metrics" in told
     assert SECRETS["all"] not in told
     told = refusal({"QUEUE_TOKENS_FILE": "/no/such/file"})
-    assert "queue_service: QUEUE_TOKENS_FILE cannot be read: No such file or directory" in told
+    assert "queue_service: cannot read QUEUE_TOKENS_FILE: No such file or directory" in told
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_the_first_line_that_was_not_sent_is_named_and_those_before_it_are_in_th
         sent = command("send", *service, stdin=b"good\ngood too\n" + wrong + b"\nfourth\n")
         assert sent.returncode == 1
         assert sent.stderr.startswith(b"send: " + told)
-        assert sent.stderr.endswith(b"; neither it nor those after it were sent\n")
+        assert sent.stderr.endswith(b"; this line and those after it were not sent\n")
         assert [message.text for message in client.receive(limit=10)] == ["good", "good too"]
 
 
@@ -84,7 +84,7 @@ def test_a_full_queue_names_the_first_line_not_sent(service: tuple[str, ...], cl
 def test_a_service_that_does_not_answer_names_the_lines_that_are_in_doubt() -> None:
     sent = command("send", "--url", "http://127.0.0.1:1", "--patience", "0", stdin=b"line\n" * 3)
     assert sent.returncode == 1
-    assert sent.stderr.endswith(b"connection refused; lines 1 to 3 may have been sent, those after were not\n")
+    assert sent.stderr.endswith(b"connection refused; lines 1 to 3 may have been sent, those after them were not\n")
 
 
 def test_long_lines_that_are_too_much_for_one_request_go_in_several(
@@ -109,11 +109,11 @@ def test_more_messages_than_one_request_takes_come_in_order_and_are_acked(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--batch", "5000"], "argument --batch: a whole number is wanted, 1 to 1000, not '5000'"),
-        (["--batch", "ten"], "argument --batch: a whole number is wanted, 1 to 1000, not 'ten'"),
-        (["--limit", "0"], "argument --limit: a whole number is wanted, 1 or more, not '0'"),
-        (["--lease", "0"], "argument --lease: a number is wanted, 1 to 43200, not '0'"),
-        (["--patience", "nan"], "argument --patience: a number is wanted, 0 or more, not 'nan'"),
+        (["--batch", "5000"], "argument --batch: must be a whole number, 1 to 1000, not '5000'"),
+        (["--batch", "ten"], "argument --batch: must be a whole number, 1 to 1000, not 'ten'"),
+        (["--limit", "0"], "argument --limit: must be a whole number, 1 or more, not '0'"),
+        (["--lease", "0"], "argument --lease: must be a number, 1 to 43200, not '0'"),
+        (["--patience", "nan"], "argument --patience: must be a number, 0 or more, not 'nan'"),
         (["--queue", ""], "argument --queue: the name is empty"),
     ],
 )
@@ -196,4 +196,4 @@ def test_no_service_is_one_line_and_not_a_traceback() -> None:
 
 def test_a_url_that_is_none_is_one_line() -> None:
     failed = command("receive", "--url", "localhost")
-    assert (failed.returncode, failed.stderr) == (1, b"receive: not the URL of a service: 'localhost'\n")
+    assert (failed.returncode, failed.stderr) == (1, b"receive: this is not the URL of a service: 'localhost'\n")

@@ -231,7 +231,7 @@ def test_a_queue_that_holds_other_messages_is_left_alone(
     with QueueClient(server.url, queue=queue) as client:
         client.send("precious")
         assert copy(server, source, target, "--queue", queue) == 1
-        assert told(capsys) == f"queue-copy: queue '{queue}' holds messages that are not of a file copy"
+        assert told(capsys) == f"queue-copy: queue '{queue}' contains messages that do not belong to a file copy"
         assert [message.text for message in client.receive()] == ["precious"]
 
 
@@ -245,7 +245,7 @@ def test_what_came_wrong_through_the_queue_never_becomes_the_target(
     with QueueClient(server.url, queue=queue) as client:
         client.receive()  # a line is gone
     assert copy_file.main(["--consume", str(target), *options]) == 1
-    assert "is not the 8 bytes that were sent" in told(capsys)
+    assert "are not the 8 bytes that were sent" in told(capsys)
     assert target.read_bytes() == b"as it was"
     assert sorted(os.listdir(target.parent)) == ["source", "target"]
 
@@ -395,7 +395,7 @@ def kill_soon(process: subprocess.Popen[bytes], seconds: float) -> None:
     process.communicate()
 
 
-CUT_OFF = "waiting for lines that were on their way to a run that was cut off; they come when its lease ends"
+CUT_OFF = "waiting for lines that an interrupted run has leased; they come when its lease ends"
 
 
 def said(process: subprocess.Popen[bytes]) -> list[str]:
@@ -551,8 +551,7 @@ def test_a_consumer_may_start_before_its_producer(server: LiveServer, source: Pa
     consuming = started(server, "--consume", target, "--queue", queue)
     assert consuming.stderr is not None
     assert (
-        consuming.stderr.readline().decode()
-        == f"copy_file: waiting for a producer: nothing has been sent to queue '{queue}' yet\n"
+        consuming.stderr.readline().decode() == f"copy_file: waiting for a producer: queue '{queue}' has no lines yet\n"
     )
     assert said(started(server, "--produce", source, "--queue", queue)) == []
     assert said(consuming) == []
@@ -590,7 +589,7 @@ def test_both_halves_may_start_before_the_service(
         with server:
             assert list(running) == [0, 0]
     words = capsys.readouterr().err.splitlines()
-    assert words[:2] == [f"queue-copy: {server.url} does not answer: connection refused; trying for another 29.9 s"] * 2
+    assert words[:2] == [f"queue-copy: {server.url} does not answer: connection refused; retrying for 29.9 s"] * 2
     assert target.read_bytes() == lines(10)
 
 
@@ -617,7 +616,7 @@ def test_an_interrupted_copy_says_so_and_the_next_run_goes_on_without_waiting(
     source.write_bytes(lines(40_000))
     for _ in range(2):
         words = interrupted(server, target, source, target)
-        assert words == ["copy_file: interrupted; the same command goes on from here"]
+        assert words == ["copy_file: interrupted; run the same command to continue"]
     assert said(started(server, source, target)) == []
     assert target.read_bytes() == lines(40_000)
 

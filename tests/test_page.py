@@ -167,7 +167,7 @@ def test_dead_letters_are_redriven(open_tab: OpenTab, client: QueueClient, queue
     tab = open_tab(f"/#/{queue}")
     tab.tab_to("it.id === 'redrive'")
     tab.press("Enter")
-    tab.await_true("document.getElementById('said').textContent.startsWith('2 dead letters')")
+    tab.await_true("document.getElementById('said').textContent.startsWith('Moved 2 dead letters')")
     tab.await_true("document.querySelectorAll('#messages li').length === 2")
     assert (client.stats()["ready"], client.stats()["dead"]) == (2, 0)
 

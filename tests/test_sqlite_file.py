@@ -363,7 +363,7 @@ def test_a_tool_leaves_the_schema_of_a_running_older_service_as_it_is(path: Path
 
 def test_a_check_of_an_older_file_says_which_version_it_needs_and_changes_nothing(path: Path) -> None:
     older(path)
-    with pytest.raises(UnusableDatabase, match=f"schema version 1, and this check needs {sqlite_file.SCHEMA_VERSION}"):
+    with pytest.raises(UnusableDatabase, match=f"schema version 1, but this check needs {sqlite_file.SCHEMA_VERSION}"):
         check(path)
     with closing(apsw.Connection(str(path))) as connection:
         assert connection.pragma("user_version") == 1

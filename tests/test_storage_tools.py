@@ -125,7 +125,7 @@ def test_a_backup_holds_leases_settings_and_counts_and_goes_on_with_the_ids(data
 
 def test_a_backup_replaces_nothing(database: Path, tmp_path: Path) -> None:
     (there := tmp_path / "there").write_text("precious")
-    assert told("backup", url(database), str(there)) == f"{there} is there already"
+    assert told("backup", url(database), str(there)) == f"{there} already exists"
     assert there.read_text() == "precious"
 
 
@@ -136,7 +136,7 @@ def test_a_backup_that_finds_no_room_leaves_nothing_behind(database: Path, tmp_p
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("storage: no backup was made: ")
+    assert done.stderr.startswith("storage: the backup failed: ")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("copy.db*"))
     assert main(["check", url(database)]) == 0

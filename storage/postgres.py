@@ -37,7 +37,7 @@ from storage.postgres_pool import Pool, Work, flat
 from storage.postgres_schema import prepare
 from storage.postgres_values import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of
 from storage.postgres_watch import STEP, Hints, Sight, Upkeep, late_queues
-from storage.steps import Progress, ask_again, check_queues, in_steps
+from storage.steps import Progress, ask_again, check_queues, group_by_queue, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
 LOOK_FOR = 0.5  # seconds that a verb which only looks drops first what is not to be delivered any more …
@@ -158,11 +158,9 @@ class PostgresStore:
     ) -> Transacted:
         receipts, given = receipts_of(ack)
         check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
-        places: dict[str, list[int]] = {}
-        for place, (name, _) in enumerate(send):
-            places.setdefault(name, []).append(place)
-        batches = {name: [send[place][1] for place in places[name]] for name in sorted(places)}
-        stored = {place: n for n, place in enumerate((place for name in batches for place in places[name]), start=1)}
+        places = group_by_queue(send)
+        batches = {name: [send[place][1] for place in where] for name, where in places.items()}
+        stored = {place: n for n, place in enumerate((place for where in places.values() for place in where), start=1)}
         try:
             done, *rows = self._pool.run(
                 "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "

@@ -13,6 +13,7 @@ from storage.model import CHUNK, NewMessage, Sent
 from storage.runs import NewRun, plain_form, size_of
 from storage.sqlite_due import bring_up_to_date, clear_out
 from storage.sqlite_work import BLOCKED, DELAYED, READY, QueueRow, Work, by_state
+from storage.steps import group_by_queue
 
 
 def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
@@ -24,12 +25,9 @@ def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
 
 def send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> Sent:
     """Each queue gets its own messages, in the order given."""
-    places: dict[str, list[int]] = {}
-    for place, (name, _) in enumerate(messages):
-        places.setdefault(name, []).append(place)
     ids = [0] * len(messages)
     duplicates: list[int] = []
-    for name, where in sorted(places.items()):  # an order that the other engine can keep too
+    for name, where in group_by_queue(messages).items():
         sent = send(work, work.queue_for_writing(name), [messages[place][1] for place in where])
         for place, number in zip(where, sent.ids, strict=True):
             ids[place] = number

@@ -18,7 +18,7 @@ CODES = {
     "message_not_found": (404, "the receipt's message is gone, or never was"),
     "not_found": (404, "there is no such route"),
     "method_not_allowed": (405, "the route has other methods; `Allow` lists them"),
-    "stale_receipt": (409, "the message was leased again since, or a lease to be extended was released"),
+    "stale_receipt": (409, "leased again since; or to be extended after a release; or in a transaction, gone"),
     "message_leased": (409, "the message is leased, so it cannot be changed by its id"),
     "precondition_failed": (412, "the settings have changed since the `ETag` was read"),
     "body_too_large": (413, "the body is over the limit"),

@@ -177,7 +177,9 @@ class PostgresStore:
                 *once_of(once),
             )
         except StaleReceipt as fault:
-            raise StaleReceipt(None if fault.index is None else given[fault.index]) from None
+            if fault.index is not None:
+                fault.index = given[fault.index]
+            raise
         ids, duplicates = done[1], tuple(done[2])
         self._became_ready(batches)
         if receive is not None and (_is_late(rows) or (receive.wait > 0 and not rows)):

@@ -108,23 +108,26 @@ def _stretches(queue: QueueRow, messages: Sequence[NewMessage]) -> Iterator[NewR
 def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> QueueRow:
     if work.nearly_full:
         raise DiskFull
-    settings = queue.settings
-    if settings.max_messages is None and settings.max_bytes is None:
+    if queue.settings.max_messages is None and queue.settings.max_bytes is None:
         return queue
     count, size = len(messages), size_of(messages)
-
-    def full() -> bool:
-        return (settings.max_messages is not None and queue.messages + count > settings.max_messages) or (
-            settings.max_bytes is not None and queue.bytes + size > settings.max_bytes
-        )
-
-    if full():  # what has expired by now leaves its place; where that is very much, upkeep goes on with it
+    if _excess(queue, count, size):  # what has expired by now leaves its place; of very much, upkeep goes on with it
         bring_up_to_date(work, queue)
         clear_out(work, work.queue(queue.name), CHUNK)
         queue = work.queue(queue.name)
-    if full():
-        raise QueueFull(f"queue '{queue.name}' is full; nothing was stored", queue=queue.name)
+    if excess := _excess(queue, count, size):
+        raise excess
     return queue
+
+
+def _excess(queue: QueueRow, count: int, size: int) -> QueueFull | None:
+    """Return the limit that so many more messages, of so many bytes, would exceed."""
+    settings = queue.settings
+    if settings.max_messages is not None and queue.messages + count > settings.max_messages:
+        return QueueFull(queue.name, "max_messages", settings.max_messages, queue.messages, count)
+    if settings.max_bytes is not None and queue.bytes + size > settings.max_bytes:
+        return QueueFull(queue.name, "max_bytes", settings.max_bytes, queue.bytes, size)
+    return None
 
 
 def _row(work: Work, queue: QueueRow, message: NewMessage) -> tuple[Any, ...]:

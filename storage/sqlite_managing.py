@@ -199,8 +199,19 @@ def _undo_death(work: Work, grave: QueueRow, home: QueueRow, ids: Sequence[int])
         """,
         (home.id, work.now, int_array(ids)),
     )
+    first = work.connection.last_insert_rowid() - len(ids) + 1
     work.arrived(home, rows)
-    work.remove(grave, ids)
+    moved = sorted(work.remove(grave, ids))
+    known = [
+        (json.loads(row[2]).get("dedup_id"), int(json.loads(row[3])[-1]["dead_letter_id"]), number)
+        for number, row in enumerate(moved, first)
+        if row[2] and '"dedup_id"' in row[2]
+    ]
+    work.execute(  # what is remembered of a message goes along with it
+        "UPDATE dedup SET message_id = value ->> 2 FROM json_each(?2) "
+        "WHERE queue_id = ?1 AND dedup_id = value ->> 0 AND message_id = value ->> 1",
+        (home.id, json.dumps(known, ensure_ascii=False)),
+    )
 
 
 # -- one message by its id

@@ -97,6 +97,7 @@ def _messages(prefix: str) -> dict[str, Any]:
     """Return the routes at /messages, or the same under a queue."""
     at = [_QUEUE] if prefix else []
     to, of = ("_to_queue", "_of_queue") if prefix else ("", "")
+    handle = "{receipt_or_id}" if prefix else "{receipt}"
     where = "of the queue" if prefix else "of `default`"
     return {
         f"{prefix}/messages": {
@@ -125,7 +126,7 @@ def _messages(prefix: str) -> dict[str, Any]:
                 "messages", f"head{of}", "Refused, because a read removes messages", [], {}, ("method_not_allowed",)
             ),
         },
-        f"{prefix}/messages/{{receipt}}": _by_receipt_or_id() if prefix else _by_receipt(),
+        f"{prefix}/messages/{handle}": _by_receipt_or_id() if prefix else _by_receipt(),
         f"{prefix}/messages/ack": {
             "parameters": at,
             "post": _operation(
@@ -167,7 +168,7 @@ def _by_receipt_or_id() -> dict[str, Any]:
         "queue_not_found", "message_not_found", "stale_receipt", "message_leased", "idempotency_mismatch", *STORAGE,
     )  # fmt: skip
     return {
-        "parameters": [_QUEUE, _RECEIPT | {"description": either}],
+        "parameters": [_QUEUE, _RECEIPT | {"name": "receipt_or_id", "description": either}],
         "get": _operation(
             "queues", "look_at_message", "Show a message by its id", [],
             {"200": json_of("The message in its envelope.", ref("PeekedMessage"))},

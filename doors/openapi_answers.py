@@ -18,7 +18,10 @@ CODES = {
     "message_not_found": (404, "the receipt's message was settled, expired, purged or dead-lettered, or never existed"),
     "not_found": (404, "no such route"),
     "method_not_allowed": (405, "the route has other methods; `Allow` lists them"),
-    "stale_receipt": (409, "the message was leased again since, or the lease to be extended was released"),
+    "stale_receipt": (
+        409,
+        "leased again since; or, to be extended, released; or, in a transaction, gone",
+    ),
     "message_leased": (409, "a worker holds the message, so you cannot change it by its id"),
     "precondition_failed": (412, "the settings have changed since the `ETag` was read"),
     "body_too_large": (413, "the body is over the limit"),

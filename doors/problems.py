@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from bottle import HTTPError, HTTPResponse, request
 
@@ -36,6 +37,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = {
     errors.Unavailable: (503, "unavailable", "The service cannot do this now"),
     Exception: (500, "internal_error", "Internal error"),
 }
+_BARE_ID = re.compile(r"/messages/([0-9]{1,19})")
 ROUTING = {404: ("not_found", "No such route"), 405: ("method_not_allowed", "Method not allowed")}
 
 
@@ -47,7 +49,7 @@ def problem_of(fault: Exception) -> HTTPResponse:
         _log.error("internal error %s", reference, exc_info=fault)
         detail = f"see the service's log for the reference {reference}"
     else:
-        detail = str(fault)
+        detail = str(fault) + (_by_id() if isinstance(fault, errors.MessageNotFound | errors.InvalidInput) else "")
     more = {name: getattr(fault, name, None) for name in ("field", "index", "queue")}
     return answer.problem(status, code, title, detail, headers=getattr(fault, "headers", None), **more)
 
@@ -60,7 +62,14 @@ def problem_of_routing(error: HTTPError) -> HTTPResponse:
     if error.status_code not in ROUTING:
         return problem_of(error.exception or error)
     code, title = ROUTING[error.status_code]
-    return answer.problem(error.status_code, code, title, title.lower(), headers={"Allow": allow} if allow else {})
+    detail = (f"this route takes {allow.replace(',', ', ')}" if allow else title.lower()) + _by_id()
+    return answer.problem(error.status_code, code, title, detail, headers={"Allow": allow} if allow else {})
+
+
+def _by_id() -> str:
+    """A hint for a client that takes the id of a message for a receipt."""
+    found = _BARE_ID.fullmatch(request.path)
+    return f"; a message is found by its id at /queues/default/messages/{found[1]}" if found else ""
 
 
 def _allow(found: str | None) -> str:

@@ -37,7 +37,7 @@ def _operations(document: Told, tag: str) -> list[tuple[str, str, Told]]:
         (method, path, operation | {"parameters": item.get("parameters", []) + operation.get("parameters", [])})
         for path, item in document["paths"].items()
         for method, operation in item.items()
-        if method != "parameters" and tag in operation["tags"]
+        if method not in ("parameters", "head") and tag in operation["tags"]
     ]
 
 

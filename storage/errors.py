@@ -49,7 +49,14 @@ class QueueNotFound(QueueError):
 
 
 class QueueFull(QueueError):
-    pass
+    """`there` are in the queue and `more` were sent: messages or bytes, as the limit that is set counts."""
+
+    def __init__(self, queue: str, limit: str, most: int, there: int, more: int) -> None:
+        super().__init__(
+            f"queue '{queue}' has {there} of {most} {limit.removeprefix('max_')} ({limit}), "
+            f"and {more} more do not fit; nothing was stored",
+            queue=queue,
+        )
 
 
 class PreconditionFailed(QueueError):
@@ -62,11 +69,13 @@ class MessageNotFound(StoreError):
 
 
 class StaleReceipt(StoreError):
-    """`index`: the receipt's place in a transaction, all of which it stops."""
+    """`index`: the receipt's place in a transaction, all of which it stops, also where its message is `missing`."""
 
-    def __init__(self, index: int | None = None) -> None:
+    def __init__(self, index: int | None = None, *, missing: bool = False) -> None:
         super().__init__(
-            "the receipt is stale: its lease was released, or the message was leased again or settled since"
+            str(MessageNotFound())
+            if missing
+            else "the receipt is stale: its lease was released, or the message was leased again or settled since"
         )
         self.index = index
 

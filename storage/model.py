@@ -36,6 +36,7 @@ REQUEST_WINDOW = 300.0  # seconds an Idempotency-Key is remembered, but for a se
 STATES = ("ready", "leased", "delayed", "blocked")  # a state's place is the number that engines keep for it
 
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_DIGEST_NAME = re.compile(r".{62}\.[0-9a-f]{12}\.dead")  # such as dead_letter_name gives
 _RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})(?:-([1-9][0-9]{0,18}))?~([0-9a-f]{1,16})")
 
 
@@ -399,7 +400,10 @@ class Store(Protocol):
         """
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
-        """Delete the queue and all in it, its settings and totals too. Raises QueueNotFound."""
+        """Delete the queue and all in it, its settings and totals too. Raises QueueNotFound.
+
+        Raises InvalidInput where by default, without its settings, its dead letters would come back to it.
+        """
 
     def purge(self, queue: str, once: Once | None = None) -> int:
         """Remove all messages that are in the queue at the call, and forget their dedup_ids; return their number.
@@ -456,7 +460,7 @@ def dead_letter_name(queue: str, settings: QueueSettings) -> str:
     """The dead-letter queue of a queue: the one that is set, or else `{queue}.dead`.
 
     A long name is cut to make room; of one that is itself a long dead-letter queue's a digest stands for the rest, so
-    that no queue comes round to itself by such names.
+    that no queue comes round to itself by such names. A queue with a digest in its name has no other one set.
     """
     if settings.dead_letter_queue is not None:
         return settings.dead_letter_queue
@@ -468,18 +472,20 @@ def dead_letter_name(queue: str, settings: QueueSettings) -> str:
 def check_chain(name: str, settings: QueueSettings, settings_of: Callable[[str], QueueSettings]) -> None:
     """Raise InvalidInput if dead letters of this queue, with these settings, would come back to it.
 
-    `settings_of` returns those of any other queue, the default ones where it does not exist.
+    `settings_of` returns those of any other queue, the default ones where it does not exist. Engines check each change
+    of a dead-letter queue, and each deletion, which sets the default one back: so no circle is ever closed.
     """
-    queue = dead_letter_name(name, settings)
-    defaults = 0  # one after the other
+    if settings.dead_letter_queue is not None and _DIGEST_NAME.fullmatch(name):
+        raise InvalidInput("a queue with such a name keeps its default dead-letter queue", field="dead_letter_queue")
+    first = queue = dead_letter_name(name, settings)
     for _ in range(MAX_CHAIN):
         if queue == name:
-            raise InvalidInput("the dead letters of this queue would come back to it", field="dead_letter_queue")
-        known = settings_of(queue)
-        defaults = defaults + 1 if known.dead_letter_queue is None else 0
-        if defaults > 32:
-            return  # by now the names end in digests, and lead nowhere
-        queue = dead_letter_name(queue, known)
+            by_default = "" if settings.dead_letter_queue else ", as by default"
+            detail = f"with the dead-letter queue '{first}'{by_default}, dead letters of '{name}' would come back to it"
+            raise InvalidInput(detail, field="dead_letter_queue")
+        if _DIGEST_NAME.fullmatch(queue):
+            return  # so do all that follow have such names, each another
+        queue = dead_letter_name(queue, settings_of(queue))
     raise InvalidInput(f"a chain has at most {MAX_CHAIN} dead-letter queues", field="dead_letter_queue")
 
 

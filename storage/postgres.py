@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from storage import postgres_managing as managing
 from storage import postgres_reading as reading
 from storage.bells import Bell
 from storage.clock import Clock
-from storage.errors import MessageNotFound, PreconditionFailed, QueueNotFound, StaleReceipt
-from storage.kept import read_settings, with_deaths, write_settings
+from storage.errors import MessageNotFound, QueueNotFound, StaleReceipt
+from storage.kept import read_settings, with_deaths
 from storage.model import (
     CHUNK,
     MAX_PAGE,
@@ -23,13 +24,11 @@ from storage.model import (
     Observer,
     Once,
     Queue,
-    QueueSettings,
     Receipt,
     Receive,
     Sent,
     State,
     Transacted,
-    check_chain,
     rfc3339,
 )
 from storage.postgres_clock import SharedClock
@@ -37,7 +36,7 @@ from storage.postgres_pool import Pool, Work, flat
 from storage.postgres_schema import prepare
 from storage.postgres_values import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of
 from storage.postgres_watch import STEP, Hints, Sight, Upkeep, late_queues
-from storage.steps import Progress, ask_again, check_queues, in_steps
+from storage.steps import Progress, ask_again, check_queues, group_by_queue, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
 LOOK_FOR = 0.5  # seconds that a verb which only looks drops first what is not to be delivered any more …
@@ -158,11 +157,9 @@ class PostgresStore:
     ) -> Transacted:
         receipts, given = receipts_of(ack)
         check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
-        places: dict[str, list[int]] = {}
-        for place, (name, _) in enumerate(send):
-            places.setdefault(name, []).append(place)
-        batches = {name: [send[place][1] for place in places[name]] for name in sorted(places)}
-        stored = {place: n for n, place in enumerate((place for name in batches for place in places[name]), start=1)}
+        places = group_by_queue(send)
+        batches = {name: [send[place][1] for place in where] for name, where in places.items()}
+        stored = {place: n for n, place in enumerate((place for where in places.values() for place in where), start=1)}
         try:
             done, *rows = self._pool.run(
                 "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
@@ -179,7 +176,9 @@ class PostgresStore:
                 *once_of(once),
             )
         except StaleReceipt as fault:
-            raise StaleReceipt(None if fault.index is None else given[fault.index]) from None
+            if fault.index is not None:
+                fault.index = given[fault.index]
+            raise
         ids, duplicates = done[1], tuple(done[2])
         self._became_ready(batches)
         if receive is not None and (_is_late(rows) or (receive.wait > 0 and not rows)):
@@ -248,7 +247,7 @@ class PostgresStore:
         def operation(work: Work) -> list[Queue]:
             made = None if once is None else work.recall(once)
             if made is None:
-                made = _configure(work, name, changes, version)
+                made = managing.configure(work, name, changes, version)
                 if once is not None:
                     work.remember(once, made)
             return [
@@ -263,7 +262,7 @@ class PostgresStore:
         return found[0]
 
     def delete_queue(self, name: str, once: Once | None = None) -> None:
-        self._change(once, "delete_queue($1::bigint, $2::text)", self._clock.now(), name)
+        self._once(once, lambda work: managing.delete_queue(work, name))
 
     def purge(self, queue: str, once: Once | None = None) -> int:
         return self._in_steps(once, "messages were purged", "purge($1::bigint, $2::text, $3::jsonb)", queue)
@@ -325,15 +324,20 @@ class PostgresStore:
         statement = f"SELECT to_jsonb(queue_service.{call})"
         if once is None:
             return flat(self._pool.run(statement, *values))
+        return self._once(once, lambda work: flat(work.run(statement, *values)))
 
-        def operation(work: Work) -> Any:
-            known = work.recall(once)
+    def _once(self, once: Once | None, operation: Callable[[Work], Any]) -> Any:
+        """What an operation of one transaction returns, a JSON value; at its first call with this key."""
+
+        def run(work: Work) -> Any:
+            known = None if once is None else work.recall(once)
             if known is None:
-                known = flat(work.run(statement, *values))
-                work.remember(once, known)
+                known = operation(work)
+                if once is not None:
+                    work.remember(once, known)
             return known
 
-        return self._pool.transact(self._clock.now(), operation)
+        return self._pool.transact(self._clock.now(), run)
 
     def _in_steps(self, once: Once | None, deed: str, call: str, queue: str, *values: Any) -> int:
         """The count of a function that does a step at each call, given what it returned at the one before."""
@@ -383,33 +387,6 @@ class PostgresStore:
             )
             for _, _, _, queue, number, text, fields, deaths, sent_at, count, token, until in rows
         ]  # fmt: skip
-
-
-def _configure(work: Work, name: str, changes: Mapping[str, Any], version: int | None) -> tuple[int, str]:
-    """Return the new version and settings."""
-    if "dead_letter_queue" in changes:
-        work.run("SELECT pg_advisory_xact_lock(-2, 0)")  # two at once could close a circle
-    if version is None:
-        work.run("SELECT queue_for_writing($1::bigint, $2::text)", work.now, name)
-    statement = "SELECT version, settings::text FROM queues WHERE name = $1::text"
-    found = work.run(f"{statement} FOR NO KEY UPDATE", name)
-    if not found or version not in (None, found[0][0]):
-        raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
-    settings = read_settings(found[0][1]).changed(changes)
-    if "dead_letter_queue" in changes:
-
-        def settings_of(queue: str) -> QueueSettings:
-            found = work.run(statement, queue)
-            return read_settings(found[0][1]) if found else QueueSettings()
-
-        check_chain(name, settings, settings_of)
-    kept = write_settings(settings)
-    changed = work.run(
-        "UPDATE queues SET settings = $2::jsonb, version = version + 1, used_at = $3::bigint WHERE name = $1::text "
-        "RETURNING version",
-        name, kept, work.now,
-    )  # fmt: skip
-    return flat(changed), kept
 
 
 def _is_late(rows: Sequence[Any]) -> bool:

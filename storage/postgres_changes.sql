@@ -267,9 +267,12 @@ CREATE FUNCTION move(p_now bigint, p_from bigint, p_to queues, p_rows tid[], p_s
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     v_keys bytea[];
+    v_were bigint[];
     v      record;
 BEGIN
-    SELECT array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL) INTO v_keys FROM messages WHERE ctid = ANY (p_rows);
+    SELECT array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL),
+           array_agg(last_death(deaths, 'dead_letter_id')::bigint ORDER BY id) FILTER (WHERE p_story IS NULL)
+      INTO v_keys, v_were FROM messages WHERE ctid = ANY (p_rows);
     PERFORM expect_keys(p_to, v_keys);
     WITH moved AS (
         INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, ttl, expires_at,
@@ -281,11 +284,18 @@ BEGIN
                           coalesce(left(deaths, -1) || ', ', '[') || p_story || ', "dead_letter_id": "' || m.id
                           || '", "dead_letter_receive_count": ' || receive_count || '}]' END AS story) AS told
          WHERE m.ctid = ANY (p_rows) ORDER BY m.id
-        RETURNING state, octet_length(text) + coalesce(octet_length(fields), 0) AS size
+        RETURNING id, state, octet_length(text) + coalesce(octet_length(fields), 0) AS size
     )
     SELECT count(*) FILTER (WHERE state = 0) AS ready, count(*) FILTER (WHERE state = 3) AS blocked,
-           coalesce(sum(size), 0)::bigint AS bytes
+           coalesce(sum(size), 0)::bigint AS bytes, array_agg(id ORDER BY id) AS ids
       INTO v FROM moved;
+    IF p_story IS NULL THEN  -- what is remembered of a message goes along; SKIP LOCKED: its holder may wait for a key
+        UPDATE dedup SET message_id = known.id
+          FROM (SELECT one.id, place FROM unnest(v_were, v.ids) AS one (was, id) CROSS JOIN LATERAL (
+                       SELECT ctid AS place FROM dedup WHERE queue_id = p_to.id AND message_id = one.was
+                        LIMIT 1 FOR UPDATE SKIP LOCKED) AS found) AS known
+         WHERE dedup.ctid = known.place;
+    END IF;
     PERFORM tally(p_to.id, p_ready => v.ready, p_blocked => v.blocked, p_bytes => v.bytes);
     PERFORM promote(p_now, p_to.id, v_keys);
     RETURN remove(p_now, p_from, p_rows, VARIADIC p_totals);

@@ -110,17 +110,17 @@ BEGIN
                   WHERE name = ANY (p_names) AND (has_due(p_now, q.id) OR has_spent(p_now, q)) ORDER BY name;
 END $$;
 
--- Deletes the queue if its setting `expires` says so and nothing is being sent to it; whether it did.
-CREATE FUNCTION expire_queue(p_now bigint, p_id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Deletes the queue if its setting `expires` says so and nothing is being sent to it; its name if it did.
+CREATE FUNCTION expire_queue(p_now bigint, p_id bigint) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_name text;
 BEGIN
     SELECT name INTO v_name FROM queues WHERE id = p_id;
     IF NOT coalesce(pg_try_advisory_xact_lock(-1, hashtext(v_name)), false) THEN
-        RETURN false;
+        RETURN NULL;
     END IF;
     UPDATE queues AS q SET name = NULL, gone_at = p_now
      WHERE id = p_id AND name = v_name AND used_at + seconds_setting(q, 'expires') <= p_now
        AND NOT EXISTS (SELECT FROM messages WHERE queue_id = p_id);
-    RETURN FOUND;
+    RETURN CASE WHEN FOUND THEN v_name END;
 END $$;

@@ -3,6 +3,7 @@
 SET LOCAL search_path = queue_service;
 
 -- No request finds the queue from now on; upkeep clears away what is in it. Sends that are under way come first.
+-- Whether it had a dead-letter queue of its own.
 CREATE FUNCTION delete_queue(p_now bigint, p_name text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
@@ -10,7 +11,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(-1, hashtext(p_name));
     v_queue := queue_named(p_name);
     UPDATE queues SET name = NULL, gone_at = p_now WHERE id = v_queue.id;
-    RETURN true;
+    RETURN v_queue.settings ? 'dead_letter_queue';
 END $$;
 
 -- A step of a purge: at most 10,000 messages (32 MiB of text) up to the last id that was there at the first step, newest

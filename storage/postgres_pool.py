@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import select
 import time
@@ -197,12 +198,16 @@ _DID_NOTHING = (
 
 _REFUSALS: dict[str | None, Callable[[str], StoreError]] = {  # by the code that a function raises, with its message
     "QS404": QueueNotFound,
-    "QS409": lambda index: StaleReceipt(int(index) if index.isdigit() else None),
+    "QS409": lambda message: _stale(*message.split()),
     "QS410": lambda _: MessageNotFound(),
     "QS422": lambda _: IdempotencyMismatch(),
     "QS423": lambda _: MessageLeased(),
-    "QS429": lambda queue: QueueFull(f"queue '{queue}' is full; nothing was stored", queue=queue),
+    "QS429": lambda message: QueueFull(*json.loads(message)),
 }
+
+
+def _stale(status: str, index: str | None = None) -> StaleReceipt:
+    return StaleReceipt(None if index is None else int(index), missing=status == "missing")
 
 
 def translate(fault: psycopg.Error) -> StoreError | None:

@@ -6,16 +6,19 @@ SET LOCAL search_path = queue_service;
 CREATE FUNCTION make_room(p_now bigint, p_at text, p_queue queues, p_count bigint, p_bytes bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_full boolean;
+    v_full jsonb;
 BEGIN
     FOR attempt IN 1..2 LOOP
-        SELECT coalesce(sum(ready + leased + delayed + blocked), 0) + p_count
-                   > (p_queue.settings ->> 'max_messages')::bigint
-            OR coalesce(sum(bytes), 0) + p_bytes > (p_queue.settings ->> 'max_bytes')::bigint
-          INTO v_full FROM counts WHERE queue_id = p_queue.id;
-        EXIT WHEN v_full IS NOT TRUE;
+        SELECT jsonb_build_array(p_queue.name, setting, most, there, more) INTO v_full
+          FROM (SELECT coalesce(sum(ready + leased + delayed + blocked), 0) AS messages, coalesce(sum(bytes), 0) AS bytes
+                  FROM counts WHERE queue_id = p_queue.id) AS sums
+         CROSS JOIN LATERAL (VALUES ('max_messages', messages, p_count), ('max_bytes', sums.bytes, p_bytes))
+            AS limits (setting, there, more)
+         CROSS JOIN LATERAL (SELECT (p_queue.settings ->> setting)::bigint AS most) AS settings
+         WHERE there + more > most LIMIT 1;
+        EXIT WHEN v_full IS NULL;
         IF attempt = 2 THEN
-            RAISE EXCEPTION USING ERRCODE = 'QS429', MESSAGE = p_queue.name;
+            RAISE EXCEPTION USING ERRCODE = 'QS429', MESSAGE = v_full::text;
         END IF;
         PERFORM bring_up_to_date(p_now, p_at, p_queue, 10000);  -- what has expired leaves its place
     END LOOP;

@@ -80,7 +80,7 @@ def receipts_of(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
         try:
             parsed.append(Receipt.parse(text, MAX_BATCH))
         except MessageNotFound:
-            raise StaleReceipt(index) from None
+            raise StaleReceipt(index, missing=True) from None
     check_receipts(parsed)
     each = [(one, index) for index, receipt in enumerate(parsed) for one in receipt.each()]
     return [one for one, _ in each], [index for _, index in each]

@@ -299,6 +299,7 @@ CREATE FUNCTION transact(
 DECLARE
     v_reply jsonb;
     v_found delivery[];
+    v_acked text[];
     v_bad   integer;
     v_some  sent;
     v_all   sent := ROW('{}', '{}');
@@ -314,10 +315,10 @@ BEGIN
     PERFORM queue_for_writing(p_now, name) FROM unnest(p_send_names) AS name;
     PERFORM FROM queues WHERE name = ANY (p_send_names) AND is_limited(queues) ORDER BY id FOR NO KEY UPDATE;
     PERFORM lock_all_keys(p_ack_names, p_ack_ids, p_send_names, p_fields);
-    v_bad := array_position(ARRAY(SELECT status = 'held' FROM unnest(ack(p_now, p_ack_names, p_ack_ids, p_ack_tokens))
-                                    AS status), false);
+    v_acked := ack(p_now, p_ack_names, p_ack_ids, p_ack_tokens);
+    v_bad := array_position(ARRAY(SELECT status = 'held' FROM unnest(v_acked) AS status), false);
     IF v_bad IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'QS409', MESSAGE = (v_bad - 1)::text;
+        RAISE EXCEPTION USING ERRCODE = 'QS409', MESSAGE = v_acked[v_bad] || ' ' || v_bad - 1;
     END IF;
     FOR i IN 1..cardinality(p_send_names) LOOP
         v_some := store(p_now, p_at, queue_for_writing(p_now, p_send_names[i]),

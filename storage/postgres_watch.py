@@ -6,13 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 
 from storage.clock import Clock
+from storage.errors import InvalidInput
 from storage.model import CHUNK
 from storage.postgres_clock import SharedClock
+from storage.postgres_managing import expire_queue
 from storage.postgres_pool import Pool, flat
 from storage.waiting import Interest, Outlook
 
@@ -160,18 +163,20 @@ class Upkeep:
         now = self._clock.now()
         self._until = time.monotonic() + UPKEEP_FOR
         window = self._pool.read(
-            "SELECT id, name, settings ? 'expires' FROM queue_service.queues WHERE id > $1::bigint "
-            "ORDER BY id LIMIT $2::int",
-            self._after, WINDOW,
+            "SELECT id, name, coalesce(used_at + queue_service.seconds_setting(q, 'expires') <= $3::bigint, false) "
+            "             AND NOT EXISTS (SELECT FROM queue_service.messages WHERE queue_id = q.id) "
+            "FROM queue_service.queues AS q WHERE id > $1::bigint ORDER BY id LIMIT $2::int",
+            self._after, WINDOW, now,
         )  # fmt: skip
         for name in late_queues(self._pool, now, [name for _, name, _ in window if name is not None]):
             self._repeat(lambda name=name: self._catch_up(name) >= STEP)  # type: ignore[misc]
         self._forget([0, *(number for number, _, _ in window)], now)
-        for number, name, expires in window:
+        for number, name, unused in window:
             if name is None:
                 self._clear(number, now)
-            elif expires:
-                self._pool.run("SELECT queue_service.expire_queue($1::bigint, $2::bigint)", now, number)
+            elif unused:
+                with suppress(InvalidInput):  # without its settings a circle of dead-letter queues would be closed
+                    self._pool.transact(now, lambda work, number=number: expire_queue(work, number))  # type: ignore[misc]
         self._after = window[-1][0] if len(window) == WINDOW else 0
 
     def _repeat(self, step: Callable[[], bool]) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from heapq import merge
 from itertools import islice
 from typing import Any
 
 from storage import sqlite_runs as runs
-from storage.errors import MessageLeased, MessageNotFound
+from storage.errors import InvalidInput, MessageLeased, MessageNotFound
 from storage.kept import write_settings
 from storage.model import CHUNK, CHUNK_BYTES, STATES, QueueSettings, check_chain
 from storage.sqlite_showing import graves
@@ -23,8 +23,7 @@ SHRUNK = 500  # pages
 def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> tuple[int, str]:
     """Changes settings, and touches no message; their version and JSON. Raises InvalidInput."""
     settings = queue.settings.changed(changes)
-    if settings.dead_letter_queue != queue.settings.dead_letter_queue:
-        check_chain(queue.name, settings, lambda name: found.settings if (found := work.find_queue(name)) else DEFAULT)
+    _check_chain(work, queue, settings)
     kept = write_settings(settings)
     version: int = work.execute(
         "UPDATE queues SET settings = ?, version = version + 1, used_at = ? WHERE id = ? RETURNING version",
@@ -34,7 +33,10 @@ def configure(work: Work, queue: QueueRow, changes: Mapping[str, Any]) -> tuple[
     return version, kept
 
 
-DEFAULT = QueueSettings()
+def _check_chain(work: Work, queue: QueueRow, settings: QueueSettings) -> None:
+    if settings.dead_letter_queue != queue.settings.dead_letter_queue:
+        default = QueueSettings()
+        check_chain(queue.name, settings, lambda name: found.settings if (found := work.find_queue(name)) else default)
 
 
 def version(work: Work, queue: QueueRow) -> int:
@@ -65,18 +67,20 @@ def purge(work: Work, queue: QueueRow, last: int) -> int:
 
 
 def disown(work: Work, queue: QueueRow) -> None:
-    """The queue does not exist any more; upkeep removes what is left of it by `clear`."""
+    """The queue does not exist any more; upkeep removes what is left of it by `clear`. Raises InvalidInput."""
+    _check_chain(work, queue, QueueSettings())
     work.execute("UPDATE queues SET name = NULL WHERE id = ?", (queue.id,))
     work.forget_queue(queue)
 
 
 def disown_unused(work: Work, name: str) -> None:
-    """As disown, if the queue is empty and has not been used for as long as its setting `expires` says."""
+    """As disown, if the queue is empty, has not been used for as long as its setting `expires` says, and may go."""
     queue = work.find_queue(name)
     if queue is None or queue.settings.expires is None or queue.messages:
         return
     if queue.used_at + queue.settings.expires * 1000 <= work.now:
-        disown(work, queue)
+        with suppress(InvalidInput):  # without its settings a circle of dead-letter queues would be closed
+            disown(work, queue)
 
 
 def clear(work: Work, queue_id: int) -> bool:
@@ -195,8 +199,19 @@ def _undo_death(work: Work, grave: QueueRow, home: QueueRow, ids: Sequence[int])
         """,
         (home.id, work.now, int_array(ids)),
     )
+    first = work.connection.last_insert_rowid() - len(ids) + 1
     work.arrived(home, rows)
-    work.remove(grave, ids)
+    moved = sorted(work.remove(grave, ids))
+    known = [
+        (json.loads(row[2]).get("dedup_id"), int(json.loads(row[3])[-1]["dead_letter_id"]), number)
+        for number, row in enumerate(moved, first)
+        if row[2] and '"dedup_id"' in row[2]
+    ]
+    work.execute(  # what is remembered of a message goes along with it
+        "UPDATE dedup SET message_id = value ->> 2 FROM json_each(?2) "
+        "WHERE queue_id = ?1 AND dedup_id = value ->> 0 AND message_id = value ->> 1",
+        (home.id, json.dumps(known, ensure_ascii=False)),
+    )
 
 
 # -- one message by its id

@@ -13,6 +13,7 @@ from storage.model import CHUNK, NewMessage, Sent
 from storage.runs import NewRun, plain_form, size_of
 from storage.sqlite_due import bring_up_to_date, clear_out
 from storage.sqlite_work import BLOCKED, DELAYED, READY, QueueRow, Work, by_state
+from storage.steps import group_by_queue
 
 
 def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
@@ -24,12 +25,9 @@ def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
 
 def send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> Sent:
     """Each queue gets its own messages, in the order given."""
-    places: dict[str, list[int]] = {}
-    for place, (name, _) in enumerate(messages):
-        places.setdefault(name, []).append(place)
     ids = [0] * len(messages)
     duplicates: list[int] = []
-    for name, where in sorted(places.items()):  # an order that the other engine can keep too
+    for name, where in group_by_queue(messages).items():
         sent = send(work, work.queue_for_writing(name), [messages[place][1] for place in where])
         for place, number in zip(where, sent.ids, strict=True):
             ids[place] = number
@@ -110,23 +108,26 @@ def _stretches(queue: QueueRow, messages: Sequence[NewMessage]) -> Iterator[NewR
 def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> QueueRow:
     if work.nearly_full:
         raise DiskFull
-    settings = queue.settings
-    if settings.max_messages is None and settings.max_bytes is None:
+    if queue.settings.max_messages is None and queue.settings.max_bytes is None:
         return queue
     count, size = len(messages), size_of(messages)
-
-    def full() -> bool:
-        return (settings.max_messages is not None and queue.messages + count > settings.max_messages) or (
-            settings.max_bytes is not None and queue.bytes + size > settings.max_bytes
-        )
-
-    if full():  # what has expired by now leaves its place; where that is very much, upkeep goes on with it
+    if _excess(queue, count, size):  # what has expired by now leaves its place; of very much, upkeep goes on with it
         bring_up_to_date(work, queue)
         clear_out(work, work.queue(queue.name), CHUNK)
         queue = work.queue(queue.name)
-    if full():
-        raise QueueFull(f"queue '{queue.name}' is full; nothing was stored", queue=queue.name)
+    if excess := _excess(queue, count, size):
+        raise excess
     return queue
+
+
+def _excess(queue: QueueRow, count: int, size: int) -> QueueFull | None:
+    """Return the limit that so many more messages, of so many bytes, would exceed."""
+    settings = queue.settings
+    if settings.max_messages is not None and queue.messages + count > settings.max_messages:
+        return QueueFull(queue.name, "max_messages", settings.max_messages, queue.messages, count)
+    if settings.max_bytes is not None and queue.bytes + size > settings.max_bytes:
+        return QueueFull(queue.name, "max_bytes", settings.max_bytes, queue.bytes, size)
+    return None
 
 
 def _row(work: Work, queue: QueueRow, message: NewMessage) -> tuple[Any, ...]:

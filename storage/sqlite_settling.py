@@ -46,7 +46,7 @@ def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
         try:
             places.setdefault(Receipt.parse(text, MAX_BATCH), index)
         except MessageNotFound:
-            raise StaleReceipt(index) from None
+            raise StaleReceipt(index, missing=True) from None
     check_receipts(places)
     return places
 
@@ -63,7 +63,8 @@ def ack_all(work: Work, places: dict[Receipt, int]) -> bool:
     helds: list[Held] = []
     for receipt, one in zip(rest, found, strict=True):
         if not isinstance(one, Held):
-            raise StaleReceipt(next(place for given, place in places.items() if given.covers(receipt)))
+            index = next(place for given, place in places.items() if given.covers(receipt))
+            raise StaleReceipt(index, missing=isinstance(one, MessageNotFound))
         helds.append(one)
     _remove(work, helds, whole)
     return True

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 from storage.errors import Busy, Interrupted, InvalidInput, Unavailable
-from storage.model import MAX_TRANSACTION_QUEUES, Once
+from storage.model import MAX_TRANSACTION_QUEUES, NewMessage, Once
 
 T = TypeVar("T")
 Progress = dict[str, Any]  # of a verb: what JSON can hold
@@ -68,6 +68,14 @@ def ask_again(attempt: Callable[[], T | None]) -> T:
         if time.monotonic() > deadline:
             raise Busy("too many due messages to process in time")
     return result
+
+
+def group_by_queue(messages: Sequence[tuple[str, NewMessage]]) -> dict[str, list[int]]:
+    """Return the places of each queue's messages, in order of name: all transactions take queues in this order."""
+    places: dict[str, list[int]] = {}
+    for place, (name, _) in enumerate(messages):
+        places.setdefault(name, []).append(place)
+    return dict(sorted(places.items()))
 
 
 def check_queues(names: Collection[str]) -> None:

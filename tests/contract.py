@@ -13,7 +13,7 @@ from doors import openapi
 
 DOCUMENT = openapi.document()
 _PATHS = {
-    re.compile(re.sub(r"\{[a-z]+\}", "[^/]+", path) + r"\Z"): path
+    re.compile(re.sub(r"\{\w+\}", "[^/]+", path) + r"\Z"): path
     for path in sorted(DOCUMENT["paths"], key=lambda path: "{" in path.rpartition("/")[2])  # the exact ones first
 }
 

@@ -162,7 +162,11 @@ class ModelQueue:
         moved = chosen(dead)
         self._remove(moved)
         for old in moved:
-            self._arrive(old.deaths[-1][0], old.message, old.sent_at).deaths = old.deaths[:-1]
+            back = self._arrive(old.deaths[-1][0], old.message, old.sent_at)
+            back.deaths = old.deaths[:-1]
+            for name, (item, until) in self.known.items():
+                if back.queue == QUEUE and item.message is old.message:
+                    self.known[name] = (back, until)
         self.settle_down()
         return len(moved)
 

@@ -291,28 +291,6 @@ def test_a_refused_request_takes_only_itself_along(tmp_path: Path, store: Sqlite
     assert check(tmp_path / "queue.db").startswith("ok")  # all counts are those of what is there
 
 
-def test_counts_of_what_was_refused_do_not_stay(tmp_path: Path, store: SqliteStore) -> None:
-    configure(store, "full", max_messages=1)
-    send(store, "leased", "left")
-    held = lease(store)
-    refused = [("new", new("x")), ("q", new("y")), ("full", new("b")), ("full", new("c"))]
-    outcomes = together(
-        tmp_path,
-        store,
-        [
-            lambda: send(store, "first"),
-            lambda: store.transact([held[0].receipt], refused),
-            lambda: send(store, "second"),
-            lambda: store.transact([held[0].receipt], refused),
-        ],
-    )
-    assert [type(outcome) for outcome in outcomes] == [list, QueueFull, list, QueueFull]
-    assert check(tmp_path / "queue.db").startswith("ok")
-    assert stats(store)[:4] == (3, 1, 0, 0)
-    assert (stats(store).acked, stats(store).sent) == (0, 4)
-    assert [queue.name for queue in store.queues()] == ["full", "q"]
-
-
 def test_nobody_waits_longer_for_a_stopped_process_than_it_says(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

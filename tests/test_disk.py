@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -237,8 +238,21 @@ def _injected(server: LiveServer, pid: int, injection: Injection, first: int) ->
     try:
         yield lambda: "INJECTED" in log.read_text()
     finally:
-        tracing.terminate()  # it lets go of the process, if that is still there
-        tracing.wait()
+        try:
+            with suppress(ProcessLookupError):
+                _stop(pid, log)
+        finally:
+            tracing.terminate()
+            tracing.wait()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _stop(pid: int, log: Path) -> None:
+    """Stop all threads between two calls: one from which strace detaches in an injected call is returned ENOSYS."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = len(os.listdir(f"/proc/{pid}/task"))
+    await_true(lambda: log.read_text().count("--- stopped by SIGSTOP ---") >= threads)
 
 
 def _worker_of(server: LiveServer) -> int:

@@ -950,6 +950,9 @@ def test_a_full_queue_refuses_a_message_and_says_when_to_try_again(client: Clien
     assert client.post("/queues/jobs/messages", {"text": "a"}).status == 200
     too_many = client.post("/queues/jobs/messages", [{"text": "b"}, {"text": "c"}])
     assert_problem(too_many, 429, "queue_full", queue="jobs")
+    assert too_many.json["detail"] == (
+        "queue 'jobs' has 1 of 2 messages (max_messages), and 2 more do not fit; nothing was stored"
+    )
     assert_problem(
         client.post("/transactions", {"send": [{"text": "b", "queue": "jobs"}] * 2}), 429, "queue_full", queue="jobs"
     )
@@ -1083,6 +1086,7 @@ def test_a_method_that_a_route_does_not_have_is_answered_with_those_it_has(
         assert set(reply.headers["allow"].replace(" ", "").split(",")) == methods, method
         if method != "HEAD":
             assert_problem(reply, 405, "method_not_allowed")
+            assert all(allowed in reply.json["detail"] for allowed in methods), reply.json
 
 
 @pytest.mark.parametrize(("route", "methods"), ROUTES.items())
@@ -1164,6 +1168,8 @@ def raising(fault: type[Exception]) -> Callable[..., NoReturn]:
     def fail(*_: object, **__: object) -> NoReturn:
         if fault is errors.Interrupted:
             raise errors.Interrupted("10,000 messages were purged", errors.Busy())
+        if fault is errors.QueueFull:
+            raise errors.QueueFull("q", "max_messages", 1, 1, 1)
         raise fault(*(["a detail"] if wants_detail else []), **of_queue)
 
     return fail
@@ -1191,6 +1197,12 @@ def test_a_browser_gets_a_page_that_runs_its_own_script_and_no_other(client: Cli
     parts = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", page.body.decode(), re.DOTALL)
     assert allowed == {base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts}
     assert not re.search(r"""(src|href)="(?!/docs|/openapi.json|/"|#|data:)""", page.body.decode())
+
+
+def test_the_reference_lists_no_head_and_names_what_stands_in_a_path(client: Client) -> None:
+    page = client.get("/docs").body.decode()
+    assert ">HEAD<" not in page
+    assert '<b class="get">GET</b> <code>/queues/<i>{queue}</i>/messages/<i>{receipt_or_id}</i></code>' in page
 
 
 # Operations.

@@ -91,9 +91,13 @@ def test_a_receipt_is_not_looked_at_and_the_queue_default_has_ids_under_its_own_
     receipt = client.get("/messages?lease=60").json["receipt"]
     reply = client.get(f"/queues/default/messages/{receipt}")
     assert (reply.status, reply.headers["allow"]) == (405, "DELETE,PATCH")
-    assert client.get(f"/messages/{id}").status == 405
-    assert client.call("DELETE", f"/messages/{id}").json["code"] == "message_not_found"
+    replies = [client.call(method, f"/messages/{id}", body) for method, body in BY_ID]
+    assert [reply.json["code"] for reply in replies] == ["method_not_allowed", "message_not_found", "invalid_input"]
+    assert all(reply.json["detail"].endswith(f" at /queues/default/messages/{id}") for reply in replies)
     assert client.get(f"/queues/default/messages/{id}").json["state"] == "leased"
+
+
+BY_ID = [("GET", b""), ("DELETE", b""), ("PATCH", b'{"delay": 5}')]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from storage import postgres_watch
-from storage.errors import Interrupted, Unavailable
+from storage.errors import Interrupted, InvalidInput, Unavailable
 from storage.model import Once, Receive, Store
 from storage.postgres import PostgresStore
 from storage.postgres_care import check
@@ -253,7 +253,7 @@ def test_an_unused_queue_is_not_deleted_under_a_send(
     clock.advance(60)
     with psycopg.connect(url, autocommit=True) as upkeep:
         statement = "SELECT queue_service.expire_queue(%s::bigint, id) FROM queue_service.queues WHERE name = 'q'"
-        assert upkeep.execute(statement, [_now(clock)]).fetchone() == (False,)
+        assert upkeep.execute(statement, [_now(clock)]).fetchone() == (None,)
     party.commit()
     assert peek(store) == ["under way"]
 
@@ -411,6 +411,21 @@ def test_two_settings_at_once_close_no_circle_of_dead_letter_queues(
     party.commit()
     with pytest.raises(Exception, match="would come back"):
         setting.result(10)
+
+
+def test_a_deletion_waits_for_a_setting_that_would_close_a_circle_with_it(
+    url: str, store: Store, party: psycopg.Connection[Any], threads: ThreadPoolExecutor
+) -> None:
+    configure(store, dead_letter_queue="graves")
+    configure(store, "q.dead")
+    party.execute("SELECT pg_advisory_xact_lock(-2, 0)")
+    party.execute("UPDATE queues SET settings = '{\"dead_letter_queue\": \"q\"}' WHERE name = 'q.dead'")
+    deletion = threads.submit(store.delete_queue, "q")
+    _when_it_waits(url, deletion)
+    party.commit()
+    with pytest.raises(InvalidInput, match="would come back"):
+        deletion.result(10)
+    assert store.queue("q").settings.dead_letter_queue == "graves"
 
 
 # Clocks and hints

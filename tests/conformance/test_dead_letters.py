@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
 from storage.errors import InvalidInput, MessageNotFound, QueueNotFound
-from storage.model import State, Store, rfc3339
+from storage.model import QueueSettings, State, Store, dead_letter_name, rfc3339
 from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take
+from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
+from tests.live import await_true
 
 
 def test_a_message_received_max_receives_times_without_an_ack_is_a_dead_letter(store: Store, clock: FakeClock) -> None:
@@ -331,6 +333,52 @@ def test_the_default_dead_letter_queue_is_part_of_a_circle_too(store: Store) -> 
     configure(store, "q.dead", dead_letter_queue="q")
     with pytest.raises(InvalidInput):
         configure(store, dead_letter_queue=None)
+
+
+def test_a_queue_is_not_deleted_while_its_default_dead_letter_queue_would_close_a_circle(store: Store) -> None:
+    configure(store, dead_letter_queue="graves", max_receives=1)
+    configure(store, "q.dead", dead_letter_queue="q", max_receives=1)
+    with pytest.raises(InvalidInput, match=r"'q.dead', as by default, .*'q' would come back") as fault:
+        store.delete_queue("q")
+    assert fault.value.field == "dead_letter_queue"
+    assert store.queue("q").settings.dead_letter_queue == "graves"
+    configure(store, "q.dead", dead_letter_queue=None)
+    store.delete_queue("q")
+    with pytest.raises(InvalidInput):
+        configure(store, "q.dead", dead_letter_queue="q")
+
+
+def test_an_unused_queue_does_not_expire_while_that_would_close_a_circle(store: Store, clock: FakeClock) -> None:
+    configure(store, dead_letter_queue="graves", expires=1)
+    configure(store, "q.dead", dead_letter_queue="q")
+    configure(store, "other", dead_letter_queue="graves", expires=1)
+    clock.advance(2)
+    await_true(lambda: "other" not in [queue.name for queue in store.queues()])
+    assert store.queue("q").settings.dead_letter_queue == "graves"
+    configure(store, "q.dead", dead_letter_queue=None)
+    await_true(lambda: "q" not in [queue.name for queue in store.queues()])
+
+
+def test_no_circle_is_closed_behind_any_number_of_default_dead_letter_queues(store: Store) -> None:
+    name = "q"
+    for _ in range(40):
+        name = dead_letter_name(name, QueueSettings())
+        with pytest.raises(InvalidInput) as fault:
+            configure(store, name, dead_letter_queue="q")
+        assert fault.value.field == "dead_letter_queue"
+
+
+def test_of_a_deletion_and_a_setting_at_once_that_would_close_a_circle_one_is_refused(
+    open_again: Callable[[], Store],
+) -> None:
+    here, there = open_again(), open_again()
+    for _ in range(10):
+        configure(here, "q.dead", dead_letter_queue=None)
+        configure(here, dead_letter_queue="graves")
+        outcomes = in_threads(
+            [lambda: here.delete_queue("q"), lambda: configure(there, "q.dead", dead_letter_queue="q")]
+        )
+        assert [isinstance(outcome, InvalidInput) for outcome in outcomes].count(True) == 1
 
 
 def test_a_lower_max_receives_passes_over_many_that_were_received_before(store: Store) -> None:

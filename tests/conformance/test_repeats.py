@@ -249,6 +249,36 @@ def test_a_purge_forgets_the_dedup_ids_of_what_it_removes_and_no_others(store: S
     assert peek(store) == ["anew"]
 
 
+def test_a_purge_forgets_the_dedup_ids_of_what_was_redriven_too(store: Store) -> None:
+    names = ["1", "2", "a\0b"]
+    store.send("q", [new("never died"), *(new(name, dedup_id=name) for name in names), new("4")])
+    for _ in range(2):
+        for held in lease(store, 5):
+            store.reject(held.receipt)
+        store.reject(lease_one(store, queue="q.dead").receipt)
+        assert store.redrive("q.dead.dead") + store.redrive("q") == 6
+    there = {message.text: message.id for message in store.peek("q")}
+    assert [send(store, "again", dedup_id=name) for name in names] == [[there[name]] for name in names]
+    assert store.purge("q") == 5
+    sent = store.send("q", [new(name, dedup_id=name) for name in names])
+    assert sent.duplicates == []
+    assert peek(store) == names
+
+
+def test_a_purge_of_what_was_redriven_forgets_no_dedup_id_that_another_message_has_by_now(
+    store: Store, clock: FakeClock
+) -> None:
+    configure(store, dedup_window=60)
+    send(store, "dead", dedup_id="1")
+    store.reject(lease_one(store).receipt)
+    clock.advance(60)
+    other = send(store, "other", dedup_id="1")
+    assert take(store) == ["other"]
+    store.redrive("q")
+    store.purge("q")
+    assert send(store, "other", dedup_id="1") == other
+
+
 def test_a_purge_of_a_dead_letter_queue_forgets_no_dedup_id_of_another(store: Store) -> None:
     first = send(store, "a", dedup_id="1")
     store.reject(lease_one(store).receipt)

@@ -101,7 +101,7 @@ def test_a_bad_setting_is_refused_by_name_and_changes_nothing(store: Store, name
 def test_a_queue_takes_exactly_max_messages(store: Store) -> None:
     configure(store, max_messages=3)
     send(store, "a", "b")
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull, match=r"2 of 3 messages \(max_messages\), and 2 more"):
         send(store, "c", "d")
     send(store, "c")
     with pytest.raises(QueueFull):
@@ -124,7 +124,8 @@ def test_a_queue_takes_exactly_max_bytes_of_utf8_and_fields(store: Store) -> Non
     configure(store, max_bytes=with_fields.size + 6)
     store.send("q", [with_fields])
     assert stats(store).bytes == with_fields.size
-    with pytest.raises(QueueFull):
+    size = with_fields.size
+    with pytest.raises(QueueFull, match=rf"{size} of {size + 6} bytes \(max_bytes\), and 7 more"):
         send(store, "1234567")
     send(store, "éé\0" + "x")
     with pytest.raises(QueueFull):

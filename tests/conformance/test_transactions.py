@@ -30,7 +30,7 @@ def test_one_stale_receipt_and_nothing_happened(store: Store, clock: FakeClock) 
     clock.advance(1)
     lease_one(store)
     before = stats(store)
-    with pytest.raises(StaleReceipt):
+    with pytest.raises(StaleReceipt, match="leased again"):
         store.transact([good.receipt, stale.receipt], [("q", new("c")), ("made by it", new("d"))])
     assert stats(store) == before
     assert [queue.name for queue in store.queues()] == ["q"]
@@ -41,8 +41,9 @@ def test_one_missing_receipt_and_nothing_happened(store: Store, missing: str) ->
     send(store, "a", "b")
     good, acked = lease(store, 2)
     store.settle(acked.receipt)
-    with pytest.raises(StaleReceipt):
+    with pytest.raises(StaleReceipt, match="no such message") as fault:
         store.transact([good.receipt, acked.receipt if missing == "acked" else missing], [("q", new("c"))])
+    assert fault.value.index == 1
     assert peek(store) == ["a"]
 
 

@@ -317,19 +317,22 @@ class Work:
             states = Counter(rows)
             self.count(queue, blocked=-len(rows), ready=states[(READY,)], delayed=states[(DELAYED,)])
 
-    def block(self, queue: QueueRow, key: str) -> None:
-        """The key's first message waits, unless it is leased itself: one behind it has come to be leased again."""
-        state: int | None = self.execute(
-            "SELECT state FROM messages WHERE id = (SELECT min(id) FROM messages WHERE queue_id = ? AND key = ?)",
-            (queue.id, key),
-        ).get
-        if state in (READY, DELAYED):
-            self.execute(
-                "UPDATE messages SET state = 3 "
-                "WHERE id = (SELECT min(id) FROM messages WHERE queue_id = ? AND key = ?)",
-                (queue.id, key),
-            )
-            self.count(queue, **{STATES[state]: -1, "blocked": 1})
+    def block(self, queue: QueueRow, keys: Collection[str]) -> None:
+        """The first message of each key waits, unless it is leased: one behind it has come to be leased again."""
+        if not keys:
+            return
+        heads = self.all(
+            """
+            SELECT id, state FROM messages
+             WHERE id IN (SELECT (SELECT min(id) FROM messages WHERE queue_id = ? AND key = wanted.value)
+                            FROM json_each(?) AS wanted)
+               AND state IN (0, 2)
+            """,
+            (queue.id, json.dumps(list(keys), ensure_ascii=False)),
+        )
+        if heads:
+            self.execute("UPDATE messages SET state = 3 WHERE id IN carray(?)", (int_array([row[0] for row in heads]),))
+            self.count(queue, blocked=len(heads), **by_state([row[1] for row in heads], each=-1))
 
 
 def by_state(states: Sequence[int], each: int = 1) -> dict[str, int]:

@@ -60,6 +60,8 @@ def send_to_queues(work: Work, batches: Sequence[tuple[str, list[int], Batch]]) 
     """Stores each queue's messages; the ids, by their places."""
     ids: dict[int, int] = {}
     duplicates: list[int] = []
+    if len(batches) > 1:
+        work.create_queues([name for name, *_ in batches])
     for name, where, batch in batches:
         sent = send(work, work.queue_for_writing(name), batch)
         ids |= zip(where, sent.ids, strict=True)

@@ -45,7 +45,7 @@ from storage.runs import Messages, Run
 from storage.sqlite_commit import Committer, translate
 from storage.sqlite_due import bring_up_to_date, catch_up, clear_out, is_late
 from storage.sqlite_file import DatabaseFile
-from storage.sqlite_sending import send, send_to_queues
+from storage.sqlite_sending import prepare, prepare_for_queues, send, send_to_queues
 from storage.sqlite_taking import take
 from storage.sqlite_watch import Sight, Upkeep
 from storage.sqlite_work import NO_QUEUE, QueueRow, Room, Work
@@ -78,12 +78,14 @@ class SqliteStore:
     # -- the verbs on messages
 
     def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> Sent:
+        batch = prepare(messages)
+
         def operation(work: Work) -> Sent:
             row = work.queue_for_writing(queue)
             if once is None:
-                return send(work, row, messages)
+                return send(work, row, batch)
             window = row.settings.dedup_window
-            return replies.sent(work.once(row.id, once, window, lambda: replies.of_sent(send(work, row, messages))))
+            return replies.sent(work.once(row.id, once, window, lambda: replies.of_sent(send(work, row, batch))))
 
         return self._commits.run(operation)
 
@@ -188,13 +190,14 @@ class SqliteStore:
     ) -> Transacted:
         places = settling.parse_all(ack)
         check_queues({receipt.queue for receipt in places} | {name for name, _ in send})
+        batches = prepare_for_queues(send)
 
         def operation(work: Work) -> tuple[Sent, Messages | None] | None:
             if once is not None and (known := work.recall(once)) is not None:
                 return replies.sent(known), replies.messages(work, known)
             if not settling.ack_all(work, places):
                 return None
-            sent = send_to_queues(work, send)
+            sent = send_to_queues(work, batches)
             found = self._claim(work, receive, None) if receive and present() else Messages()
             if once is not None:
                 work.remember(once, replies.of_sent(sent) | replies.of_messages(found))

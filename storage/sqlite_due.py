@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from storage import sqlite_runs as runs
 from storage.model import CHUNK_BYTES
-from storage.sqlite_work import ARRIVED, LEASED, SIZE, QueueRow, Work
+from storage.sqlite_work import ARRIVED, LEASED, LETTER, SIZE, QueueRow, Work
 
 SHARE = 1_000  # messages that a read moves at most of what can also be done later
 
@@ -134,7 +134,7 @@ def _first(work: Work, queue_id: int, after: int) -> tuple[int, int] | None:
 
 def _return_due(work: Work, queue: QueueRow) -> bool:
     more = runs.return_due(work, queue)
-    limit = work.budget
+    limit = _limit(work, queue.settings.max_receives > 0)
     most = queue.settings.max_receives or runs.MANY
     rows = work.all(
         f"SELECT id, iif(state = 1 AND receive_count >= ?3, {SIZE}, 0), key, state = 1 AND receive_count >= ?3 "
@@ -149,7 +149,7 @@ def _return_due(work: Work, queue: QueueRow) -> bool:
 
 
 def _drop_expired(work: Work, queue: QueueRow) -> bool:
-    limit = work.budget
+    limit = _limit(work, queue.settings.dead_letter_expired)
     rows = work.all(
         f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND expires_at IS NOT NULL AND state <> 1 "
         "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
@@ -158,6 +158,11 @@ def _drop_expired(work: Work, queue: QueueRow) -> bool:
     some = _some(work, rows)
     work.expire(queue, [row[0] for row in some])
     return len(some) == limit or len(some) < len(rows)
+
+
+def _limit(work: Work, letters: bool, most: int = runs.MANY) -> int:
+    """Return how many messages this transaction may still move, `most` at most, where all may become dead letters."""
+    return min(most, max(1, work.budget // LETTER) if letters and work.budget else work.budget)
 
 
 def _some(work: Work, rows: list[Any]) -> list[Any]:
@@ -179,22 +184,24 @@ def _sweep(work: Work, queue: QueueRow, most: int) -> bool:
     first = _first(work, queue.id, swept)
     if first is None or first[1] > cutoff:
         return False
+    limit = _limit(work, queue.settings.dead_letter_expired, most)
     rows = work.all(
         f"SELECT id, iif(state = 1, 0, {SIZE}), state, {ARRIVED} FROM messages "
         "WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?",
-        (queue.id, swept, most if work.budget else 0),
+        (queue.id, swept, limit),
     )
     past = _some(work, list(takewhile(lambda row: row[3] <= cutoff, rows)))
     if past:
         work.swept_to(queue, past[-1][0])
         work.expire(queue, [row[0] for row in past if row[2] != LEASED])
-    return not past or not work.budget or len(past) == most
+    return not past or not work.budget or len(past) == limit
 
 
 def _sweep_runs(work: Work, queue: QueueRow, most: int) -> bool:
     """As _sweep; of those that are leased none is looked at."""
     cutoff = work.now - (queue.retention or 0)
-    limit = max(1, most // runs.LONGEST) if work.budget else 0
+    limit = _limit(work, queue.settings.dead_letter_expired, most)
+    limit = max(1, limit // runs.LONGEST) if limit else 0
     past = list(takewhile(lambda run: run.sent_at <= cutoff, runs.select_ready(work, queue, limit)))
     work.budget = max(0, work.budget - runs.count_messages(past))
     if queue.settings.dead_letter_expired:
@@ -207,7 +214,7 @@ def _sweep_runs(work: Work, queue: QueueRow, most: int) -> bool:
 
 def _bury_spent(work: Work, queue: QueueRow, most: int) -> bool:
     """Dead-letter ready messages that were received too often, since max_receives was lowered after that."""
-    limit = min(most, work.budget)
+    limit = _limit(work, True, most)
     receives = queue.settings.max_receives
     packed = runs.select_ready(work, queue, max(1, limit // runs.LONGEST) if limit else 0, receives)
     runs.unpack(work, queue, packed)

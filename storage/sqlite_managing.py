@@ -16,7 +16,7 @@ from storage.model import CHUNK, CHUNK_BYTES, STATES, QueueSettings, check_chain
 from storage.sqlite_showing import graves
 from storage.sqlite_work import BLOCKED, DELAYED, LEASED, READY, SIZE, QueueRow, Work, int_array
 
-MOVED = 2_000  # messages in one step of a redrive
+MOVED = 2_000  # messages in one step of a purge, a clearing or a redrive
 SHRUNK = 500  # pages
 
 
@@ -55,8 +55,8 @@ def purge(work: Work, queue: QueueRow, last: int) -> int:
     """Removes some of the messages up to id `last`, newest first: no key's next one shows up. How many."""
     if removed := runs.purge(work, queue, last, CHUNK):
         return removed
-    rows = work.remove(queue, _chunk(work, queue.id, last))
-    names = {json.loads(row[2]).get("dedup_id"): row[0] for row in rows if row[2] and '"dedup_id"' in row[2]}
+    rows = work.remove(queue, _chunk(work, queue.id, last), "id, fields ->> 'dedup_id'")
+    names = {row[4]: row[3] for row in rows if row[4] is not None}
     if names:
         work.execute(
             "DELETE FROM dedup WHERE queue_id = ?1 AND dedup_id IN (SELECT value FROM json_each(?2)) "
@@ -100,11 +100,11 @@ def clear(work: Work, queue_id: int) -> bool:
 
 
 def _chunk(work: Work, queue_id: int, last: int) -> list[int]:
-    """Ids of the newest messages up to `last`, as many as one transaction may remove."""
+    """Ids of the newest messages up to `last`, as many as one step may remove."""
     ids, size = [], 0
     for number, length in work.all(
         f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
-        (queue_id, last, CHUNK),
+        (queue_id, last, MOVED),
     ):
         ids.append(number)
         size += length

@@ -3,114 +3,158 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 
 from storage import sqlite_runs as runs
 from storage.errors import DiskFull, QueueFull
-from storage.model import CHUNK, NewMessage, Sent
+from storage.model import CHUNK, STATES, NewMessage, Sent
 from storage.runs import NewRun, plain_form, size_of
 from storage.sqlite_due import bring_up_to_date, clear_out
 from storage.sqlite_work import BLOCKED, DELAYED, READY, QueueRow, Work, by_state
 from storage.steps import group_by_queue
 
+SKIPPED = len(STATES)  # no state: the message is not stored
 
-def send(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
-    """Stores the messages in order; their ids, for a dedup_id known already the first message's."""
-    if not isinstance(messages, NewRun) and any(message.dedup_id is not None for message in messages):
-        return _send_deduplicated(work, queue, messages)
-    return Sent(_insert(work, queue, messages), [])
+_COLUMNS = "queue_id, sent_at, state, priority, recipient, key, due_at, expires_at, fields, text"
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def send_to_queues(work: Work, messages: Sequence[tuple[str, NewMessage]]) -> Sent:
-    """Each queue gets its own messages, in the order given."""
-    ids = [0] * len(messages)
+class Rows(NamedTuple):
+    """Messages that get rows of their own, as JSON: what the rows hold, and the keys, each once and in order."""
+
+    messages: list[NewMessage]
+    columns: str
+    keys: str | None  # None: none has a key
+
+
+class Batch(NamedTuple):
+    """Messages for one queue. All that takes long and can be done without the lock has been done."""
+
+    messages: Sequence[NewMessage]
+    parts: list[NewRun | Rows]  # the messages in order: those that are packed, and those that get rows of their own
+    size: int
+    named: list[tuple[int, str]]  # places and dedup_ids
+    firsts: dict[str, int]  # the first place of each dedup_id; in order of these, as they lie in the database
+
+
+def prepare(messages: Sequence[NewMessage]) -> Batch:
+    named: list[tuple[int, str]] = []
+    if not isinstance(messages, NewRun):
+        named = [(place, one.dedup_id) for place, one in enumerate(messages) if one.dedup_id is not None]
+    firsts = {name: place for place, name in reversed(named)}
+    return Batch(messages, list(_parts(messages)), size_of(messages), named, dict(sorted(firsts.items())))
+
+
+def prepare_for_queues(messages: Sequence[tuple[str, NewMessage]]) -> list[tuple[str, list[int], Batch]]:
+    """Return each queue's own messages, and their places."""
+    return [
+        (name, where, prepare([messages[place][1] for place in where]))
+        for name, where in group_by_queue(messages).items()
+    ]
+
+
+def send_to_queues(work: Work, batches: Sequence[tuple[str, list[int], Batch]]) -> Sent:
+    """Stores each queue's messages; the ids, by their places."""
+    ids: dict[int, int] = {}
     duplicates: list[int] = []
-    for name, where in group_by_queue(messages).items():
-        sent = send(work, work.queue_for_writing(name), [messages[place][1] for place in where])
-        for place, number in zip(where, sent.ids, strict=True):
-            ids[place] = number
+    if len(batches) > 1:
+        work.create_queues([name for name, *_ in batches])
+    for name, where, batch in batches:
+        sent = send(work, work.queue_for_writing(name), batch)
+        ids |= zip(where, sent.ids, strict=True)
         duplicates += [where[place] for place in sent.duplicates]
-    return Sent(ids, sorted(duplicates))
+    return Sent([ids[place] for place in range(len(ids))], sorted(duplicates))
 
 
-def _send_deduplicated(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> Sent:
-    # A message without a dedup_id goes by its place, which is no string and so equals no dedup_id.
-    names = [place if message.dedup_id is None else message.dedup_id for place, message in enumerate(messages)]
-    given = [name for name in names if isinstance(name, str)]
-    known: dict[str | int, int] = dict(
+def send(work: Work, queue: QueueRow, batch: Batch) -> Sent:
+    """Stores the messages in order; their ids, for a dedup_id known already the first message's."""
+    if not batch.named:
+        return Sent(_insert(work, queue, batch, ()), [])
+    firsts = batch.firsts
+    known: dict[str, int] = dict(
         work.all(
             "SELECT dedup_id, message_id FROM dedup WHERE queue_id = ? AND forget_at > ? "
             "AND dedup_id IN (SELECT value FROM json_each(?))",
-            (queue.id, work.now, json.dumps(given, ensure_ascii=False)),
+            (queue.id, work.now, _json(list(firsts))),
         )
     )
-    fresh: dict[str | int, NewMessage] = {}
-    for name, message in zip(names, messages, strict=True):
-        if name not in known:
-            fresh.setdefault(name, message)
-    stored = dict(zip(fresh, _insert(work, queue, list(fresh.values())) if fresh else (), strict=True))
+    duplicates = {place: name for place, name in batch.named if name in known or firsts[name] < place}
+    ids = _insert(work, queue, batch, duplicates)
     work.execute(
         "INSERT OR REPLACE INTO dedup (queue_id, dedup_id, message_id, forget_at) "
-        "SELECT ?, value->>0, value->>1, ? FROM json_each(?)",
+        "SELECT ?, value->>0, value->>1, ? FROM jsonb_each(?) AS item",
         (
             queue.id,
             work.now + round(queue.settings.dedup_window * 1000),
-            json.dumps([item for item in stored.items() if isinstance(item[0], str)], ensure_ascii=False),
+            _json([(name, ids[place]) for name, place in firsts.items() if name not in known]),
         ),
     )
-    ids = [known.get(name) or stored[name] for name in names]
-    first = {name: place for place, name in reversed(list(enumerate(names)))}
-    return Sent(ids, [place for place, name in enumerate(names) if name in known or first[name] < place])
+    for place, name in duplicates.items():
+        ids[place] = known.get(name) or ids[firsts[name]]
+    return Sent(ids, list(duplicates))
 
 
-def _insert(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> list[int]:
-    queue = _make_room(work, queue, messages)
+def _insert(work: Work, queue: QueueRow, batch: Batch, skipped: Collection[int]) -> list[int]:
+    """Stores the messages; their ids, 0 for those at the places that are to be skipped."""
+    stored: Sequence[NewMessage] = batch.messages
+    size = batch.size
+    if skipped:
+        stored = [message for place, message in enumerate(batch.messages) if place not in skipped]
+        size = size_of(stored)
+    if not stored:
+        return [0] * len(batch.messages)
+    queue = _make_room(work, queue, len(stored), size)
     states: list[int] = []
     last = 0
-    for stretch in _stretches(queue, messages):
-        if isinstance(stretch, NewRun):
-            last = runs.pack(work, queue, stretch)
-            states += [READY] * len(stretch)
+    for part in batch.parts:
+        if isinstance(part, NewRun) and not queue.settings.delay:
+            last = runs.pack(work, queue, part)
+            states += [READY] * len(part)
         else:
-            rows = [_row(work, queue, message) for message in stretch]
-            states += [row[0] for row in rows]
-            _insert_rows(work, queue, rows)
-            last = work.connection.last_insert_rowid()
-    work.count(queue, sent=len(messages), bytes=size_of(messages), **by_state(states))
-    if not isinstance(messages, NewRun):
-        work.promote(queue, {message.key for message in messages if message.key is not None}, ready_since=0)
-    return list(range(last - len(messages) + 1, last + 1))
+            rows = _rows(list(part)) if isinstance(part, NewRun) else part
+            some = _states(work, queue, rows, {place - len(states) for place in skipped})
+            if set(some) != {SKIPPED}:
+                last = _insert_rows(work, queue, rows, some)
+            states += some
+    work.count(queue, sent=len(stored), bytes=size, **by_state([state for state in states if state != SKIPPED]))
+    ids = iter(range(last - len(stored) + 1, last + 1))
+    return [0 if state == SKIPPED else next(ids) for state in states]
 
 
-def _stretches(queue: QueueRow, messages: Sequence[NewMessage]) -> Iterator[NewRun | list[NewMessage]]:
-    """The messages in order, cut into those that are packed and those that get rows of their own."""
-    if queue.settings.delay or len(messages) < runs.SHORTEST:
-        yield list(messages)
-    elif isinstance(messages, NewRun):
+def _parts(messages: Sequence[NewMessage]) -> Iterator[NewRun | Rows]:
+    if len(messages) < runs.SHORTEST:
+        yield _rows(list(messages))
+        return
+    if isinstance(messages, NewRun):
         yield messages
-    else:
-        alone: list[NewMessage] = []
-        for form, group in groupby(messages, plain_form):
-            stretch = list(group)
-            if form is None or len(stretch) < runs.SHORTEST:
-                alone += stretch
-                continue
-            if alone:
-                yield alone
-                alone = []
-            yield NewRun.of_messages(stretch)
+        return
+    alone: list[NewMessage] = []
+    for form, group in groupby(messages, plain_form):
+        stretch = list(group)
+        if form is None or len(stretch) < runs.SHORTEST:
+            alone += stretch
+            continue
         if alone:
-            yield alone
+            yield _rows(alone)
+            alone = []
+        yield NewRun.of_messages(stretch)
+    if alone:
+        yield _rows(alone)
 
 
-def _make_room(work: Work, queue: QueueRow, messages: Sequence[NewMessage]) -> QueueRow:
+def _rows(messages: list[NewMessage]) -> Rows:
+    columns = [(one.priority, one.recipient, one.key, one.delay, one.ttl, one.fields, one.text) for one in messages]
+    keys = {one.key for one in messages if one.key is not None}
+    return Rows(messages, _json(columns), _json(sorted(keys)) if keys else None)
+
+
+def _make_room(work: Work, queue: QueueRow, count: int, size: int) -> QueueRow:
     if work.nearly_full:
         raise DiskFull
     if queue.settings.max_messages is None and queue.settings.max_bytes is None:
         return queue
-    count, size = len(messages), size_of(messages)
     if _excess(queue, count, size):  # what has expired by now leaves its place; of very much, upkeep goes on with it
         bring_up_to_date(work, queue)
         clear_out(work, work.queue(queue.name), CHUNK)
@@ -130,26 +174,57 @@ def _excess(queue: QueueRow, count: int, size: int) -> QueueFull | None:
     return None
 
 
-def _row(work: Work, queue: QueueRow, message: NewMessage) -> tuple[Any, ...]:
-    delay = round(queue.settings.delay * 1000) if message.delay is None else message.delay
-    due_at = work.now + delay if delay else 0
-    # One with a key starts blocked, and is promoted at once if it turns out to be the key's first.
-    state = BLOCKED if message.key is not None else DELAYED if due_at else READY
-    expires_at = None if message.ttl is None else work.now + message.ttl
-    return state, message.priority, message.recipient, message.key, due_at, expires_at, message.fields, message.text
+def _states(work: Work, queue: QueueRow, rows: Rows, skipped: Collection[int]) -> list[int]:
+    """The state that each begins in: a key's first may go, and the others wait behind it."""
+    held: set[str | None] = set()
+    if rows.keys is not None:
+        found = "EXISTS (SELECT 1 FROM messages WHERE queue_id = ? AND key = value)"
+        held.update(row[0] for row in work.all(f"SELECT value FROM json_each(?) WHERE {found}", (rows.keys, queue.id)))
+    states: list[int] = []
+    for place, message in enumerate(rows.messages):
+        if place in skipped:
+            states.append(SKIPPED)
+        elif message.key in held:
+            states.append(BLOCKED)
+        else:
+            delay = queue.settings.delay if message.delay is None else message.delay
+            states.append(DELAYED if delay else READY)
+            if message.key is not None:
+                held.add(message.key)
+    return states
 
 
-def _insert_rows(work: Work, queue: QueueRow, rows: list[tuple[Any, ...]]) -> None:
-    columns = "queue_id, sent_at, state, priority, recipient, key, due_at, expires_at, fields, text"
-    if len(rows) == 1:
+def _insert_rows(work: Work, queue: QueueRow, rows: Rows, states: list[int]) -> int:
+    """The last one's id. The states are bound as one digit each."""
+    delay = round(queue.settings.delay * 1000)
+    if len(states) == 1:  # by the statement for many, one would cost a third more
+        one = rows.messages[0]
+        delay = delay if one.delay is None else one.delay
+        due_at, expires_at = work.now + delay if delay else 0, None if one.ttl is None else work.now + one.ttl
         work.execute(
-            f"INSERT INTO messages ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (queue.id, work.now, *rows[0]),
+            f"INSERT INTO messages ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                queue.id,
+                work.now,
+                states[0],
+                one.priority,
+                one.recipient,
+                one.key,
+                due_at,
+                expires_at,
+                one.fields,
+                one.text,
+            ),
         )
-        return
+        return work.connection.last_insert_rowid()
     work.execute(
-        f"INSERT INTO messages ({columns}) "
-        "SELECT ?, ?, value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7 "
-        "FROM json_each(?)",
-        (queue.id, work.now, json.dumps(rows, ensure_ascii=False)),
+        f"""
+        INSERT INTO messages ({_COLUMNS})
+        SELECT ?1, ?2, CAST(substr(?3, item.key + 1, 1) AS INTEGER), value->>0, value->>1, value->>2,
+               iif(coalesce(value->>3, ?4) > 0, ?2 + coalesce(value->>3, ?4), 0), ?2 + value->>4, value->>5, value->>6
+          FROM jsonb_each(?5) AS item
+         WHERE CAST(substr(?3, item.key + 1, 1) AS INTEGER) <> {SKIPPED}
+        """,
+        (queue.id, work.now, "".join(map(str, states)).encode(), delay, rows.columns),
     )
+    return work.connection.last_insert_rowid()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from storage import sqlite_runs as runs
 from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import MAX_BATCH, STATES, AckResult, ExtendResult, Receipt, check_receipts
-from storage.sqlite_work import BLOCKED, LEASED, QueueRow, Work, int_array
+from storage.model import MAX_BATCH, AckResult, ExtendResult, Receipt, check_receipts
+from storage.sqlite_work import BLOCKED, LEASED, QueueRow, Work, by_state, int_array
 
 UNPACKED = 100  # runs that one transaction unpacks at most for the sake of single messages
 
@@ -111,31 +112,40 @@ def extend_many(work: Work, receipts: Mapping[Receipt, str], lease: int) -> Exte
     until = work.now + lease
     for row, run in whole:
         runs.extend(work, row, run, until)
-    leased = [held.id for held in helds if held.state == LEASED and held.token > 0]
-    if leased:
-        work.execute("UPDATE messages SET due_at = ? WHERE id IN carray(?)", (until, int_array(leased)))
-    extended = sum(run.length for _, run in whole) + len(leased)
-    for held in helds:
-        if held.state != LEASED or held.token < 0:
-            # An earlier one of these may have had it blocked.
-            state = work.execute("SELECT state FROM messages WHERE id = ?", (held.id,)).get
-            try:
-                extend(work, held._replace(state=state), until)
-                extended += 1
-            except StaleReceipt:
-                stale.append(str(Receipt(held.queue.name, held.id, abs(held.token))))
-    return ExtendResult(extended, work.wall(until), stale, missing)
+    extended = _extend(work, helds, until)
+    stale += [str(Receipt(held.queue.name, held.id, abs(held.token))) for held in helds if held.id not in extended]
+    count = sum(run.length for _, run in whole) + len(extended)
+    return ExtendResult(count, work.wall(until), stale, missing)
 
 
 def extend(work: Work, held: Held, until: int) -> None:
     """The lease ends at `until`; one that had ended holds again. Raises StaleReceipt for one that was released."""
-    if held.token < 0 or (held.state == BLOCKED and _locked_by_another(work, held)):
+    if not _extend(work, [held], until):
         raise StaleReceipt
-    work.execute("UPDATE messages SET state = 1, due_at = ? WHERE id = ?", (until, held.id))
-    if held.state != LEASED:
-        work.count(held.queue, **{STATES[held.state]: -1, "leased": 1})
-        if held.key is not None:
-            work.block(held.queue, held.key)
+
+
+def _extend(work: Work, helds: Sequence[Held], until: int) -> set[int]:
+    """Extend the leases that were not released and whose key no other lease has; return the ids of their messages."""
+    extended = {held.id for held in helds if held.state == LEASED and held.token > 0}
+    ended: dict[str, list[Held]] = {}
+    for held in sorted(helds, key=lambda held: held.id):
+        if held.state != LEASED and held.token > 0:
+            ended.setdefault(held.queue.name, []).append(held)
+    for some in ended.values():
+        queue = some[0].queue
+        keys = json.dumps(list({held.key for held in some if held.key is not None}), ensure_ascii=False)
+        leased = "queue_id = ? AND state = 1 AND key IN (SELECT value FROM json_each(?))"
+        tokens = dict(work.all(f"SELECT key, token FROM messages WHERE {leased}", (queue.id, keys)))
+        # The first of a key has it, together with what was leased by the same read.
+        again = [one for one in some if one.key is None or tokens.setdefault(one.key, one.token) == one.token]
+        extended.update(held.id for held in again)
+        work.count(queue, leased=len(again), **by_state([held.state for held in again], each=-1))
+    if extended:
+        work.execute("UPDATE messages SET state = 1, due_at = ? WHERE id IN carray(?)", (until, int_array([*extended])))
+    for some in ended.values():
+        behind = {held.key for held in some if held.state == BLOCKED and held.id in extended and held.key is not None}
+        work.block(some[0].queue, behind)
+    return extended
 
 
 def release(work: Work, held: Held, delay: int, counted: bool) -> None:
@@ -182,15 +192,6 @@ def _remove(work: Work, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, r
         work.remove(row, ids, acked=len(ids))
         work.note_use(row)
     return len(helds) + runs.count_messages(run for _, run in whole)
-
-
-def _locked_by_another(work: Work, held: Held) -> bool:
-    return bool(
-        work.execute(
-            "SELECT 1 FROM messages WHERE queue_id = ? AND key = ? AND state = 1 AND token <> ?",
-            (held.queue.id, held.key, held.token),
-        ).get
-    )
 
 
 def _find(work: Work, receipts: Sequence[Receipt]) -> list[Found] | None:

@@ -231,11 +231,12 @@ def _followers(work: Work, queue: QueueRow, head: Candidate, limit: int, recipie
 
 def _take_away(work: Work, queue: QueueRow, chosen: list[Candidate]) -> dict[int, Message]:
     """By id."""
-    rows = work.remove(queue, [one.id for one in chosen], received=len(chosen))
+    columns = "id, text, fields, deaths, sent_at, receive_count"
+    rows = work.remove(queue, [one.id for one in chosen], columns, received=len(chosen))
     ahead = work.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
     return {
         number: Message(number, queue.name, text, with_deaths(fields, deaths), sent_at + ahead, count + 1)
-        for number, text, fields, deaths, sent_at, count, *_ in rows
+        for *_, number, text, fields, deaths, sent_at, count in rows
     }
 
 

@@ -90,10 +90,11 @@ class Upkeep:
         self._thread.join()
 
     def _run(self) -> None:
-        connection = self._connect()
+        connection: apsw.Connection | None = None
         try:
             while not self._closing.wait(UPKEEP_EVERY):
                 try:
+                    connection = connection or self._connect()
                     self._once(connection)
                 except (apsw.IOError, apsw.CorruptError) as fault:
                     self._failed(fault)
@@ -102,7 +103,8 @@ class Upkeep:
                 except Exception:  # whatever it was, the next second may go better, and no request depends on it
                     _log.exception("upkeep failed")
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     def _once(self, connection: apsw.Connection) -> None:
         work = Work(connection, self._clock)

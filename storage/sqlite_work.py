@@ -20,6 +20,7 @@ from storage.kept import read_settings
 from storage.model import CHUNK, MAX_READ_BYTES, REQUEST_WINDOW, STATES, Once, QueueSettings, dead_letter_name, rfc3339
 
 READY, LEASED, DELAYED, BLOCKED = range(len(STATES))
+LETTER = 5  # to dead-letter a message costs about as much as to drop so many
 NO_QUEUE = 0  # the scope of an Idempotency-Key that the store as a whole remembers
 ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
 SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
@@ -27,6 +28,9 @@ SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, a
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
 _COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
 _COUNT = f"UPDATE queues SET {', '.join(f'{name} = {name} + ?' for name in _COUNTED)} WHERE id = ?"
+
+
+_QUEUE = "SELECT id, name, settings, ready + leased + delayed + blocked, bytes, swept, used_at FROM queues"
 
 
 class QueueRow(NamedTuple):
@@ -42,6 +46,10 @@ class QueueRow(NamedTuple):
     def retention(self) -> int | None:
         """In ms."""
         return None if self.settings.retention is None else math.ceil(self.settings.retention * 1000)
+
+
+def _queue(row: Any) -> QueueRow:
+    return QueueRow(row[0], row[1], read_settings(row[2]), *row[3:])
 
 
 class Room:
@@ -87,9 +95,9 @@ class Work:
         return self.connection.total_changes(), self._counted
 
     def write_counts(self) -> None:
-        for queue_id, counts in self._counts.items():
-            self.execute(_COUNT, (*counts, queue_id))
-        self._counts.clear()
+        if self._counts:
+            self.connection.executemany(_COUNT, [(*counts, number) for number, counts in self._counts.items()])
+            self._counts.clear()
 
     def forget(self) -> None:
         """The transaction goes on from an earlier state: counts that were not written are gone."""
@@ -120,14 +128,20 @@ class Work:
     def find_queue(self, name: str) -> QueueRow | None:
         found = self._queues.get(name)
         if found is None:
-            row = self.execute(
-                "SELECT id, settings, ready + leased + delayed + blocked, bytes, swept, used_at "
-                "FROM queues WHERE name = ?",
-                (name,),
-            ).get
+            row = self.execute(f"{_QUEUE} WHERE name = ?", (name,)).get
             if row is not None:
-                found = self._queues[name] = QueueRow(row[0], name, read_settings(row[1]), *row[2:])
+                found = self._queues[name] = _queue(row)
         return found
+
+    def create_queues(self, names: Sequence[str]) -> None:
+        """Create those of many queues that do not exist, and look all of them up, by one statement each."""
+        wanted = json.dumps(names)
+        self.execute(
+            "INSERT INTO queues (name, used_at) SELECT value, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
+            (self.now, wanted),
+        )
+        rows = self.all(f"{_QUEUE} WHERE name IN (SELECT value FROM json_each(?))", (wanted,))
+        self._queues = {row[1]: _queue(row) for row in rows} | self._queues  # what has been counted since is in these
 
     def queue_for_writing(self, name: str) -> QueueRow:
         """The queue, which is created if it does not exist."""
@@ -245,26 +259,26 @@ class Work:
         else:
             self.remove(queue, ids, expired=len(ids))
 
-    def remove(self, queue: QueueRow, ids: Sequence[int], **totals: int) -> list[tuple[Any, ...]]:
+    def remove(self, queue: QueueRow, ids: Sequence[int], columns: str = "", /, **totals: int) -> list[tuple[Any, ...]]:
         """The messages are gone, and the next of their keys take their places.
 
-        Returns rows of id, text, fields, deaths, sent_at, receive_count, state, key and size, in no order.
+        Returns rows, in no order, of state, key and size, and of these columns: texts only where they are wanted.
         """
         if not ids:
             return []
         rows = self.all(
-            "DELETE FROM messages WHERE id IN carray(?) RETURNING id, text, fields, deaths, sent_at, receive_count, "
-            f"state, key, {SIZE}",
+            f"DELETE FROM messages WHERE id IN carray(?) RETURNING state, key, {SIZE}{columns and ', '}{columns}",
             (int_array(ids),),
         )
-        self.count(queue, bytes=-sum(row[8] for row in rows), **by_state([row[6] for row in rows], each=-1), **totals)
-        self.promote(queue, {row[7] for row in rows if row[7] is not None})
+        self.count(queue, bytes=-sum(row[2] for row in rows), **by_state([row[0] for row in rows], each=-1), **totals)
+        self.promote(queue, {row[1] for row in rows if row[1] is not None})
         return rows
 
     def bury(self, queue: QueueRow, ids: Sequence[int], reason: str, **totals: int) -> None:
         """The messages move to the dead-letter queue, in order, with one death more to tell of and a fresh count."""
         if not ids:
             return
+        self.budget = max(0, self.budget - (LETTER - 1) * len(ids))
         grave = self.queue_for_writing(dead_letter_name(queue.name, queue.settings))
         rows = self.all(
             f"""
@@ -317,19 +331,22 @@ class Work:
             states = Counter(rows)
             self.count(queue, blocked=-len(rows), ready=states[(READY,)], delayed=states[(DELAYED,)])
 
-    def block(self, queue: QueueRow, key: str) -> None:
-        """The key's first message waits, unless it is leased itself: one behind it has come to be leased again."""
-        state: int | None = self.execute(
-            "SELECT state FROM messages WHERE id = (SELECT min(id) FROM messages WHERE queue_id = ? AND key = ?)",
-            (queue.id, key),
-        ).get
-        if state in (READY, DELAYED):
-            self.execute(
-                "UPDATE messages SET state = 3 "
-                "WHERE id = (SELECT min(id) FROM messages WHERE queue_id = ? AND key = ?)",
-                (queue.id, key),
-            )
-            self.count(queue, **{STATES[state]: -1, "blocked": 1})
+    def block(self, queue: QueueRow, keys: Collection[str]) -> None:
+        """The first message of each key waits, unless it is leased: one behind it has come to be leased again."""
+        if not keys:
+            return
+        heads = self.all(
+            """
+            SELECT id, state FROM messages
+             WHERE id IN (SELECT (SELECT min(id) FROM messages WHERE queue_id = ? AND key = wanted.value)
+                            FROM json_each(?) AS wanted)
+               AND state IN (0, 2)
+            """,
+            (queue.id, json.dumps(list(keys), ensure_ascii=False)),
+        )
+        if heads:
+            self.execute("UPDATE messages SET state = 3 WHERE id IN carray(?)", (int_array([row[0] for row in heads]),))
+            self.count(queue, blocked=len(heads), **by_state([row[1] for row in heads], each=-1))
 
 
 def by_state(states: Sequence[int], each: int = 1) -> dict[str, int]:

@@ -24,7 +24,7 @@ from tests.postgres import Postgres
 
 T = TypeVar("T")
 
-LOCKED_FOR = 8.0  # times what a batch takes: as long may a request keep another process from committing
+LOCKED_FOR = 4.0  # times what a batch takes: as long may a request keep another process from committing
 ANSWERED_IN = 8.0  # times what a batch takes: as long may others wait for their answer from the same worker
 PATIENCE = 60.0  # seconds for the worst request itself: its client may well wait, and repeat what was refused as busy
 numbers = count(1)

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from storage.sqlite import SqliteStore
 from storage.sqlite_care import backup, vacuum
 from tests.conformance.shorthand import peek, send, take
 from tests.connections import on_each_connection
+from tests.live import await_true
 
 LONG = 15.0  # seconds
 Event = tuple[str, str]  # a call and the name of its file
@@ -287,6 +289,21 @@ def test_a_disk_fault_that_upkeep_meets_stops_the_writing(
         with closing(SqliteStore(path)) as store:
             assert peek(store) == ["before"]
     assert ("fsync", "queue.db-wal") in calls.events
+
+
+def test_upkeep_that_could_not_open_the_file_tries_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_watch, "UPKEEP_EVERY", 0.01)
+    tries = count()
+
+    def fail_twice(connection: apsw.Connection) -> None:
+        if threading.current_thread() is not threading.main_thread() and next(tries) < 2:
+            raise apsw.CantOpenError("too many open files")
+
+    with on_each_connection(fail_twice), closing(SqliteStore(path)) as store:
+        send(store, "expired", ttl=0.01)
+        with closing(apsw.Connection(str(path))) as reader:
+            await_true(lambda: reader.execute("SELECT count(*) FROM messages").get == 0)
+    assert next(tries) == 3
 
 
 @pytest.mark.parametrize("fault", [apsw.IOError, apsw.CorruptError])

@@ -140,6 +140,34 @@ def test_whether_a_key_is_locked_is_asked_of_its_leased_messages_alone(path: Pat
     store.close()
 
 
+def test_no_text_is_read_of_messages_that_are_only_removed(path: Path) -> None:
+    read: list[object] = []
+
+    def note(cursor: apsw.Cursor, row: Any) -> Any:
+        read.extend(row)
+        return row
+
+    def note_rows(connection: apsw.Connection) -> None:
+        connection.row_trace = note
+
+    clock = FakeClock()
+    with on_each_connection(note_rows):
+        store = SqliteStore(path, clock=clock)
+        send(store, *["a long text"] * 4, key="k", ttl=1)
+        receipts = [held.receipt for held in lease(store, 2)]
+        read.clear()
+        store.ack(receipts[:1])
+        store.transact(receipts[1:], [])
+        store.delete_message("q", store.peek("q", state=State.READY)[0].id)
+        assert read.count("a long text") == 1, "by the peek"
+        clock.advance(1)
+        assert stats(store).expired == 1
+        send(store, "a long text", priority=1)
+        assert store.purge("q") == 1
+        assert read.count("a long text") == 1
+        store.close()
+
+
 def test_a_step_of_a_redrive_reads_no_more_rows_for_many_dead_letter_queues_than_for_one(path: Path) -> None:
     read: list[object] = []
 

@@ -13,7 +13,9 @@ from storage import steps
 from storage.errors import Busy, IdempotencyMismatch, Interrupted, InvalidInput, Unavailable
 from storage.model import CHUNK, MAX_TRANSACTION_QUEUES, Once, Receive
 from storage.sqlite import SqliteStore
-from storage.sqlite_work import Work
+from storage.sqlite_due import bring_up_to_date
+from storage.sqlite_managing import MOVED
+from storage.sqlite_work import LETTER, Work
 from tests.conformance.engines import FakeClock
 from tests.conformance.shorthand import configure, lease, new, peek, send, stats, take
 
@@ -60,16 +62,16 @@ def dead(store: SqliteStore, count: int) -> None:
 
 
 def test_a_purge_that_is_cut_off_says_what_was_done(store: SqliteStore) -> None:
-    fill(store, CHUNK)
-    fill(store, CHUNK)
+    fill(store, MOVED)
+    fill(store, MOVED)
     cut = Cut(store)
     cut.left = 1
-    with pytest.raises(Interrupted, match=f"{CHUNK:,} messages were purged") as refused:
+    with pytest.raises(Interrupted, match=f"{MOVED:,} messages were purged") as refused:
         store.purge("q")
     assert isinstance(refused.value.__cause__, Busy)
     assert "nothing" not in str(refused.value)
     cut.left = 10
-    assert (stats(store).ready, store.purge("q")) == (CHUNK, CHUNK)
+    assert (stats(store).ready, store.purge("q")) == (MOVED, MOVED)
 
 
 def test_a_verb_that_is_refused_before_it_did_anything_says_so(store: SqliteStore) -> None:
@@ -82,17 +84,17 @@ def test_a_verb_that_is_refused_before_it_did_anything_says_so(store: SqliteStor
 
 
 def test_a_purge_repeated_by_its_key_goes_on_where_it_was_and_takes_nothing_sent_since(store: SqliteStore) -> None:
-    fill(store, CHUNK)
-    fill(store, CHUNK)
+    fill(store, MOVED)
+    fill(store, MOVED)
     cut = Cut(store)
     cut.left = 1
     with pytest.raises(Interrupted):
         store.purge("q", ONCE)
     cut.left = 100
     send(store, "later")
-    assert store.purge("q", ONCE) == 2 * CHUNK
+    assert store.purge("q", ONCE) == 2 * MOVED
     send(store, "later still")
-    assert store.purge("q", ONCE) == 2 * CHUNK
+    assert store.purge("q", ONCE) == 2 * MOVED
     assert peek(store) == ["later", "later still"]
     with pytest.raises(IdempotencyMismatch):
         store.purge("q", Once(ONCE.key, b"another request"))
@@ -126,8 +128,8 @@ def test_an_ack_repeated_by_its_key_tells_of_all_its_receipts(store: SqliteStore
 
 
 def test_a_purge_of_a_queue_deleted_meanwhile_ends(store: SqliteStore) -> None:
-    fill(store, CHUNK)
-    fill(store, CHUNK)
+    fill(store, MOVED)
+    fill(store, MOVED)
     run = store._commits.run
     deleted: list[bool] = []
 
@@ -140,7 +142,7 @@ def test_a_purge_of_a_queue_deleted_meanwhile_ends(store: SqliteStore) -> None:
         return result
 
     store._commits.run = delete_between  # type: ignore[method-assign]
-    assert store.purge("q") == CHUNK
+    assert store.purge("q") == MOVED
     assert peek(store) == ["of a new queue"]
 
 
@@ -192,6 +194,21 @@ def test_many_readers_of_one_transaction_have_one_share_of_what_time_does(store:
     found = store._commits.run(lambda work: [store._claim(work, Receive(("q",)), None) for _ in range(5)])
     assert found == [None] * 5
     assert store._commits.run(lambda work: work.queue("q").messages) == 2 * CHUNK
+
+
+@pytest.mark.parametrize("of_two", [False, True])
+def test_a_transaction_dead_letters_fewer_messages_than_it_may_drop(
+    store: SqliteStore, clock: FakeClock, of_two: bool
+) -> None:
+    names = ["q", "other"][: 1 + of_two]
+    for name in names:
+        configure(store, name, dead_letter_expired=True)
+        store.send(name, [new("old", ttl=1)] * CHUNK)
+    clock.advance(1)
+    store._commits.run(lambda work: [bring_up_to_date(work, work.queue(name)) for name in names])
+    left = store._commits.run(lambda work: sum(work.queue(name).messages for name in names))
+    assert left == len(names) * CHUNK - CHUNK // LETTER
+    assert [stats(store, name).dead for name in names] == [CHUNK] * len(names)
 
 
 def test_a_full_queue_refuses_rather_than_drop_all_that_has_expired_in_one_transaction(

@@ -116,6 +116,17 @@ def an_extension_of_as_many_receipts_as_it_may_have(scene: Scene) -> Request:
     return Request("POST", "/messages/extend", encoded({"receipts": receipts, "lease": 60}), beside=queue)
 
 
+def an_extension_of_as_many_keyed_leases_that_have_ended(scene: Scene) -> Request:
+    scene.fill(queue := fresh(), MAX_BATCH, key=str)
+    receipts = [str(message.receipt) for message in scene.lease(queue, MAX_BATCH)]
+    scene.store.extend_many(receipts, 0.1)
+    deadline = time.monotonic() + PATIENCE
+    while scene.store.queue(queue).stats.leased:
+        assert time.monotonic() < deadline, "the leases do not end"
+        time.sleep(0.1)
+    return Request("POST", "/messages/extend", encoded({"receipts": receipts, "lease": 60}), beside=queue)
+
+
 def a_purge_of_a_long_queue(scene: Scene) -> Request:
     scene.fill(queue := fresh(), key=lambda number: f"k{number % 1_000}", dedup_id=str)
     return Request("POST", f"/queues/{queue}/purge", beside=queue)
@@ -261,7 +272,8 @@ CASES: list[Case] = [
     a_transaction_of_receipts_of_as_many_queues_as_it_may_have, a_transaction_of_receipts_of_10_000_queues,
     a_transaction_of_messages_for_as_many_queues_as_it_may_have, a_transaction_of_one_receipt_of_each_packed_batch,
     an_ack_of_one_receipt_of_each_packed_batch, an_extension_of_one_receipt_of_each_packed_batch,
-    an_ack_of_as_many_keys_as_receipts, an_extension_of_as_many_receipts_as_it_may_have, a_purge_of_a_long_queue,
+    an_ack_of_as_many_keys_as_receipts, an_extension_of_as_many_receipts_as_it_may_have,
+    an_extension_of_as_many_keyed_leases_that_have_ended, a_purge_of_a_long_queue,
     a_purge_of_a_long_queue_of_packed_batches, a_deletion_of_a_long_queue, a_redrive_of_one_of_many_dead_letters,
     a_redrive_of_all_of_many_dead_letters, a_redrive_for_a_reason_that_none_died_of, a_redrive_of_10_000_ids,
     a_peek_for_a_state_that_none_is_in, a_peek_for_a_key_that_none_has, a_peek_for_a_state_of_a_key_of_a_long_queue,

@@ -310,6 +310,20 @@ def test_many_leases_are_extended_at_once_and_the_others_reported(store: Store, 
     assert take(store, 9) == ["b", "c"]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_ended_leases_of_one_key_that_of_the_first_message_holds_again(
+    store: Store, clock: FakeClock, order: int
+) -> None:
+    send(store, "a", "b", key="k")
+    _, behind = lease(store, 2, seconds=1)
+    clock.advance(1)
+    ended = [lease_one(store, seconds=1).receipt, behind.receipt]
+    clock.advance(1)
+    assert (stats(store).ready, stats(store).blocked) == (1, 1)
+    assert store.extend_many(ended[::order], 60)[::2] == (1, [behind.receipt])
+    assert (stats(store).leased, stats(store).blocked) == (1, 1)
+
+
 def test_a_lease_of_a_key_that_another_holds_is_not_extended_with_the_others(store: Store, clock: FakeClock) -> None:
     send(store, "a", "b", key="k")
     late = lease(store, 2, seconds=1)

@@ -61,6 +61,21 @@ def test_a_batch_may_hold_messages_known_already(store: Store) -> None:
     assert peek(store) == ["a", "new", "b"]
 
 
+def test_a_batch_may_end_with_a_message_known_already(store: Store) -> None:
+    (known,) = send(store, "a", dedup_id="1")
+    ids = store.send("q", [*[new("plain")] * 20, new("again", dedup_id="1")]).ids
+    assert ids == [message.id for message in store.peek("q")[1:]] + [known]
+    assert stats(store).sent == 21
+
+
+def test_a_message_known_already_holds_up_no_other_of_its_key(store: Store) -> None:
+    send(store, "a", dedup_id="1")
+    take(store)
+    store.send("q", [new("again", key="k", dedup_id="1"), new("b", key="k", dedup_id="2"), new("c", key="k")])
+    assert (stats(store).ready, stats(store).blocked) == (1, 1)
+    assert [take(store), take(store)] == [["b"], ["c"]]
+
+
 def test_a_dedup_id_counts_in_its_own_queue(store: Store) -> None:
     send(store, "a", dedup_id="1", queue="one")
     send(store, "b", dedup_id="1", queue="two")

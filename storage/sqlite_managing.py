@@ -201,12 +201,16 @@ def _undo_death(work: Work, grave: QueueRow, home: QueueRow, ids: Sequence[int])
     )
     first = work.connection.last_insert_rowid() - len(ids) + 1
     work.arrived(home, rows)
-    moved = sorted(work.remove(grave, ids))
+    new_ids = {number: first + place for place, number in enumerate(sorted(ids))}
+    named = work.all(
+        "SELECT id, fields, deaths FROM messages WHERE id IN carray(?) AND instr(fields, '\"dedup_id\"')",
+        (int_array(ids),),
+    )
     known = [
-        (json.loads(row[2]).get("dedup_id"), int(json.loads(row[3])[-1]["dead_letter_id"]), number)
-        for number, row in enumerate(moved, first)
-        if row[2] and '"dedup_id"' in row[2]
+        (json.loads(fields).get("dedup_id"), int(json.loads(deaths)[-1]["dead_letter_id"]), new_ids[number])
+        for number, fields, deaths in named
     ]
+    work.remove(grave, ids)
     work.execute(  # what is remembered of a message goes along with it
         "UPDATE dedup SET message_id = value ->> 2 FROM json_each(?2) "
         "WHERE queue_id = ?1 AND dedup_id = value ->> 0 AND message_id = value ->> 1",

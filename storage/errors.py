@@ -53,7 +53,7 @@ class QueueFull(QueueError):
 
     def __init__(self, queue: str, limit: str, most: int, there: int, more: int) -> None:
         super().__init__(
-            f"queue '{queue}' has {there} of {most} {limit.removeprefix('max_')} ({limit}), "
+            f"queue '{queue}' is full: it has {there} of {most} {limit.removeprefix('max_')} ({limit}), "
             f"and {more} more do not fit; nothing was stored",
             queue=queue,
         )

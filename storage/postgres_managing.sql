@@ -49,11 +49,11 @@ END $$;
 CREATE TYPE dead AS (queue_id bigint, id bigint, origin text, key bytea);
 
 -- The dead letters that lie in this queue or (in p_graves) died in it, of the first p_scan behind p_after in order of
--- their ids those that are wanted; and the last id that was looked at.
+-- their ids those that are wanted; and the last id that was looked at. A bitmap would be of all there are of a queue.
 CREATE FUNCTION find_dead(
     p_queue queues, p_graves bigint[], p_after bigint, p_scan bigint, p_limit bigint, p_ids bigint[], p_reason text,
     OUT wanted dead[], OUT looked_at bigint
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET enable_bitmapscan = off AS $$
 BEGIN
     WITH scanned AS (
         SELECT m.* FROM unnest(p_graves || p_queue.id) AS place CROSS JOIN LATERAL (
@@ -102,7 +102,9 @@ BEGIN
     v_found := find_dead(
         v_queue, ARRAY(SELECT g.queue_id FROM graves AS g JOIN queues AS q ON q.id = g.queue_id
                         WHERE g.origin = p_name AND q.name IS NOT NULL AND q.id <> v_queue.id),
-        coalesce((p_state ->> 'after')::bigint, 0), CASE WHEN p_reason IS NULL OR v_left = 0 THEN v_left ELSE 10000 END,
+        coalesce((p_state ->> 'after')::bigint, 0),
+        -- of each dead-letter queue so many are read: for a reason more than are wanted, as not each may have it
+        CASE WHEN p_reason IS NULL OR v_left = 0 THEN v_left ELSE least(v_left + 1000, 10000) END,
         v_left, p_ids, p_reason);
     IF v_found.looked_at IS NULL THEN
         RETURN jsonb_build_object('count', v_count, 'done', true);

@@ -951,7 +951,7 @@ def test_a_full_queue_refuses_a_message_and_says_when_to_try_again(client: Clien
     too_many = client.post("/queues/jobs/messages", [{"text": "b"}, {"text": "c"}])
     assert_problem(too_many, 429, "queue_full", queue="jobs")
     assert too_many.json["detail"] == (
-        "queue 'jobs' has 1 of 2 messages (max_messages), and 2 more do not fit; nothing was stored"
+        "queue 'jobs' is full: it has 1 of 2 messages (max_messages), and 2 more do not fit; nothing was stored"
     )
     assert_problem(
         client.post("/transactions", {"send": [{"text": "b", "queue": "jobs"}] * 2}), 429, "queue_full", queue="jobs"

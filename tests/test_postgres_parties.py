@@ -370,6 +370,23 @@ def test_one_read_deals_with_a_bounded_part_of_what_a_lowered_max_receives_conde
     assert take(store) == []
 
 
+def test_a_redrive_of_one_by_its_reason_reads_few_of_many_dead_letters(
+    url: str, store: Store, clock: FakeClock
+) -> None:
+    for grave in ("one", "two"):
+        configure(store, dead_letter_expired=True, dead_letter_queue=grave)
+        send(store, *["x"] * 5_000, ttl=1)
+        clock.advance(1)
+        assert peek(store) == []
+    read = "SELECT idx_tup_fetch FROM pg_stat_xact_all_tables WHERE relname = 'messages'"
+    with psycopg.connect(url) as session:
+        redrive = "SELECT queue_service.redrive(%s::bigint, 'q', NULL, 1, NULL, 'expired') ->> 'count'"
+        assert session.execute(redrive, [_now(clock)]).fetchone() == ("1",)
+        rows = session.execute(read).fetchone()
+    assert rows is not None
+    assert rows[0] < 3_000
+
+
 # In circles
 
 

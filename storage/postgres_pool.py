@@ -29,6 +29,7 @@ from storage.errors import (
     Unavailable,
 )
 from storage.model import REQUEST_WINDOW, Once
+from storage.room import LargeRead
 
 T = TypeVar("T")
 
@@ -195,17 +196,20 @@ _DID_NOTHING = (
 )
 
 
-_REFUSALS: dict[str | None, Callable[[str], StoreError]] = {  # by the code that a function raises, with its message
+_REFUSALS: dict[
+    str | None, Callable[[str], StoreError | LargeRead]
+] = {  # by the code that a function raises, with its message
     "QS404": QueueNotFound,
     "QS409": lambda index: StaleReceipt(int(index) if index.isdigit() else None),
     "QS410": lambda _: MessageNotFound(),
+    "QS413": lambda size: LargeRead(int(size)),
     "QS422": lambda _: IdempotencyMismatch(),
     "QS423": lambda _: MessageLeased(),
     "QS429": lambda queue: QueueFull(f"queue '{queue}' is full; nothing was stored", queue=queue),
 }
 
 
-def translate(fault: psycopg.Error) -> StoreError | None:
+def translate(fault: psycopg.Error) -> StoreError | LargeRead | None:
     """PostgreSQL's faults in the store's words; None for one that is a fault of this program."""
     state, message = fault.sqlstate, fault.diag.message_primary or ""
     if state in _REFUSALS:

@@ -35,17 +35,14 @@ class Application:
         self.bell: Bell | None = None  # gunicorn.conf.py sets one that other processes write to
         self.bottle = _mount_routes(self)
         if store is not None:
-            store.observe(self.slot)
+            self._attach(store)
 
     def __call__(self, environ: wire.Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         # Bottle would run /messages%ff and /queues/a/messages%0a as a read, which removes a message.
         if "//" in path or "\n" in path or not _is_utf8(path):
             environ["PATH_INFO"] = "/no/such/route"
-        try:
-            return self._watch(self.bottle, environ, start_response)
-        finally:
-            self._budget.release(environ)
+        return self._budget.run(lambda: self._watch(self.bottle, environ, start_response))
 
     @property
     def settings(self) -> Settings:
@@ -75,9 +72,14 @@ class Application:
         if self._store is None:
             with self._opening:
                 if self._store is None:
-                    self._store = open_store(self.settings.database_url, pollers=self.settings.pollers, bell=self.bell)
-                    self._store.observe(self.slot)
+                    store = open_store(self.settings.database_url, pollers=self.settings.pollers, bell=self.bell)
+                    self._store = self._attach(store)
         return self._store
+
+    def _attach(self, store: Engine) -> Engine:
+        store.observe(self.slot)
+        store.limit_reads(self._budget)
+        return store
 
     @cached_property
     def _watch(self) -> watch.Watch:
@@ -194,7 +196,7 @@ def _mount_ids(app: Bottle, service: Application) -> None:
     def look(queue: str, id: str) -> HTTPResponse:
         parse.nothing(request.environ)
         message = service.store.message(queue, parse.message_id(id))
-        return answer.document(answer.envelope(message, state=message.state))
+        return answer.looked(message)
 
     @app.delete("/queues/<queue>/messages/<id:re:[0-9]+>")
     def delete_message(queue: str, id: str) -> HTTPResponse:
@@ -240,8 +242,7 @@ def _mount_queues(app: Bottle, service: Application) -> None:
     @app.get("/queues/<queue>/peek")
     def peek(queue: str) -> HTTPResponse:
         messages = service.store.peek(check_queue_name(queue), **parse.peek(request.environ)._asdict())
-        documents = [answer.envelope(message, state=message.state) for message in messages]
-        return answer.batch(documents, wire.wanted(request.environ, wire.NDJSON))
+        return answer.peeked(messages, wire.wanted(request.environ, wire.NDJSON))
 
     @app.post("/queues/<queue>/purge")
     def purge(queue: str) -> HTTPResponse:

@@ -1,4 +1,4 @@
-"""Memory for the bodies of requests: a process bounds the total, however many there are.
+"""Memory for the bodies of requests and for large replies: a process bounds the total, however many there are.
 
 docs/operations.md states the resulting ceiling of the whole service.
 """
@@ -6,6 +6,7 @@ docs/operations.md states the resulting ceiling of the whole service.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from doors.decoding import structure
 from doors.wire import PIECE, Environ, read_body
@@ -13,12 +14,11 @@ from storage.errors import Busy
 
 BODIES = 64 * 1024 * 1024  # bytes of bodies as received
 OBJECTS = 128 * 1024 * 1024  # bytes of the decoded values, estimated
+REPLIES = 64 * 1024 * 1024  # bytes of the messages of large reads
 WAIT = 2.0  # seconds to wait for memory
 SMALL = PIECE  # bytes of a body that needs no reservation
 VALUE = 100  # bytes of memory of a value, about: a name, a string, a number, an array or an object
-COPIES = 3  # of the text: decoded, in the message, and in the reply
-
-_SHARE = "queue_service.share"  # in the environ
+COPIES = 3  # of the text: decoded, in the message, and as written to the database
 
 
 class Room:
@@ -28,12 +28,15 @@ class Room:
         self._size = self._free = size
         self._changed = threading.Condition()
 
-    def take(self, amount: int) -> int:
-        """Take `amount`, or the whole size if that is less; return the amount taken. Raises Busy after WAIT seconds."""
+    def take(self, amount: int, *, wait: bool = True) -> int:
+        """Take `amount`, or the whole size if that is less; return the amount taken.
+
+        Raises Busy: after WAIT seconds, or without `wait` at once.
+        """
         amount = min(amount, self._size)
         with self._changed:
-            if not self._changed.wait_for(lambda: self._free >= amount, WAIT):
-                raise Busy("too many large requests at once")
+            if not self._changed.wait_for(lambda: self._free >= amount, WAIT if wait else 0):
+                raise Busy("too many large requests or replies at once")
             self._free -= amount
         return amount
 
@@ -44,28 +47,48 @@ class Room:
 
 
 class Budget:
-    """The memory of a process for bodies; a request returns its share after the reply."""
+    """The memory of a process for bodies and replies; a request returns its shares after the reply.
+
+    It is the store's ReadRoom too. One thread runs a request from its beginning to its reply.
+    """
 
     def __init__(self, limit: int) -> None:
         """Take the size of the largest body, in bytes."""
         self._limit = limit
-        self._bodies, self._objects = Room(max(BODIES, limit)), Room(OBJECTS)
+        self._bodies, self._objects, self._replies = Room(max(BODIES, limit)), Room(OBJECTS), Room(REPLIES)
+        self._request = threading.local()
+
+    def run(self, call: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
+        """Return the reply of a request, which gives back what the request has taken when it is closed."""
+        shares: dict[Room, _Share] = {}
+        self._request.shares = shares
+        try:
+            reply = call()
+        except BaseException:
+            _release(shares.values())
+            raise
+        held = [share for share in shares.values() if share.taken]
+        return _Held(reply, held) if held else reply
 
     def read_body(self, environ: Environ) -> bytes:
         """Return the request's body once there is memory for it and its values. Raises Busy, and as wire.read_body."""
-        share = _Share(self._bodies)
-        environ.setdefault(_SHARE, []).append(share)
-        body = read_body(environ, self._limit, share.grow)
+        body = read_body(environ, self._limit, self._share(self._bodies).grow)
         if len(body) > SMALL:
-            objects = _Share(self._objects)
-            environ[_SHARE].append(objects)
-            objects.take(len(body) * _width(body) * COPIES + structure(body) * VALUE)
+            objects = len(body) * _width(body) * COPIES + structure(body) * VALUE
+            self._share(self._objects).take(objects)
         return body
 
-    def release(self, environ: Environ) -> None:
-        """Free the request's share."""
-        for share in environ.pop(_SHARE, ()):
-            share.release()
+    def take(self, size: int, *, wait: bool) -> None:
+        self.keep(0)
+        self._share(self._replies).take(size, wait=wait)
+
+    def keep(self, size: int) -> None:
+        self._share(self._replies).keep(size)
+
+    def _share(self, room: Room) -> _Share:
+        """Of the request that this thread runs."""
+        shares: dict[Room, _Share] = self._request.__dict__.setdefault("shares", {})
+        return shares.setdefault(room, _Share(room))
 
 
 def _width(body: bytes) -> int:
@@ -76,16 +99,42 @@ def _width(body: bytes) -> int:
 class _Share:
     def __init__(self, room: Room) -> None:
         self._room = room
-        self._length = self._taken = 0
+        self._length = 0
+        self.taken = 0
 
     def grow(self, more: int) -> None:
         self._length += more
         if self._length > SMALL:
             self.take(more)
 
-    def take(self, amount: int) -> None:
-        self._taken += self._room.take(amount)
+    def take(self, amount: int, *, wait: bool = True) -> None:
+        self.taken += self._room.take(amount, wait=wait)
 
-    def release(self) -> None:
-        if self._taken:
-            self._room.give(self._taken)
+    def keep(self, amount: int) -> None:
+        if self.taken != amount:
+            self._room.give(self.taken - amount)
+            self.taken = amount
+
+
+class _Held:
+    """A reply that gives the shares of its request back when it has been sent."""
+
+    def __init__(self, reply: Iterable[bytes], shares: Collection[_Share]) -> None:
+        self._reply = reply
+        self._shares = shares
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._reply)
+
+    def close(self) -> None:
+        """As WSGI has it."""
+        try:
+            if hasattr(self._reply, "close"):
+                self._reply.close()
+        finally:
+            _release(self._shares)
+
+
+def _release(shares: Iterable[_Share]) -> None:
+    for share in shares:
+        share.keep(0)

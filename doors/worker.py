@@ -31,6 +31,7 @@ LEAST_RATE = 10_000
 HURRIED_RATE = 1_000_000  # … of a reply, while others wait for a thread
 SILENCE = 1.0  # seconds until a silent connection is closed when no more connections are possible
 CLOSE_WITHIN = 1.0  # seconds for a client to close its side after the last reply
+JOINED = 65_536  # bytes of a body that are sent together with its head
 STAY = 20  # ms a thread waits for the next request of its connection
 
 
@@ -108,6 +109,7 @@ class Joining:
         self._sock = sock
         self._is_crowded = is_crowded
         self._head = b""
+        self._began, self._length = 0.0, 0  # of the reply: when its first piece was sent, and bytes until now
         self.fileno, self.recv = sock.fileno, sock.recv
 
     def __getattr__(self, name: str) -> Any:
@@ -115,27 +117,32 @@ class Joining:
 
     def sendall(self, data: bytes) -> None:
         """Send, but hold data that ends like a head until more data or `flush`."""
-        if not self._head and data.endswith(b"\r\n\r\n"):
+        if not self._head and not self._length and data.endswith(b"\r\n\r\n"):
             self._head = data
         else:
             head, self._head = self._head, b""
-            self._send(head + data)
+            self._send(head + data[:JOINED])
+            if len(data) > JOINED:
+                self._send(memoryview(data)[JOINED:])
 
     def flush(self) -> None:
+        """The reply has been made."""
         if self._head:
             self.sendall(b"")
+        self._began, self._length = 0.0, 0
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         """Send all data. Raises ConnectionResetError, which gunicorn ignores, if the client is too slow.
 
         That rate is higher while others wait for a thread: a large reply on each thread would block the service.
         """
-        left, began = memoryview(data), 0.0
+        left = memoryview(data)
+        self._length += len(data)
         try:
             while left := left[self._sock.send(left) :]:
                 now = time.monotonic()
-                began = began or now
-                if now > began + PATIENCE + len(data) / (HURRIED_RATE if self._is_crowded() else LEAST_RATE):
+                self._began = self._began or now
+                if now > self._began + PATIENCE + self._length / (HURRIED_RATE if self._is_crowded() else LEAST_RATE):
                     raise BlockingIOError
         except BlockingIOError:  # also raised by a send that exceeds SO_SNDTIMEO
             raise ConnectionResetError(errno.ECONNRESET, "the client takes its reply too slowly") from None

@@ -67,7 +67,10 @@ class GroupCommit(Generic[Context]):
         if ticket.leads:
             self._lead(ticket)
         if ticket.error is not None:
-            raise ticket.error
+            try:
+                raise ticket.error
+            finally:
+                ticket.error = None  # else it would be kept, with the messages in the frames of its traceback
         result: T = ticket.result
         return result
 

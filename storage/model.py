@@ -23,7 +23,9 @@ MAX_DURATION = 10 * 366 * 86_400.0  # seconds: the longest delay, ttl, retention
 MAX_NAME = 128  # characters of a key, recipient or dedup_id
 MAX_REASON = 1_024  # characters of the reason of a rejection
 MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON
-MAX_READ_BYTES = 16 * 1024 * 1024  # bytes of text in one read; the first message always comes, whatever its size
+MAX_READ_BYTES = (
+    16 * 1024 * 1024
+)  # bytes of text and fields in one read; the first message always comes, whatever its size
 MAX_PAGE = 1_000  # queues in one listing
 MAX_RECIPIENTS = 1_000  # whose messages one read with `recipient=None` puts in order
 MAX_CHAIN = 1_000  # dead-letter queues one behind the other
@@ -278,6 +280,16 @@ class Observer(Protocol):
         """So many readers wait now."""
 
 
+class ReadRoom(Protocol):
+    """Memory for what large reads bring. It is called by the thread that reads."""
+
+    def take(self, size: int, *, wait: bool) -> None:
+        """Take so many bytes, in place of those this thread's read has. Raises Busy, and then it has none."""
+
+    def keep(self, size: int) -> None:
+        """Keep so many of them, until the reply has been sent, and give the others back."""
+
+
 class Store(Protocol):
     """A durable set of queues. Every method that returns has its change on disk (fsync) before it does.
 
@@ -441,6 +453,9 @@ class Lifecycle(Protocol):
 
     def observe(self, observer: Observer) -> None:
         """Report to this observer from now on."""
+
+    def limit_reads(self, room: ReadRoom) -> None:
+        """From now on ask this room for memory before a read that may need much. It then may raise Busy."""
 
     def disk(self) -> Disk:
         """As of now."""

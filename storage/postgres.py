@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from storage import postgres_managing as managing
@@ -24,6 +25,7 @@ from storage.model import (
     Observer,
     Once,
     Queue,
+    ReadRoom,
     Receipt,
     Receive,
     Sent,
@@ -36,6 +38,7 @@ from storage.postgres_pool import Pool, Work, flat
 from storage.postgres_schema import prepare
 from storage.postgres_values import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of
 from storage.postgres_watch import STEP, Hints, Sight, Upkeep, late_queues
+from storage.room import in_room
 from storage.steps import Progress, ask_again, check_queues, group_by_queue, in_steps
 from storage.waiting import Interest, Waiting, receive_after
 
@@ -55,6 +58,7 @@ class PostgresStore:
         self._waiting = Waiting(lambda: Sight(connection_info, self._pool, self._clock), pollers, bell)
         self._hints = Hints(self._pool)
         self._upkeep = Upkeep(self._pool, self._clock, self._catch_up)
+        self._room: ReadRoom | None = None
         self._ready_until = 0.0
 
     # -- the verbs on messages
@@ -72,18 +76,20 @@ class PostgresStore:
     def receive(
         self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True
     ) -> list[Message]:
-        def attempt() -> list[Message] | None:
+        def attempt(reserved: int) -> list[Message] | None:
             if not present():
                 return []
             rows = self._pool.run(
                 "SELECT * FROM queue_service.receive($1::bigint, $2::text, $3::text[], $4::int, $5::bytea, "
-                "$6::bigint, $7::bigint, $8::text, $9::bytea)",
-                *self._moment(), *ask_of(ask), *once_of(once),
+                "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint)",
+                *self._moment(), *ask_of(ask), *once_of(once), reserved,
             )  # fmt: skip
             return None if _is_late(rows) else self._messages(rows)
 
-        interest = Interest(ask.queues, ask.recipient)
-        return self._waiting.receive(lambda: ask_again(attempt), interest, ask.wait, present)
+        def claim() -> list[Message]:
+            return in_room(self._room, lambda reserved: ask_again(lambda: attempt(reserved)), lambda found: found)
+
+        return self._waiting.receive(claim, Interest(ask.queues, ask.recipient), ask.wait, present)
 
     def ack(self, receipts: Sequence[str], queue: str | None = None, once: Once | None = None) -> AckResult:
         known, missing = parsed(receipts, queue)
@@ -160,11 +166,12 @@ class PostgresStore:
         places = group_by_queue(send)
         batches = {name: [send[place][1] for place in where] for name, where in places.items()}
         stored = {place: n for n, place in enumerate((place for where in places.values() for place in where), start=1)}
-        try:
+
+        def attempt(reserved: int) -> tuple[Any, bool, list[Message]]:
             done, *rows = self._pool.run(
                 "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
                 "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
-                "$14::bigint, $15::bigint, $16::text, $17::bytea)",
+                "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint)",
                 *self._moment(),
                 *columns(receipts),
                 list(batches),
@@ -174,22 +181,28 @@ class PostgresStore:
                 [stored[place] for place in range(len(send))],
                 *(ask_of(receive) if receive and present() else [None] * 5),
                 *once_of(once),
+                reserved,
             )
+            is_late = _is_late(rows)
+            return done, is_late, [] if is_late else self._messages(rows)
+
+        try:
+            done, is_late, found = in_room(self._room if receive else None, attempt, lambda done: done[2])
         except StaleReceipt as fault:
             if fault.index is not None:
                 fault.index = given[fault.index]
             raise
         ids, duplicates = done[1], tuple(done[2])
         self._became_ready(batches)
-        if receive is not None and (_is_late(rows) or (receive.wait > 0 and not rows)):
+        if receive is not None and (is_late or (receive.wait > 0 and not found)):
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
-        return Transacted(ids, self._messages(rows), duplicates=duplicates)
+        return Transacted(ids, found, duplicates=duplicates)
 
     # -- the verbs on messages by their ids
 
     def message(self, queue: str, id: int) -> Message:
         self._bring_up_to_date([queue])
-        return reading.message(self._pool, self._clock, queue, id)
+        return in_room(self._room, partial(reading.message, self._pool, self._clock, queue, id), lambda found: [found])
 
     def delete_message(self, queue: str, id: int, once: Once | None = None) -> None:
         self._bring_up_to_date([queue])
@@ -225,7 +238,8 @@ class PostgresStore:
         key: str | None = None,
     ) -> list[Message]:
         self._bring_up_to_date([queue])
-        return reading.peek(self._pool, self._clock, queue, limit, after, before, state, key)
+        which = queue, limit, after, before, state, key
+        return in_room(self._room, partial(reading.peek, self._pool, self._clock, *which), lambda found: found)
 
     # -- the verbs on queues
 
@@ -301,6 +315,9 @@ class PostgresStore:
     def observe(self, observer: Observer) -> None:
         self._pool.observe = observer.committed
         self._waiting.observe = observer.waiting
+
+    def limit_reads(self, room: ReadRoom) -> None:
+        self._room = room
 
     def disk(self) -> Disk:
         return Disk(flat(self._pool.read("SELECT pg_database_size(current_database())")), None, None)

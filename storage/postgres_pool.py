@@ -30,6 +30,7 @@ from storage.errors import (
     Unavailable,
 )
 from storage.model import REQUEST_WINDOW, Once
+from storage.room import LargeRead
 
 T = TypeVar("T")
 
@@ -196,10 +197,12 @@ _DID_NOTHING = (
 )
 
 
-_REFUSALS: dict[str | None, Callable[[str], StoreError]] = {  # by the code that a function raises, with its message
+# By the code that a function raises, with its message.
+_REFUSALS: dict[str | None, Callable[[str], StoreError | LargeRead]] = {
     "QS404": QueueNotFound,
     "QS409": lambda message: _stale(*message.split()),
     "QS410": lambda _: MessageNotFound(),
+    "QS413": lambda size: LargeRead(int(size)),
     "QS422": lambda _: IdempotencyMismatch(),
     "QS423": lambda _: MessageLeased(),
     "QS429": lambda message: QueueFull(*json.loads(message)),
@@ -210,7 +213,7 @@ def _stale(status: str, index: str | None = None) -> StaleReceipt:
     return StaleReceipt(None if index is None else int(index), missing=status == "missing")
 
 
-def translate(fault: psycopg.Error) -> StoreError | None:
+def translate(fault: psycopg.Error) -> StoreError | LargeRead | None:
     """PostgreSQL's faults in the store's words; None for one that is a fault of this program."""
     state, message = fault.sqlstate, fault.diag.message_primary or ""
     if state in _REFUSALS:

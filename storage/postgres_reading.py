@@ -10,13 +10,14 @@ from storage.errors import MessageNotFound, QueueNotFound
 from storage.kept import read_settings, with_deaths
 from storage.model import MAX_READ_BYTES, STATES, Message, Queue, QueueStats, State
 from storage.postgres_pool import Pool
+from storage.room import LargeRead
 
 
 def peek(
     pool: Pool, clock: Clock, queue: str, limit: int, after: int, before: int | None, state: State | None,
-    key: str | None,
+    key: str | None, reserved: int,
 ) -> list[Message]:  # fmt: skip
-    """As Store.peek, of a queue brought up to date."""
+    """As Store.peek, of a queue brought up to date. Raises LargeRead."""
     order = "ASC" if before is None else "DESC"
     wanted = "place.name = $1::text"
     if state is State.DEAD:
@@ -27,17 +28,22 @@ def peek(
         """
     rows = pool.read(
         f"""
-        SELECT id, text, fields, deaths, sent_at, receive_count, due_at, state
-          FROM (SELECT *, sum(octet_length(text)) OVER way AS total, row_number() OVER way AS n
-                  FROM (SELECT m.* FROM queue_service.queues AS place
-                          JOIN queue_service.messages AS m ON m.queue_id = place.id
-                         WHERE {wanted} AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)
-                           AND ($5::int IS NULL OR m.state = $5::int) AND ($6::bytea IS NULL OR m.key = $6::bytea)
-                           AND NOT queue_service.has_expired($8::bigint, queue_service.cutoff($8::bigint, place), m)
-                         ORDER BY m.id {order} LIMIT $4::int) AS found
-                WINDOW way AS (ORDER BY id {order})) AS summed
-         WHERE n = 1 OR total <= $7::bigint
-         ORDER BY id {order}
+        WITH found AS (
+            SELECT m.*, queue_service.read_size(m) AS size
+              FROM queue_service.queues AS place JOIN queue_service.messages AS m ON m.queue_id = place.id
+             WHERE {wanted} AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)
+               AND ($5::int IS NULL OR m.state = $5::int) AND ($6::bytea IS NULL OR m.key = $6::bytea)
+               AND NOT queue_service.has_expired($8::bigint, queue_service.cutoff($8::bigint, place), m)
+             ORDER BY m.id {order} LIMIT $4::int
+        ), summed AS (
+            SELECT *, sum(size) OVER way AS total, row_number() OVER way AS n
+              FROM found WINDOW way AS (ORDER BY id {order})
+        ), fitting AS (
+            SELECT *, (max(total) OVER ())::bigint AS bytes FROM summed WHERE n = 1 OR total <= $7::bigint
+        )
+        SELECT id, CASE WHEN bytes <= $9::bigint THEN text END, CASE WHEN bytes <= $9::bigint THEN fields END,
+               CASE WHEN bytes <= $9::bigint THEN deaths END, sent_at, receive_count, due_at, state, bytes
+          FROM fitting ORDER BY id {order}
         """,
         queue,
         after,
@@ -47,7 +53,10 @@ def peek(
         None if key is None else key.encode(),
         MAX_READ_BYTES,
         clock.now(),
+        reserved,
     )
+    if rows and rows[0][-1] > reserved:
+        raise LargeRead(rows[0][-1])
     wall = clock.wall
     return [
         Message(
@@ -55,13 +64,13 @@ def peek(
             leased_until=wall(due_at) if STATES[at] == State.LEASED else None,
             state=State.DEAD if state is State.DEAD else State(STATES[at]),
         )
-        for number, text, fields, deaths, sent_at, count, due_at, at in rows
+        for number, text, fields, deaths, sent_at, count, due_at, at, _ in rows
     ]  # fmt: skip
 
 
-def message(pool: Pool, clock: Clock, queue: str, id: int) -> Message:
-    """As Store.message, of a queue brought up to date."""
-    found = peek(pool, clock, queue, 1, id - 1, None, None, None)
+def message(pool: Pool, clock: Clock, queue: str, id: int, reserved: int) -> Message:
+    """As Store.message, of a queue brought up to date. Raises LargeRead."""
+    found = peek(pool, clock, queue, 1, id - 1, id + 1, None, None, reserved)
     if found and found[0].id == id:
         return found[0]
     if not pool.read("SELECT 1 FROM queue_service.queues WHERE name = $1::text", queue):

@@ -86,7 +86,13 @@ BEGIN
          LIMIT p_limit);
 END $$;
 
--- The next messages in order of delivery, locked, and the bytes of their texts; the first that p_room bytes do not hold
+-- Bytes that a read of this message brings.
+CREATE FUNCTION read_size(p_message messages) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT octet_length(p_message.text)::bigint + coalesce(octet_length(p_message.fields), 0)
+           + coalesce(octet_length(p_message.deaths), 0)
+$$;
+
+-- The next messages in order of delivery, locked, and the bytes of their texts and fields; the first that p_room bytes do not hold
 -- ends them (p_first: unless it is the first of all). Messages of a key go with its head, and compete by their own
 -- priority once those before them are taken: that is, none comes before the largest rank among it and those before it.
 CREATE FUNCTION choose(
@@ -99,8 +105,8 @@ DECLARE
     v_heads  tid[]  := heads(p_now, p_queue, p_limit, p_recipient);
 BEGIN
     IF p_limit = 1 THEN  -- the most usual read; else as below
-        SELECT v_heads, ARRAY[id], octet_length(text), octet_length(text) > p_room AND NOT p_first
-          INTO spots, ids, bytes, cut FROM messages WHERE ctid = v_heads[1];
+        SELECT v_heads, ARRAY[id], read_size(m), read_size(m) > p_room AND NOT p_first
+          INTO spots, ids, bytes, cut FROM messages AS m WHERE ctid = v_heads[1];
         IF cut THEN
             ids := NULL;
         END IF;
@@ -108,17 +114,17 @@ BEGIN
     END IF;
     -- The followers of the heads' keys, in a statement of its own: see postgres_changes.sql.
     WITH firsts AS MATERIALIZED (
-        SELECT ctid AS spot, id, priority, key, octet_length(text) AS size FROM messages WHERE ctid = ANY (v_heads)
+        SELECT ctid AS spot, id, priority, key, read_size(m) AS size FROM messages AS m WHERE ctid = ANY (v_heads)
     ), chains AS (
         SELECT id AS head, spot, id, priority, size FROM firsts
         UNION ALL
         SELECT firsts.id, behind.spot, behind.id, behind.priority, behind.size
           FROM firsts CROSS JOIN LATERAL (
-                SELECT spot, id, priority, octet_length(text) AS size,
+                SELECT spot, id, priority, size,
                        bool_and((p_recipient IS NULL OR recipient = p_recipient) AND due_at <= p_now
                                 AND NOT expired
                                 AND receive_count < v_most) OVER (ORDER BY id) AS free
-                  FROM (SELECT ctid AS spot, id, priority, text, recipient, due_at, receive_count,
+                  FROM (SELECT ctid AS spot, id, priority, read_size(m) AS size, recipient, due_at, receive_count,
                                has_expired(p_now, v_cutoff, m) AS expired FROM messages AS m
                          WHERE queue_id = p_queue.id AND key = firsts.key AND id > firsts.id
                          ORDER BY id LIMIT p_limit - 1 FOR UPDATE) AS next
@@ -168,17 +174,18 @@ BEGIN
 END $$;
 
 -- What these queues have for a reader, in its order of preference. Its lease is in ms, -1 for the queue's setting,
--- NULL to remove and take. A row with the note 'late' says: ask again, a queue has yet to be caught up with.
+-- NULL to remove and take. More than p_reserved bytes are an error, with that many in its message. A row with the note 'late' says: ask again, a queue has yet to be caught up with.
 CREATE FUNCTION claim(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
-    p_wait boolean
+    p_wait boolean, p_reserved bigint
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_queue  queues;
     v_chosen record;
     v_due    boolean;
     v_taken  integer := 0;
-    v_room   bigint := 16 * 1024 * 1024;
+    v_most   bigint := 16 * 1024 * 1024;
+    v_room   bigint := v_most;
 BEGIN
     FOR v_queue IN
         SELECT q.* FROM unnest(p_names) WITH ORDINALITY AS asked (name, place)
@@ -207,6 +214,9 @@ BEGIN
         CONTINUE WHEN v_chosen.ids IS NULL AND v_chosen.cut IS NOT TRUE;
         IF v_chosen.ids IS NOT NULL THEN
             v_room := v_room - v_chosen.bytes;
+            IF v_most - v_room > p_reserved THEN
+                RAISE EXCEPTION USING ERRCODE = 'QS413', MESSAGE = (v_most - v_room)::text;
+            END IF;
             RETURN QUERY SELECT * FROM take(
                 p_now, v_queue, v_chosen.spots, v_chosen.ids,
                 p_now + CASE p_lease WHEN -1 THEN coalesce(seconds_setting(v_queue, 'lease'), 30000) ELSE p_lease END,

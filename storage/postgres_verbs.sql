@@ -26,9 +26,15 @@ BEGIN
     RETURN v_sent;
 END $$;
 
--- What was given out before; of messages that were leased those that have not been settled or leased again since.
-CREATE FUNCTION given_before(p_reply jsonb) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
+-- What was given out before; of messages that were leased those that have not been settled or leased again since. More
+-- than p_reserved bytes are an error, as in claim.
+CREATE FUNCTION given_before(p_reply jsonb, p_reserved bigint) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
+DECLARE
+    v_size bigint := octet_length(p_reply::text);
 BEGIN
+    IF v_size > p_reserved THEN
+        RAISE EXCEPTION USING ERRCODE = 'QS413', MESSAGE = v_size::text;
+    END IF;
     RETURN QUERY SELECT * FROM jsonb_populate_recordset(NULL::delivery, p_reply) AS given
                   WHERE given.token IS NULL
                      OR EXISTS (SELECT FROM messages AS m
@@ -38,7 +44,7 @@ END $$;
 
 CREATE FUNCTION receive(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
-    p_once text, p_fingerprint bytea
+    p_once text, p_fingerprint bytea, p_reserved bigint DEFAULT NULL
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
@@ -46,7 +52,7 @@ DECLARE
     v_found delivery[];
 BEGIN
     IF p_once IS NULL THEN
-        RETURN QUERY SELECT * FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true);
+        RETURN QUERY SELECT * FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved);
         RETURN;
     END IF;
     -- A key over several queues is no one queue's: what came from which must not depend on which is there now.
@@ -61,7 +67,7 @@ BEGIN
     v_reply := remembered(p_now, coalesce(v_queue.id, 0), p_once, p_fingerprint);
     IF v_reply IS NULL THEN
         v_found := ARRAY(SELECT one::delivery
-                           FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true) AS one);
+                           FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved) AS one);
         IF cardinality(v_found) > 0 AND v_found[1].note IS NULL THEN  -- else asking again may find something
             PERFORM remember(coalesce(v_queue.id, 0), p_once, p_fingerprint,
                              p_now + coalesce(seconds_setting(v_queue, 'dedup_window'), 300000), to_jsonb(v_found));
@@ -69,7 +75,7 @@ BEGIN
         RETURN QUERY SELECT * FROM unnest(v_found);
         RETURN;
     END IF;
-    RETURN QUERY SELECT * FROM given_before(v_reply);
+    RETURN QUERY SELECT * FROM given_before(v_reply, p_reserved);
 END $$;
 
 -- What a reader who waits wants to know: how many messages (p_most at most) could be taken now, and when more may be.
@@ -294,7 +300,8 @@ END $$;
 CREATE FUNCTION transact(
     p_now bigint, p_at text, p_ack_names text[], p_ack_ids bigint[], p_ack_tokens bigint[], p_send_names text[],
     p_counts integer[], p_texts bytea[], p_fields text[], p_places integer[], p_names text[], p_limit integer,
-    p_recipient bytea, p_lease bigint, p_token bigint, p_once text, p_fingerprint bytea
+    p_recipient bytea, p_lease bigint, p_token bigint, p_once text, p_fingerprint bytea,
+    p_reserved bigint DEFAULT NULL
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_reply jsonb;
@@ -308,7 +315,7 @@ BEGIN
     IF p_once IS NOT NULL THEN
         v_reply := remembered(p_now, 0, p_once, p_fingerprint);
         IF v_reply IS NOT NULL THEN
-            RETURN QUERY SELECT * FROM given_before(v_reply);
+            RETURN QUERY SELECT * FROM given_before(v_reply, p_reserved);
             RETURN;
         END IF;
     END IF;
@@ -334,7 +341,7 @@ BEGIN
     IF p_limit IS NOT NULL THEN
         v_found := v_found || ARRAY(
             SELECT one::delivery
-              FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, false) AS one);
+              FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, false, p_reserved) AS one);
     END IF;
     IF p_once IS NOT NULL THEN
         PERFORM remember(0, p_once, p_fingerprint, p_now + 300000, to_jsonb(v_found));

@@ -188,20 +188,20 @@ def plain_form(message: NewMessage) -> tuple[str, ...] | None:
     return _form(message.fields)
 
 
-def packed(messages: Sequence[Message]) -> list[Message | Run]:
-    """The same leased messages, with those that lie together as runs."""
-    parts: list[Message | Run] = []
+def packed(messages: Sequence[Message]) -> Iterator[Message | Run]:
+    """The same leased messages, with those that are small and lie together as runs."""
     known = messages.parts if isinstance(messages, Messages) else messages
     for together, group in groupby(enumerate(known), _together):
         some = [part for _, part in group]
-        parts += [_run_of(some)] if together and len(some) > 1 else some
-    return parts
+        yield from [_run_of(some)] if together and len(some) > 1 else some
 
 
 def _together(item: tuple[int, Message | Run]) -> tuple[object, ...] | None:
     """The same for messages one after the other that can be told as one run; None for what cannot be in one."""
     place, part = item
-    if isinstance(part, Run) or part.receipt is None or (form := _form(part.fields)) is None:
+    if isinstance(part, Run) or part.receipt is None or len(part.text) > 2 * LARGEST_MESSAGE:
+        return None
+    if (form := _form(part.fields)) is None:
         return None
     token = part.receipt.rpartition("~")[2]
     return form, part.id - place, part.queue, part.sent_at, part.receive_count, token, part.leased_until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue as threadsafe
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,11 +37,13 @@ from storage.model import (
     Once,
     Queue,
     QueueSettings,
+    ReadRoom,
     Receive,
     Sent,
     State,
     Transacted,
 )
+from storage.room import Room, in_room
 from storage.runs import Messages, Run
 from storage.sqlite_commit import Committer, translate
 from storage.sqlite_due import bring_up_to_date, catch_up, clear_out, is_late
@@ -48,13 +51,14 @@ from storage.sqlite_file import DatabaseFile
 from storage.sqlite_sending import prepare, prepare_for_queues, send, send_to_queues
 from storage.sqlite_taking import take
 from storage.sqlite_watch import Sight, Upkeep
-from storage.sqlite_work import NO_QUEUE, QueueRow, Room, Work
+from storage.sqlite_work import NO_QUEUE, QueueRow, Work
 from storage.steps import Progress, ask_again, check_queues, in_steps
 from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Interest, Waiting, receive_after
 
 T = TypeVar("T")
 
-SMALL_READ = 1024 * 1024  # bytes of text in one read while the disk is nearly full
+SMALL_READ = 1024 * 1024  # bytes in one read while the disk is nearly full
+KEPT_READ = 4 * 1024 * 1024  # bytes in one read without a lease that has an Idempotency-Key: it is written as JSON
 ACKED_AT_ONCE = 1_000  # receipts in one transaction of an ack
 PATIENCE = 2.5  # seconds that a verb which only reads goes on with what time has done
 
@@ -69,6 +73,7 @@ class SqliteStore:
         self._failed: Callable[[], None] = lambda: None
         self._readers: threadsafe.SimpleQueue[apsw.Connection] = threadsafe.SimpleQueue()
         self._fresh: dict[int, int] = {}  # see showing.describe
+        self._room: ReadRoom | None = None
         look_every = LOOK_SELDOM if bell and bell.is_shared else LOOK_EVERY
         self._waiting = Waiting(lambda: Sight(self._file.connect(), self._clock), pollers, bell, look_every)
         self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
@@ -90,23 +95,30 @@ class SqliteStore:
         return self._commits.run(operation)
 
     def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = lambda: True) -> Messages:
-        def claim() -> Messages:
+        def claim(reserved: int) -> Messages:
             return ask_again(
-                lambda: self._commits.run(lambda work: self._claim(work, ask, once) if present() else Messages())
+                lambda: self._commits.run(
+                    lambda work: self._claim(work, ask, once, reserved) if present() else Messages()
+                )
             )
 
-        return self._waiting.receive(claim, Interest(ask.queues, ask.recipient), ask.wait, present)
+        def claim_in_room() -> Messages:
+            return in_room(self._room, claim, lambda found: found)
 
-    def _claim(self, work: Work, ask: Receive, once: Once | None) -> Messages | None:
-        """None: ask again, more has fallen due than one transaction deals with."""
+        return self._waiting.receive(claim_in_room, Interest(ask.queues, ask.recipient), ask.wait, present)
+
+    def _claim(self, work: Work, ask: Receive, once: Once | None, reserved: int = sys.maxsize) -> Messages | None:
+        """None: ask again, more has fallen due than one transaction deals with. Raises LargeRead."""
         rows = [row for row in map(work.find_queue, ask.queues) if row is not None]
         # A key over several queues is no one queue's: what came from which must not depend on which is there now.
         scope, window = (
             (rows[0].id, rows[0].settings.dedup_window) if rows and len(ask.queues) == 1 else (NO_QUEUE, REQUEST_WINDOW)
         )
-        if once is not None and (known := work.recall(once, scope)) is not None:
-            return replies.messages(work, known)
-        found = _take_from(work, rows, ask)
+        if once is not None and (known := work.recall(once, scope, reserved)) is not None:
+            return replies.messages(work, known, reserved)
+        most = KEPT_READ if once is not None and ask.lease is None else MAX_READ_BYTES
+        most = SMALL_READ if work.nearly_full else most  # a lease writes what it gives out
+        found = _take_from(work, rows, ask, Room(reserved, most))
         if once is not None and found:
             work.remember(once, replies.of_messages(found), scope, window)
         return found
@@ -192,18 +204,21 @@ class SqliteStore:
         check_queues({receipt.queue for receipt in places} | {name for name, _ in send})
         batches = prepare_for_queues(send)
 
-        def operation(work: Work) -> tuple[Sent, Messages | None] | None:
-            if once is not None and (known := work.recall(once)) is not None:
-                return replies.sent(known), replies.messages(work, known)
+        def operation(work: Work, reserved: int) -> tuple[Sent, Messages | None] | None:
+            if once is not None and (known := work.recall(once, reserved=reserved)) is not None:
+                return replies.sent(known), replies.messages(work, known, reserved)
             if not settling.ack_all(work, places):
                 return None
             sent = send_to_queues(work, batches)
-            found = self._claim(work, receive, None) if receive and present() else Messages()
+            found = self._claim(work, receive, None, reserved) if receive and present() else Messages()
             if once is not None:
                 work.remember(once, replies.of_sent(sent) | replies.of_messages(found))
             return sent, found
 
-        sent, found = ask_again(lambda: self._commits.run(operation))
+        def attempt(reserved: int) -> tuple[Sent, Messages | None]:
+            return ask_again(lambda: self._commits.run(partial(operation, reserved=reserved)))
+
+        sent, found = in_room(self._room if receive else None, attempt, lambda done: done[1])
         if receive is not None and (found is None or (receive.wait > 0 and not found)):
             done = receive_after(self, sent.ids, receive, once, present)
         else:
@@ -214,12 +229,12 @@ class SqliteStore:
 
     def message(self, queue: str, id: int) -> Message:
         self._bring_up_to_date([queue])
-        with self._reading() as connection:
-            found = showing.message(connection, self._clock, queue, id)
-            if found is None:
+        found = self._peek(queue, showing.Peek(1, id - 1, id + 1))
+        if not found:
+            with self._reading() as connection:
                 Work(connection, self._clock).queue(queue)  # raises QueueNotFound
-                raise MessageNotFound
-        return found
+            raise MessageNotFound
+        return found[0]
 
     def delete_message(self, queue: str, id: int, once: Once | None = None) -> None:
         self._bring_up_to_date([queue])
@@ -246,8 +261,7 @@ class SqliteStore:
         key: str | None = None,
     ) -> list[Message]:
         self._bring_up_to_date([queue])
-        with self._reading() as connection:
-            return showing.peek(connection, self._clock, queue, showing.Peek(limit, after, before, state, key))
+        return self._peek(queue, showing.Peek(limit, after, before, state, key))
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         with self._reading() as connection:
@@ -335,6 +349,9 @@ class SqliteStore:
         self._commits.observe = observer.committed
         self._waiting.observe = observer.waiting
 
+    def limit_reads(self, room: ReadRoom) -> None:
+        self._room = room
+
     def disk(self) -> Disk:
         return self._file.disk()
 
@@ -366,6 +383,13 @@ class SqliteStore:
         finally:
             self._readers.put(connection)
 
+    def _peek(self, queue: str, ask: showing.Peek) -> list[Message]:
+        def read(reserved: int) -> list[Message]:
+            with self._reading() as connection:
+                return showing.peek(connection, self._clock, queue, ask._replace(reserved=reserved))
+
+        return in_room(self._room, read, lambda found: found)
+
     def _once(self, once: Once | None, operation: Callable[[Work], T]) -> T:
         """What an operation of one transaction returns, a JSON value or None; at its first call with this key."""
 
@@ -393,11 +417,10 @@ class SqliteStore:
                 pass
 
 
-def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive) -> Messages | None:
+def _take_from(work: Work, rows: Sequence[QueueRow], ask: Receive, room: Room) -> Messages | None:
     """What these queues have for the reader, in its order of preference; None when one has yet to be caught up with."""
     taken: list[Message | Run] = []
     left = ask.limit
-    room = Room(SMALL_READ if work.nearly_full else MAX_READ_BYTES)  # a lease writes what it gives out
     for row in rows:
         if not left or room.full:
             break

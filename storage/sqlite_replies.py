@@ -6,6 +6,7 @@ as they lie, so that of those only the `leased` spans are kept; others are in `m
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from storage.model import Message, Sent
@@ -34,10 +35,10 @@ def of_messages(found: Messages | None) -> Reply:
     return {"messages": [message[:6] for message in found]}
 
 
-def messages(work: Work, reply: Reply) -> Messages | None:
-    """Those that were given out then, as far as they have not been settled since."""
+def messages(work: Work, reply: Reply, reserved: int = sys.maxsize) -> Messages | None:
+    """Those that were given out then, as far as they have not been settled since. Raises LargeRead."""
     if "leased" in reply:
-        return Messages(leased_again(work, reply["leased"]))
+        return Messages(leased_again(work, reply["leased"], reserved))
     if reply["messages"] is None:
         return None
     return Messages([Message(*message) for message in reply["messages"]])

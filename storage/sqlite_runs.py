@@ -10,12 +10,13 @@ import secrets
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import accumulate, islice, pairwise, starmap
+from itertools import accumulate, pairwise, starmap
 from typing import Any, NamedTuple
 
 import apsw
 
 from storage.model import CHUNK_BYTES, STATES, Receipt
+from storage.room import Room
 from storage.runs import NewRun, Run, unpacked
 from storage.sqlite_work import QueueRow, Work, int_array
 
@@ -33,6 +34,7 @@ class RunRow(NamedTuple):
     token: int | None
     queue_id: int
     sent_at: int
+    brings: int  # bytes of its columns, which a read gets
 
     @property
     def ids(self) -> range:
@@ -43,7 +45,8 @@ class RunRow(NamedTuple):
         return 0
 
 
-_RUN = "id, count, bytes, receive_count, token, queue_id, sent_at"
+_BRINGS = "octet_length(texts) + coalesce(octet_length(attributes), 0)"
+_RUN = f"id, count, bytes, receive_count, token, queue_id, sent_at, {_BRINGS}"
 # SQL. Unless it is told, SQLite takes the index of all runs, and walks over those that are leased.
 READY_RUNS = "INDEXED BY deliverable_runs WHERE queue_id = ?1 AND state = 0"
 
@@ -180,31 +183,37 @@ def peek(
     bounds: tuple[int, int, int],
     state: int | None,
     newest: bool,
+    reserved: int,
 ) -> dict[int, tuple[Any, ...]]:
     """The first (or the newest) messages in runs, by id, as rows of what `messages` has of them.
 
     `bounds`: those with an id between the first two, that arrived after the third or are leased. Of each row: id, text,
-    fields, deaths (they have none), sent_at, receive_count, due_at, state.
+    fields, deaths (they have none), sent_at, receive_count, due_at, state. Raises LargeRead, see Room.
     """
     after, before, moment = bounds
-    rows: list[Any] = connection.execute(
+    found: list[tuple[Any, ...]] = []
+    room = Room(reserved)
+    rows: Any = connection.execute(
         f"""
-        SELECT id, sent_at, receive_count, due_at, state, texts, attributes
+        SELECT {_BRINGS}, id, sent_at, receive_count, due_at, state, texts, attributes
           FROM runs
          WHERE queue_id = ?1 AND id > ?2 - {LONGEST + SHORTEST} AND id < ?3 AND id + count - 1 > ?2
-           AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?6)
+           AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?5)
          ORDER BY id {"DESC" if newest else ""}
-         LIMIT ?5
         """,
-        (queue_id, after, before, state, limit // SHORTEST + 2, moment),
-    ).fetchall()
-    found = (
-        (number, text, fields, None, sent_at, count, due_at, at)
-        for first, sent_at, count, due_at, at, texts, attributes in rows
-        for number, text, fields in (list(unpacked(first, texts, attributes))[:: -1 if newest else 1])
-        if after < number < before
+        (queue_id, after, before, state, moment),
     )
-    return {row[0]: row for row in islice(found, limit)}
+    with closing(rows):
+        for size, first, sent_at, count, due_at, at, texts, attributes in rows:
+            if len(found) >= limit or not room.holds(size):
+                break
+            room.check()
+            found += (
+                (number, text, fields, None, sent_at, count, due_at, at)
+                for number, text, fields in (list(unpacked(first, texts, attributes))[:: -1 if newest else 1])
+                if after < number < before
+            )
+    return {row[0]: row for row in found[:limit]}
 
 
 def _cut(run: NewRun) -> Iterator[NewRun]:
@@ -253,6 +262,16 @@ def lease(work: Work, queue: QueueRow, runs: Sequence[RunRow], lease: int) -> di
         first: Run(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, until + ahead)
         for first, count, texts, attributes, sent_at, receive_count in rows
     }
+
+
+def size_leased_again(work: Work, bounds: tuple[int, int, int, int]) -> int:
+    """Bytes of what `leased_again` finds."""
+    return sum(
+        row[0]
+        for row in work.all(
+            f"SELECT {_BRINGS} FROM runs WHERE queue_id = ? AND id BETWEEN ? AND ? AND token = ?", bounds
+        )
+    )
 
 
 def leased_again(work: Work, queue: QueueRow, bounds: tuple[int, int, int, int]) -> list[Run]:

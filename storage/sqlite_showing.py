@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ from storage import sqlite_runs as runs
 from storage.clock import Clock
 from storage.kept import read_settings, with_deaths
 from storage.model import STATES, Message, Queue, QueueStats, State
+from storage.room import Room
 from storage.sqlite_due import Front, front
-from storage.sqlite_work import ARRIVED, Room, Work
+from storage.sqlite_work import ARRIVED, SIZE_READ, Work
 
 GRAVES = 100  # queues in which the dead letters of one are looked for
 WALKED = 100_000  # messages that one look at the oldest ready one passes over at most
@@ -27,9 +29,11 @@ class Peek(NamedTuple):
     before: int | None = None
     state: State | None = None
     key: str | None = None
+    reserved: int = sys.maxsize  # bytes, see Room
 
 
 def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> list[Message]:
+    """Raises LargeRead."""
     with connection:  # one snapshot for all of it: meanwhile runs may be unpacked
         work = Work(connection, clock)
         found = work.find_queue(name)
@@ -40,12 +44,6 @@ def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> lis
         else:
             rows = _peek(connection, found.id, ask, front(work, found))
     return [_message(clock, name, row, dead=ask.state is State.DEAD) for row in rows]
-
-
-def message(connection: apsw.Connection, clock: Clock, name: str, number: int) -> Message | None:
-    """None for one that is not in the queue."""
-    found = peek(connection, clock, name, Peek(1, number - 1, number + 1))
-    return found[0] if found else None
 
 
 def graves(connection: apsw.Connection, name: str) -> list[int]:
@@ -143,15 +141,19 @@ def _peek(connection: apsw.Connection, number: int, ask: Peek, begin: Front) -> 
     which = "queue_id = ?1" + ("" if state is None else f" AND state = {state}")
     which += "" if ask.key is None else " AND key = ?4"
     keyed = () if ask.key is None else (ask.key,)
-    packed = {} if keyed else runs.peek(connection, number, ask.limit, (*bounds, begin.moment), state, newest)
+    packed = (
+        {} if keyed else runs.peek(connection, number, ask.limit, (*bounds, begin.moment), state, newest, ask.reserved)
+    )
     sizes: list[Any] = connection.execute(
-        f"SELECT id, octet_length(text) FROM messages WHERE {which} AND id > ?2 AND id < ?3 "
+        f"SELECT id, {SIZE_READ} FROM messages WHERE {which} AND id > ?2 AND id < ?3 "
         f"ORDER BY id {'DESC' if newest else ''} LIMIT {ask.limit}",
         (number, *bounds, *keyed),
     ).fetchall()
-    sizes = sorted([*sizes, *((one, len(row[1].encode())) for one, row in packed.items())], reverse=newest)
-    room = Room()
+    sizes += ((one, len(row[1].encode()) + len((row[2] or "").encode())) for one, row in packed.items())
+    sizes.sort(reverse=newest)
+    room = Room(ask.reserved)
     ids = [one for one, size in sizes[: ask.limit] if room.holds(size)]
+    room.check()
     if not ids:
         return []
     rows: list[Any] = connection.execute(
@@ -170,17 +172,15 @@ def _peek_dead(connection: apsw.Connection, name: str, ask: Peek) -> list[Any]:
         (one, size)
         for grave in graves(connection, name)
         for one, size in connection.execute(
-            f"SELECT id, octet_length(text) FROM messages WHERE {which} ORDER BY id {'DESC' if newest else ''} "
+            f"SELECT id, {SIZE_READ} FROM messages WHERE {which} ORDER BY id {'DESC' if newest else ''} "
             f"LIMIT {ask.limit}",
             (name, grave, *bounds, *keyed),
         ).fetchall()
     ]
-    room = Room()
-    return [
-        connection.execute(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", (one,)).fetchone()
-        for one, size in sorted(sizes, reverse=newest)[: ask.limit]
-        if room.holds(size)
-    ]
+    room = Room(ask.reserved)
+    ids = [one for one, size in sorted(sizes, reverse=newest)[: ask.limit] if room.holds(size)]
+    room.check()
+    return [connection.execute(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", (one,)).fetchone() for one in ids]
 
 
 def _message(clock: Clock, queue: str, row: Any, dead: bool) -> Message:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 from storage import sqlite_runs as runs
 from storage.kept import with_deaths
 from storage.model import MAX_BATCH, MAX_RECIPIENTS, Message, Receipt
+from storage.room import LargeRead, Room
 from storage.runs import Messages, Run
 from storage.sqlite_due import Front, front
 from storage.sqlite_runs import RunRow
-from storage.sqlite_work import QueueRow, Room, Work, int_array
+from storage.sqlite_work import SIZE_READ, QueueRow, Work, int_array
 
 
 class Candidate(NamedTuple):
@@ -24,7 +25,7 @@ class Candidate(NamedTuple):
     id: int
     priority: int
     key: str | None
-    size: int
+    brings: int  # bytes of text and fields
     receive_count: int
     followed: bool
 
@@ -36,10 +37,11 @@ class Candidate(NamedTuple):
 def take(
     work: Work, queue: QueueRow, limit: int, recipient: str | None, lease: int | None, room: Room
 ) -> list[Message | Run]:
-    """The next messages, leased for `lease` ms or (None) removed. The queue must be up to date."""
+    """The next messages, leased for `lease` ms or (None) removed. The queue must be up to date. Raises LargeRead."""
     if queue.settings.paused:
         return []
     chosen = _choose(work, queue, limit, recipient, room)
+    room.check()
     rows = [one for one in chosen if isinstance(one, Candidate)]
     packed = [one for one in chosen if isinstance(one, RunRow)]
     given: dict[int, Message | Run] = {}
@@ -65,20 +67,24 @@ def available(work: Work, queue: QueueRow, recipient: str | None, most: int) -> 
     return min(count, most)
 
 
-def leased_again(work: Work, spans: Sequence[tuple[str, int, int, int]]) -> list[Message | Run]:
-    """What is left of the messages leased as (queue, first id, how many, token), as it was given out then."""
+def leased_again(work: Work, spans: Sequence[tuple[str, int, int, int]], reserved: int) -> list[Message | Run]:
+    """What is left of the messages leased as (queue, first id, how many, token), as it was given out then.
+
+    Raises LargeRead for more bytes than are reserved for it.
+    """
     found: list[Message | Run] = []
-    ahead = work.wall(0)
+    ahead, size = work.wall(0), 0
     for name, first, length, token in spans:
         queue = work.find_queue(name)
         if queue is None:
             continue
         bounds = (queue.id, first, first + length - 1, token)
-        rows = work.all(
-            "SELECT id, text, fields, deaths, sent_at, receive_count, due_at FROM messages "
-            "WHERE queue_id = ? AND id BETWEEN ? AND ? AND abs(token) = ? ORDER BY id",
-            bounds,
-        )
+        which = "FROM messages WHERE queue_id = ? AND id BETWEEN ? AND ? AND abs(token) = ?"
+        size += sum(row[0] for row in work.all(f"SELECT {SIZE_READ} {which}", bounds))
+        size += runs.size_leased_again(work, bounds)
+        if size > reserved:
+            raise LargeRead(size)
+        rows = work.all(f"SELECT id, text, fields, deaths, sent_at, receive_count, due_at {which} ORDER BY id", bounds)
         messages = [
             Message(number, name, text, with_deaths(fields, deaths), sent_at + ahead, count,
                     str(Receipt(name, number, token)), due_at + ahead)
@@ -112,7 +118,7 @@ def _choose(work: Work, queue: QueueRow, limit: int, recipient: str | None, room
         closing(runs.ready(work, queue, recipient, begin.moment)) as packed,
     ):
         for one in _in_order(work, queue, limit, recipient, heads, packed):
-            if not room.holds(one.size):
+            if not room.holds(one.brings):
                 return chosen
             if one.length > left:
                 break
@@ -203,7 +209,7 @@ def _heads(work: Work, queue: QueueRow, limit: int, recipient: str, begin: Front
 def _select_heads(work: Work, queue: QueueRow, which: str, *values: str | int) -> list[Candidate]:
     rows = work.all(
         f"""
-        SELECT id, priority, key, octet_length(text), receive_count,
+        SELECT id, priority, key, {SIZE_READ}, receive_count,
                key IS NOT NULL AND EXISTS (SELECT 1 FROM messages AS next
                                             WHERE next.queue_id = ?1 AND next.key = messages.key
                                               AND next.id > messages.id)
@@ -219,7 +225,7 @@ def _followers(work: Work, queue: QueueRow, head: Candidate, limit: int, recipie
     """The messages behind `head` in its key, as far as this reader may have them."""
     most = queue.settings.max_receives
     for *row, addressee, due_at in work.all(
-        "SELECT id, priority, key, octet_length(text), receive_count, 0, recipient, due_at FROM messages "
+        f"SELECT id, priority, key, {SIZE_READ}, receive_count, 0, recipient, due_at FROM messages "
         "WHERE queue_id = ? AND key = ? AND id > ? ORDER BY id LIMIT ?",
         (queue.id, head.key, head.id, limit),
     ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -17,13 +18,15 @@ import apsw
 from storage.clock import Clock
 from storage.errors import IdempotencyMismatch, QueueNotFound
 from storage.kept import read_settings
-from storage.model import CHUNK, MAX_READ_BYTES, REQUEST_WINDOW, STATES, Once, QueueSettings, dead_letter_name, rfc3339
+from storage.model import CHUNK, REQUEST_WINDOW, STATES, Once, QueueSettings, dead_letter_name, rfc3339
+from storage.room import LargeRead
 
 READY, LEASED, DELAYED, BLOCKED = range(len(STATES))
 LETTER = 5  # to dead-letter a message costs about as much as to drop so many
 NO_QUEUE = 0  # the scope of an Idempotency-Key that the store as a whole remembers
 ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
 SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
+SIZE_READ = f"{SIZE} + coalesce(octet_length(deaths), 0)"  # SQL: bytes that a read brings
 
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
 _COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
@@ -50,23 +53,6 @@ class QueueRow(NamedTuple):
 
 def _queue(row: Any) -> QueueRow:
     return QueueRow(row[0], row[1], read_settings(row[2]), *row[3:])
-
-
-class Room:
-    """The bytes of text one read may bring. Its first message finds room whatever its size."""
-
-    def __init__(self, most: int = MAX_READ_BYTES) -> None:
-        self.full = False
-        self._most = most
-        self._size = 0
-        self._empty = True
-
-    def holds(self, size: int) -> bool:
-        """Whether a message of this size comes along; after the first that does not the room is full."""
-        self._size += size
-        self.full = self.full or (not self._empty and self._size > self._most)
-        self._empty = False
-        return not self.full
 
 
 class Work:
@@ -200,16 +186,22 @@ class Work:
             self.remember(once, reply, scope, window)
         return reply
 
-    def recall(self, once: Once, scope: int = NO_QUEUE) -> Any:
+    def recall(self, once: Once, scope: int = NO_QUEUE, reserved: int = sys.maxsize) -> Any:
+        """Raises LargeRead for a reply of more bytes than are reserved for it."""
         known = self.execute(
-            "SELECT fingerprint, reply FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
+            "SELECT fingerprint, octet_length(reply) FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
             (scope, once.key, self.now),
         ).get
         if known is None:
             return None
-        if known[0] != once.fingerprint:
+        fingerprint, size = known
+        if fingerprint != once.fingerprint:
             raise IdempotencyMismatch
-        return json.loads(known[1])
+        if size > reserved:
+            raise LargeRead(size)
+        return json.loads(
+            self.execute("SELECT reply FROM replies WHERE queue_id = ? AND key = ?", (scope, once.key)).get
+        )
 
     def remember(self, once: Once, value: Any, scope: int = NO_QUEUE, window: float = REQUEST_WINDOW) -> None:
         self.execute(

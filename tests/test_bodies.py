@@ -8,6 +8,7 @@ import json
 import string
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -19,7 +20,7 @@ import handler
 from doors import budget, decoding
 from doors.budget import Room
 from doors.decoding import parse_json
-from doors.wire import RUNS, BadRequest
+from doors.wire import JSON, RUNS, TEXT, BadRequest
 from settings import Settings
 from storage.errors import Busy, InvalidInput
 from storage.model import MAX_BATCH
@@ -162,6 +163,42 @@ def test_a_large_body_that_finds_no_room_is_busy_and_a_small_one_is_taken(monkey
         assert app._budget._bodies._free == budget.BODIES
 
 
+def test_a_large_reply_that_finds_no_room_is_busy_and_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "WAIT", 0.05)
+    with a_store() as store:
+        app = handler.make_app(Settings(), store)
+        client = Client(app)
+        large = "\x01" * 300_000 + "\U0001f600"
+        assert client.call("POST", "/messages", large.encode(), Content_Type=TEXT).status == 200
+        assert client.post("/queues/small/messages", {"text": "small"}).status == 200
+        taken = app._budget._replies.take(budget.REPLIES)
+        for target in ("/messages", "/messages?lease=60", "/queues/default/peek"):
+            reply = client.get(target)
+            assert (reply.status, reply.json["code"], reply.headers["retry-after"]) == (503, "busy", "1")
+        assert client.get("/queues/small/messages?limit=10").status == 200
+        app._budget._replies.give(taken)
+        for _ in range(20):
+            assert client.get("/queues/default/peek").json[0]["receive_count"] == 0
+            assert client.get("/messages?wait=0.001&queue=none").status == 204
+        assert client.get("/messages").json == {"text": large}
+        assert app._budget._replies._free == budget.REPLIES
+
+
+def test_a_large_reply_keeps_its_room_until_it_has_been_sent() -> None:
+    budgeted = budget.Budget(1)
+
+    def call() -> list[bytes]:
+        budgeted.take(100, wait=True)
+        budgeted.keep(60)
+        return [b"reply"]
+
+    reply = budgeted.run(call)
+    assert list(reply) == [b"reply"]
+    assert budgeted._replies._free == budget.REPLIES - 60
+    reply.close()  # type: ignore[attr-defined]  # WSGI calls it where there is one
+    assert budgeted._replies._free == budget.REPLIES
+
+
 @pytest.mark.slow
 def test_the_memory_of_the_service_has_a_ceiling_whatever_bodies_come_row_29(tell: Tell) -> None:
     attack("all", list(SHAPES), tell)
@@ -178,19 +215,21 @@ def attack(name: str, shapes: list[str], tell: Tell) -> None:
     bodies = [SHAPES[shape]() for shape in shapes]
     found: Counter[int] = Counter()
     with LiveServer() as server:
-        await_true(lambda: len(server.workers) == Settings().workers)
-        workers, before = server.workers, memory(server)
-        posting = [
-            threading.Thread(target=post, args=[server.port, bodies[number % len(bodies)], found])
-            for number in range(CLIENTS)
-        ]
-        for thread in posting:
-            thread.start()
-        peak = before
-        while any(thread.is_alive() for thread in posting):
-            peak = max(peak, memory(server))
-            time.sleep(0.02)
-        assert server.workers == workers
+        besiege(server, lambda number: post(server.port, bodies[number % len(bodies)], found), name, found, tell)
+
+
+def besiege(server: LiveServer, ask: Callable[[int], None], name: str, found: Counter[int], tell: Tell) -> None:
+    """All clients `ask`, and count the answers in `found`."""
+    await_true(lambda: len(server.workers) == Settings().workers)
+    workers, before = server.workers, memory(server)
+    clients = [threading.Thread(target=ask, args=[number]) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    peak = before
+    while any(client.is_alive() for client in clients):
+        peak = max(peak, memory(server))
+        time.sleep(0.02)
+    assert server.workers == workers
     tell(shape=name, before=f"{before / 1e6:.0f} MB", peak=f"{peak / 1e6:.0f} MB", answers=dict(found))
     assert set(found) <= {200, 400, 503}
     assert sum(found.values()) == CLIENTS
@@ -205,6 +244,57 @@ def post(port: int, body: bytes, found: Counter[int]) -> None:
             found[connection.getresponse().status] += 1
         except ConnectionResetError:  # the answer went with it
             found[503] += 1
+
+
+# A text that grows most: each of its characters takes four bytes in memory and six in JSON.
+COSTLY = ("\x01" * 1_400_000 + "\U0001f600").encode()
+AT_ONCE = 11  # of them in one read: 16 MiB
+READS = {
+    "leased": ("GET", f"/queues/leased/messages?lease=600&limit={AT_ONCE}", ""),
+    "transaction": ("POST", "/transactions", f'{{"receive": {{"queue": "transaction", "limit": {AT_ONCE}}}}}'),
+    "plain": ("GET", f"/queues/plain/messages?limit={AT_ONCE}", ""),
+    "peek": ("GET", "/queues/leased/peek", ""),
+}
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_service_has_a_ceiling_whatever_is_read_and_nothing_refused_is_taken_row_29(
+    tell: Tell,
+) -> None:
+    found: Counter[int] = Counter()
+    taken: Counter[str] = Counter()
+    kinds = list(READS)
+
+    def ask(number: int) -> None:
+        kind = kinds[number % len(kinds)]
+        method, target, body = READS[kind]
+        accept = RUNS if number % (2 * len(kinds)) < len(kinds) else JSON
+        status, texts = call(server.port, method, target, body, {"Accept": accept, "Idempotency-Key": str(number)})
+        found[status] += 1
+        taken[kind] += texts
+
+    with LiveServer() as server:
+        sent = {kind: CLIENTS // len(kinds) * AT_ONCE for kind in kinds if kind != "peek"}
+        for queue, count in sent.items():
+            for _ in range(count):
+                assert call(server.port, "POST", f"/queues/{queue}/messages", COSTLY, {"Content-Type": TEXT})[0] == 200
+        besiege(server, ask, "large replies", found, tell)
+        for queue, count in sent.items():
+            with urllib.request.urlopen(f"{server.url}/queues/{queue}") as reply:
+                stats = json.load(reply)["stats"]
+            assert stats["ready"] == count - taken[queue]
+            assert stats["received"] == taken[queue]
+            assert stats["leased"] == (0 if queue == "plain" else taken[queue])
+
+
+def call(port: int, method: str, target: str, body: str | bytes, headers: dict[str, str]) -> tuple[int, int]:
+    """The status, and how many texts were in the reply, which is read to its end."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
+        connection.request(method, target, body, headers)
+        reply, texts = connection.getresponse(), 0
+        while piece := reply.read(1 << 20):  # raises IncompleteRead for less than was promised
+            texts += piece.count(b"\xf0")  # of the one wide character in each
+        return reply.status, texts
 
 
 def memory(server: LiveServer) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -25,6 +27,10 @@ from tests.connections import on_each_connection
 
 Log = list[str]
 LONG = 15.0  # seconds
+
+
+class Bad(ValueError):
+    pass
 
 
 class Disk:
@@ -58,7 +64,7 @@ class Disk:
 
         def operation(work: Log) -> int:
             if text == "bad":
-                raise ValueError(text)
+                raise Bad(text)
             work.append(text)
             return len(work)
 
@@ -100,6 +106,19 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def disk() -> Disk:
     return Disk()
+
+
+def test_a_fault_is_not_kept_with_what_the_frames_of_its_traceback_hold() -> None:
+    disk = Disk()
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="bad") as raised:
+            disk.write("bad")
+        fault = weakref.ref(raised.value)
+        del raised
+        assert fault() is None
+    finally:
+        gc.enable()
 
 
 def test_a_lone_operation_is_a_group_of_its_own(disk: Disk) -> None:

@@ -1,0 +1,103 @@
+"""A read of much waits for memory before it takes anything, and a small one needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from storage.errors import Busy
+from storage.model import MAX_READ_BYTES, Engine, NewMessage, Once, Receive
+from storage.room import SMALL_READ_BYTES, USUAL_READ_BYTES, WIDEST
+from tests.conformance.shorthand import lease_one, peek, send, stats, take
+
+LARGE = "x" * (SMALL_READ_BYTES + 1)
+LEASE = Receive(("q",), 2, 60.0)
+READS: dict[str, Callable[[Engine], object]] = {
+    "leased": lambda store: store.receive(LEASE),
+    "plain": lambda store: store.receive(Receive(("q",))),
+    "by a key": lambda store: store.receive(LEASE, Once("key", b"")),
+    "of two queues": lambda store: store.receive(Receive(("small", "q"), 2, 60.0)),
+    "in a transaction": lambda store: store.transact([], [("other", NewMessage("sent"))], LEASE),
+    "peek": lambda store: store.peek("q"),
+    "by its id": lambda store: store.message("q", store.queue("q").stats.sent),
+}
+
+
+class Memory:
+    """Has room for so many bytes."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.asked: list[int] = []
+        self.kept = 0
+
+    def take(self, size: int, *, wait: bool) -> None:
+        self.kept = 0
+        self.asked += [size] if wait else []
+        if size > self.free:
+            raise Busy("no room")
+        self.kept = size
+
+    def keep(self, size: int) -> None:
+        self.kept = size
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_large_read_that_finds_no_room_is_busy_and_takes_nothing(
+    store: Engine, read: Callable[[Engine], object]
+) -> None:
+    send(store, LARGE)
+    send(store, "small", queue="small")
+    store.limit_reads(memory := Memory(0))
+    with pytest.raises(Busy, match="nothing was done"):
+        read(store)
+    (asked,) = memory.asked
+    assert asked // WIDEST in (len(LARGE), len(LARGE) + len("small"))
+    assert memory.kept == 0
+    assert (stats(store).ready, stats(store).received) == (1, 0)
+    assert (stats(store, "small").ready, peek(store, queue="other")) == (1, [])
+    memory.free = MAX_READ_BYTES * WIDEST
+    assert read(store)
+    assert memory.kept >= len(LARGE)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_small_read_needs_no_room(store: Engine, read: Callable[[Engine], object]) -> None:
+    send(store, "x")
+    store.limit_reads(memory := Memory(0))
+    assert read(store)
+    assert (memory.asked, memory.kept) == ([], 0)
+
+
+def test_a_usual_read_asks_once_and_keeps_what_it_has_brought(store: Engine) -> None:
+    send(store, *["x" * 10_000] * 50)
+    store.limit_reads(memory := Memory(USUAL_READ_BYTES * WIDEST))
+    assert len(take(store, 50)) == 50
+    assert memory.asked == []
+    assert 500_000 <= memory.kept < 510_000
+
+
+def test_a_repeated_read_waits_for_room_for_what_it_got_before(store: Engine) -> None:
+    send(store, LARGE)
+    (held,) = store.receive(LEASE, Once("key", b""))
+    send(store, LARGE, queue="plain")
+    store.receive(Receive(("plain",)), Once("plain", b""))
+    store.limit_reads(memory := Memory(0))
+    with pytest.raises(Busy):
+        store.receive(LEASE, Once("key", b""))
+    with pytest.raises(Busy):
+        store.receive(Receive(("plain",)), Once("plain", b""))
+    memory.free = MAX_READ_BYTES * WIDEST
+    assert list(store.receive(LEASE, Once("key", b""))) == [held]
+    assert [message.text for message in store.receive(Receive(("plain",)), Once("plain", b""))] == [LARGE]
+
+
+def test_attributes_and_deaths_count_as_texts_do(store: Engine) -> None:
+    large = {"a": "x" * 60_000}
+    send(store, "a", "b", "c", attributes=large)
+    store.limit_reads(Memory(0))
+    with pytest.raises(Busy):
+        store.receive(Receive(("q",), 3))
+    assert lease_one(store).text == "a"
+    assert stats(store).ready == 2

@@ -46,7 +46,7 @@ from storage.model import (
 from storage.room import Room, in_room
 from storage.runs import Messages, Run
 from storage.sqlite_commit import Committer, translate
-from storage.sqlite_due import bring_up_to_date, catch_up, clear_out, is_late
+from storage.sqlite_due import bring_up_to_date, catch_up, clear_out, late_queues
 from storage.sqlite_file import DatabaseFile
 from storage.sqlite_sending import prepare, prepare_for_queues, send, send_to_queues
 from storage.sqlite_taking import take
@@ -409,8 +409,7 @@ class SqliteStore:
     def _bring_up_to_date(self, names: Sequence[str]) -> None:
         """Let a reading verb see what time has done; where that is very much, as far as it has come in PATIENCE."""
         with self._reading() as connection:
-            work = Work(connection, self._clock)
-            late = [name for name in names if (row := work.find_queue(name)) is not None and is_late(work, row)]
+            late = late_queues(Work(connection, self._clock), names)
         deadline = time.monotonic() + PATIENCE
         for name in late:
             while time.monotonic() < deadline and self._commits.run(partial(catch_up, name=name, most=CHUNK)):

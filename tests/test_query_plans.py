@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,22 @@ def test_no_text_is_read_of_messages_that_are_only_removed(path: Path) -> None:
         assert store.purge("q") == 1
         assert read.count("a long text") == 1
         store.close()
+
+
+def test_what_time_has_done_to_a_page_of_queues_is_asked_by_one_statement(path: Path) -> None:
+    asked: list[str] = []
+
+    def note(cursor: apsw.Cursor, sql: str, values: object) -> bool:
+        if threading.current_thread() is threading.main_thread():  # upkeep asks too
+            asked.append(sql)
+        return True
+
+    with on_each_connection(lambda connection: connection.set_exec_trace(note)), closing(SqliteStore(path)) as store:
+        for number in range(50):
+            send(store, "a", queue=f"q{number}")
+        asked.clear()
+        assert len(store.queues()) == 50
+        assert len([sql for sql in asked if "due_at <= " in sql or "min(expires_at)" in sql]) == 1
 
 
 def test_a_step_of_a_redrive_reads_no_more_rows_for_many_dead_letter_queues_than_for_one(path: Path) -> None:

@@ -16,7 +16,7 @@ from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sen
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
 PIECE = 65_536  # characters encoded as JSON at once
-WHOLE = 524_288  # characters of a reply that is made before it is sent
+WHOLE = 1_048_576  # characters of a reply that is made before it is sent
 RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 because too many readers are waiting
 
 

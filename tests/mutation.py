@@ -163,7 +163,7 @@ def _between(one: ast.expr, other: ast.expr, places: _Places) -> Iterator[Change
     """The operator between two operands."""
     start, end = places.end(one), places.start(other)
     found = re.match(
-        r"[\s)]*((?:is\s+not|not\s+in|is|in|and|or)\b|[<>=!]=|//|[<>+*/-](?!\*))", places.source[start:end]
+        r"[\s)]*((?:is\s+not|not\s+in|is|in|and|or)\b|[<>=!]=|//|<<|>>|[<>+*/-](?!\*))", places.source[start:end]
     )
     if found is not None and (after := _OPERATORS.get(" ".join(found[1].split()))) is not None:
         yield start + found.start(1), found[1], after

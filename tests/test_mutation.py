@@ -23,6 +23,7 @@ from tests.mutation import mutants_of
         ]),
         ("def f(x: int | None) -> bool: ...", []),
         ("assert 1 < 2", []),
+        ("x = a << b, c >> d", []),
     ],
 )  # fmt: skip
 def test_each_place_that_runs_is_mistaken_once(source: str, mistaken: list[str]) -> None:

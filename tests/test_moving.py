@@ -327,6 +327,7 @@ def _begin(source: str, target: str, copied: int = 0) -> None:
 
 def _is_sealed(source: str) -> bool:
     with closing(apsw.Connection(source.removeprefix("sqlite:///"))) as connection:
+        connection.set_busy_timeout(5_000)  # a process that closes the file last locks it for a moment
         return bool(connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get)
 
 

@@ -1,6 +1,7 @@
 """Mutation testing: puts one small mistake at a time into a copy of the tree and runs the tests of its module.
 
-`tox run -e mutation` prints each mistake that they did not notice. A sample, drawn by `--seed`, is tried until
+`tox run -e mutation` prints each mistake, and which test noticed it: where that test has nothing to do with the
+mistake, it is unreliable itself. A sample, drawn by `--seed` and as evenly from each file as can be, is tried until
 `--minutes` are over. Not mutmut or cosmic-ray: half of this project's logic is SQL, which they cannot change.
 """
 
@@ -20,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -30,23 +31,27 @@ from tests.live import REPOSITORY
 
 # The tests of a module: those of the first pattern that its path matches. A failure ends them: quick ones first.
 TESTS: dict[str, list[str]] = {
-    r"storage/(postgres_)?moving\.py|storage/sqlite_moving\.py|storage/.*care\.py|storage/__main__\.py": [
-        "tests/test_moving.py", "tests/test_storage_tools.py",
-    ],
+    r"storage/postgres_(moving|care)\.py": ["tests/test_moving.py", "tests/test_postgres.py", "-k", "postgres",
+                                           "tests/test_postgres_upgrade.py"],
+    r"storage/(sqlite_)?(moving|care|__main__)\.py": ["tests/test_moving.py", "tests/test_storage_tools.py"],
     r"storage/sqlite_(file|commit|watch|due)\.py|storage/(commit|clock)\.py": [
         "tests/conformance", "-k", "sqlite or commit or clock or watch or wal", "tests/test_commit.py",
         "tests/test_sqlite_file.py", "tests/test_clock.py", "tests/test_waiting.py", "tests/test_wal.py",
         "tests/test_storage_tools.py", "tests/test_upgrade.py",
     ],
-    r"storage/(waiting|bells)\.py": ["tests/test_waiting.py", "tests/conformance", "-k", "waiting or sqlite"],
-    r"storage/sqlite.*": ["tests/conformance", "-k", "sqlite or upgrade or runs", "tests/test_runs.py",
-                          "tests/test_upgrade.py"],
+    r"storage/(waiting|bells)\.py": ["tests/test_waiting.py", "tests/conformance", "-k", "waiting or sqlite",
+                                     "tests/test_wake_ups.py"],
+    r"storage/sqlite.*": ["tests/conformance", "tests/test_steps.py", "tests/test_states.py", "tests/test_runs.py",
+                          "tests/test_query_plans.py", "tests/test_upgrade.py", "-k", "not postgres"],
     r"storage/postgres.*": ["tests/conformance", "-k", "postgres", "tests/test_postgres.py",
-                            "tests/test_postgres_order.py"],
-    r"storage/.*": ["tests/conformance", "-k", "sqlite or runs or hostile or layers", "tests/test_runs.py",
-                    "tests/test_layers.py", "tests/test_hostile_input.py"],
+                            "tests/test_postgres_order.py", "tests/test_steps.py", "tests/test_query_plans.py",
+                            "tests/test_postgres_parties.py"],
+    r"storage/errors\.py": ["tests/test_handler.py", "tests/conformance", "-k", "not postgres"],
+    r"storage/.*": ["tests/conformance", "tests/test_steps.py", "tests/test_states.py", "tests/test_runs.py",
+                    "tests/test_layers.py", "tests/test_numbers.py", "tests/test_hostile_input.py",
+                    "-k", "not postgres"],
     r"clients/(copy|pipes|command).*": ["tests/test_copy_file.py", "tests/test_command_line.py"],
-    r"clients/.*": ["tests/test_client.py", "tests/test_direct.py", "tests/test_runs.py"],
+    r"clients/.*": ["tests/test_direct.py", "tests/test_runs.py", "tests/test_client.py", "tests/test_consuming.py"],
 }  # fmt: skip
 
 
@@ -74,6 +79,12 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
     """Return every mistake that is tried of a file, in the order of their places."""
     changes = _in_python(source) if path.endswith(".py") else _in_sql(source)
     return sorted({Mutant(path, *change) for change in changes})
+
+
+def evenly(every: Sequence[Sequence[Mutant]], chance: random.Random) -> list[Mutant]:
+    """Return all mutants of all files in turns, one of each file and then the next of each."""
+    turns = zip_longest(*(chance.sample(mutants, len(mutants)) for mutants in every))
+    return [mutant for turn in turns for mutant in turn if mutant is not None]
 
 
 Change = tuple[int, str, str]  # where, what stands there, what takes its place
@@ -205,18 +216,21 @@ class _Run:
         self._trees.put(tree)
         return time.monotonic() - began
 
-    def survives(self, mutant: Mutant, usual: float) -> bool | None:
-        """Return whether the tests pass with it; None when there was no time left to see."""
+    def outcome(self, mutant: Mutant, usual: float) -> tuple[str, str]:
+        """Return whether it was noticed, survived or was not tried for want of time; and which test noticed it."""
         tree = self._trees.get()
         file = tree / mutant.path
         source = file.read_text()
         try:
             left = self._deadline - time.monotonic()
             if left <= 0:
-                return None
+                return "not tried", ""
             file.write_text(mutant.within(source))
             passes = self._passes(tree, TESTS[_pattern(mutant.path)], min(left, 3 * usual + 30))
-            return passes if time.monotonic() < self._deadline else None
+            if time.monotonic() >= self._deadline:
+                return "not tried", ""
+            failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", (tree / "output").read_text(), re.MULTILINE)
+            return ("survived", "") if passes else ("noticed", f" by {failed[0] if failed else 'no end'}")
         finally:
             file.write_text(source)
             self._trees.put(tree)
@@ -248,23 +262,20 @@ def main() -> None:
     options = parser.parse_args()
     files = sorted({file for glob in options.paths for file in REPOSITORY.glob(glob)})
     sources = {str(file.relative_to(REPOSITORY)): file.read_text() for file in files}
-    every = [mutant for path, source in sources.items() for mutant in mutants_of(path, source)]
-    chosen = random.Random(options.seed).sample(every, min(options.sample, len(every)))
-    print(
-        f"{len(chosen)} of {len(every)} mutants, seed {options.seed}, {options.minutes:g} minutes at most", flush=True
-    )
+    every = [mutants_of(path, source) for path, source in sources.items()]
+    chosen = evenly(every, random.Random(options.seed))[: options.sample]
+    print(f"{len(chosen)} of {sum(map(len, every))} mutants, seed {options.seed}, {options.minutes:g} minutes at most")
     with TemporaryDirectory() as directory, ThreadPoolExecutor(options.jobs) as pool:
         run = _Run(Path(directory), options.jobs, time.monotonic() + 60 * options.minutes)
         usual = {pattern: run.seconds(TESTS[pattern]) for pattern in {_pattern(mutant.path) for mutant in chosen}}
 
-        def survives(mutant: Mutant) -> bool | None:
-            outcome = run.survives(mutant, usual[_pattern(mutant.path)])
-            if outcome:
-                print(f"survived: {mutant.shown(sources[mutant.path])}", flush=True)
-            return outcome
+        def tried(mutant: Mutant) -> str:
+            outcome, test = run.outcome(mutant, usual[_pattern(mutant.path)])
+            print(f"{outcome}{test}: {mutant.shown(sources[mutant.path])}", flush=True)
+            return f"{Path(mutant.path).parent}: {outcome}"
 
-        outcomes = Counter(pool.map(survives, chosen))
-    print(f"{outcomes[False]} noticed, {outcomes[True]} survived, {outcomes[None]} not tried for want of time")
+        for outcome, mutants in sorted(Counter(pool.map(tried, chosen)).items()):
+            print(outcome, mutants)
 
 
 def _pattern(path: str) -> str:

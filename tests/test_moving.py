@@ -118,6 +118,38 @@ def _story(store: Store, receipts: dict[str, str]) -> list[object]:
     return told
 
 
+@pytest.mark.usefixtures("receipts")
+def test_all_that_moves_has_the_wall_clocks_times_as_of_when_the_move_began(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, as_written = time.time, _times(source)
+    reopen(source)
+    monkeypatch.setattr(time, "time", lambda: now() + 3_600)  # the clock is set an hour forward …
+    begun = _times(source)
+    monkeypatch.setattr(time, "time", lambda: now() + 7_200)  # … and another while the move is interrupted
+    assert _times(source) == begun
+    assert {kind: len(times) for kind, times in begun.items()} == {
+        "due": 268, "sent": 268, "arrived": 268, "deduplicated": 1, "replied": 2, "used": 5,
+    }  # fmt: skip
+    for kind, times in begun.items():
+        assert times == [at and pytest.approx(at + 3_600_000, abs=1_000) for at in as_written[kind]], kind
+
+
+def _times(source: str) -> dict[str, list[int]]:
+    """In ms, of all that a move from the source takes along."""
+    with closing(open_source(source)) as contents:
+        contents.seal()
+        messages = list(contents.messages(0))
+        return {
+            "due": [message.due_at for message in messages],
+            "sent": [message.sent_at for message in messages],
+            "arrived": [message.arrived_at for message in messages],
+            "deduplicated": [dedup.forget_at for dedup in contents.dedups()],
+            "replied": [reply.forget_at for reply in contents.replies()],
+            "used": [queue.used_at for queue in contents.queues()],
+        }
+
+
 def test_a_source_takes_no_writes_once_a_move_has_begun_and_can_take_them_again(source: str, tmp_path: Path) -> None:
     with closing(open_store(source)) as store:
         send(store, "before", "too")
@@ -327,6 +359,7 @@ def _begin(source: str, target: str, copied: int = 0) -> None:
 
 def _is_sealed(source: str) -> bool:
     with closing(apsw.Connection(source.removeprefix("sqlite:///"))) as connection:
+        connection.set_busy_timeout(5_000)  # a process that closes the file last locks it for a moment
         return bool(connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get)
 
 

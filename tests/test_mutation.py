@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import random
 
 import pytest
 
 from tests.live import REPOSITORY
-from tests.mutation import mutants_of
+from tests.mutation import evenly, mutants_of
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,10 @@ def test_a_mistaken_module_is_still_python(folder: str) -> None:
         source = path.read_text()
         for mutant in mutants_of(str(path), source):
             ast.parse(mutant.within(source))
+
+
+def test_a_sample_has_of_a_short_file_as_many_as_of_a_long_one() -> None:
+    long, short = mutants_of("long.py", "x = 1 + 2 + 3 + 4"), mutants_of("short.py", "x = 1 < 2")
+    sample = [mutant.path for mutant in evenly([long, short], random.Random(1))]
+    assert sample[:6] == ["long.py", "short.py"] * 3
+    assert sample[6:] == ["long.py"] * (len(long) - 3)

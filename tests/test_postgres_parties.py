@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -474,6 +474,50 @@ def test_a_waiting_reader_is_woken_by_another_nodes_hint(
         time.sleep(0.3)  # by now the reader's own first hint has come
         send(another, "from another node")
         assert texts(reading.result(25)) == ["from another node"]
+
+
+def test_a_waiting_reader_is_woken_by_whatever_its_own_node_does(
+    store: Store, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_watch, "POLL_EVERY", 3_600.0)
+    monkeypatch.setattr(postgres_watch, "POLL_WITHOUT", 3_600.0)
+    leased: dict[str, Callable[[str, str], object]] = {
+        "ack": lambda queue, receipt: store.ack([receipt]),
+        "settle": lambda queue, receipt: store.settle(receipt),
+        "release": lambda queue, receipt: store.release(receipt),
+        "reject": lambda queue, receipt: store.reject(receipt),
+        "transact": lambda queue, receipt: store.transact([receipt], []),
+    }
+    delayed: dict[str, Callable[[str, int], object]] = {
+        "delete_message": store.delete_message,
+        "reschedule": lambda queue, number: store.reschedule(queue, number, 0),
+        "dead_letter": store.dead_letter,
+        "send": lambda queue, number: send(store, "urgent", queue=queue),
+    }
+
+    def first_read(queue: str, act: Callable[[], object]) -> list[str]:
+        reading = threads.submit(store.receive, Receive((queue,), recipient=None, wait=20.0))
+        time.sleep(0.3)  # by now it has looked, and waits
+        act()
+        return texts(reading.result(25))
+
+    found = {}
+    for how, of_receipt in leased.items():
+        send(store, "head", "next", queue=how, key="k")
+        found[how] = first_read(how, partial(of_receipt, how, lease_one(store, queue=how).receipt))
+    for how, of_number in delayed.items():
+        (head,) = send(store, "head", queue=how, key="k", delay=3_600)
+        send(store, "next", queue=how, key="k")
+        found[how] = first_read(how, partial(of_number, how, head))
+    found["redrive"] = first_read("reject", partial(store.redrive, "reject"))
+    send(store, "kept", queue="paused")
+    configure(store, "paused", paused=True)
+    found["configure"] = first_read("paused", partial(configure, store, "paused", paused=False))
+    assert found == {
+        "ack": ["next"], "settle": ["next"], "release": ["head"], "reject": ["next"], "transact": ["next"],
+        "delete_message": ["next"], "reschedule": ["head"], "dead_letter": ["next"], "send": ["urgent"],
+        "redrive": ["head"], "configure": ["kept"],
+    }  # fmt: skip
 
 
 def test_readiness_is_asked_of_the_disk_once_a_second(store: Store, party: psycopg.Connection[Any]) -> None:

@@ -67,6 +67,17 @@ def test_a_lower_max_receives_holds_for_what_was_received_before(store: Store) -
     assert peek(store, queue="q.dead") == ["often"]
 
 
+def test_a_lower_max_receives_holds_for_the_next_of_a_key_in_the_same_read(store: Store) -> None:
+    send(store, "first", "next", key="k")
+    first, following = lease(store, 2)
+    store.release(following.receipt)
+    store.release(first.receipt, counted=False)
+    configure(store, max_receives=1)
+    assert take(store, 2) == ["first"]
+    assert take(store, 2) == []
+    assert peek(store, queue="q.dead") == ["next"]
+
+
 @pytest.mark.parametrize("reason", ["rejected", "bad \0 'input' 🙂"])
 def test_a_dead_letter_tells_where_it_came_from_and_why_and_when(store: Store, clock: FakeClock, reason: str) -> None:
     (number,) = send(store, "a", attributes={"mine": 1, "dead_letter_from": "a lie"}, key="k")

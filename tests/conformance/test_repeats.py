@@ -11,7 +11,7 @@ import pytest
 from storage.errors import IdempotencyMismatch, QueueFull, QueueNotFound
 from storage.model import Once, Receive, Store
 from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
+from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take, texts
 
 ONCE = Once("key", b"the request")
 
@@ -310,6 +310,17 @@ def test_a_repeated_leased_read_gets_what_is_left_of_a_batch(store: Store) -> No
     again = store.receive(ask, ONCE)
     assert list(again) == [*first[:7], *first[8:]]
     assert store.ack([str(message.receipt) for message in again]).acked == 249
+
+
+def test_a_repeated_leased_read_gets_a_batch_and_the_messages_before_and_after_it(store: Store) -> None:
+    sent = ["before", *map(str, range(100)), "after"]
+    send(store, sent[0], key="a")
+    send(store, *sent[1:-1])
+    send(store, sent[-1], key="b")
+    ask = Receive(("q",), 102, 30)
+    first = store.receive(ask, ONCE)
+    assert texts(first) == sent
+    assert store.receive(ask, ONCE) == first
 
 
 def test_a_repeated_leased_read_gets_nothing_that_another_has_leased_since(store: Store, clock: FakeClock) -> None:

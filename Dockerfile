@@ -17,7 +17,7 @@ RUN useradd --system --uid 10001 --user-group --home-dir /data --no-create-home 
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY gunicorn.conf.py handler.py settings.py ./
-COPY doors doors/
+COPY web web/
 COPY storage storage/
 COPY clients clients/
 RUN python -m compileall -q /app

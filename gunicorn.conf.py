@@ -13,13 +13,14 @@ from typing import Any
 
 from gunicorn import util
 
-from doors import service_log, startup
-from doors.counts import Counts
-from doors.refusals import write_problem
-from doors.tokens import BadTokens, Tokens
-from doors.worker import cached_http_date
 from settings import BadSetting, Settings, unknown_variables
-from storage.bells import Bells
+from storage.wakeup_pipes import WakeupPipes
+from web.access.tokens import BadTokens, Tokens
+from web.observability import service_log
+from web.observability.shared_counters import SharedCounters
+from web.server import startup
+from web.server.gunicorn_errors import write_problem
+from web.server.worker import cached_http_date
 
 try:
     _settings = Settings.from_env()
@@ -34,7 +35,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most))
 wsgi_app = "handler:app"
 bind = _settings.bind
 workers = _settings.workers
-worker_class = "doors.worker.Worker"  # a gthread: a waiting read holds a thread, not a process
+worker_class = "web.server.worker.Worker"  # a gthread: a waiting read holds a thread, not a process
 threads = _settings.threads
 worker_connections = max(threads + 10, min(1_000, _files - 3 * threads - 100))  # open; more wait in the backlog
 keepalive = 20  # s between two requests of a connection; idle ones count as worker_connections too
@@ -53,9 +54,9 @@ logger_class = service_log.logger_class(_settings.log)
 util.write_error = write_problem
 util.http_date = cached_http_date
 
-_counts = Counts()  # every worker adds to them, /metrics returns them
-_bells = Bells(workers + 8)  # workers wake each other's waiting readers; a reload needs some more
-_CLIENT_PATIENCE = 4  # s a thread waits for more of a request, or for the client to accept more of a reply
+_shared_counters = SharedCounters()  # every worker adds to them, /metrics returns them
+_wakeup_pipes = WakeupPipes(workers + 8)  # workers wake each other's waiting readers; a reload needs some more
+_CLIENT_TIMEOUT = 4  # s a thread waits for more of a request, or for the client to accept more of a reply
 _MMAP_FROM = 1024 * 1024  # bytes
 
 
@@ -86,17 +87,17 @@ def when_ready(server: Any) -> None:
     server.log.info("%s", startup.summary(_settings))
     for listener in server.LISTENERS:
         for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            listener.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _CLIENT_PATIENCE, 0))
+            listener.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _CLIENT_TIMEOUT, 0))
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    worker.slot, worker.bell = _counts.take(), _bells.take()
+    worker.counters, worker.wakeup_pipe = _shared_counters.take(), _wakeup_pipes.take()
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """Free what the worker had. The master calls this, however the worker ended."""
-    worker.slot.free()
-    _bells.give_back(worker.bell)
+    worker.counters.free()
+    _wakeup_pipes.release(worker.wakeup_pipe)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -111,8 +112,8 @@ def post_worker_init(worker: Any) -> None:
     """Open the store before the first request, and end waiting reads when a signal stops the worker."""
     _return_large_blocks()
     try:
-        worker.wsgi.slot, worker.wsgi.bell = worker.slot, worker.bell
-        store = worker.wsgi.whole_store
+        worker.wsgi.counters, worker.wsgi.wakeup_pipe = worker.counters, worker.wakeup_pipe
+        store = worker.wsgi.unrestricted_store
     except Exception as fault:
         # The master could open the database, so this may be temporary: it starts another worker.
         worker.log.error("queue_service: %s", fault)
@@ -133,7 +134,7 @@ def post_worker_init(worker: Any) -> None:
 def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
     """End waiting reads of a worker that has reached max_requests: its successor waits for it."""
     if not worker.alive:
-        worker.wsgi.whole_store.stop_waiting()
+        worker.wsgi.unrestricted_store.stop_waiting()
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -30,7 +30,7 @@ class Settings:
     threads: int = 64  # QUEUE_THREADS: in each process
     max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
     allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve other machines without access control
-    tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: parsed in doors/tokens.py
+    tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: parsed in web/access/tokens.py
     tokens_file: str = ""  # QUEUE_TOKENS_FILE: path of a file of more tokens
     access_log: str = ""  # QUEUE_ACCESS_LOG: json or plain; empty for none
     log: str = ""  # QUEUE_LOG=json: the service's own log as JSON

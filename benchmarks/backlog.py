@@ -16,7 +16,9 @@ from benchmarks.load import request, run
 from benchmarks.report import Figure, Found, compare, ours_to_other, us
 from benchmarks.server import service
 from storage import open_store
-from storage.model import MAX_BATCH, MAX_LEASE, MAX_LIMIT, NewMessage, Receive, Store
+from storage.model import NewMessage, Receive
+from storage.store import Store
+from storage.validation import MAX_BATCH, MAX_LEASE, MAX_LIMIT
 
 # (ready, in flight); the others are measured against the first
 SIZES = ((1_000, 0), (10_000, 0), (100_000, 0), (1_000_000, 0), (1_000_000, 500_000))

@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any, NamedTuple
 
-from clients.runs import RUNS
+from clients.column_batches import RUNS
 
 JSON = "application/json"
 KEPT = 5.0  # seconds that a connection is kept unused
@@ -54,14 +54,16 @@ class Caller:
     def lease_runs(self, queue: str, limit: int) -> Leased:
         """As lease, told as runs."""
         content = self.call("GET", f"/queues/{queue}/messages?limit={limit}&lease=600", accept=RUNS)
-        told = json.loads(content) if content else []
-        return Leased([one["receipt"] for one in told], sum(one.get("count", 1) for one in told))
+        reply = json.loads(content) if content else []
+        return Leased([one["receipt"] for one in reply], sum(one.get("count", 1) for one in reply))
 
     def ack(self, leased: Leased) -> None:
         """Raises RuntimeError unless all of them held."""
-        told: dict[str, Any] = json.loads(self.call("POST", "/messages/ack", json.dumps({"receipts": leased.receipts})))
-        if told["acked"] != leased.messages:
-            raise RuntimeError(f"{told['acked']} of {leased.messages} messages were held")
+        reply: dict[str, Any] = json.loads(
+            self.call("POST", "/messages/ack", json.dumps({"receipts": leased.receipts}))
+        )
+        if reply["acked"] != leased.messages:
+            raise RuntimeError(f"{reply['acked']} of {leased.messages} messages were held")
 
     def close(self) -> None:
         self._connection.close()

@@ -15,8 +15,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from benchmarks.report import Figure, Found, compare, ours_to_other, us
-from storage import open_store, sqlite_runs
-from storage.model import MAX_BATCH, NewMessage, Receive, Store
+from storage import open_store
+from storage.model import NewMessage, Receive
+from storage.sqlite import column_batches as sqlite_column_batches
+from storage.store import Store
+from storage.validation import MAX_BATCH
 
 BACKLOG = 100_000
 MOST = 1.5  # times the plain path
@@ -80,12 +83,12 @@ def _packing(store: Store) -> Figure:
 @contextmanager
 def _packing_set_to(packed: bool) -> Iterator[None]:
     """Whether the engine packs batches of plain messages. No setting: nobody but this comparison would want it off."""
-    shortest = sqlite_runs.SHORTEST
-    sqlite_runs.SHORTEST = shortest if packed else MAX_BATCH + 1
+    shortest = sqlite_column_batches.SHORTEST
+    sqlite_column_batches.SHORTEST = shortest if packed else MAX_BATCH + 1
     try:
         yield
     finally:
-        sqlite_runs.SHORTEST = shortest
+        sqlite_column_batches.SHORTEST = shortest
 
 
 def _figures(store: Store, kinds: Kinds, batch: int) -> list[Figure]:

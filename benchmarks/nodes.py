@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 from benchmarks.load import Load, request, run
 from benchmarks.report import Figure, Found, compare, ours_to_other, per_second
-from tests.live import LiveServer
-from tests.postgres import Balancer, Postgres
+from tests.support.live import LiveServer
+from tests.support.postgres import Balancer, Postgres
 
 NODES = 4
 CONNECTIONS = 32

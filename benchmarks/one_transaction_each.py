@@ -14,25 +14,27 @@ from typing import TypeVar
 import apsw
 
 from handler import Application
-from storage.commit import GroupCommit
-from storage.model import Engine
-from storage.sqlite import SqliteStore
-from storage.sqlite_work import Work
+from storage.sqlite.disk.group_commit import GroupCommit
+from storage.sqlite.store import SqliteStore
+from storage.sqlite.transaction import WriteTransaction
+from storage.store import Engine
 
 T = TypeVar("T")
 
 PATIENCE = 60_000  # ms SQLite's busy wait goes on: longer than any benchmark, so that no request is given up
 
 
-class OneTransactionEach(GroupCommit[Work]):
+class OneTransactionEach(GroupCommit[WriteTransaction]):
     """Stands where the group commit does."""
 
-    def __init__(self, connect: Callable[[], apsw.Connection], work: Callable[[apsw.Connection], Work]) -> None:
+    def __init__(
+        self, connect: Callable[[], apsw.Connection], work: Callable[[apsw.Connection], WriteTransaction]
+    ) -> None:
         self._connect = connect
         self._work = work
         self._own = threading.local()
 
-    def run(self, operation: Callable[[Work], T]) -> T:
+    def run(self, operation: Callable[[WriteTransaction], T]) -> T:
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -54,12 +56,14 @@ class OneTransactionEach(GroupCommit[Work]):
 class PlainStore(SqliteStore):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._commits = OneTransactionEach(self._file.connect, lambda connection: Work(connection, self._clock))
+        self._commits = OneTransactionEach(
+            self._file.connect, lambda connection: WriteTransaction(connection, self._clock)
+        )
 
 
 class PlainApplication(Application):
     @property
-    def whole_store(self) -> Engine:
+    def unrestricted_store(self) -> Engine:
         with self._opening:
             if self._store is None:
                 path = self.settings.database_url.removeprefix("sqlite:///")

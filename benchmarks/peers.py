@@ -76,10 +76,10 @@ class _Contest:
         private.mkdir()
         server = self._servers[name] = stack.enter_context(peer.serve(private))
         lines = self._lines[name] = LINES if name == OURS else _lines_in_time(name, server)
-        told = f"{peer.name}: {version}"
-        told += f"; {peer.note}" if peer.note else ""
-        told += f"; {lines:,} lines" if lines < LINES else ""
-        self.notes.append(told)
+        note = f"{peer.name}: {version}"
+        note += f"; {peer.note}" if peer.note else ""
+        note += f"; {lines:,} lines" if lines < LINES else ""
+        self.notes.append(note)
 
     def _round(self, name: str) -> None:
         server, lines = self._servers[name], self._lines[name]

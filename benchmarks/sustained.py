@@ -15,8 +15,10 @@ import psycopg
 
 from benchmarks.report import Figure, Found, us
 from storage import open_store
-from storage.model import MAX_LIMIT, NewMessage, Receive, Store
-from tests.postgres import Postgres
+from storage.model import NewMessage, Receive
+from storage.store import Store
+from storage.validation import MAX_LIMIT
+from tests.support.postgres import Postgres
 
 MESSAGES = 1_000_000
 WINDOW = 100_000

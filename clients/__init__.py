@@ -1,7 +1,8 @@
 """The client of a queue service: QueueClient, its messages and its errors."""
 
-from clients.client import QueueClient
-from clients.errors import (
+from .client import QueueClient
+from .column_batches import ColumnBatch
+from .errors import (
     BadRequest,
     Closed,
     Forbidden,
@@ -18,7 +19,7 @@ from clients.errors import (
     Unavailable,
     Unreachable,
 )
-from clients.messages import (
+from .messages import (
     AckResult,
     Attribute,
     ExtendResult,
@@ -30,13 +31,13 @@ from clients.messages import (
     SentIds,
     TransactionReply,
 )
-from clients.runs import Run
 
 __all__ = [
     "AckResult",
     "Attribute",
     "BadRequest",
     "Closed",
+    "ColumnBatch",
     "ExtendResult",
     "Forbidden",
     "Lease",
@@ -51,7 +52,6 @@ __all__ = [
     "QueueClient",
     "QueueError",
     "QueueFull",
-    "Run",
     "SentId",
     "SentIds",
     "StaleReceipt",

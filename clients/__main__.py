@@ -2,7 +2,7 @@
 
 import sys
 
-from clients.pipes import main
+from .cli.pipes import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from clients.messages import Message, encode, given, received, several
-from clients.transport import Transport
+from .messages import Message, drop_none, encode, parse_message, require_list
+from .transport import Transport
 
 
 class Administration:
@@ -37,14 +37,16 @@ class Administration:
         `after` is an id, to page on; `before` one to page back from, the newest first. `state` is one of ready, leased,
         delayed, blocked, dead; `key` the messages' key.
         """
-        query = urlencode(given(limit=limit, after=after, before=before, state=state, key=key))
+        query = urlencode(drop_none(limit=limit, after=after, before=before, state=state, key=key))
         reply = self._transport.call("GET", f"{self._path(queue)}/peek?{query}", idempotent=True)
-        return [received(document, queue or self.queue, self._self()) for document in json.loads(reply.body or b"[]")]
+        return [
+            parse_message(document, queue or self.queue, self._self()) for document in json.loads(reply.body or b"[]")
+        ]
 
     def message(self, id: str, *, queue: str | None = None) -> Message:
         """Return the message with this id, and its state, changing nothing. Raises NotFound."""
         reply = self._transport.call("GET", self._of_message(id, queue), idempotent=True)
-        return received(json.loads(reply.body), queue or self.queue, self._self())
+        return parse_message(json.loads(reply.body), queue or self.queue, self._self())
 
     def delete_message(self, id: str, *, queue: str | None = None) -> None:
         """Remove the message with this id. Raises NotFound, MessageLeased while a reader holds it."""
@@ -56,7 +58,7 @@ class Administration:
 
     def dead_letter(self, id: str, *, reason: str | None = None, queue: str | None = None) -> None:
         """Move the message with this id to the dead letters. Raises as above."""
-        body = encode(given(dead=True, reason=reason))
+        body = encode(drop_none(dead=True, reason=reason))
         self._transport.call("PATCH", self._of_message(id, queue), body=body)
 
     def stats(self, queue: str | None = None) -> dict[str, int | float]:
@@ -69,7 +71,7 @@ class Administration:
         found: dict[str, dict[str, int | float]] = {}
         after: str | None = ""
         while after is not None:
-            query = urlencode(given(prefix=prefix or None, after=after or None))
+            query = urlencode(drop_none(prefix=prefix or None, after=after or None))
             page = json.loads(self._transport.call("GET", f"/queues?{query}".rstrip("?"), idempotent=True).body)
             found |= {queue["queue"]: queue["stats"] for queue in page["queues"]}
             after = page.get("next")
@@ -111,8 +113,8 @@ class Administration:
 
         At most `limit`, only those with these `ids`, and only those that died of `reason`, where these are given.
         """
-        chosen = None if ids is None else list(several(ids))
-        body = encode(given(limit=limit, ids=chosen, reason=reason))
+        chosen = None if ids is None else list(require_list(ids))
+        body = encode(drop_none(limit=limit, ids=chosen, reason=reason))
         reply = self._transport.call("POST", f"{self._path(queue)}/redrive", body=body)
         return int(json.loads(reply.body)["redriven"])
 

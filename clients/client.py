@@ -16,10 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, Unpack
 from urllib.parse import urlencode
 
-from clients.consuming import LONGEST_WAIT, consume
-from clients.errors import NotFound, StaleReceipt
-from clients.leases import LeaseKeeper
-from clients.messages import (
+from .column_batches import RUNS, ColumnBatch, column_batches_of, encode_batch, messages_of
+from .consuming import LONGEST_WAIT, consume
+from .errors import NotFound, StaleReceipt
+from .leases import LeaseKeeper
+from .messages import (
     AckResult,
     Attribute,
     Lease,
@@ -32,15 +33,14 @@ from clients.messages import (
     SentIds,
     Source,
     TransactionReply,
+    drop_none,
     encode,
-    given,
-    outgoing,
-    received,
-    several,
+    parse_message,
+    require_list,
+    to_document,
 )
-from clients.runs import RUNS, Run, encode_batch, messages_of, runs_of
-from clients.settling import Settling
-from clients.transport import Reply, Transport, retry_after
+from .settling import Settling
+from .transport import Reply, Transport, retry_after
 
 
 class QueueClient(Settling):
@@ -93,7 +93,7 @@ class QueueClient(Settling):
         Where the dedup_id is known, nothing is stored: the id is the first message's, and its `duplicate` is True.
         Raises QueueFull, BadRequest, ValueError for a lone surrogate.
         """
-        message = given(
+        message = drop_none(
             text=text, key=key, priority=priority, recipient=recipient, attributes=attributes, delay=delay, ttl=ttl,
             dedup_id=dedup_id,
         )  # fmt: skip
@@ -110,7 +110,7 @@ class QueueClient(Settling):
         The list's `duplicates` has the places of those that a known dedup_id suppressed. `idempotency_key`: for a
         caller that can repeat the call itself, after a crash for instance.
         """
-        batch = list(several(messages))
+        batch = list(require_list(messages))
         if not batch:
             return SentIds()
         content, kind = encode_batch(batch)
@@ -144,7 +144,7 @@ class QueueClient(Settling):
         from these, in this order of preference.
         """
         documents = self.receive_documents(limit=limit, wait=wait, lease=lease, **source)
-        return [received(document, source.get("queue") or self.queue, self) for document in documents]
+        return [parse_message(document, source.get("queue") or self.queue, self) for document in documents]
 
     def receive_documents(
         self,
@@ -164,12 +164,12 @@ class QueueClient(Settling):
         limit: int = 1000,
         wait: float = 0,
         **source: Unpack[Reading],
-    ) -> list[Run]:
+    ) -> list[ColumnBatch]:
         """As receive, in columns: for a reader that takes messages by the thousand and looks at texts and attributes.
 
         They are acked as runs, by ack_many or ack_and_receive_runs, or one by one by their `receipts`.
         """
-        return runs_of(self._read(Source(**source), limit, wait, lease, {"Accept": RUNS}))
+        return column_batches_of(self._read(Source(**source), limit, wait, lease, {"Accept": RUNS}))
 
     def consume(
         self,
@@ -205,13 +205,13 @@ class QueueClient(Settling):
 
         Raises StaleReceipt if any of the receipts is no longer ours; then nothing was done.
         """
-        sent = [{"queue": self.queue, **outgoing(message)} for message in several(send)]
-        document: dict[str, Any] = {"ack": self._let_go(ack), "send": sent}
+        sent = [{"queue": self.queue, **to_document(message)} for message in require_list(send)]
+        document: dict[str, Any] = {"ack": self._stop_renewing(ack), "send": sent}
         if receive is not None:
-            document["receive"] = {"queue": self.queue, **given(**receive)}
+            document["receive"] = {"queue": self.queue, **drop_none(**receive)}
         reply = self._transact(document, key=idempotency_key)
         name = (receive or {}).get("queue") or self.queue
-        messages = [received(document, name, self) for document in reply.get("messages", ())]
+        messages = [parse_message(document, name, self) for document in reply.get("messages", ())]
         return TransactionReply(list(reply.get("ids", ())), list(reply.get("duplicates", ())), messages)
 
     def ack_and_receive(
@@ -228,19 +228,19 @@ class QueueClient(Settling):
 
     def ack_and_receive_runs(
         self,
-        messages: Iterable[Message | Run | str],
+        messages: Iterable[Message | ColumnBatch | str],
         *,
         lease: Lease,
         limit: int = 1000,
         wait: float = 0,
         **source: Unpack[ReadingOne],
-    ) -> tuple[AckResult, list[Run]]:
+    ) -> tuple[AckResult, list[ColumnBatch]]:
         """Ack these runs (or messages, or receipts) and lease the next ones, in one request: a reader's whole loop.
 
         Those that are no longer ours are reported, as by ack_many, and keep nothing else from being acked.
         """
         done, documents = self._settle_and_read(messages, Source(**source), limit, wait, lease, {"Accept": RUNS})
-        return done, runs_of(documents)
+        return done, column_batches_of(documents)
 
     def close(self) -> None:
         """End the client: later calls raise Closed, those that wait for their next try or for messages give up.
@@ -259,7 +259,7 @@ class QueueClient(Settling):
 
     def _settle_and_read(
         self,
-        messages: Iterable[Message | Run | str],
+        messages: Iterable[Message | ColumnBatch | str],
         source: Source,
         limit: int,
         wait: float,
@@ -267,7 +267,7 @@ class QueueClient(Settling):
         headers: Mapping[str, str] | None = None,
     ) -> tuple[AckResult, list[dict[str, Any]]]:
         """As ack_and_receive, for a source that was checked before."""
-        receipts = self._let_go(messages)
+        receipts = self._stop_renewing(messages)
         queue = self.queue if source.queue is None else source.queue
         ask = {"queue": queue, "limit": limit, "wait": wait, "lease": lease, **source.readers}
         try:

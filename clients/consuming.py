@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, Protocol
 
-from clients.errors import QueueError
-from clients.leases import LeaseKeeper, log
-from clients.messages import AckResult, Message, Source, received
-
-if TYPE_CHECKING:
-    from clients.client import QueueClient
+from .errors import QueueError
+from .leases import LeaseKeeper, log
+from .messages import AckResult, Message, Settler, Source, parse_message
 
 LONGEST_WAIT = 20.0  # seconds that the service holds one poll
 LONGEST_PAUSE = 300.0  # seconds
 
 
+class Reader(Settler, Protocol):
+    """What the loop needs of a client."""
+
+    queue: str
+
+    def is_closed(self) -> bool: ...
+
+    def release_all(self, messages: Iterable[Message], *, delay: float = 0, counted: bool = True) -> None: ...
+
+    def _hand_back(self, messages: list[Message]) -> None: ...
+
+    def _ack_last(self, messages: Iterable[Message]) -> AckResult: ...
+
+    def _read(self, source: Source, limit: int, wait: float, lease: float) -> list[dict[str, Any]]: ...
+
+    def _settle_and_read(
+        self, messages: Iterable[Message], source: Source, limit: int, wait: float, lease: float
+    ) -> tuple[AckResult, list[dict[str, Any]]]: ...
+
+
 def consume(
-    client: QueueClient, leases: LeaseKeeper, *, lease: float, batch: int, idle: float | None, source: Source
+    client: Reader, leases: LeaseKeeper, *, lease: float, batch: int, idle: float | None, source: Source
 ) -> Iterator[Message]:
     """As QueueClient.consume promises."""
     last = time.monotonic()
@@ -42,24 +59,22 @@ def consume(
     _ack(client, done)
 
 
-def _next(
-    client: QueueClient, done: list[Message], lease: float, batch: int, wait: float, source: Source
-) -> list[Message]:
+def _next(client: Reader, done: list[Message], lease: float, batch: int, wait: float, source: Source) -> list[Message]:
     if done and source.queues is None:  # a transaction reads from one queue
         result, documents = client._settle_and_read(done, source, batch, wait, lease)
         _report_stale(result)
     else:
         _ack(client, done)
         documents = client._read(source, batch, wait, lease)
-    return [received(document, source.queue or client.queue, client) for document in documents]
+    return [parse_message(document, source.queue or client.queue, client) for document in documents]
 
 
 def _work_through(
-    client: QueueClient, leases: LeaseKeeper, messages: list[Message], lease: float, asked: float
+    client: Reader, leases: LeaseKeeper, messages: list[Message], lease: float, asked: float
 ) -> Generator[Message, None, list[Message]]:
     """Yield the messages and ack each when it is done; return the last one if it is still to be acked."""
-    if not leases.hold(messages, lease, asked):  # closed meanwhile
-        client.give_back(messages, counted=False)
+    if not leases.renew(messages, lease, asked):  # closed meanwhile
+        client.release_all(messages, counted=False)
         return []
     in_hand: Message | None = None
     try:
@@ -68,15 +83,15 @@ def _work_through(
                 continue  # no longer ours; in a forked child it is the parent's
             in_hand = message
             yield message
-            if leases.let_go(message.receipt):
+            if leases.stop_renewing(message.receipt):
                 if message is messages[-1] or client.is_closed():
                     return [message]
                 _ack(client, [message])
         return []
     finally:
         # After a break or an exception in the body, between which a generator sees no difference, some are still held.
-        if in_hand is not None and leases.let_go(in_hand.receipt):
-            client.give_back([in_hand], delay=_pause_after(in_hand))
+        if in_hand is not None and leases.stop_renewing(in_hand.receipt):
+            client.release_all([in_hand], delay=_pause_after(in_hand))
         client._hand_back(messages)
 
 
@@ -85,7 +100,7 @@ def _pause_after(message: Message) -> float:
     return min(LONGEST_PAUSE, 2.0 ** min(16, (message.receive_count or 1) - 1))
 
 
-def _ack(client: QueueClient, done: list[Message]) -> None:
+def _ack(client: Reader, done: list[Message]) -> None:
     """Also after the client was closed: the work was under way then."""
     if done:
         _report_stale(client._ack_last(done))

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from clients.client import QueueClient
-from clients.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, run, told_as, within
-from clients.copy_consumer import consume
-from clients.copy_display import Display
-from clients.copy_plan import CopyError, Plan, Unresumable, clear_away, delete_queue, find_begin_mark, queue_of
-from clients.copy_source import Flow, produce, stored_already
-from clients.copy_target import Target, check_target, digest_of
-from clients.errors import QueueError, Unavailable, Unreachable
+from .cli.command_line import LONGEST_LEASE, add_service_options, client_for, command_parser, program_name, run, within
+from .client import QueueClient
+from .copying.consumer import consume
+from .copying.display import Display
+from .copying.plan import CopyError, Plan, Unresumable, clear_away, delete_queue, find_begin_mark, queue_of
+from .copying.source import Flow, produce, stored_already
+from .copying.target import Target, check_target, digest_of
+from .errors import QueueError, Unavailable, Unreachable
 
 BATCH = 1000  # messages
 MOST_LEASED = 1000  # messages in one read
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None, prog: str = "queue-copy") -> int:
         parser.error("give SRC and DST, or --produce SRC, or --consume DST")
     command = _produce if asked.produce else _consume if asked.consume else _copy
     same = "the same command" if asked.resume else "the same command without --no-resume"
-    asked.name = told_as(prog)
+    asked.name = program_name(prog)
     return run(asked.name, lambda: command(asked), if_interrupted=f"interrupted; run {same} to continue")
 
 
@@ -128,15 +128,15 @@ def _consume(asked: argparse.Namespace) -> int:
 
 
 def _client(asked: argparse.Namespace, queue: str, display: Display) -> QueueClient:
-    """Of a service that answers. Raises Unreachable, Unavailable when it did not for as long as patience lasts."""
+    """Of a service that answers. Raises Unreachable, Unavailable when it did not within `retry_for` seconds."""
     client = client_for(asked, asked.queue or queue)
-    quick = min(QUICK, asked.patience)
+    quick = min(QUICK, asked.retry_for)
     try:
         client.healthy(retry_for=quick)
     except (Unreachable, Unavailable) as error:
-        if asked.patience > quick:
-            display.say(f"{error}; retrying for {asked.patience - quick:g} s")
-            client.healthy(retry_for=asked.patience - quick)
+        if asked.retry_for > quick:
+            display.say(f"{error}; retrying for {asked.retry_for - quick:g} s")
+            client.healthy(retry_for=asked.retry_for - quick)
         else:
             raise
     return client

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from clients.client import QueueClient
-from clients.consuming import LONGEST_WAIT
-from clients.messages import AckResult
-from clients.runs import Run
+from .client import QueueClient
+from .column_batches import ColumnBatch
+from .consuming import LONGEST_WAIT
+from .messages import AckResult
 
 QUICK = 2.0  # seconds: how long one that is interrupted may take to give back what it holds
 IN_A_POLL = 0.5  # seconds: … while it is in a longer poll, which takes nothing any more once its connection is closed
 
-Runs = list[Run]
+Runs = list[ColumnBatch]
 Fetched = tuple[AckResult, Runs]  # what became of the receipts, and the next messages
 
 
@@ -28,7 +28,7 @@ class Fetcher:
         self._client = client
         self._lease = lease
         self._recipient = recipient
-        self._held: dict[str, Run] = {}  # by receipt: leased, and not acked yet
+        self._held: dict[str, ColumnBatch] = {}  # by receipt: leased, and not acked yet
         self._wait = 0.0  # seconds of the poll under way
         self._asked: queue.SimpleQueue[tuple[Callable[[], Fetched], Future[Fetched]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="fetcher", daemon=True).start()
@@ -37,7 +37,7 @@ class Fetcher:
         """The next messages, when there are any or `wait` seconds have passed; the receipts are acked by then."""
         return self._soon(lambda: self._ack_and_fetch(receipts, limit, wait))
 
-    def give_back(self, finish: Callable[[Runs], Iterable[str]]) -> None:
+    def release_all(self, finish: Callable[[Runs], Iterable[str]]) -> None:
         """Hold nothing any more, as far as that is possible soon: for one that was interrupted.
 
         `finish` gets all that is held and returns the receipts to ack; the others are given back as if undelivered.
@@ -83,5 +83,5 @@ class Fetcher:
         done = self._held.keys() & finish(list(self._held.values()))
         left = [run for receipt, run in self._held.items() if receipt not in done]
         result = self._client._ack_last(done)
-        self._client.give_back((receipt for run in left for receipt in run.receipts), counted=False)
+        self._client.release_all((receipt for run in left for receipt in run.receipts), counted=False)
         return result, []

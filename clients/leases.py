@@ -10,8 +10,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from clients.errors import QueueError
-from clients.messages import ExtendResult, Message
+from .errors import QueueError
+from .messages import ExtendResult, Message
 
 LINGER = 5.0  # seconds
 
@@ -41,7 +41,7 @@ class LeaseKeeper:
         self.start_afresh()
         _keepers.add(self)
 
-    def hold(self, messages: Iterable[Message], lease: float, asked: float) -> bool:
+    def renew(self, messages: Iterable[Message], lease: float, asked: float) -> bool:
         """Renew the leases of `lease` seconds from now on. False, and nothing is held, after `close`.
 
         They may have begun as early as they were `asked` for (monotonic): the reply may have been late, or lost once.
@@ -67,7 +67,7 @@ class LeaseKeeper:
             held.is_begun = True
             return True
 
-    def let_go(self, receipt: str | None) -> bool:
+    def stop_renewing(self, receipt: str | None) -> bool:
         """Renew it no longer. False if it was not held: settled already, or lost to another reader."""
         with self._changed:
             return self._held.pop(receipt or "", None) is not None
@@ -129,7 +129,7 @@ class LeaseKeeper:
 
     def _drop(self, result: ExtendResult) -> None:
         for receipt in (*result.stale, *result.missing):
-            if self.let_go(receipt):
+            if self.stop_renewing(receipt):
                 log.warning("the lease of the message with receipt %s was lost: renewal stops", receipt)
 
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from clients.client import QueueClient
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 Attribute = str | int | float | bool | None
 Lease = float | Literal["default"]  # seconds, or the queue's own setting
 
-Many = TypeVar("Many", bound="Iterable[object]")
+Many = TypeVar("Many", bound=Iterable[object])
 
 
 class Outgoing(TypedDict, total=False):
@@ -62,7 +57,7 @@ class Message:
     ttl: float | None = None
     dedup_id: str | None = None
     state: str | None = None  # in a peek only
-    _client: QueueClient | None = field(default=None, repr=False, compare=False)
+    _client: Settler | None = field(default=None, repr=False, compare=False)
 
     def ack(self) -> None:
         """Done with: the message is gone. Raises StaleReceipt or NotFound if it is no longer ours."""
@@ -87,10 +82,24 @@ class Message:
         """Ack it and send what came of it, in one commit: both or neither."""
         return self._holder().transact(ack=[self], send=send)
 
-    def _holder(self) -> QueueClient:
+    def _holder(self) -> Settler:
         if self._client is None:
             raise ValueError("this message did not come from a QueueClient: settle it through one")
         return self._client
+
+
+class Settler(Protocol):
+    """What a message needs of the client that received it: QueueClient's methods."""
+
+    def ack(self, message: Message) -> None: ...
+
+    def extend(self, message: Message, lease: float) -> None: ...
+
+    def release(self, message: Message, *, delay: float, counted: bool) -> None: ...
+
+    def reject(self, message: Message, *, reason: str | None) -> None: ...
+
+    def transact(self, *, ack: Iterable[Message | str], send: Iterable[str | Outgoing]) -> TransactionReply: ...
 
 
 class ReadingOne(TypedDict, total=False):
@@ -126,7 +135,7 @@ class Source:
             return
         if self.queue is not None:
             raise ValueError("use either queue or queues, not both")
-        if not several(self.queues):
+        if not require_list(self.queues):
             raise ValueError("queues is empty: name at least one queue")
 
     @property
@@ -212,24 +221,24 @@ def encode(document: object) -> bytes:
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def given(**fields: object) -> dict[str, Any]:
+def drop_none(**fields: object) -> dict[str, Any]:
     """The fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def several(items: Many) -> Many:
+def require_list(items: Many) -> Many:
     """The same. Raises TypeError for one string or one dict, which Python would take for a list of its parts."""
     if isinstance(items, str | bytes | Mapping):
         raise TypeError(f"this must be a list, not {type(items).__name__}: put it in brackets, [...]")
     return items
 
 
-def outgoing(message: str | Outgoing) -> Outgoing:
+def to_document(message: str | Outgoing) -> Outgoing:
     """A bare string is a message's text."""
     return {"text": message} if isinstance(message, str) else message
 
 
-def received(document: Mapping[str, Any], queue: str, client: QueueClient | None) -> Message:
+def parse_message(document: Mapping[str, Any], queue: str, client: Settler | None) -> Message:
     """The message that a reply's JSON tells of; fields this client does not know are left out."""
     known = {name: document[name] for name in _PLAIN_FIELDS if name in document}
     known.setdefault("queue", queue)

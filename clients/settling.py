@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from clients.administration import Administration
-from clients.errors import NotFound, QueueError, StaleReceipt
-from clients.leases import LeaseKeeper, log
-from clients.messages import AckResult, ExtendResult, Message, encode, given, moment, several
-from clients.runs import Run, in_batches
+from .administration import Administration
+from .column_batches import ColumnBatch, in_batches
+from .errors import NotFound, QueueError, StaleReceipt
+from .leases import LeaseKeeper, log
+from .messages import AckResult, ExtendResult, Message, drop_none, encode, moment, require_list
 
 LARGEST_BATCH = 10_000  # messages in one request
 GIVES_BACK_WITHIN = 2.0  # seconds for trying again, on the way out
@@ -27,7 +27,7 @@ class Settling(Administration):
         """Remove a message that was worked on. By message, or by receipt and queue. Raises StaleReceipt, NotFound."""
         self._transport.call("DELETE", self._settling(message, queue), idempotent=True, done_if_lost=(404,))
 
-    def ack_many(self, messages: Iterable[Message | Run | str], *, queue: str | None = None) -> AckResult:
+    def ack_many(self, messages: Iterable[Message | ColumnBatch | str], *, queue: str | None = None) -> AckResult:
         """Ack those that are still ours and report which are not. A bare receipt is one of `queue`.
 
         A run, or its receipt, counts for all of its messages; which of them are not ours is reported one by one.
@@ -39,7 +39,7 @@ class Settling(Administration):
         self._transport.call("PATCH", self._held(message, queue), body=encode({"lease": lease}), idempotent=True)
 
     def extend_many(
-        self, messages: Iterable[Message | Run | str], lease: float, *, queue: str | None = None
+        self, messages: Iterable[Message | ColumnBatch | str], lease: float, *, queue: str | None = None
     ) -> ExtendResult:
         """Let the leases of those that are still ours end `lease` seconds from now; report the others as ack_many."""
         total = ExtendResult(0, None, [], [])
@@ -57,7 +57,7 @@ class Settling(Administration):
         """
         self._transport.call("PATCH", self._settling(message, queue), body=_release(delay, counted))
 
-    def give_back(self, messages: Iterable[Message | str], *, delay: float = 0, counted: bool = True) -> None:
+    def release_all(self, messages: Iterable[Message | str], *, delay: float = 0, counted: bool = True) -> None:
         """Release those that are still ours, as far as the service can be reached, after `close` too. Never raises.
 
         For a reader on its way out.
@@ -76,7 +76,7 @@ class Settling(Administration):
 
     def reject(self, message: Message | str, *, reason: str | None = None, queue: str | None = None) -> None:
         """Move it to the dead letters now. Raises StaleReceipt, NotFound."""
-        body = encode(given(dead=True, reason=reason))
+        body = encode(drop_none(dead=True, reason=reason))
         self._transport.call("PATCH", self._settling(message, queue), body=body)
 
     dead = reject
@@ -84,11 +84,13 @@ class Settling(Administration):
     def _hand_back(self, messages: list[Message]) -> None:
         """Give back those that are held, as if undelivered; the leases of those whose turn has yet to come hold on."""
         try:
-            self.give_back((message for message in messages if self._leases.let_go(message.receipt)), counted=False)
+            self.release_all(
+                (message for message in messages if self._leases.stop_renewing(message.receipt)), counted=False
+            )
         finally:
-            self._let_go(messages)
+            self._stop_renewing(messages)
 
-    def _ack_last(self, messages: Iterable[Message | Run | str]) -> AckResult:
+    def _ack_last(self, messages: Iterable[Message | ColumnBatch | str]) -> AckResult:
         """As ack_many, after `close` too: for work that was under way then.
 
         After a lost reply, messages that its try acked are among the missing ones.
@@ -114,11 +116,11 @@ class Settling(Administration):
         return ExtendResult(result["extended"], until, result["stale"], result["missing"])
 
     def _ack_many(
-        self, messages: Iterable[Message | Run | str], *, queue: str | None = None, **options: Any
+        self, messages: Iterable[Message | ColumnBatch | str], *, queue: str | None = None, **options: Any
     ) -> AckResult:
         by_queue = _by_queue(messages, queue)
         for receipts in by_queue.values():
-            self._let_go(receipts)
+            self._stop_renewing(receipts)
         total = AckResult(0, [], [])
         for name, receipts in by_queue.items():
             for batch in in_batches(receipts, LARGEST_BATCH):
@@ -128,16 +130,16 @@ class Settling(Administration):
                 total += AckResult(result["acked"], result["stale"], result["missing"])
         return total
 
-    def _let_go(self, messages: Iterable[Message | Run | str]) -> list[str]:
+    def _stop_renewing(self, messages: Iterable[Message | ColumnBatch | str]) -> list[str]:
         """Their receipts. Before they are settled, so that no renewal takes a lease anew."""
-        receipts = [_receipt(message) for message in several(messages)]
+        receipts = [_receipt(message) for message in require_list(messages)]
         for receipt in receipts:
-            self._leases.let_go(receipt)
+            self._leases.stop_renewing(receipt)
         return receipts
 
     def _settling(self, message: Message | str, queue: str | None) -> str:
         """The path under which it is settled; its lease is renewed no more."""
-        self._let_go([message])
+        self._stop_renewing([message])
         return self._held(message, queue)
 
     def _held(self, message: Message | str, queue: str | None) -> str:
@@ -145,19 +147,19 @@ class Settling(Administration):
         return f"{path}/messages/{quote(_receipt(message), safe='~')}"
 
 
-def _by_queue(messages: Iterable[Message | Run | str], queue: str | None) -> dict[str | None, list[str]]:
+def _by_queue(messages: Iterable[Message | ColumnBatch | str], queue: str | None) -> dict[str | None, list[str]]:
     """The receipts, by queue; a bare receipt is one of `queue`."""
     by_queue: dict[str | None, list[str]] = {}
-    for message in several(messages):
+    for message in require_list(messages):
         by_queue.setdefault(queue if isinstance(message, str) else message.queue, []).append(_receipt(message))
     return by_queue
 
 
 def _release(delay: float, counted: bool) -> bytes:
-    return encode({"lease": 0, **given(delay=delay or None, counted=None if counted else False)})
+    return encode({"lease": 0, **drop_none(delay=delay or None, counted=None if counted else False)})
 
 
-def _receipt(message: Message | Run | str) -> str:
+def _receipt(message: Message | ColumnBatch | str) -> str:
     if isinstance(message, str):
         return message
     if message.receipt is None:

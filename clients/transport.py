@@ -20,8 +20,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
-from clients.direct import Answer, Direct
-from clients.errors import Closed, ProblemError, Unreachable, problem
+from .connection_pool import Answer, ConnectionPool
+from .errors import Closed, ProblemError, Unreachable, problem
 
 FIRST_PAUSE = 0.05  # seconds before the second retry; doubled at each one after it
 LONGEST_PAUSE = 5.0  # seconds
@@ -127,7 +127,7 @@ class Transport:
         """Close idle connections, and those of calls that are cut; no call is tried again, and later ones raise."""
         self._closing.set()
         self._own()
-        self._direct.close()
+        self._pool.close()
         self._adapter.close()
 
     def is_closed(self) -> bool:
@@ -149,7 +149,7 @@ class Transport:
         return self._closing.wait(pause)
 
     def _connect(self) -> None:
-        self._direct = Direct(*(self._address or ("", 0)), CONNECTIONS_KEPT)
+        self._pool = ConnectionPool(*(self._address or ("", 0)), CONNECTIONS_KEPT)
         # An adapter, not a Session: it is safe to share between threads, and looks up no proxy, cookie, netrc
         # or redirect at each call, which is half of what a request costs.
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
@@ -157,7 +157,7 @@ class Transport:
 
     def _own(self) -> None:
         if self._process != os.getpid():  # a fork: the connections are the parent's
-            self._direct.forget()
+            self._pool.forget()
             self._connect()
 
     def _try_once(self, ask: Callable[[float, float], Answer], timeout: float, waits: float) -> Answer:
@@ -171,7 +171,7 @@ class Transport:
         lines += [f"{name}: {value}" for name, value in self._all_headers(method, body, headers).items()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         bodiless = method == "HEAD"
-        return lambda timeout, waits: self._direct.ask(
+        return lambda timeout, waits: self._pool.ask(
             head, body or b"", timeout, timeout + waits, bodiless, cut_at_close
         )
 

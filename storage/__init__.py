@@ -1,4 +1,4 @@
-"""Durable queues. `open_store(url)` gives a Store; what it promises stands in storage/model.py."""
+"""Durable queues. `open_store(url)` gives a Store; what it promises stands in storage/store.py."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from storage.bells import Bell
+from storage.contents import Source, Target
 from storage.errors import UnusableDatabase
-from storage.model import Engine
-from storage.moving import Source, Target
+from storage.store import Engine
+from storage.wakeup_pipes import WakeupPipe
 
 __all__ = ["care_of", "is_postgres", "location_of", "open_source", "open_store", "open_target", "path_of"]
 
 
-def open_store(url: str, *, pollers: int = 32, bell: Bell | None = None) -> Engine:
+def open_store(url: str, *, pollers: int = 32, wakeup_pipe: WakeupPipe | None = None) -> Engine:
     """The store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
 
-    `pollers` readers may wait at once; `bell` is this process's, where several serve together. Open it in each process
-    for itself, after any fork. Raises UnusableDatabase with the reason.
+    `pollers` readers may wait at once; `wakeup_pipe` is this process's, where several serve together. Open it in each
+    process for itself, after any fork. Raises UnusableDatabase with the reason.
     """
     if is_postgres(url):
         try:
-            from storage.postgres import PostgresStore  # an engine is loaded when a URL asks for it
+            from storage.postgres.store import PostgresStore  # an engine is loaded when a URL asks for it
         except ModuleNotFoundError as fault:
             raise UnusableDatabase(f"PostgreSQL needs '{fault.name}', which is not installed") from fault
-        return PostgresStore(url, pollers=pollers, bell=bell)
+        return PostgresStore(url, pollers=pollers, wakeup_pipe=wakeup_pipe)
     path = path_of(url)
-    from storage.sqlite import SqliteStore
+    from storage.sqlite.store import SqliteStore
 
-    return SqliteStore(path, pollers=pollers, bell=bell)
+    return SqliteStore(path, pollers=pollers, wakeup_pipe=wakeup_pipe)
 
 
 def open_source(url: str) -> Source:
@@ -37,7 +37,7 @@ def open_source(url: str) -> Source:
     if is_postgres(url):
         raise UnusableDatabase("cannot move from a PostgreSQL database, only to one")
     path = path_of(url)
-    from storage.sqlite_moving import SqliteSource
+    from storage.sqlite.migration import SqliteSource
 
     return SqliteSource(path)
 
@@ -45,11 +45,11 @@ def open_source(url: str) -> Source:
 def open_target(url: str) -> Target:
     """The database at this URL, to be moved to. Raises UnusableDatabase."""
     if is_postgres(url):
-        from storage.postgres_moving import PostgresTarget
+        from storage.postgres.migration import PostgresTarget
 
         return PostgresTarget(url)
     path = path_of(url)
-    from storage.sqlite_moving import SqliteTarget
+    from storage.sqlite.migration import SqliteTarget
 
     return SqliteTarget(path)
 
@@ -57,13 +57,13 @@ def open_target(url: str) -> Target:
 def care_of(url: str) -> tuple[Any, Path | str]:
     """The module whose info, check, backup and vacuum look after the database at this URL, and what they call it."""
     if is_postgres(url):
-        from storage import postgres_care
+        from storage.postgres import maintenance as postgres_maintenance
 
-        return postgres_care, url
+        return postgres_maintenance, url
     path = path_of(url)
-    from storage import sqlite_care
+    from storage.sqlite import maintenance as sqlite_maintenance
 
-    return sqlite_care, path
+    return sqlite_maintenance, path
 
 
 def location_of(url: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from storage import care_of
 from storage.errors import StoreError
-from storage.moving import Tally, migrate, reopen
+from storage.migration import Tally, migrate, reopen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,11 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         "url", help="sqlite:///relative/file, sqlite:////absolute/file or postgresql://user@host/database"
     )
     parser.add_argument("to", nargs="?", help="for backup a FILE, for migrate a URL; must not exist yet")
-    given = parser.parse_args(arguments)
-    if (given.verb in ("backup", "migrate")) != (given.to is not None):
+    options = parser.parse_args(arguments)
+    if (options.verb in ("backup", "migrate")) != (options.to is not None):
         parser.error("backup needs a FILE and migrate a second URL; the other verbs take neither")
     try:
-        print(_do(given.verb, given.url, given.to))
+        print(_do(options.verb, options.url, options.to))
     except StoreError as fault:
         print(f"storage: {fault}", file=sys.stderr)
         return 1
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(verb: str, url: str, to: str) -> str:
     if verb == "migrate":
-        return _told(migrate(url, to))
+        return _summary(migrate(url, to))
     if verb == "reopen":
         reopen(url)
         return f"{url} accepts writes"
@@ -52,7 +52,7 @@ def _do(verb: str, url: str, to: str) -> str:
     return str({"info": care.info, "check": care.check, "vacuum": care.vacuum}[verb](place))
 
 
-def _told(moved: dict[str, Tally]) -> str:
+def _summary(moved: dict[str, Tally]) -> str:
     lines = [f"{tally.messages:>12,}  {tally.digest[:16]}  {name}" for name, tally in sorted(moved.items()) if name]
     total = sum(tally.messages for tally in moved.values())
     return "\n".join([*lines, f"{total:>12,}  messages, equal in both databases; now serve the second"])

@@ -1,9 +1,8 @@
-"""The domain: messages, queues, settings, and the Store protocol that every engine keeps."""
+"""The domain: messages, queues and their settings."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,31 +12,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from storage.errors import InvalidInput, MessageNotFound
-from storage.literals import encode
-
-MAX_BATCH = 10_000  # messages in one write, receipts in one ack
-MAX_LIMIT = 1_000  # messages in one read
-MAX_LEASE = 43_200.0  # seconds
-MAX_WAIT = 20.0  # seconds
-MAX_DURATION = 10 * 366 * 86_400.0  # seconds: the longest delay, ttl, retention or dedup_window
-MAX_NAME = 128  # characters of a key, recipient or dedup_id
-MAX_REASON = 1_024  # characters of the reason of a rejection
-MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON
-MAX_READ_BYTES = (
-    16 * 1024 * 1024
-)  # bytes of text and fields in one read; the first message always comes, whatever its size
-MAX_PAGE = 1_000  # queues in one listing
-MAX_RECIPIENTS = 1_000  # whose messages one read with `recipient=None` puts in order
-MAX_CHAIN = 1_000  # dead-letter queues one behind the other
-MAX_TRANSACTION_QUEUES = 1_000  # queues in one transaction
+from storage.validation import MAX_BATCH, MAX_CHAIN, check_fields, check_setting, check_text, milliseconds
 
 # What one transaction does at most, where a verb has no bound of its own: no request holds the others up for long.
 CHUNK = 10_000  # messages …
 CHUNK_BYTES = 32 * 1024 * 1024  # … and bytes of their texts
-REQUEST_WINDOW = 300.0  # seconds an Idempotency-Key is remembered, but for a send and a receive: see Once
+REQUEST_WINDOW = 300.0  # seconds an Idempotency-Key is remembered, but for a send and a receive: see IdempotencyKey
 STATES = ("ready", "leased", "delayed", "blocked")  # a state's place is the number that engines keep for it
-
-QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _DIGEST_NAME = re.compile(r".{62}\.[0-9a-f]{12}\.dead")  # such as dead_letter_name gives
 _RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})(?:-([1-9][0-9]{0,18}))?~([0-9a-f]{1,16})")
 
@@ -73,15 +54,8 @@ class NewMessage(NamedTuple):
     def from_document(cls, document: object, index: int | None = None) -> NewMessage:
         """Checks a decoded JSON value by the API's rules; raises InvalidInput naming the field (and the index)."""
         try:
-            if not isinstance(document, dict):
-                raise InvalidInput("a message must be a JSON object with a 'text'")
-            if not isinstance(document.get("text"), str):
-                _no_unknown(document)
-                raise InvalidInput("'text' is required and must be a string", field="text")
-            _no_lone_surrogates(document["text"], "text")
-            if len(document) == 1:
-                return cls(document["text"])
-            return _with_fields(document)
+            message = check_text(document)
+            return cls(message["text"]) if len(message) == 1 else _with_fields(message)
         except InvalidInput as fault:
             fault.index = index
             raise
@@ -101,7 +75,7 @@ class Message(NamedTuple):
     state: State = State.READY  # told by peek
 
 
-class Once(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """Makes a request idempotent: `key` as the client named it, `fingerprint` a digest of all it asked for.
 
     A send, and a receive from one queue, are remembered by that queue for its dedup_window; all other requests for
@@ -202,13 +176,7 @@ class QueueSettings:
     def changed(self, changes: Mapping[str, Any]) -> QueueSettings:
         """These settings with the changes, checked; None sets a setting back. Raises InvalidInput naming the field."""
         for name, value in changes.items():
-            check = _SETTINGS.get(name)
-            if check is None:
-                raise InvalidInput(
-                    f"unknown setting '{name[:MAX_NAME]}': use {', '.join(_SETTINGS)}", field=name[:MAX_NAME]
-                )
-            if value is not None:
-                check(name, value)
+            check_setting(name, value)
         default = QueueSettings()
         return replace(
             self, **{name: getattr(default, name) if value is None else value for name, value in changes.items()}
@@ -270,16 +238,6 @@ class Disk(NamedTuple):
     disk_free: int | None
 
 
-class Observer(Protocol):
-    """Is told what a store does in this process, on the threads that do it: it must be quick, and not raise."""
-
-    def committed(self, operations: int, seconds: float) -> None:
-        """A transaction of so many operations has ended, so long after it was begun with."""
-
-    def waiting(self, readers: int) -> None:
-        """So many readers wait now."""
-
-
 class ReadRoom(Protocol):
     """Memory for what large reads bring. It is called by the thread that reads."""
 
@@ -288,187 +246,6 @@ class ReadRoom(Protocol):
 
     def keep(self, size: int) -> None:
         """Keep so many of them, until the reply has been sent, and give the others back."""
-
-
-class Store(Protocol):
-    """A durable set of queues. Every method that returns has its change on disk (fsync) before it does.
-
-    Any method may raise Busy or DiskFull, nothing having been done; Interrupted, which says how much was; or
-    Unavailable, when what became of it is not known. With `once`, a repeated call changes nothing and returns what the
-    first one did; one that was interrupted goes on where it was. Raises IdempotencyMismatch for another request's key.
-    All methods are safe to call from many threads and many processes at once.
-    """
-
-    def send(self, queue: str, messages: Sequence[NewMessage], once: Once | None = None) -> Sent:
-        """Store all messages, in order, behind all that are there, or none.
-
-        A message whose dedup_id was used within the queue's dedup window is not stored: its id is the first
-        one's, and its place is among the duplicates. Creates the queue. Raises QueueFull.
-        """
-
-    def receive(self, ask: Receive, once: Once | None = None, present: Callable[[], bool] = ...) -> Sequence[Message]:
-        """Return at most `limit` messages in delivery order, or none when `wait` seconds brought none.
-
-        Without a lease they are removed; with one they are invisible until it ends. `present` is asked right
-        before messages are taken: when it says False (the reader has gone) nothing is. With `once`, a repeated
-        call gets the same messages and receipts, as far as they have not been settled. Raises TooManyPollers.
-        """
-
-    def ack(self, receipts: Sequence[str], queue: str | None = None, once: Once | None = None) -> AckResult:
-        """Remove the messages whose receipts hold, and report the others. Receipts not of `queue` are missing.
-
-        A batch's receipt stands for one of each of its messages. Raises InvalidInput for more than MAX_BATCH messages.
-        """
-
-    def settle(self, receipt: str, queue: str | None = None, once: Once | None = None) -> None:
-        """Remove the message. Raises MessageNotFound, StaleReceipt."""
-
-    def extend(self, receipt: str, lease: float, queue: str | None = None, once: Once | None = None) -> int:
-        """Let the lease end `lease` seconds from now; return that moment (ms, wall clock).
-
-        A lease that has ended holds again, one that was released does not. Raises MessageNotFound, StaleReceipt.
-        """
-
-    def extend_many(
-        self, receipts: Sequence[str], lease: float, queue: str | None = None, once: Once | None = None
-    ) -> ExtendResult:
-        """Extend those that hold, as `extend` does, in one transaction, and report the others. Receipts as in `ack`."""
-
-    def release(
-        self,
-        receipt: str,
-        delay: float = 0.0,
-        queue: str | None = None,
-        once: Once | None = None,
-        *,
-        counted: bool = True,
-    ) -> None:
-        """Give the message back, to be delivered again after `delay` seconds. Raises as `settle` does.
-
-        Not `counted`: as if it had not been delivered, so that its receive_count is one less and it does not die.
-        The receipt can still settle the message, and no longer extend its lease.
-        """
-
-    def reject(
-        self, receipt: str, reason: str = "rejected", queue: str | None = None, once: Once | None = None
-    ) -> None:
-        """Move the message to the dead-letter queue now. Raises as `settle` does."""
-
-    def transact(
-        self,
-        ack: Sequence[str],
-        send: Sequence[tuple[str, NewMessage]],
-        receive: Receive | None = None,
-        once: Once | None = None,
-        present: Callable[[], bool] = ...,
-    ) -> Transacted:
-        """Settle all receipts, send all messages to their queues and lease the next messages, in one commit.
-
-        Nothing happens at all when a receipt is stale or missing (StaleReceipt, with its index) or a queue full.
-        Waiting for messages, if asked for, comes after that commit. Raises InvalidInput for receipts and messages of
-        more than MAX_TRANSACTION_QUEUES queues.
-        """
-
-    def message(self, queue: str, id: int) -> Message:
-        """Return a message with its state, changing nothing. Raises QueueNotFound, MessageNotFound."""
-
-    def delete_message(self, queue: str, id: int, once: Once | None = None) -> None:
-        """Remove a message that is not leased. Raises QueueNotFound, MessageNotFound, MessageLeased."""
-
-    def reschedule(self, queue: str, id: int, delay: float, once: Once | None = None) -> None:
-        """Let a message that is not leased be due `delay` seconds from now, whatever its delay was. Raises as above."""
-
-    def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: Once | None = None) -> None:
-        """Move a message that is not leased to the dead-letter queue. Raises as above."""
-
-    def peek(
-        self,
-        queue: str,
-        *,
-        limit: int = 100,
-        after: int = 0,
-        before: int | None = None,
-        state: State | None = None,
-        key: str | None = None,
-    ) -> list[Message]:
-        """Return messages with an id above `after`, in order of id, changing nothing; none for a queue not there.
-
-        With `before`, those with a lower id than that, the newest first. `key`: only messages of this key.
-        """
-
-    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
-        """Return the queues whose names begin with `prefix` and are greater than `after`, in order of name."""
-
-    def queue(self, name: str) -> Queue:
-        """Raises QueueNotFound."""
-
-    def configure(
-        self, name: str, changes: Mapping[str, Any], version: int | None = None, once: Once | None = None
-    ) -> Queue:
-        """Change these of QueueSettings and keep the others; touches no message. Creates the queue.
-
-        With `version`, only if that is still the settings' version, else PreconditionFailed. Raises InvalidInput, also
-        where dead letters would go round in a circle.
-        """
-
-    def delete_queue(self, name: str, once: Once | None = None) -> None:
-        """Delete the queue and all in it, its settings and totals too. Raises QueueNotFound.
-
-        Raises InvalidInput where by default, without its settings, its dead letters would come back to it.
-        """
-
-    def purge(self, queue: str, once: Once | None = None) -> int:
-        """Remove all messages that are in the queue at the call, and forget their dedup_ids; return their number.
-
-        Raises QueueNotFound.
-        """
-
-    def redrive(
-        self,
-        queue: str,
-        limit: int | None = None,
-        *,
-        ids: Sequence[int] | None = None,
-        reason: str | None = None,
-        once: Once | None = None,
-    ) -> int:
-        """Move dead letters in this queue, or from it, back where they last died, in order, with a fresh count.
-
-        At most `limit`, only these `ids`, and only those that last died of `reason`, where these are given; return
-        how many. Leased ones stay. Raises QueueNotFound.
-        """
-
-    def check_ready(self) -> None:
-        """Return if a write was committed within the last second, or could be just now."""
-
-
-class Lifecycle(Protocol):
-    """What the process that serves a store needs of it, and no request."""
-
-    def on_failure(self, call: Callable[[], None]) -> None:
-        """`call` is called, once, when the storage has failed so that only opening it anew can help.
-
-        From then on every method raises Unavailable.
-        """
-
-    def observe(self, observer: Observer) -> None:
-        """Report to this observer from now on."""
-
-    def limit_reads(self, room: ReadRoom) -> None:
-        """From now on ask this room for memory before a read that may need much. It then may raise Busy."""
-
-    def disk(self) -> Disk:
-        """As of now."""
-
-    def stop_waiting(self) -> None:
-        """Let all that wait in `receive` return empty-handed at once, and nobody wait from now on."""
-
-    def close(self) -> None:
-        """Free files, connections and threads; no other method may be called after."""
-
-
-class Engine(Store, Lifecycle, Protocol):
-    """What `open_store` returns."""
 
 
 def dead_letter_name(queue: str, settings: QueueSettings) -> str:
@@ -516,15 +293,6 @@ def total_size(messages: Sequence[NewMessage]) -> int:
     return len("".join(parts).encode())
 
 
-def check_queue_name(name: str, field: str | None = "queue") -> str:
-    """The name itself; raises InvalidInput."""
-    if not QUEUE_NAME.fullmatch(name):
-        raise InvalidInput(
-            "a queue name must be 1 to 80 of A-Z a-z 0-9 . _ - and start with a letter or a digit", field=field
-        )
-    return name
-
-
 @lru_cache(maxsize=4096)
 def rfc3339(moment: int) -> str:
     """A time in ms since 1970 as RFC 3339, UTC, with milliseconds."""
@@ -532,37 +300,10 @@ def rfc3339(moment: int) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
 
 
-def milliseconds(value: object, field: str, *, least: float = 0.0, most: float = MAX_DURATION) -> int:
-    """A duration in seconds as whole ms, rounded up so that nothing greater than 0 becomes 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InvalidInput(f"'{field}' must be a number of seconds from {least:g} to {most:.12g}", field=field)
-    return math.ceil(value * 1000)
-
-
-def _no_unknown(document: Mapping[str, Any]) -> None:
-    for name in document:
-        if name != "text" and name not in _CHECKS:
-            raise InvalidInput(
-                f"unknown field '{name[:MAX_NAME]}': use text, {', '.join(_CHECKS)}", field=name[:MAX_NAME]
-            )
-
-
 def _with_fields(document: dict[str, Any]) -> NewMessage:
-    fields = document.copy()
-    del fields["text"]
-    for name, value in fields.items():
-        check = _CHECKS.get(name)
-        if check is None:
-            _no_unknown(document)
-        else:
-            check(name, value)
-    written = encode(fields)
-    if "attributes" in fields:  # all other fields are checked, and small
-        _no_lone_surrogates(written, "attributes")
-        if len(written) > MAX_ATTRIBUTES // 4 and len(written.encode()) > MAX_ATTRIBUTES:
-            raise InvalidInput(f"'attributes' must be at most {MAX_ATTRIBUTES} bytes", field="attributes")
-        if len(fields) == 1:
-            return NewMessage(document["text"], written)
+    fields, written = check_fields(document)
+    if fields.keys() == {"attributes"}:
+        return NewMessage(document["text"], written)
     return NewMessage(
         text=document["text"],
         fields=written,
@@ -573,83 +314,3 @@ def _with_fields(document: dict[str, Any]) -> NewMessage:
         ttl=milliseconds(fields["ttl"], "ttl") if "ttl" in fields else None,
         dedup_id=fields.get("dedup_id"),
     )
-
-
-def check_name(field: str, value: object, most: int = MAX_NAME) -> str:
-    """A key, recipient or dedup_id (or reason): the string itself; raises InvalidInput."""
-    if not isinstance(value, str) or not 1 <= len(value) <= most:
-        raise InvalidInput(f"'{field}' must be a string of 1 to {most} characters", field=field)
-    _no_lone_surrogates(value, field)
-    return value
-
-
-def _check_priority(field: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
-        raise InvalidInput("'priority' must be a whole number from 0 to 9", field=field)
-
-
-def _check_attributes(field: str, value: object) -> None:
-    if isinstance(value, dict):
-        for item in value.values():
-            if not isinstance(item, _SCALARS):
-                break
-        else:
-            return
-    raise InvalidInput("'attributes' must be an object of strings, numbers, booleans and nulls", field=field)
-
-
-_SCALARS = (str, int, float, bool, type(None))
-
-
-def _check_ttl(field: str, value: object) -> None:
-    if milliseconds(value, field) == 0:
-        raise InvalidInput(f"'{field}' must be a number of seconds greater than 0", field=field)
-
-
-_CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "key": check_name,
-    "priority": _check_priority,
-    "recipient": check_name,
-    "attributes": _check_attributes,
-    "delay": lambda field, value: milliseconds(value, field),
-    "ttl": _check_ttl,
-    "dedup_id": check_name,
-}
-
-
-def _check_whole(field: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
-        raise InvalidInput(f"'{field}' must be a whole number of at least {least}", field=field)
-
-
-def _check_yes_or_no(field: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise InvalidInput(f"'{field}' must be true or false", field=field)
-
-
-def _check_queue(field: str, value: object) -> None:
-    check_queue_name(value if isinstance(value, str) else "", field)
-
-
-_SETTINGS: dict[str, Callable[[str, Any], object]] = {
-    "lease": lambda field, value: milliseconds(value, field, least=1, most=MAX_LEASE),
-    "max_receives": lambda field, value: _check_whole(field, value, 0),
-    "dead_letter_queue": _check_queue,
-    "retention": _check_ttl,
-    "max_messages": lambda field, value: _check_whole(field, value, 1),
-    "max_bytes": lambda field, value: _check_whole(field, value, 1),
-    "dedup_window": lambda field, value: milliseconds(value, field),
-    "dead_letter_expired": _check_yes_or_no,
-    "paused": _check_yes_or_no,
-    "delay": lambda field, value: milliseconds(value, field),
-    "expires": lambda field, value: milliseconds(value, field, least=1),
-}
-
-
-def _no_lone_surrogates(text: str, field: str) -> None:
-    if text.isascii():  # most are, and a string knows
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidInput(f"'{field}' must be Unicode text without lone surrogates", field=field) from None

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 from storage.errors import Busy, Interrupted, InvalidInput, Unavailable
-from storage.model import MAX_TRANSACTION_QUEUES, NewMessage, Once
+from storage.model import IdempotencyKey, NewMessage
+from storage.validation import MAX_TRANSACTION_QUEUES
 
 T = TypeVar("T")
 Progress = dict[str, Any]  # of a verb: what JSON can hold
@@ -18,10 +19,10 @@ ASK_AGAIN_FOR = 5.0  # seconds
 class Transaction(Protocol):
     """What a step finds in its transaction. Keys are the store's as a whole, kept for REQUEST_WINDOW."""
 
-    def recall(self, once: Once) -> Any:
+    def recall(self, once: IdempotencyKey) -> Any:
         """Return what was remembered under this key, None for nothing. Raises IdempotencyMismatch."""
 
-    def remember(self, once: Once, value: Any) -> None:
+    def remember(self, once: IdempotencyKey, value: Any) -> None:
         """Keep a JSON value under this key, in place of what was kept there."""
 
 
@@ -33,7 +34,7 @@ def in_steps(
     start: Progress,
     step: Callable[[C, Progress], tuple[Progress, bool]],
     done: Callable[[Progress], str | None],
-    once: Once | None = None,
+    once: IdempotencyKey | None = None,
 ) -> Progress:
     """Run `step` in one transaction after the other until it returns that nothing more is left; return the progress.
 

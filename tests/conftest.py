@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.figures import Cells, Tell, tables
-from tests.live import LiveServer
-from tests.postgres import Postgres
-from tests.programs import ProgramMissing
+from tests.support.figures import Cells, Tell, tables
+from tests.support.live import LiveServer
+from tests.support.postgres import Postgres
+from tests.support.programs import ProgramMissing
 
 _numbers = itertools.count(1)
 _rows: list[Cells] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches
 from benchmarks.server import service
-from clients import QueueClient, Run
+from clients import ColumnBatch, QueueClient
 
 WAIT = 5.0  # seconds of one poll
 LEASE = 60.0  # seconds
@@ -48,7 +48,7 @@ class _Client:
         self._client.close()
 
     def _next(self, limit: int) -> list[str]:
-        runs: list[Run] = self._poll(self._client.ack_and_receive_runs, self._client.receive_runs, limit)
+        runs: list[ColumnBatch] = self._poll(self._client.ack_and_receive_runs, self._client.receive_runs, limit)
         self._held = [run.receipt for run in runs]
         return [text for run in runs for text in run.texts]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.model import Engine, Store
-from tests.conformance.engines import ENGINES, FakeClock
+from storage.store import Engine, Store
+from tests.support.engines import ENGINES, FakeClock
 
 
 @pytest.fixture

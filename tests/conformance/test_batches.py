@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from storage.column_batches import NewColumnBatch
 from storage.errors import InvalidInput, MessageNotFound, StaleReceipt
-from storage.model import Message, NewMessage, Receipt, Receive, State, Store
-from storage.runs import NewRun
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import Held, configure, lease, lease_one, new, peek, send, stats, take, texts
+from storage.model import Message, NewMessage, Receipt, Receive, State
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import Held, configure, lease, lease_one, new, peek, send, stats, take, texts
 
 BATCH = [f"m{n:03d}" for n in range(250)]
 
@@ -432,7 +433,7 @@ def test_batches_of_mixed_messages_come_back_as_they_were_written(store: Store) 
 @pytest.mark.parametrize("form", FORMS[:6], ids=str)
 def test_a_run_is_what_the_batch_of_its_messages_is(store: Store, form: dict[str, Any]) -> None:
     documents = [{"text": f"€{n}", **form} for n in range(150)]
-    run = NewRun.of_documents(documents)
+    run = NewColumnBatch.of_documents(documents)
     assert run is not None
     messages = [NewMessage.from_document(document) for document in documents]
     assert (list(run), run[7], run[-2:], len(run)) == (messages, messages[7], messages[-2:], 150)

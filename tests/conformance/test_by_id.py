@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from storage.errors import MessageLeased, MessageNotFound, QueueNotFound, StaleReceipt
-from storage.model import State, Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take
+from storage.model import State
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, lease, lease_one, new, peek, send, stats, take
 
 BATCH = [f"m{n}" for n in range(120)]  # packed, where an engine packs
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from storage.errors import InvalidInput, MessageNotFound, QueueNotFound
-from storage.model import QueueSettings, State, Store, dead_letter_name, rfc3339
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
-from tests.live import await_true
+from storage.model import QueueSettings, State, dead_letter_name, rfc3339
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.live import await_true
+from tests.support.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
 
 
 def test_a_message_received_max_receives_times_without_an_ack_is_a_dead_letter(store: Store, clock: FakeClock) -> None:

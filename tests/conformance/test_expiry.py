@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from storage.errors import QueueFull
-from storage.model import Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, lease, lease_one, new, peek, send, stats, take
 
 
 def test_a_message_is_not_delivered_after_its_ttl(store: Store, clock: FakeClock) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from storage.errors import StaleReceipt
-from storage.model import State, Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, lease, lease_one, new, peek, send, stats, take, texts
+from storage.model import State
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, lease, lease_one, new, peek, send, stats, take, texts
 
 
 def states(store: Store) -> list[State]:

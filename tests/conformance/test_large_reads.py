@@ -7,16 +7,18 @@ from collections.abc import Callable
 import pytest
 
 from storage.errors import Busy
-from storage.model import MAX_READ_BYTES, Engine, NewMessage, Once, Receive
-from storage.room import SMALL_READ_BYTES, USUAL_READ_BYTES, WIDEST
-from tests.conformance.shorthand import lease_one, peek, send, stats, take
+from storage.model import IdempotencyKey, NewMessage, Receive
+from storage.size_budget import SMALL_READ_BYTES, USUAL_READ_BYTES, WIDEST
+from storage.store import Engine
+from storage.validation import MAX_READ_BYTES
+from tests.support.shorthand import lease_one, peek, send, stats, take
 
 LARGE = "x" * (SMALL_READ_BYTES + 1)
 LEASE = Receive(("q",), 2, 60.0)
 READS: dict[str, Callable[[Engine], object]] = {
     "leased": lambda store: store.receive(LEASE),
     "plain": lambda store: store.receive(Receive(("q",))),
-    "by a key": lambda store: store.receive(LEASE, Once("key", b"")),
+    "by a key": lambda store: store.receive(LEASE, IdempotencyKey("key", b"")),
     "of two queues": lambda store: store.receive(Receive(("small", "q"), 2, 60.0)),
     "in a transaction": lambda store: store.transact([], [("other", NewMessage("sent"))], LEASE),
     "peek": lambda store: store.peek("q"),
@@ -80,17 +82,17 @@ def test_a_usual_read_asks_once_and_keeps_what_it_has_brought(store: Engine) -> 
 
 def test_a_repeated_read_waits_for_room_for_what_it_got_before(store: Engine) -> None:
     send(store, LARGE)
-    (held,) = store.receive(LEASE, Once("key", b""))
+    (held,) = store.receive(LEASE, IdempotencyKey("key", b""))
     send(store, LARGE, queue="plain")
-    store.receive(Receive(("plain",)), Once("plain", b""))
+    store.receive(Receive(("plain",)), IdempotencyKey("plain", b""))
     store.limit_reads(memory := Memory(0))
     with pytest.raises(Busy):
-        store.receive(LEASE, Once("key", b""))
+        store.receive(LEASE, IdempotencyKey("key", b""))
     with pytest.raises(Busy):
-        store.receive(Receive(("plain",)), Once("plain", b""))
+        store.receive(Receive(("plain",)), IdempotencyKey("plain", b""))
     memory.free = MAX_READ_BYTES * WIDEST
-    assert list(store.receive(LEASE, Once("key", b""))) == [held]
-    assert [message.text for message in store.receive(Receive(("plain",)), Once("plain", b""))] == [LARGE]
+    assert list(store.receive(LEASE, IdempotencyKey("key", b""))) == [held]
+    assert [message.text for message in store.receive(Receive(("plain",)), IdempotencyKey("plain", b""))] == [LARGE]
 
 
 def test_attributes_and_deaths_count_as_texts_do(store: Engine) -> None:

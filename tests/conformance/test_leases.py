@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import Receive, Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease, lease_one, peek, send, stats, take
+from storage.model import Receive
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, in_threads, lease, lease_one, peek, send, stats, take
 
 
 def test_a_leased_message_is_invisible_until_its_lease_ends(store: Store, clock: FakeClock) -> None:

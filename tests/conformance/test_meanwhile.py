@@ -14,11 +14,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from storage import postgres_watch, sqlite_watch
-from storage.model import REQUEST_WINDOW, Engine, Once, Receive
-from tests.conformance.engines import FakeClock, postgres_database
-from tests.conformance.shorthand import configure, new, peek, send, stats, texts
-from tests.live import await_true
+from storage.model import REQUEST_WINDOW, IdempotencyKey, Receive
+from storage.postgres import upkeep as postgres_upkeep
+from storage.sqlite import upkeep as sqlite_upkeep
+from storage.store import Engine
+from tests.support.engines import FakeClock, postgres_database
+from tests.support.live import await_true
+from tests.support.shorthand import configure, new, peek, send, stats, texts
 
 LONG = 15.0  # seconds
 
@@ -56,7 +58,7 @@ def test_a_purge_leaves_what_is_sent_after_it_began(open_again: Callable[[], Eng
 def test_a_transactions_reader_of_several_queues_waits_although_its_key_is_remembered(store: Engine) -> None:
     def transact() -> tuple[list[int], list[str], list[str | None]]:
         ask = Receive(("a", "b"), 1, 60.0, wait=LONG)
-        done = store.transact([], [("out", new("result"))], ask, Once("key", b"fingerprint"))
+        done = store.transact([], [("out", new("result"))], ask, IdempotencyKey("key", b"fingerprint"))
         return done.ids, texts(done.messages), [message.receipt for message in done.messages]
 
     with ThreadPoolExecutor(1) as pool:
@@ -73,16 +75,16 @@ def test_keys_and_dedup_ids_are_forgotten_when_their_time_is_over(
     open_again: Callable[[], Engine], clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the database would grow with every request there ever was."""
-    monkeypatch.setattr(sqlite_watch, "UPKEEP_EVERY", 0.05)
-    monkeypatch.setattr(postgres_watch, "UPKEEP_EVERY", 0.05)
+    monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 0.05)
+    monkeypatch.setattr(postgres_upkeep, "UPKEEP_EVERY", 0.05)
     store = open_again()
     configure(store, dedup_window=60.0)
     send(store, "a", dedup_id="another")
     before = _rows(tmp_path)
     for number in range(30):
-        store.send("q", [new(dedup_id=str(number))], Once(f"send {number}", b""))
-        store.receive(Receive(("q",)), Once(f"receive {number}", b""))
-        store.configure("q", {"lease": 1.0 + number}, once=Once(f"put {number}", b""))
+        store.send("q", [new(dedup_id=str(number))], IdempotencyKey(f"send {number}", b""))
+        store.receive(Receive(("q",)), IdempotencyKey(f"receive {number}", b""))
+        store.configure("q", {"lease": 1.0 + number}, once=IdempotencyKey(f"put {number}", b""))
     grown = {table for table, count in _rows(tmp_path).items() if count >= before[table] + 30}
     assert len(grown) == 2  # keys and dedup_ids
     clock.advance(REQUEST_WINDOW + 1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from storage.model import MAX_RECIPIENTS, Receive, Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import lease, lease_one, new, peek, send, stats, take, texts
+from storage.model import Receive
+from storage.store import Store
+from storage.validation import MAX_RECIPIENTS
+from tests.support.engines import FakeClock
+from tests.support.shorthand import lease, lease_one, new, peek, send, stats, take, texts
 
 
 def test_messages_come_out_in_the_order_they_went_in(store: Store) -> None:

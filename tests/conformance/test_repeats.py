@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from storage.errors import IdempotencyMismatch, QueueFull, QueueNotFound
-from storage.model import Once, Receive, Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take, texts
+from storage.model import IdempotencyKey, Receive
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take, texts
 
-ONCE = Once("key", b"the request")
+ONCE = IdempotencyKey("key", b"the request")
 
 
 def test_a_second_message_with_the_same_dedup_id_is_not_stored(store: Store) -> None:
@@ -188,7 +189,7 @@ def test_a_repeated_transaction_that_had_to_wait_gets_the_same_messages(store: S
 @pytest.mark.parametrize("verb", ["send", "receive", "transact"])
 def test_a_key_used_again_for_another_request_is_a_mismatch_and_does_nothing(store: Store, verb: str) -> None:
     send(store, "a", "b")
-    verbs: dict[str, Callable[[Once], object]] = {
+    verbs: dict[str, Callable[[IdempotencyKey], object]] = {
         "send": lambda once: store.send("q", [new("c")], once),
         "receive": lambda once: store.receive(Receive(("q",)), once),
         "transact": lambda once: store.transact([], [("q", new("c"))], None, once),
@@ -196,7 +197,7 @@ def test_a_key_used_again_for_another_request_is_a_mismatch_and_does_nothing(sto
     verbs[verb](ONCE)
     before = stats(store)
     with pytest.raises(IdempotencyMismatch):
-        verbs[verb](Once(ONCE.key, b"another request"))
+        verbs[verb](IdempotencyKey(ONCE.key, b"another request"))
     assert stats(store) == before
 
 
@@ -208,7 +209,7 @@ def test_an_idempotency_key_is_forgotten_after_the_window(store: Store, clock: F
     store.send("q", [new("a")], ONCE)
     assert stats(store).sent == 1
     clock.advance(0.001)
-    store.send("q", [new("b")], Once(ONCE.key, b"another request"))
+    store.send("q", [new("b")], IdempotencyKey(ONCE.key, b"another request"))
     assert peek(store) == ["a", "b"]
 
 
@@ -225,7 +226,7 @@ def test_a_request_that_failed_is_done_when_it_comes_again(store: Store) -> None
 def test_a_queue_deleted_and_made_again_remembers_nothing(store: Store) -> None:
     store.send("q", [new("a", dedup_id="1")], ONCE)
     store.delete_queue("q")
-    assert store.send("q", [new("a", dedup_id="1")], Once(ONCE.key, b"another request"))
+    assert store.send("q", [new("a", dedup_id="1")], IdempotencyKey(ONCE.key, b"another request"))
     assert peek(store) == ["a"]
 
 
@@ -346,7 +347,7 @@ def _id(store: Store) -> int:
 
 
 # What is prepared, and the change made with it.
-CHANGES: dict[str, tuple[Callable[[Store], Any], Callable[[Store, Any, Once], object]]] = {
+CHANGES: dict[str, tuple[Callable[[Store], Any], Callable[[Store, Any, IdempotencyKey], object]]] = {
     "settle": (_held, lambda store, held, once: store.settle(held[0], "q", once)),
     "ack": (_held, lambda store, held, once: store.ack([*held, "nonsense"], None, once)),
     "extend": (_held, lambda store, held, once: store.extend(held[0], 60, None, once)),
@@ -382,7 +383,7 @@ def test_every_change_is_made_once_and_answered_alike_when_it_is_repeated(
         queue._replace(stats=queue.stats._replace(oldest_age=0)) for queue in before
     ]
     with pytest.raises(IdempotencyMismatch):
-        change(store, prepared, Once(ONCE.key, b"another request"))
+        change(store, prepared, IdempotencyKey(ONCE.key, b"another request"))
 
 
 def test_a_change_that_was_refused_is_not_remembered(store: Store) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from storage.errors import InvalidInput, PreconditionFailed, QueueFull
-from storage.model import Once, QueueSettings, Receive, Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
+from storage.model import IdempotencyKey, QueueSettings, Receive
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
 
 SETTINGS: dict[str, Any] = {
     "lease": 5.5,
@@ -239,7 +240,7 @@ def test_a_queue_that_was_emptied_stays_as_long_as_it_says(store: Store, clock: 
 
 
 def test_settings_set_again_with_their_key_are_reported_as_they_were_set(store: Store) -> None:
-    key = Once("k", b"the request")
+    key = IdempotencyKey("k", b"the request")
     first = store.configure("q", {"lease": 10}, once=key)
     configure(store, lease=12)
     again = store.configure("q", {"lease": 10}, once=key)

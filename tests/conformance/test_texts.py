@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from storage.model import MAX_READ_BYTES, Message, Receive, Store
-from tests.conformance.shorthand import lease, new, peek, send, stats, take
+from storage.model import Message, Receive
+from storage.store import Store
+from storage.validation import MAX_READ_BYTES
+from tests.support.shorthand import lease, new, peek, send, stats, take
 
 TEXTS = {
     "empty": "",

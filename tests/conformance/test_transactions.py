@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 
 from storage.errors import QueueFull, StaleReceipt
-from storage.model import Receive, Store, Transacted
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
+from storage.model import Receive, Transacted
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
 
 
 def test_a_worker_takes_its_input_and_hands_on_its_output(store: Store) -> None:

@@ -10,9 +10,10 @@ from functools import partial
 import pytest
 
 from storage.errors import MessageNotFound, QueueNotFound
-from storage.model import State, Store
-from tests.conformance.engines import FakeClock
-from tests.conformance.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
+from storage.model import State
+from storage.store import Store
+from tests.support.engines import FakeClock
+from tests.support.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
 
 
 def test_peek_tells_each_message_and_its_state(store: Store, clock: FakeClock) -> None:

@@ -1,0 +1,243 @@
+"""The producing half of a file copy: a file cut into messages, and these sent in batches, each exactly once.
+
+Why it is right, wherever it is killed. Batches are cut from the file alone, are sent one at a time, each is stored
+whole or not at all, and the queue's `sent` total counts what was stored, in the same commit. So `sent` always is a
+sum of whole batches from the start of the file, and a second run goes on right behind it. A request of the first run
+that is still on its way carries the Idempotency-Key that the second run uses for that batch: whichever comes first is
+stored, once. (Even stored twice it would do no harm: a line is written at its offset.) A file that changed between two
+runs makes another copy; one that changed without a trace in size, time and inode is found out by its SHA-256, in the
+end mark, which is taken over all of the file in the run that sends it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, BinaryIO
+
+from ..client import QueueClient
+from ..column_batches import RUNS
+from .plan import MARK_READER, CopyError, Plan, Unresumable, find_begin_mark, totals
+from .target import digest_of
+
+BLOCK = 1024 * 1024  # bytes read at a time
+LONGEST_PIECE = 256 * 1024  # bytes of a line in one message; a longer line takes several
+LARGEST_BATCH = 1024 * 1024  # bytes of the file: JSON makes up to 6 bytes of one, and the service takes 8 MiB
+MOST_AHEAD = 32 * 1024 * 1024  # bytes sent and not yet written, where both halves are in one process
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+Special = dict[str, bool | str]  # attributes of a line that is not just text and its newline
+
+
+class Flow:
+    """How far the halves in one process are: the producer stops when it gets too far ahead, or is told to."""
+
+    def __init__(self) -> None:
+        self._ahead = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def sent(self, size: int) -> bool:
+        """Waits while the producer is too far ahead. False when it is to stop."""
+        with self._changed:
+            self._ahead += size
+            self._changed.wait_for(lambda: self._stopped or self._ahead <= MOST_AHEAD)
+            return not self._stopped
+
+    def written(self, size: int) -> None:
+        with self._changed:
+            self._ahead -= size
+            self._changed.notify()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+
+@dataclass(slots=True)
+class Lines:
+    """Successive lines, or pieces of long ones, in columns; and how many bytes of the file each is."""
+
+    texts: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # bytes from the start of the file
+    sizes: list[int] = field(default_factory=list)
+    specials: dict[int, Special] = field(default_factory=dict)  # by place in the columns
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def add(self, other: Lines, start: int, end: int) -> None:
+        """The other's, from place `start` to `end`."""
+        shift = len(self) - start
+        self.specials |= {place + shift: special for place, special in other.specials.items() if start <= place < end}
+        self.texts += other.texts[start:end]
+        self.offsets += other.offsets[start:end]
+        self.sizes += other.sizes[start:end]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is sent in one request: lines; in the first the begin mark before them, in the last the end mark after."""
+
+    before: Mapping[str, Any] | None = None
+    lines: Lines = field(default_factory=Lines)
+    after: Mapping[str, Any] | None = None
+    size: int = 0  # bytes of the file
+
+    def __len__(self) -> int:
+        """Messages."""
+        return len(self.lines) + (self.before is not None) + (self.after is not None)
+
+    def add(self, lines: Lines, start: int, end: int) -> None:
+        self.lines.add(lines, start, end)
+        self.size += sum(lines.sizes[start:end])
+
+    def encoded(self) -> tuple[bytes, str]:
+        """Its JSON, and the media type of that."""
+        lines = self.lines
+        if not (self.before or self.after or lines.specials):
+            return f'{{"texts":{_json(lines.texts)},"attributes":{{"offset":{_json(lines.offsets)}}}}}'.encode(), RUNS
+        messages = [
+            {"text": text, "attributes": {"offset": offset, **lines.specials.get(place, {})}}
+            for place, (text, offset) in enumerate(zip(lines.texts, lines.offsets, strict=True))
+        ]
+        return _json([mark for mark in (self.before, *messages, self.after) if mark]).encode(), "application/json"
+
+
+def produce(client: QueueClient, plan: Plan, stored: int, sent: Callable[[int], bool]) -> None:
+    """All of the file is in the queue, between its marks. Raises CopyError, QueueError, OSError.
+
+    The first `stored` messages are not sent again. `sent` is told of the bytes that were; False from it ends this.
+    """
+    with open(plan.source, "rb", buffering=0) as file:
+        count = 0
+        for index, batch in enumerate(batches(file, plan)):
+            count += len(batch)
+            if count <= stored:
+                continue
+            client.send_encoded(*batch.encoded(), idempotency_key=f"{plan.id}-{index}")
+            if not sent(batch.size):
+                return
+
+
+def stored_already(client: QueueClient, plan: Plan) -> int:
+    """How many of the copy's messages the queue accepted in earlier runs."""
+    known = totals(client)
+    if known is None or known["sent"] == 0:
+        return 0
+    begin = find_begin_mark(client)
+    if begin is None or begin.copy != plan.id:
+        raise CopyError(
+            f"queue '{client.queue}' is in use by another copy, or by one of an earlier version of the file; "
+            "choose another with --queue, or delete it and start again with --no-resume"
+        )
+    return int(known["sent"])
+
+
+def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
+    """The copy's messages, cut by the plan's batch size and by bytes: the same at every run over the same file.
+
+    Raises Unresumable, before the last one, when the file is not as it was planned.
+    """
+    digest = hashlib.sha256()
+    count = 0
+    batch = Batch({"text": "", "recipient": MARK_READER, "attributes": {"copy": plan.id, "size": plan.size}})
+    for lines in cut(file, plan.size, digest):
+        start, count = 0, count + len(lines)
+        while start < len(lines):
+            end = start + _room(batch, plan.batch, lines.sizes[start : start + plan.batch])
+            batch.add(lines, start, end)
+            start = end
+            if start < len(lines):
+                yield batch
+                batch = Batch()
+    sent = digest.hexdigest()
+    if not plan.holds(file.fileno(), lambda: digest_of(file.fileno(), plan.size), sent):
+        raise Unresumable(f"{plan.source}: changed while it was being copied; run the copy again")
+    if len(batch) >= plan.batch:
+        yield batch
+        batch = Batch()
+    end_mark = {"end": True, "copy": plan.id, "size": plan.size, "count": count, "sha256": sent}
+    batch.after = {"text": "", "attributes": end_mark}
+    yield batch
+
+
+def cut(file: BinaryIO, size: int, digest: hashlib._Hash) -> Iterator[Lines]:
+    r"""All lines in the file's first `size` bytes; of one that is too long its pieces. Only b"\n" ends a line."""
+    offset, rest = 0, b""
+    while block := file.read(min(BLOCK, size)):
+        size -= len(block)
+        digest.update(block)
+        whole, newline, rest = (rest + block).rpartition(b"\n")
+        if newline:
+            yield _lines(whole, offset)
+            offset += len(whole) + 1
+        *pieces, rest = _pieces(rest)
+        if pieces:
+            yield _told_apart([(piece, False) for piece in pieces], offset)
+            offset += sum(map(len, pieces))
+    if rest:
+        yield _told_apart([(rest, False)], offset)
+
+
+def _lines(whole: bytes, offset: int) -> Lines:
+    """The lines of a part of the file that begins at `offset` and ends before a newline."""
+    lines = whole.split(b"\n")
+    sizes = [len(line) + 1 for line in lines]
+    if max(sizes) <= LONGEST_PIECE:
+        with suppress(UnicodeDecodeError):
+            return Lines(whole.decode().split("\n"), list(accumulate(sizes[:-1], initial=offset)), sizes)
+    cut_up = (list(_pieces(line)) for line in lines)
+    return _told_apart(
+        ((piece, place == len(pieces)) for pieces in cut_up for place, piece in enumerate(pieces, start=1)), offset
+    )
+
+
+def _told_apart(pieces: Iterable[tuple[bytes, bool]], offset: int) -> Lines:
+    """Of pieces one after the other, each with whether its line ends there."""
+    lines = Lines()
+    for piece, is_end in pieces:
+        special: Special = {} if is_end else {"newline": False}
+        try:
+            text = piece.decode()
+        except UnicodeDecodeError:
+            text = base64.b64encode(piece).decode()
+            special["encoding"] = "base64"
+        if special:
+            lines.specials[len(lines)] = special
+        lines.texts.append(text)
+        lines.offsets.append(offset)
+        lines.sizes.append(len(piece) + is_end)
+        offset += lines.sizes[-1]
+    return lines
+
+
+def _room(batch: Batch, most: int, sizes: list[int]) -> int:
+    """How many lines, of which the next have these sizes, find room in a batch of so many messages."""
+    sizes = sizes[: max(0, most - len(batch))]
+    if batch.size + sum(sizes) <= LARGEST_BATCH:
+        return len(sizes)
+    return sum(1 for end in accumulate(sizes, initial=batch.size) if end <= LARGEST_BATCH) - 1
+
+
+def _pieces(line: bytes) -> Iterator[bytes]:
+    """The line, cut into pieces that are short enough.
+
+    A cut depends on the bytes before it alone, so it falls at the same place however the file was read; and at the
+    start of a code point, so that a piece of text is text.
+    """
+    start = 0
+    while len(line) - start > LONGEST_PIECE:
+        most = start + LONGEST_PIECE
+        cut = next((most - back for back in range(4) if line[most - back] & 0xC0 != 0x80), most)
+        yield line[start:cut]
+        start = cut
+    yield line[start:]

@@ -1,0 +1,259 @@
+"""Runs: successive plain messages in columns, so that a batch costs little more than one message.
+
+A plain message is small and has nothing but a text and perhaps attributes. Those of one run have attributes of the same
+names, in the same order, or none has any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby, repeat
+from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, overload
+
+from storage.model import Message, NewMessage, Receipt, total_size
+
+T = TypeVar("T")
+
+LARGEST_MESSAGE = 4 * 1024  # characters of a plain message
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class _Unmade(Sequence[T]):
+    """Whose items are made when they are looked at."""
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T]: ...
+    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
+        return list(self)[place]
+
+
+class NewColumnBatch(_Unmade[NewMessage]):
+    """Plain messages to be sent; each is made only when it is looked at."""
+
+    def __init__(self, texts: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """`attributes`: by name a value for each message. Nothing is checked here: `of` and `of_documents` do."""
+        self.texts = texts
+        self.attributes = attributes
+
+    @classmethod
+    def of(cls, texts: object, attributes: object = None) -> Self | None:
+        """None for what is no run, or has something wrong with it: each message's own check finds out what."""
+        if not isinstance(texts, list) or set(map(type, texts)) != {str}:
+            return None
+        if not (attributes is None or _is_table(attributes, len(texts))):
+            return None
+        run = cls(texts, attributes)
+        return run if run.longest <= LARGEST_MESSAGE and run._is_unicode() else None
+
+    @classmethod
+    def of_documents(cls, documents: Sequence[Any]) -> Self | None:
+        """As `of`, from messages as the API has them."""
+        if set(map(type, documents)) != {dict}:
+            return None
+        form, *others = set(map(frozenset, documents))
+        if others or form not in ({"text"}, {"text", "attributes"}):
+            return None
+        texts = [document["text"] for document in documents]
+        if len(form) == 1:
+            return cls.of(texts)
+        all_attributes = [document["attributes"] for document in documents]
+        if set(map(type, all_attributes)) != {dict}:
+            return None
+        names, *more = set(map(tuple, all_attributes))
+        if more:
+            return None
+        return cls.of(texts, {name: [attributes[name] for attributes in all_attributes] for name in names})
+
+    @classmethod
+    def of_messages(cls, messages: Sequence[NewMessage]) -> Self:
+        """Of plain messages of one form."""
+        texts = [message.text for message in messages]
+        rows = [json.loads(message.fields)["attributes"] for message in messages if message.fields is not None]
+        return cls(texts, {name: [row[name] for row in rows] for name in rows[0]} if rows else None)
+
+    def cut(self, start: int, end: int) -> NewColumnBatch:
+        attributes = self.attributes
+        if attributes is not None:
+            attributes = {name: values[start:end] for name, values in attributes.items()}
+        return NewColumnBatch(self.texts[start:end], attributes)
+
+    def lengths(self) -> list[int]:
+        """The characters of each message, about."""
+        lengths = list(map(len, self.texts))
+        for name, values in (self.attributes or {}).items():
+            extra = len(name)
+            lengths = [length + extra + len(str(value)) for length, value in zip(lengths, values, strict=True)]
+        return lengths
+
+    @cached_property
+    def longest(self) -> int:
+        """The characters of the longest message, about."""
+        return max(self.lengths())
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes the messages count for together."""
+        size = len("".join(self.texts).encode())
+        if self.attributes is not None:
+            names = len(_json({"attributes": dict.fromkeys(self.attributes, 0)}).encode()) - len(self.attributes)
+            # A JSON array has two more bytes for each of its items.
+            values = sum(len(values.encode()) - 2 * len(self) for values in self._values.values())
+            size += names * len(self) + values
+        return size
+
+    def columns(self) -> tuple[str, str | None]:
+        """Texts and attributes as a ColumnBatch has them."""
+        if self.attributes is None:
+            return _json(self.texts), None
+        return _json(self.texts), f"{{{', '.join(f'{_json(name)}: {told}' for name, told in self._values.items())}}}"
+
+    @cached_property
+    def _values(self) -> dict[str, str]:
+        """The attributes' values as JSON arrays."""
+        return {name: _json(values) for name, values in (self.attributes or {}).items()}
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[NewMessage]:
+        return map(NewMessage, self.texts, _fields(self.attributes))
+
+    def _is_unicode(self) -> bool:
+        try:
+            return self.size >= 0
+        except UnicodeEncodeError:  # a lone surrogate
+            return False
+
+
+class ColumnBatch(NamedTuple):
+    """Plain messages given out together, with ids one after the other."""
+
+    id: int  # of the first
+    length: int  # messages
+    queue: str
+    texts: str  # JSON: an array of strings
+    attributes: str | None  # JSON: an object of arrays, by name a value for each message; None: no message has any
+    sent_at: int
+    receive_count: int
+    token: int | None = None  # this and the next on a leased read
+    leased_until: int | None = None
+
+    @property
+    def receipt(self) -> str:
+        """One for all of them."""
+        return str(Receipt(self.queue, self.id, self.token or 0, self.length))
+
+    def messages(self) -> Iterator[Message]:
+        before, _, behind = str(Receipt(self.queue, 0, self.token or 0)).partition("~0~")
+        for number, text, fields in unpacked(self.id, self.texts, self.attributes):
+            yield Message(
+                number, self.queue, text, fields, self.sent_at, self.receive_count,
+                None if self.token is None else f"{before}~{number}~{behind}", self.leased_until,
+            )  # fmt: skip
+
+
+class Messages(_Unmade[Message]):
+    """Messages in order, of which some are still packed; equal to the list of all of them."""
+
+    def __init__(self, parts: Sequence[Message | ColumnBatch] = ()) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(part.length if isinstance(part, ColumnBatch) else 1 for part in self.parts)
+
+    def __iter__(self) -> Iterator[Message]:
+        for part in self.parts:
+            if isinstance(part, ColumnBatch):
+                yield from part.messages()
+            else:
+                yield part
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def plain_form(message: NewMessage) -> tuple[str, ...] | None:
+    """Messages of one form can be in one run; None for one that is not plain."""
+    if message[2:] != _PLAIN or len(message.text) + len(message.fields or "") > LARGEST_MESSAGE:
+        return None
+    return _form(message.fields)
+
+
+def packed(messages: Sequence[Message]) -> Iterator[Message | ColumnBatch]:
+    """The same leased messages, with those that are small and lie together as runs."""
+    known = messages.parts if isinstance(messages, Messages) else messages
+    for together, group in groupby(enumerate(known), _together):
+        some = [part for _, part in group]
+        yield from [_run_of(some)] if together and len(some) > 1 else some
+
+
+def _together(item: tuple[int, Message | ColumnBatch]) -> tuple[object, ...] | None:
+    """The same for messages one after the other that can be told as one run; None for what cannot be in one."""
+    place, part = item
+    if isinstance(part, ColumnBatch) or part.receipt is None or len(part.text) > 2 * LARGEST_MESSAGE:
+        return None
+    if (form := _form(part.fields)) is None:
+        return None
+    token = part.receipt.rpartition("~")[2]
+    return form, part.id - place, part.queue, part.sent_at, part.receive_count, token, part.leased_until
+
+
+def _run_of(messages: Sequence[Any]) -> ColumnBatch:
+    first = messages[0]
+    texts, attributes = NewColumnBatch.of_messages([NewMessage(one.text, one.fields) for one in messages]).columns()
+    return ColumnBatch(
+        first.id, len(messages), first.queue, texts, attributes, first.sent_at, first.receive_count,
+        Receipt.parse_one(first.receipt).token, first.leased_until,
+    )  # fmt: skip
+
+
+def _form(fields: str | None) -> tuple[str, ...] | None:
+    """The names of nothing but attributes; None for anything else, and for numbers that columns would rewrite."""
+    if fields is None:
+        return ()
+    known = json.loads(fields)
+    return ("attributes", *known["attributes"]) if known.keys() == {"attributes"} and _json(known) == fields else None
+
+
+_PLAIN = NewMessage("")[2:]  # all but the text and the fields as written
+
+
+def size_of(messages: Sequence[NewMessage]) -> int:
+    """Bytes that the messages count for together."""
+    return messages.size if isinstance(messages, NewColumnBatch) else total_size(messages)
+
+
+def _is_table(attributes: object, rows: int) -> TypeGuard[dict[str, list[Any]]]:
+    return isinstance(attributes, dict) and all(
+        isinstance(values, list) and len(values) == rows and _SCALARS.issuperset(map(type, values))
+        for values in attributes.values()
+    )
+
+
+def unpacked(first: int, texts: str, attributes: str | None) -> Iterable[tuple[int, str, str | None]]:
+    """Each message's id, text and fields, of the columns of a ColumnBatch."""
+    known: list[str] = json.loads(texts)
+    return zip(
+        range(first, first + len(known)),
+        known,
+        _fields(None if attributes is None else json.loads(attributes)),
+        strict=False,
+    )
+
+
+def _fields(attributes: Mapping[str, Sequence[Any]] | None) -> Iterable[str | None]:
+    """What NewMessage.fields has of each message, and perhaps more of the same."""
+    if not attributes:
+        return repeat(None if attributes is None else _json({"attributes": {}}))
+    return (
+        _json({"attributes": dict(zip(attributes, row, strict=True))}) for row in zip(*attributes.values(), strict=True)
+    )

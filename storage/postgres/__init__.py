@@ -1,0 +1,1 @@
+"""The engine on one PostgreSQL database, which many machines may share."""

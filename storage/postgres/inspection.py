@@ -1,0 +1,122 @@
+"""The verbs that only look: at messages, and at queues and their counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from storage.clock import Clock
+from storage.codec import read_settings, with_dead_letter_history
+from storage.errors import MessageNotFound, QueueNotFound
+from storage.model import STATES, Message, Queue, QueueStats, State
+from storage.postgres.pool import Pool
+from storage.size_budget import LargeRead
+from storage.validation import MAX_READ_BYTES
+
+
+def peek(
+    pool: Pool, clock: Clock, queue: str, limit: int, after: int, before: int | None, state: State | None,
+    key: str | None, reserved: int,
+) -> list[Message]:  # fmt: skip
+    """As Store.peek, of a queue brought up to date. Raises LargeRead."""
+    order = "ASC" if before is None else "DESC"
+    wanted = "place.name = $1::text"
+    if state is State.DEAD:
+        wanted = """
+            place.name IS NOT NULL AND m.origin = $1::text
+            AND place.id IN (SELECT queue_id FROM queue_service.graves WHERE origin = $1::text)
+            AND EXISTS (SELECT FROM queue_service.queues WHERE name = $1::text)
+        """
+    rows = pool.read(
+        f"""
+        WITH found AS (
+            SELECT m.*, queue_service.read_size(m) AS size
+              FROM queue_service.queues AS place JOIN queue_service.messages AS m ON m.queue_id = place.id
+             WHERE {wanted} AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)
+               AND ($5::int IS NULL OR m.state = $5::int) AND ($6::bytea IS NULL OR m.key = $6::bytea)
+               AND NOT queue_service.has_expired($8::bigint, queue_service.cutoff($8::bigint, place), m)
+             ORDER BY m.id {order} LIMIT $4::int
+        ), summed AS (
+            SELECT *, sum(size) OVER way AS total, row_number() OVER way AS n
+              FROM found WINDOW way AS (ORDER BY id {order})
+        ), fitting AS (
+            SELECT *, (max(total) OVER ())::bigint AS bytes FROM summed WHERE n = 1 OR total <= $7::bigint
+        )
+        SELECT id, CASE WHEN bytes <= $9::bigint THEN text END, CASE WHEN bytes <= $9::bigint THEN fields END,
+               CASE WHEN bytes <= $9::bigint THEN deaths END, sent_at, receive_count, due_at, state, bytes
+          FROM fitting ORDER BY id {order}
+        """,
+        queue,
+        after,
+        before,
+        limit,
+        None if state in (None, State.DEAD) else STATES.index(state),
+        None if key is None else key.encode(),
+        MAX_READ_BYTES,
+        clock.now(),
+        reserved,
+    )
+    if rows and rows[0][-1] > reserved:
+        raise LargeRead(rows[0][-1])
+    wall = clock.wall
+    return [
+        Message(
+            number, queue, text.decode(), with_dead_letter_history(fields, deaths), wall(sent_at), count,
+            leased_until=wall(due_at) if STATES[at] == State.LEASED else None,
+            state=State.DEAD if state is State.DEAD else State(STATES[at]),
+        )
+        for number, text, fields, deaths, sent_at, count, due_at, at, _ in rows
+    ]  # fmt: skip
+
+
+def message(pool: Pool, clock: Clock, queue: str, id: int, reserved: int) -> Message:
+    """As Store.message, of a queue brought up to date. Raises LargeRead."""
+    found = peek(pool, clock, queue, 1, id - 1, id + 1, None, None, reserved)
+    if found and found[0].id == id:
+        return found[0]
+    if not pool.read("SELECT 1 FROM queue_service.queues WHERE name = $1::text", queue):
+        raise QueueNotFound(queue)
+    raise MessageNotFound
+
+
+def names(pool: Pool, prefix: str, after: str, limit: int) -> list[str]:
+    """Of the queues, in order."""
+    # No character of a name comes behind "z".
+    statement = """
+        SELECT name FROM queue_service.queues
+         WHERE name > $1::text AND name >= $2::text AND name < $2::text || '~' ORDER BY name LIMIT $3::int
+    """
+    return [row[0] for row in pool.read(statement, after, prefix, limit)]
+
+
+def describe(read: Callable[..., list[Any]], now: int, names: list[str]) -> list[Queue]:
+    """Those of these queues that exist, in order of name. `read` runs a statement."""
+    rows = read(
+        """
+        SELECT name, version, settings::text, counted.*,
+               (SELECT count(*) FROM queue_service.graves AS g
+                  JOIN queue_service.queues AS grave ON grave.id = g.queue_id AND grave.name IS NOT NULL
+                  JOIN queue_service.messages AS m ON m.queue_id = g.queue_id AND m.origin = g.origin
+                 WHERE g.origin = q.name),
+               (SELECT greatest(due_at, arrived_at) FROM queue_service.messages
+                 WHERE queue_id = q.id AND state = 0 ORDER BY greatest(due_at, arrived_at) LIMIT 1)
+          FROM queue_service.queues AS q CROSS JOIN LATERAL (
+               SELECT sum(ready)::bigint, sum(leased)::bigint, sum(delayed)::bigint, sum(blocked)::bigint,
+                      sum(bytes)::bigint, sum(sent)::bigint, sum(received)::bigint, sum(acked)::bigint,
+                      sum(expired)::bigint, sum(dead_lettered)::bigint
+                 FROM queue_service.counts WHERE queue_id = q.id) AS counted
+         WHERE name = ANY ($1::text[])
+         ORDER BY name
+        """,
+        names,
+    )
+
+    def describe(name: str, version: int, kept: str, *counts: int | None) -> Queue:
+        settings = read_settings(kept)
+        ready, leased, delayed, blocked, *totals = [count or 0 for count in counts[:10]]
+        dead, since = counts[10:]
+        age = 0.0 if since is None or settings.paused else max(0, now - since) / 1000
+        stats = QueueStats._make((ready, leased, delayed, blocked, dead, age, *totals))
+        return Queue(name, version, settings, stats)
+
+    return [describe(*row) for row in rows]

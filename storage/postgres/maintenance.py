@@ -1,0 +1,121 @@
+"""What an operator does to a PostgreSQL database: look at it and check it. The rest PostgreSQL's own tools do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import IsolationLevel
+
+from storage.errors import Unsound, UnusableDatabase
+from storage.model import STATES
+from storage.postgres.schema import prepare
+
+
+def info(url: str) -> str:
+    """What is in the database, a line a fact."""
+    with _opened(url) as connection:
+        ((server, checksums, size),) = connection.execute(
+            """
+            SELECT current_setting('server_version'), current_setting('data_checksums'),
+                   (SELECT sum(pg_total_relation_size(oid)) FROM pg_class
+                     WHERE relnamespace = 'queue_service'::regnamespace AND relkind = 'r')::bigint
+            """
+        ).fetchall()
+        ((schema,),) = connection.execute("SELECT version FROM queue_service.version").fetchall()
+        at = connection.info
+        lines = [
+            f"database  {at.dbname} on {at.host}:{at.port} (schema version {schema})",
+            f"size      {size:,} bytes, including indexes and dead rows",
+            f"postgres  {server}, data checksums {checksums}",
+        ]
+        for name, *counts, bytes_there in connection.execute(
+            f"""
+            SELECT name, {", ".join(f"coalesce(sum({state}), 0)::bigint" for state in STATES)},
+                   coalesce(sum(bytes), 0)::bigint
+              FROM queue_service.queues LEFT JOIN queue_service.counts ON queue_id = id
+             WHERE name IS NOT NULL GROUP BY name ORDER BY name
+            """.encode()
+        ):
+            states = ", ".join(f"{count:,} {state}" for state, count in zip(STATES, counts, strict=True))
+            lines.append(f"queue     {name}: {states}; {bytes_there:,} bytes")
+    return "\n".join(lines)
+
+
+def check(url: str) -> str:
+    """Says that the counts are those of the messages, all of them having been read. Raises Unsound."""
+    with _opened(url) as connection:
+        faults = [
+            f"queue '{name}' counts {told} {what} but has {real}"
+            for name, what, told, real in connection.execute(_RECOUNT.encode()).fetchall()
+        ]
+        faults += [
+            f"queue '{name}' has a key with {leased} leased and {free} free messages"
+            for name, leased, free in connection.execute(_KEYS).fetchall()
+        ]
+        ((strays,),) = connection.execute(
+            "SELECT count(*) FROM queue_service.messages "
+            "WHERE NOT EXISTS (SELECT FROM queue_service.queues WHERE id = queue_id)"
+        ).fetchall()
+        if strays:
+            faults.append(f"{strays} messages are in no queue")
+        if faults:
+            raise Unsound("\n".join(faults))
+        ((messages, queues),) = connection.execute(
+            "SELECT (SELECT count(*) FROM queue_service.messages), "
+            "(SELECT count(*) FROM queue_service.queues WHERE name IS NOT NULL)"
+        ).fetchall()
+    return f"ok: {messages:,} messages in {queues:,} queues"
+
+
+def backup(url: str, target: Path) -> str:
+    """Raises UnusableDatabase: another program does it."""
+    raise UnusableDatabase("back up PostgreSQL with pg_dump --schema=queue_service, or back up the whole server")
+
+
+def vacuum(url: str) -> str:
+    """Raises UnusableDatabase: another program does it."""
+    raise UnusableDatabase("PostgreSQL vacuums by itself (autovacuum); to return space to the disk, run VACUUM FULL")
+
+
+# The counts of each queue beside those of the messages themselves; rows only where they differ.
+_RECOUNT = f"""
+    WITH counted AS (
+        SELECT queue_id, {", ".join(f"sum({what})::bigint AS {what}" for what in (*STATES, "bytes"))}
+          FROM queue_service.counts GROUP BY queue_id
+    ), real AS (
+        SELECT queue_id, {", ".join(f"count(*) FILTER (WHERE state = {n}) AS {s}" for n, s in enumerate(STATES))},
+               sum(octet_length(text) + coalesce(octet_length(fields), 0))::bigint AS bytes
+          FROM queue_service.messages GROUP BY queue_id
+    )
+    SELECT name, what, coalesce(told, 0), coalesce(is_there, 0)
+      FROM queue_service.queues LEFT JOIN counted ON counted.queue_id = id LEFT JOIN real ON real.queue_id = id
+     CROSS JOIN LATERAL (VALUES {", ".join(f"('{s}', counted.{s}, real.{s})" for s in (*STATES, "bytes"))})
+                     AS compared (what, told, is_there)
+     WHERE name IS NOT NULL AND coalesce(told, 0) <> coalesce(is_there, 0)
+"""
+
+# Keys of which more than one message, or one beside those of one reader, could be given out.
+_KEYS = """
+    SELECT name, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state IN (0, 2))
+      FROM queue_service.messages JOIN queue_service.queues ON queues.id = queue_id
+     WHERE key IS NOT NULL AND state <> 3 AND name IS NOT NULL
+     GROUP BY name, key
+    HAVING count(*) FILTER (WHERE state IN (0, 2)) > (count(*) FILTER (WHERE state = 1) = 0)::int
+        OR count(DISTINCT token) FILTER (WHERE state = 1) > 1
+"""
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database that must be there, in one snapshot of it; it is not made one."""
+    try:
+        with psycopg.connect(prepare(url, create_it=False)) as connection:
+            connection.isolation_level = IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            yield connection
+    except psycopg.Error as fault:
+        raise UnusableDatabase(f"cannot read the database: {str(fault).splitlines()[0]}") from fault

@@ -1,0 +1,233 @@
+"""Connections to PostgreSQL: how they are made, lent and lost, and its faults in the store's words."""
+
+from __future__ import annotations
+
+import json
+import logging
+import select
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import conninfo
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
+from psycopg.types.json import Jsonb
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from storage.errors import (
+    Busy,
+    DiskFull,
+    IdempotencyMismatch,
+    MessageLeased,
+    MessageNotFound,
+    QueueFull,
+    QueueNotFound,
+    StaleReceipt,
+    StoreError,
+    Unavailable,
+)
+from storage.model import REQUEST_WINDOW, IdempotencyKey
+from storage.size_budget import LargeRead
+
+T = TypeVar("T")
+
+CONNECTIONS = 8  # of a process: so many transactions keep a server's core busy, and 12 such processes fit in its 100
+LEND_WITHIN = 4.0  # seconds a request waits for one of them before it is refused as Busy
+ANSWER_WITHIN = 15.0  # seconds a statement may take: the longest waits 4 s for locks, and moves 10,000 messages
+ATTEMPTS = 3  # at a statement that certainly did nothing, as the victim of a deadlock or on a lost connection
+
+# What a URL may say otherwise. A peer that is gone is noticed within seconds, and of several hosts the one that takes
+# writes is found.
+_DEFAULTS: dict[str, Any] = {
+    "application_name": "queue_service",
+    "client_encoding": "UTF8",
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "target_session_attrs": "read-write",
+}
+
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each attempt while a server is down is a line else
+
+
+class Connection(psycopg.Connection[Any]):
+    """One that gives a server up that does not answer, be it stopped or cut off."""
+
+    def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
+        return super().wait(gen, interval, ANSWER_WITHIN if timeout is None else timeout)
+
+
+def connection_string(url: str) -> str:
+    """What a URL says, and for the rest this service's own defaults. Raises psycopg.ProgrammingError."""
+    said: dict[str, Any] = conninfo.conninfo_to_dict(url)
+    return conninfo.make_conninfo("", **(_DEFAULTS | said))
+
+
+class WriteTransaction:
+    """A transaction of several statements, at a moment of the service's time (ms)."""
+
+    def __init__(self, connection: Connection, now: int) -> None:
+        self.now = now
+        self._connection = connection
+        self.run(
+            "SELECT set_config('search_path', 'queue_service, pg_temp', true), set_config('lock_timeout', '4s', true)"
+        )
+
+    def run(self, statement: str, *values: Any) -> list[Any]:
+        return self._connection.execute(statement, values, binary=True).fetchall()
+
+    def recall(self, once: IdempotencyKey) -> Any:
+        """What was remembered under this key, None for nothing. Raises IdempotencyMismatch."""
+        return flat(self.run("SELECT remembered($1::bigint, 0, $2::text, $3::bytea)", self.now, *once))
+
+    def remember(self, once: IdempotencyKey, value: Any) -> None:
+        until = self.now + round(REQUEST_WINDOW * 1000)
+        self.run("SELECT remember(0, $1::text, $2::bytea, $3::bigint, $4::jsonb)", *once, until, Jsonb(value))
+
+
+class Pool:
+    """This process's connections. `run` and `transact` may be called by any thread."""
+
+    def __init__(self, url: str) -> None:
+        self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # after each transaction
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            connection_string(url),
+            connection_class=Connection,
+            # Statements prepared by one session would not be there in the next that a pooler hands out.
+            kwargs={"autocommit": True, "prepare_threshold": None, "cursor_factory": psycopg.RawCursor},
+            min_size=1,
+            max_size=CONNECTIONS,
+            timeout=LEND_WITHIN,
+            reconnect_timeout=3.0,  # then the next request asks for an attempt: back within seconds after any outage
+            check=_check_alive,
+            open=True,
+        )
+
+    def run(self, statement: str, *values: Any) -> list[Any]:
+        """The rows of a statement that is a transaction of its own.
+
+        Raises Busy or DiskFull, nothing having been done, Unavailable when its outcome is not known, and the
+        faults of the store that its functions raise.
+        """
+        return self._observed(lambda connection: connection.execute(statement, values, binary=True).fetchall())
+
+    def transact(self, now: int, operation: Callable[[WriteTransaction], T]) -> T:
+        """What an operation returns that is one transaction; it may be called again. Raises as `run` does."""
+
+        def whole(connection: Connection) -> T:
+            with connection.transaction():
+                return operation(WriteTransaction(connection, now))
+
+        return self._observed(whole)
+
+    def read(self, statement: str, *values: Any) -> list[Any]:
+        """As `run`, of one that only reads, and so may be asked again when a connection was lost."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._do(lambda connection: connection.execute(statement, values, binary=True).fetchall())
+            except (Busy, DiskFull):
+                raise
+            except Unavailable:
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _observed(self, work: Callable[[Connection], T]) -> T:
+        began = time.perf_counter()
+        try:
+            return self._do(work)
+        finally:
+            self.observe(1, time.perf_counter() - began)
+
+    def _do(self, work: Callable[[Connection], T]) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                connection = self._pool.getconn()
+            except (PoolTimeout, PoolClosed) as fault:
+                raise Busy("the database is unreachable or busy") from fault
+            try:
+                return work(connection)
+            except psycopg.Error as fault:
+                known = translate(fault)
+                if attempt == ATTEMPTS or not isinstance(fault, _WORTH_ANOTHER):
+                    if known is None:
+                        raise
+                    raise known from fault
+            finally:
+                _abandon(connection)
+                self._pool.putconn(connection)
+        raise AssertionError("unreachable")
+
+
+def _check_alive(connection: Connection) -> None:
+    """A server that has ended an idle connection has said so: it can be seen without asking."""
+    watch = select.poll()
+    watch.register(connection.fileno(), select.POLLIN)
+    if watch.poll(0):
+        connection.close()
+        raise psycopg.OperationalError("the server has ended this connection")
+
+
+def _abandon(connection: Connection) -> None:
+    """What the server still does for nobody is cancelled, if it can be reached; the pool makes a new connection."""
+    if connection.info.transaction_status is TransactionStatus.ACTIVE:
+        with suppress(psycopg.Error):
+            connection.cancel_safe(timeout=2)
+        connection.close()
+
+
+_WORTH_ANOTHER = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_DID_NOTHING = (
+    *_WORTH_ANOTHER,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.OutOfMemory,
+    psycopg.errors.TooManyConnections,
+    psycopg.errors.CannotConnectNow,
+    psycopg.errors.ConfigurationLimitExceeded,
+)
+
+
+# By the code that a function raises, with its message.
+_REFUSALS: dict[str | None, Callable[[str], StoreError | LargeRead]] = {
+    "QS404": QueueNotFound,
+    "QS409": lambda message: _stale(*message.split()),
+    "QS410": lambda _: MessageNotFound(),
+    "QS413": lambda size: LargeRead(int(size)),
+    "QS422": lambda _: IdempotencyMismatch(),
+    "QS423": lambda _: MessageLeased(),
+    "QS429": lambda message: QueueFull(*json.loads(message)),
+}
+
+
+def _stale(status: str, index: str | None = None) -> StaleReceipt:
+    return StaleReceipt(None if index is None else int(index), missing=status == "missing")
+
+
+def translate(fault: psycopg.Error) -> StoreError | LargeRead | None:
+    """PostgreSQL's faults in the store's words; None for one that is a fault of this program."""
+    state, message = fault.sqlstate, fault.diag.message_primary or ""
+    if state in _REFUSALS:
+        return _REFUSALS[state](message)
+    if isinstance(fault, psycopg.errors.DiskFull):
+        return DiskFull()
+    if isinstance(fault, _DID_NOTHING):
+        return Busy()
+    # An ERROR has undone its transaction; whatever ended the connection may have come behind the commit.
+    if fault.diag.severity_nonlocalized == "ERROR":
+        return None
+    return Unavailable("the connection to the database was lost; the outcome is unknown")
+
+
+def flat(rows: Sequence[Any]) -> Any:
+    """The one value of one row."""
+    return rows[0][0]

@@ -1,0 +1,63 @@
+"""Settings of queues and what resets them: changed and deleted so that dead letters go round in no circle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from storage.codec import read_settings, write_settings
+from storage.errors import PreconditionFailed
+from storage.model import QueueSettings, check_chain
+from storage.postgres.pool import WriteTransaction, flat
+
+_SETTINGS = "SELECT version, settings::text FROM queues WHERE name = $1::text"
+
+
+def configure(work: WriteTransaction, name: str, changes: Mapping[str, Any], version: int | None) -> tuple[int, str]:
+    """Return the new version and settings."""
+    if "dead_letter_queue" in changes:
+        _lock_chains(work)
+    if version is None:
+        work.run("SELECT queue_for_writing($1::bigint, $2::text)", work.now, name)
+    found = work.run(f"{_SETTINGS} FOR NO KEY UPDATE", name)
+    if not found or version not in (None, found[0][0]):
+        raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
+    settings = read_settings(found[0][1]).changed(changes)
+    if "dead_letter_queue" in changes:
+        _check_chain(work, name, settings)
+    kept = write_settings(settings)
+    changed = work.run(
+        "UPDATE queues SET settings = $2::jsonb, version = version + 1, used_at = $3::bigint WHERE name = $1::text "
+        "RETURNING version",
+        name, kept, work.now,
+    )  # fmt: skip
+    return flat(changed), kept
+
+
+def delete_queue(work: WriteTransaction, name: str) -> bool:
+    """Raises QueueNotFound, InvalidInput."""
+    _lock_chains(work)
+    if flat(work.run("SELECT delete_queue($1::bigint, $2::text)", work.now, name)):
+        _check_chain(work, name, QueueSettings())
+    return True
+
+
+def expire_queue(work: WriteTransaction, number: int) -> None:
+    """Delete the queue if its setting `expires` says so. Raises InvalidInput."""
+    _lock_chains(work)
+    name = flat(work.run("SELECT expire_queue($1::bigint, $2::bigint)", work.now, number))
+    if name is not None:
+        _check_chain(work, name, QueueSettings())
+
+
+def _lock_chains(work: WriteTransaction) -> None:
+    """Wait for other changes of chains of dead-letter queues: two at once could close a circle."""
+    work.run("SELECT pg_advisory_xact_lock(-2, 0)")
+
+
+def _check_chain(work: WriteTransaction, name: str, settings: QueueSettings) -> None:
+    def settings_of(queue: str) -> QueueSettings:
+        found = work.run(_SETTINGS, queue)
+        return read_settings(found[0][1]) if found else QueueSettings()
+
+    check_chain(name, settings, settings_of)

@@ -1,0 +1,418 @@
+"""The engine for many machines: one PostgreSQL database, shared by all processes of all nodes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from storage.clock import Clock
+from storage.codec import read_settings, with_dead_letter_history
+from storage.errors import MessageNotFound, QueueNotFound, StaleReceipt
+from storage.model import (
+    CHUNK,
+    AckResult,
+    Disk,
+    ExtendResult,
+    IdempotencyKey,
+    Message,
+    NewMessage,
+    Queue,
+    ReadRoom,
+    Receipt,
+    Receive,
+    Sent,
+    State,
+    Transacted,
+    rfc3339,
+)
+from storage.postgres import inspection, queues
+from storage.postgres.clock import SharedClock
+from storage.postgres.parameters import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of, unsettled
+from storage.postgres.pool import Pool, WriteTransaction, flat
+from storage.postgres.schema import prepare
+from storage.postgres.upkeep import STEP, Hints, QueueSnapshot, Upkeep, late_queues
+from storage.size_budget import in_room
+from storage.steps import Progress, ask_again, check_queues, group_by_queue, in_steps
+from storage.store import Observer
+from storage.validation import MAX_PAGE
+from storage.waiting import Subscription, Waiting, receive_after
+from storage.wakeup_pipes import WakeupPipe
+
+LOOK_FOR = 0.5  # seconds that a verb which only looks drops first what is not to be delivered any more …
+WAIT_FOR_DUE = 3.0  # … and gives back what is due
+READY_FOR = 1.0  # seconds that a write once done says that another can be
+
+
+class PostgresStore:
+    """The Store on PostgreSQL. Open one in each process, after any fork."""
+
+    def __init__(
+        self, url: str, *, pollers: int = 32, clock: Clock | None = None, wakeup_pipe: WakeupPipe | None = None
+    ) -> None:
+        """`pollers` readers may wait at once in this process, whose `wakeup_pipe` it is. Raises UnusableDatabase."""
+        connection_info = prepare(url)
+        self._pool = Pool(connection_info)
+        self._clock: Clock = clock or SharedClock(self._pool)
+        self._waiting = Waiting(lambda: QueueSnapshot(connection_info, self._pool, self._clock), pollers, wakeup_pipe)
+        self._hints = Hints(self._pool)
+        self._upkeep = Upkeep(self._pool, self._clock, self._catch_up)
+        self._room: ReadRoom | None = None
+        self._ready_until = 0.0
+
+    # -- the verbs on messages
+
+    def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
+        texts = [message.text.encode() for message in messages]
+        ((ids, duplicates),) = self._pool.run(
+            "SELECT * FROM queue_service.send($1::bigint, $2::text, $3::text, $4::bytea[], $5::json, $6::text, "
+            "$7::bytea)",
+            *self._moment(), queue, texts, fields_of(messages), *once_of(once),
+        )  # fmt: skip
+        self._became_ready([queue])
+        return Sent(ids, duplicates)
+
+    def receive(
+        self, ask: Receive, once: IdempotencyKey | None = None, present: Callable[[], bool] = lambda: True
+    ) -> list[Message]:
+        def attempt(reserved: int) -> list[Message] | None:
+            if not present():
+                return []
+            rows = self._pool.run(
+                "SELECT * FROM queue_service.receive($1::bigint, $2::text, $3::text[], $4::int, $5::bytea, "
+                "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint)",
+                *self._moment(), *ask_of(ask), *once_of(once), reserved,
+            )  # fmt: skip
+            return None if _is_late(rows) else self._messages(rows)
+
+        def claim() -> list[Message]:
+            return in_room(self._room, lambda reserved: ask_again(lambda: attempt(reserved)), lambda found: found)
+
+        return self._waiting.receive(claim, Subscription(ask.queues, ask.recipient), ask.wait, present)
+
+    def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
+        known, missing = parsed(receipts, queue)
+        statuses = self._change(
+            once, "ack($1::bigint, $2::text[], $3::bigint[], $4::bigint[])", self._clock.now(), *columns(list(known))
+        )
+        self._became_ready({receipt.queue for receipt in known}, hint=False)
+        return AckResult(statuses.count("held"), *unsettled(known, statuses, missing))
+
+    def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
+        one = receipt_of(receipt, queue)
+        self._change(once, "settle($1::bigint, $2::text, $3::bigint, $4::bigint)", self._clock.now(), *one[:3])
+        self._became_ready([one.queue], hint=False)
+
+    def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
+        receipt_of(receipt, queue)
+        result = self.extend_many([receipt], lease, queue, once)
+        if result.stale:
+            raise StaleReceipt
+        if result.missing:
+            raise MessageNotFound
+        return result.leased_until
+
+    def extend_many(
+        self, receipts: Sequence[str], lease: float, queue: str | None = None, once: IdempotencyKey | None = None
+    ) -> ExtendResult:
+        known, missing = parsed(receipts, queue)
+        now = self._clock.now()
+        until, statuses = self._change(
+            once,
+            "extend($1::bigint, $2::text[], $3::bigint[], $4::bigint[], $5::bigint)",
+            now, *columns(list(known)), now + round(lease * 1000),
+        )  # fmt: skip
+        return ExtendResult(statuses.count("held"), self._clock.wall(until), *unsettled(known, statuses, missing))
+
+    def release(
+        self,
+        receipt: str,
+        delay: float = 0.0,
+        queue: str | None = None,
+        once: IdempotencyKey | None = None,
+        *,
+        counted: bool = True,
+    ) -> None:
+        one = receipt_of(receipt, queue)
+        self._change(
+            once,
+            "release($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::bigint, $7::boolean)",
+            *self._moment(), *one[:3], round(delay * 1000), counted,
+        )  # fmt: skip
+        self._became_ready([one.queue])
+
+    def reject(
+        self, receipt: str, reason: str = "rejected", queue: str | None = None, once: IdempotencyKey | None = None
+    ) -> None:
+        one = receipt_of(receipt, queue)
+        self._change(
+            once,
+            "reject($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::text)",
+            *self._moment(), *one[:3], _json(reason),
+        )  # fmt: skip
+        self._became_ready([one.queue])
+
+    def transact(
+        self,
+        ack: Sequence[str],
+        send: Sequence[tuple[str, NewMessage]],
+        receive: Receive | None = None,
+        once: IdempotencyKey | None = None,
+        present: Callable[[], bool] = lambda: True,
+    ) -> Transacted:
+        receipts, wanted = receipts_of(ack)
+        check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
+        places = group_by_queue(send)
+        batches = {name: [send[place][1] for place in where] for name, where in places.items()}
+        stored = {place: n for n, place in enumerate((place for where in places.values() for place in where), start=1)}
+
+        def attempt(reserved: int) -> tuple[Any, bool, list[Message]]:
+            done, *rows = self._pool.run(
+                "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
+                "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
+                "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint)",
+                *self._moment(),
+                *columns(receipts),
+                list(batches),
+                [len(batch) for batch in batches.values()],
+                [message.text.encode() for batch in batches.values() for message in batch],
+                [fields_of(batch) for batch in batches.values()],
+                [stored[place] for place in range(len(send))],
+                *(ask_of(receive) if receive and present() else [None] * 5),
+                *once_of(once),
+                reserved,
+            )
+            is_late = _is_late(rows)
+            return done, is_late, [] if is_late else self._messages(rows)
+
+        try:
+            done, is_late, found = in_room(self._room if receive else None, attempt, lambda done: done[2])
+        except StaleReceipt as fault:
+            if fault.index is not None:
+                fault.index = wanted[fault.index]
+            raise
+        ids, duplicates = done[1], tuple(done[2])
+        self._became_ready(batches)
+        if receive is not None and (is_late or (receive.wait > 0 and not found)):
+            return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
+        return Transacted(ids, found, duplicates=duplicates)
+
+    # -- the verbs on messages by their ids
+
+    def message(self, queue: str, id: int) -> Message:
+        self._bring_up_to_date([queue])
+        return in_room(
+            self._room, partial(inspection.message, self._pool, self._clock, queue, id), lambda found: [found]
+        )
+
+    def delete_message(self, queue: str, id: int, once: IdempotencyKey | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._change(once, "delete_message($1::bigint, $2::text, $3::bigint)", self._clock.now(), queue, id)
+        self._became_ready([queue])
+
+    def reschedule(self, queue: str, id: int, delay: float, once: IdempotencyKey | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._change(
+            once,
+            "reschedule($1::bigint, $2::text, $3::bigint, $4::bigint)",
+            self._clock.now(), queue, id, round(delay * 1000),
+        )  # fmt: skip
+        self._became_ready([queue])
+
+    def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: IdempotencyKey | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._change(
+            once,
+            "dead_letter($1::bigint, $2::text, $3::text, $4::bigint, $5::text)",
+            *self._moment(), queue, id, _json(reason),
+        )  # fmt: skip
+        self._became_ready([queue])
+
+    def peek(
+        self,
+        queue: str,
+        *,
+        limit: int = 100,
+        after: int = 0,
+        before: int | None = None,
+        state: State | None = None,
+        key: str | None = None,
+    ) -> list[Message]:
+        self._bring_up_to_date([queue])
+        which = queue, limit, after, before, state, key
+        return in_room(self._room, partial(inspection.peek, self._pool, self._clock, *which), lambda found: found)
+
+    # -- the verbs on queues
+
+    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
+        names = inspection.names(self._pool, prefix, after, limit)
+        self._bring_up_to_date(names)
+        return inspection.describe(self._pool.read, self._clock.now(), names)
+
+    def queue(self, name: str) -> Queue:
+        self._bring_up_to_date([name])
+        found = inspection.describe(self._pool.read, self._clock.now(), [name])
+        if not found:
+            raise QueueNotFound(name)
+        return found[0]
+
+    def configure(
+        self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
+    ) -> Queue:
+        def operation(work: WriteTransaction) -> list[Queue]:
+            made = None if once is None else work.recall(once)
+            if made is None:
+                made = queues.configure(work, name, changes, version)
+                if once is not None:
+                    work.remember(once, made)
+            return [
+                queue._replace(version=made[0], settings=read_settings(made[1]))
+                for queue in inspection.describe(work.run, work.now, [name])
+            ]
+
+        found = self._pool.transact(self._clock.now(), operation)
+        self._became_ready([name])
+        if not found:  # a repeated request, whose queue was deleted since
+            raise QueueNotFound(name)
+        return found[0]
+
+    def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
+        self._once(once, lambda work: queues.delete_queue(work, name))
+
+    def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
+        return self._in_steps(once, "messages were purged", "purge($1::bigint, $2::text, $3::jsonb)", queue)
+
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+        once: IdempotencyKey | None = None,
+    ) -> int:
+        moved = self._in_steps(
+            once,
+            "dead letters were moved",
+            "redrive($1::bigint, $2::text, $3::jsonb, $4::bigint, $5::bigint[], $6::text)",
+            queue,
+            limit,
+            None if ids is None else list(ids),
+            None if reason is None else reason.replace("\0", "\ufffd"),
+        )
+        self._became_ready([queue])
+        return moved
+
+    # -- the service's own needs
+
+    def check_ready(self) -> None:
+        if time.monotonic() >= self._ready_until:
+            self._pool.run("UPDATE queue_service.clock SET ahead = ahead RETURNING ahead")
+            self._ready_until = time.monotonic() + READY_FOR
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """It is never called: a connection that was lost is replaced, and no other failure is this process's."""
+
+    def observe(self, observer: Observer) -> None:
+        self._pool.observe = observer.committed
+        self._waiting.observe = observer.waiting
+
+    def limit_reads(self, room: ReadRoom) -> None:
+        self._room = room
+
+    def disk(self) -> Disk:
+        return Disk(flat(self._pool.read("SELECT pg_database_size(current_database())")), None, None)
+
+    def stop_waiting(self) -> None:
+        self._waiting.stop()
+
+    def close(self) -> None:
+        self._upkeep.close()
+        self._hints.close()
+        self._waiting.close()
+        self._pool.close()
+
+    def _moment(self) -> tuple[int, str]:
+        """The service's time, and the wall clock's as RFC 3339."""
+        now = self._clock.now()
+        return now, rfc3339(self._clock.wall(now))
+
+    def _change(self, once: IdempotencyKey | None, call: str, *values: Any) -> Any:
+        """What a function returns that is a transaction of its own, or (repeated) returned the first time."""
+        statement = f"SELECT to_jsonb(queue_service.{call})"
+        if once is None:
+            return flat(self._pool.run(statement, *values))
+        return self._once(once, lambda work: flat(work.run(statement, *values)))
+
+    def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], Any]) -> Any:
+        """What an operation of one transaction returns, a JSON value; at its first call with this key."""
+
+        def run(work: WriteTransaction) -> Any:
+            known = None if once is None else work.recall(once)
+            if known is None:
+                known = operation(work)
+                if once is not None:
+                    work.remember(once, known)
+            return known
+
+        return self._pool.transact(self._clock.now(), run)
+
+    def _in_steps(self, once: IdempotencyKey | None, deed: str, call: str, queue: str, *values: Any) -> int:
+        """The count of a function that does a step at each call, given what it returned at the one before."""
+
+        def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
+            state = json.dumps(at) if at else None
+            at = flat(work.run(f"SELECT queue_service.{call}", work.now, queue, state, *values))
+            return at, not at["done"]
+
+        def done(at: Progress) -> str | None:
+            return f"{at['count']:,} {deed}" if at.get("count") else None
+
+        def run(operation: Callable[[WriteTransaction], tuple[Progress, bool]]) -> tuple[Progress, bool]:
+            return self._pool.transact(self._clock.now(), operation)
+
+        count: int = in_steps(run, {}, step, done, once)["count"]
+        return count
+
+    def _became_ready(self, names: Collection[str], hint: bool = True) -> None:
+        """Something may have, in these queues: readers of this process and of the others look."""
+        self._waiting.notify(names)
+        if hint:
+            self._hints.give()
+
+    def _bring_up_to_date(self, names: list[str]) -> None:
+        """Let a verb see what time has done, as far as that can be done soon."""
+        began = time.monotonic()
+        for name in late_queues(self._pool, self._clock.now(), names):
+            while (done := self._catch_up(name)) >= STEP:
+                if time.monotonic() - began > (WAIT_FOR_DUE if done >= CHUNK else LOOK_FOR):
+                    break
+
+    def _catch_up(self, name: str) -> int:
+        """Let a queue have a step of what time has done; below STEP no more is left, from CHUNK on more is due."""
+        statement = "SELECT queue_service.catch_up($1::bigint, $2::text, $3::text, $4::int)"
+        done: int = flat(self._pool.run(statement, *self._moment(), name, STEP))
+        self._became_ready([name])
+        return done
+
+    def _messages(self, rows: Sequence[Any]) -> list[Message]:
+        ahead = self._clock.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
+        return [
+            Message(
+                number, queue, text.decode(), with_dead_letter_history(fields, deaths), sent_at + ahead, count,
+                None if token is None else str(Receipt(queue, number, token)),
+                None if until is None else until + ahead,
+            )
+            for _, _, _, queue, number, text, fields, deaths, sent_at, count, token, until in rows
+        ]  # fmt: skip
+
+
+def _is_late(rows: Sequence[Any]) -> bool:
+    """Whether these say that a queue has yet to be caught up with."""
+    return bool(rows) and rows[0][0] is not None
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

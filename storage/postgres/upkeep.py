@@ -1,0 +1,228 @@
+"""What looks into PostgreSQL without being asked by a request: the sight of long polls, hints to others, upkeep."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+
+from storage.clock import Clock
+from storage.errors import InvalidInput
+from storage.model import CHUNK
+from storage.postgres.clock import SharedClock
+from storage.postgres.pool import Pool, flat
+from storage.postgres.queues import expire_queue
+from storage.waiting import Availability, Subscription
+
+CHANNEL = "queue_service"
+POLL_EVERY = 1.0  # seconds between looks while hints come …
+POLL_WITHOUT = 0.1  # … and where they do not, as through a pooler in transaction mode
+HINT_EVERY = 0.05  # seconds between two hints of a process: each takes a lock that all commits with one share
+UPKEEP_EVERY = 1.0  # seconds
+UPKEEP_FOR = 0.8  # seconds that it does so before it gives others, and the clock, their turn
+WINDOW = 1_000  # queues that it looks at each time, going round
+STEP = 2_000  # messages that one transaction of it drops: requests wait for it
+
+GRACE = 60_000  # ms: whatever found a queue just before it was deleted, and may still count in it, has ended by then
+
+_log = logging.getLogger(__name__)
+
+
+class QueueSnapshot:
+    """Lets storage/waiting.py see what could be taken. Holds one connection of its own, on which hints arrive."""
+
+    def __init__(self, connection_info: str, pool: Pool, clock: Clock) -> None:
+        self._connection_info = connection_info
+        self._pool = pool
+        self._clock = clock
+        self._listening: psycopg.Connection[Any] | None = None
+        self._heard = False  # whether hints come at all; the first is its own
+        self._listen_at = self._look_at = 0.0
+
+    def changed(self) -> bool:
+        hints = self._hints()
+        now = time.monotonic()
+        if not hints and now < self._look_at:
+            return False
+        self._look_at = now + (POLL_EVERY if self._heard else POLL_WITHOUT)
+        return True
+
+    def availability(self, subscription: Subscription, most: int) -> Availability:
+        now = self._clock.now()
+        recipient = None if subscription.recipient is None else subscription.recipient.encode()
+        ((ready, due),) = self._pool.read(
+            "SELECT * FROM queue_service.outlook($1::bigint, $2::text[], $3::bytea, $4::int)",
+            now, list(subscription.queues), recipient, most,
+        )  # fmt: skip
+        return Availability(min(ready, most), None if due is None else (due - now) / 1000)
+
+    def close(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+
+    def _hints(self) -> int:
+        """How many have come since the last call."""
+        try:
+            if self._listening is None:
+                self._listen()
+            if self._listening is None:
+                return 0
+            count = sum(1 for _ in self._listening.notifies(timeout=0))
+        except psycopg.Error:
+            self.close()
+            self._listening, self._heard = None, False
+            return 0
+        self._heard = self._heard or count > 0
+        return count
+
+    def _listen(self) -> None:
+        if time.monotonic() >= self._listen_at:
+            self._listen_at = time.monotonic() + POLL_EVERY
+            self._listening = psycopg.connect(self._connection_info, autocommit=True, prepare_threshold=None)
+            self._listening.execute(f"LISTEN {CHANNEL}".encode())
+            self._listening.execute(f"NOTIFY {CHANNEL}".encode())  # to learn whether hints come
+
+
+class Hints:
+    """Tells other processes, in a thread of its own, that something became ready: soon, but not each time."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._wanted = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="queue-hints", daemon=True)
+        self._thread.start()
+
+    def give(self) -> None:
+        self._wanted.set()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._wanted.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._wanted.wait() and not self._closing.is_set():
+            self._wanted.clear()
+            try:
+                self._pool.run(f"SELECT pg_notify('{CHANNEL}', '')")
+            except Exception as fault:  # it is a hint: others look by themselves every second
+                _log.debug("could not send a hint: %s", fault)
+            self._closing.wait(HINT_EVERY)
+
+
+class Upkeep:
+    """A thread that does, every second, what no request need wait for; of all nodes one does it at a time.
+
+    Expired messages leave, dead letters get where they are read, remembered keys are forgotten, queues that nobody uses
+    are deleted, deleted ones cleared; and the clock follows the shared one. `catch_up` does a step of what time has
+    done to a queue; below STEP no more is left.
+    """
+
+    def __init__(self, pool: Pool, clock: Clock, catch_up: Callable[[str], int]) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._catch_up = catch_up
+        self._after = 0  # the last queue of the window before
+        self._until = 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(UPKEEP_EVERY):
+            try:
+                if isinstance(self._clock, SharedClock):
+                    self._clock.adjust()
+                if self._is_its_turn():
+                    self._once()
+            except Exception as fault:  # whatever it was, the next second may go better, and no request depends on it
+                _log.warning("upkeep failed: %s", fault)
+
+    def _is_its_turn(self) -> bool:
+        return bool(
+            self._pool.run(
+                """
+                UPDATE queue_service.clock SET kept_at = clock_timestamp()
+                 WHERE clock_timestamp() NOT BETWEEN kept_at AND kept_at + interval '0.9 s'
+                RETURNING true
+                """
+            )
+        )
+
+    def _once(self) -> None:
+        now = self._clock.now()
+        self._until = time.monotonic() + UPKEEP_FOR
+        window = self._pool.read(
+            "SELECT id, name, coalesce(used_at + queue_service.seconds_setting(q, 'expires') <= $3::bigint, false) "
+            "             AND NOT EXISTS (SELECT FROM queue_service.messages WHERE queue_id = q.id) "
+            "FROM queue_service.queues AS q WHERE id > $1::bigint ORDER BY id LIMIT $2::int",
+            self._after, WINDOW, now,
+        )  # fmt: skip
+        for name in late_queues(self._pool, now, [name for _, name, _ in window if name is not None]):
+            self._repeat(lambda name=name: self._catch_up(name) >= STEP)  # type: ignore[misc]
+        self._forget([0, *(number for number, _, _ in window)], now)
+        for number, name, unused in window:
+            if name is None:
+                self._clear(number, now)
+            elif unused:
+                with suppress(InvalidInput):  # without its settings a circle of dead-letter queues would be closed
+                    self._pool.transact(now, lambda work, number=number: expire_queue(work, number))  # type: ignore[misc]
+        self._after = window[-1][0] if len(window) == WINDOW else 0
+
+    def _repeat(self, step: Callable[[], bool]) -> bool:
+        """Do the step until it returns that no more is left; False when the time is over before."""
+        while time.monotonic() < self._until and not self._closing.is_set():
+            if not step():
+                return True
+        return False
+
+    def _forget(self, queues: list[int], now: int) -> None:
+        for table, key in (("replies", "key"), ("dedup", "dedup_id")):
+            statement = f"""
+                WITH forgotten AS (
+                    DELETE FROM queue_service.{table} AS old USING (
+                        SELECT queue_id, {key} FROM queue_service.{table}
+                         WHERE queue_id = ANY ($1::bigint[]) AND forget_at <= $2::bigint
+                         LIMIT {CHUNK} FOR UPDATE SKIP LOCKED
+                    ) AS late
+                    WHERE old.queue_id = late.queue_id AND old.{key} = late.{key}
+                    RETURNING 1
+                ) SELECT count(*) FROM forgotten
+            """
+            self._repeat(lambda statement=statement: flat(self._pool.run(statement, queues, now)) == CHUNK)  # type: ignore[misc]
+
+    def _clear(self, queue_id: int, now: int) -> None:
+        """Remove what is left of a deleted queue; in the end, when nothing can be adding to it any more, itself."""
+        for table, key in (("messages", "id"), ("replies", "key"), ("dedup", "dedup_id"), ("counts", "slot"),
+                           ("graves", "origin")):  # fmt: skip
+            statement = f"""
+                WITH gone AS (
+                    DELETE FROM queue_service.{table} WHERE queue_id = $1::bigint AND {key} IN (
+                        SELECT {key} FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK}
+                           FOR UPDATE SKIP LOCKED)  -- another node may be at it, in another order
+                    RETURNING 1
+                ) SELECT count(*) FROM gone
+            """
+            if not self._repeat(lambda statement=statement: flat(self._pool.run(statement, queue_id)) == CHUNK):  # type: ignore[misc]
+                return
+        self._pool.run(
+            "DELETE FROM queue_service.queues "
+            "WHERE id = $1::bigint AND name IS NULL AND gone_at < $2::bigint "
+            "AND NOT EXISTS (SELECT FROM queue_service.messages WHERE queue_id = $1::bigint) RETURNING 1",
+            queue_id, now - GRACE,
+        )  # fmt: skip
+
+
+def late_queues(pool: Pool, now: int, names: list[str]) -> list[str]:
+    """Those of these queues to which time has done something that is yet to be seen to."""
+    return flat(pool.read("SELECT ARRAY(SELECT queue_service.late_queues($1::bigint, $2::text[]))", now, names))  # type: ignore[no-any-return]

@@ -1,0 +1,196 @@
+"""What is shown of messages and queues, changing nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import apsw
+
+from storage.clock import Clock
+from storage.codec import read_settings, with_dead_letter_history
+from storage.model import STATES, Message, Queue, QueueStats, State
+from storage.size_budget import SizeBudget
+from storage.sqlite import column_batches
+from storage.sqlite.expiry import Front, front
+from storage.sqlite.transaction import ARRIVED, SIZE_READ, WriteTransaction
+
+MAX_DEAD_LETTER_QUEUES = 100  # queues in which the dead letters of one are looked for
+WALKED = 100_000  # messages that one look at the oldest ready one passes over at most
+MAX_ID = (1 << 63) - 1
+
+_MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state"
+
+
+class Peek(NamedTuple):
+    limit: int = 100
+    after: int = 0
+    before: int | None = None
+    state: State | None = None
+    key: str | None = None
+    reserved: int = sys.maxsize  # bytes, see Room
+
+
+def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> list[Message]:
+    """Raises LargeRead."""
+    with connection:  # one snapshot for all of it: meanwhile runs may be unpacked
+        work = WriteTransaction(connection, clock)
+        found = work.find_queue(name)
+        if found is None:
+            return []
+        if ask.state is State.DEAD:
+            rows = _peek_dead(connection, name, ask)
+        else:
+            rows = _peek(connection, found.id, ask, front(work, found))
+    return [_message(clock, name, row, dead=ask.state is State.DEAD) for row in rows]
+
+
+def dead_letter_queues(connection: apsw.Connection, name: str) -> list[int]:
+    """The numbers of the queues in which dead letters from this one lie."""
+    rows: list[Any] = connection.execute(
+        """
+        WITH RECURSIVE known(id) AS (
+            SELECT min(queue_id) FROM messages WHERE origin = ?1
+             UNION ALL
+            SELECT (SELECT min(queue_id) FROM messages WHERE origin = ?1 AND queue_id > known.id)
+              FROM known WHERE id IS NOT NULL)
+        SELECT queues.id FROM known JOIN queues ON queues.id = known.id WHERE queues.name IS NOT NULL LIMIT ?2
+        """,
+        (name, MAX_DEAD_LETTER_QUEUES),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def names(connection: apsw.Connection, prefix: str, after: str, limit: int) -> list[str]:
+    """Of queues, in order. No name has a character above "z"."""
+    rows: list[Any] = connection.execute(
+        "SELECT name FROM queues WHERE name > ?1 AND name >= ?2 AND name < ?2 || '{' ORDER BY name LIMIT ?3",
+        (after, prefix, limit),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def describe(connection: apsw.Connection, clock: Clock, names: Sequence[str], fresh: dict[int, int]) -> list[Queue]:
+    """Those of these queues that exist.
+
+    `fresh`: by queue an id up to which no message is ready that never was before. None will be again, so that the
+    oldest ready one is not looked for there a second time.
+    """
+    connection.execute("BEGIN")  # one snapshot
+    try:
+        found = [_describe(connection, clock, name, fresh) for name in names]
+    finally:
+        connection.execute("COMMIT")
+    return [queue for queue in found if queue is not None]
+
+
+def _describe(connection: apsw.Connection, clock: Clock, name: str, fresh: dict[int, int]) -> Queue | None:
+    row: Any = connection.execute(
+        "SELECT id, version, settings, ready, leased, delayed, blocked, "
+        "bytes, sent, received, acked, expired, dead_lettered FROM queues WHERE name = ?",
+        (name,),
+    ).get
+    if row is None:
+        return None
+    number, version, settings, ready, leased, delayed, blocked, *totals = row
+    dead = sum(
+        connection.execute(
+            "SELECT count(*) FROM messages WHERE origin = ? AND queue_id = ?", (name, dead_letter_queue)
+        ).get
+        for dead_letter_queue in dead_letter_queues(connection, name)
+    )
+    age = 0.0
+    if ready and not read_settings(settings).paused:
+        work = WriteTransaction(connection, clock)
+        since = _ready_since(work, name, number, fresh)
+        age = 0.0 if since is None else max(0, work.now - since) / 1000
+    return Queue(
+        name, version, read_settings(settings), QueueStats(ready, leased, delayed, blocked, dead, age, *totals)
+    )
+
+
+def _ready_since(work: WriteTransaction, name: str, number: int, fresh: dict[int, int]) -> int | None:
+    """Since when the one of the ready messages has been ready that has been for longest."""
+    begin = front(work, work.queue(name))
+    moments = [
+        work.execute("SELECT min(due_at) FROM messages WHERE queue_id = ? AND state = 0 AND due_at > 0", (number,)).get,
+        work.execute(
+            f"SELECT min(iif(due_at, due_at, sent_at)) FROM runs {column_batches.READY_BATCHES} AND sent_at > ?2",
+            (number, begin.moment),
+        ).get,
+    ]
+    rows = work.execute(
+        f"SELECT id, state = 0 AND due_at = 0, {ARRIVED} FROM messages WHERE queue_id = ? AND id > ? "
+        "ORDER BY id LIMIT ?",
+        (number, max(begin.id, fresh.get(number, 0)), WALKED),
+    )
+    for one, is_fresh, arrived in rows:
+        if is_fresh:
+            moments.append(arrived)
+            break
+        fresh[number] = one
+    rows.close()
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _peek(connection: apsw.Connection, number: int, ask: Peek, begin: Front) -> list[Any]:
+    # What is before the front is as good as gone, but for what is leased.
+    after = ask.after if ask.state is State.LEASED else max(ask.after, begin.id)
+    bounds = after, MAX_ID if ask.before is None else ask.before
+    newest = ask.before is not None
+    state = None if ask.state is None else STATES.index(ask.state)
+    which = "queue_id = ?1" + ("" if state is None else f" AND state = {state}")
+    which += "" if ask.key is None else " AND key = ?4"
+    keyed = () if ask.key is None else (ask.key,)
+    packed = (
+        {}
+        if keyed
+        else column_batches.peek(connection, number, ask.limit, (*bounds, begin.moment), state, newest, ask.reserved)
+    )
+    sizes: list[Any] = connection.execute(
+        f"SELECT id, {SIZE_READ} FROM messages WHERE {which} AND id > ?2 AND id < ?3 "
+        f"ORDER BY id {'DESC' if newest else ''} LIMIT {ask.limit}",
+        (number, *bounds, *keyed),
+    ).fetchall()
+    sizes += ((one, len(row[1].encode()) + len((row[2] or "").encode())) for one, row in packed.items())
+    sizes.sort(reverse=newest)
+    room = SizeBudget(ask.reserved)
+    ids = [one for one, size in sizes[: ask.limit] if room.holds(size)]
+    room.check()
+    if not ids:
+        return []
+    rows: list[Any] = connection.execute(
+        f"SELECT {_MESSAGE} FROM messages WHERE {which} AND id BETWEEN ?2 AND ?3", (number, min(ids), max(ids), *keyed)
+    ).fetchall()
+    return sorted([*rows, *(packed[one] for one in ids if one in packed)], reverse=newest)
+
+
+def _peek_dead(connection: apsw.Connection, name: str, ask: Peek) -> list[Any]:
+    """Dead letters have rows of their own."""
+    newest = ask.before is not None
+    bounds = ask.after, MAX_ID if ask.before is None else ask.before
+    which = "origin = ?1 AND queue_id = ?2 AND id > ?3 AND id < ?4" + ("" if ask.key is None else " AND key = ?5")
+    keyed = () if ask.key is None else (ask.key,)
+    sizes: list[Any] = [
+        (one, size)
+        for dead_letter_queue in dead_letter_queues(connection, name)
+        for one, size in connection.execute(
+            f"SELECT id, {SIZE_READ} FROM messages WHERE {which} ORDER BY id {'DESC' if newest else ''} "
+            f"LIMIT {ask.limit}",
+            (name, dead_letter_queue, *bounds, *keyed),
+        ).fetchall()
+    ]
+    room = SizeBudget(ask.reserved)
+    ids = [one for one, size in sorted(sizes, reverse=newest)[: ask.limit] if room.holds(size)]
+    room.check()
+    return [connection.execute(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", (one,)).fetchone() for one in ids]
+
+
+def _message(clock: Clock, queue: str, row: Any, dead: bool) -> Message:
+    number, text, fields, deaths, sent_at, count, due_at, at = row
+    return Message(
+        number, queue, text, with_dead_letter_history(fields, deaths), clock.wall(sent_at), count,
+        leased_until=clock.wall(due_at) if STATES[at] == State.LEASED else None,
+        state=State.DEAD if dead else State(STATES[at]),
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""What an operator does to a SQLite file: look at it, check it, back it up, compact it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import apsw
+
+from storage.errors import Unsound, UnusableDatabase
+from storage.model import STATES
+from storage.sqlite.disk import file as sqlite_file
+from storage.sqlite.disk.file import DatabaseFile
+
+
+def info(path: Path) -> str:
+    """What is in the database, a line a fact."""
+    with _opened(path) as connection:
+        page, pages, free = map(connection.pragma, ("page_size", "page_count", "freelist_count"))
+        lines = [
+            f"file      {path} (schema version {connection.pragma('user_version')})",
+            f"size      {pages * page:,} bytes, of which {free * page:,} free",
+            f"log       {_size_of_log(path):,} bytes",
+            f"sqlite    {apsw.sqlite_lib_version()}",
+        ]
+        for name, bytes_there, *counts in connection.execute(
+            f"SELECT name, bytes, {', '.join(STATES)} FROM queues WHERE name IS NOT NULL ORDER BY name"
+        ):
+            states = ", ".join(f"{count:,} {state}" for state, count in zip(STATES, counts, strict=True))
+            lines.append(f"queue     {name}: {states}; {bytes_there:,} bytes")
+    return "\n".join(lines)
+
+
+def check(path: Path) -> str:
+    """Says that the file is sound, all of it having been read. Raises Unsound."""
+    with _opened(path) as connection, connection:  # one snapshot for all of it
+        if (version := connection.pragma("user_version")) != sqlite_file.SCHEMA_VERSION:
+            raise UnusableDatabase(
+                f"{path} has schema version {version}, but this check needs {sqlite_file.SCHEMA_VERSION}: "
+                "use the check of the release that serves it, or start this release's service first"
+            )
+        faults = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall() if row[0] != "ok"]
+        faults += [
+            f"queue '{name}' counts {told} {what} but has {real}"
+            for name, what, told, real in connection.execute(_RECOUNT).fetchall()
+        ]
+        strays = connection.execute(
+            f"SELECT coalesce(sum(count), 0) FROM ({_MESSAGES}) WHERE queue_id NOT IN (SELECT id FROM queues)"
+        ).get
+        if strays:
+            faults.append(f"{strays} messages are in no queue")
+        if faults:
+            raise Unsound("\n".join(faults))
+        messages = connection.execute(f"SELECT coalesce(sum(count), 0) FROM ({_MESSAGES})").get
+        queues = connection.execute("SELECT count(*) FROM queues WHERE name IS NOT NULL").get
+    return f"ok: {messages:,} messages in {queues:,} queues"
+
+
+def backup(path: Path, target: Path) -> str:
+    """A consistent copy at `target`, as of one moment, safe on disk. The service may go on meanwhile.
+
+    Raises UnusableDatabase if `target` is there or cannot be written.
+    """
+    if target.exists():
+        raise UnusableDatabase(f"{target} already exists")
+    part = target.with_name(f"{target.name}.part")
+    with _opened(path) as connection:
+        try:
+            part.unlink(missing_ok=True)
+            # Not the backup API: that begins anew whenever another process writes, so it may never end under load.
+            connection.execute("VACUUM INTO ?", (str(part),))
+            sync(part)
+            os.link(part, target)  # unlike a rename, does not replace what came there meanwhile
+        except (OSError, apsw.Error) as fault:
+            raise UnusableDatabase(f"the backup failed: {_told(fault)}") from fault
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+    sync(target.parent)
+    return f"{target}: {target.stat().st_size:,} bytes"
+
+
+def vacuum(path: Path) -> str:
+    """The file has no free pages left. Meanwhile writers wait, and are told they are too late after 5 s."""
+    with _opened(path) as connection:
+        before = path.stat().st_size
+        connection.pragma("temp_store", 1)  # a file: the copy may be larger than memory
+        connection.pragma("auto_vacuum", "incremental")  # so that an older file shrinks by itself, too
+        connection.execute("VACUUM")
+        with suppress(apsw.BusyError):  # somebody reads on: the service will fold the log in later
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    return f"{path}: from {before:,} to {path.stat().st_size:,} bytes"
+
+
+def sync(path: Path) -> None:
+    """A file, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_MESSAGES = "SELECT queue_id, 1 AS count FROM messages UNION ALL SELECT queue_id, count FROM runs"
+# The counts in each queue's row beside those of the messages themselves; rows only where they differ.
+_RECOUNT = " UNION ALL ".join(
+    f"""
+    SELECT name, '{what}', {what}, coalesce(real, 0)
+      FROM queues
+      LEFT JOIN (SELECT queue_id, sum(part) AS real
+                   FROM (SELECT queue_id, {part} AS part FROM messages WHERE {which}
+                          UNION ALL
+                         SELECT queue_id, {run} FROM runs WHERE {which})
+                  GROUP BY queue_id) ON queue_id = id
+     WHERE name IS NOT NULL AND {what} <> coalesce(real, 0)
+    """
+    for what, part, run, which in [
+        *((state, "1", "count", f"state = {number}") for number, state in enumerate(STATES)),
+        ("bytes", "octet_length(text) + coalesce(octet_length(fields), 0)", "bytes", "TRUE"),
+    ]
+)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[apsw.Connection]:
+    """A connection to a file that must be there; it is not made one."""
+    try:
+        if not path.exists():
+            raise UnusableDatabase(f"{path} does not exist")
+        if path.stat().st_size == 0:
+            raise UnusableDatabase(f"{path} is empty")
+        file = DatabaseFile(path, migrate=False)
+        try:
+            connection = file.connect()
+            try:
+                yield connection
+            finally:
+                connection.close()
+        except apsw.IOError:
+            file.distrust_log()
+            raise
+        finally:
+            file.close()
+    except (OSError, apsw.Error) as fault:
+        raise UnusableDatabase(f"{path}: {_told(fault)}") from fault
+
+
+def _told(fault: OSError | apsw.Error) -> str:
+    return (fault.strerror or str(fault)) if isinstance(fault, OSError) else str(fault)
+
+
+def _size_of_log(path: Path) -> int:
+    log = Path(f"{path}-wal")
+    return log.stat().st_size if log.exists() else 0

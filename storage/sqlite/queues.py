@@ -1,0 +1,296 @@
+"""What is done to whole queues, and to messages by id: settings, purge, deletion, redrive; and what upkeep clears."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+from heapq import merge
+from itertools import islice
+from typing import Any
+
+from storage.codec import write_settings
+from storage.errors import InvalidInput, MessageLeased, MessageNotFound
+from storage.model import CHUNK, CHUNK_BYTES, STATES, QueueSettings, check_chain
+from storage.sqlite import column_batches
+from storage.sqlite.inspection import dead_letter_queues
+from storage.sqlite.transaction import BLOCKED, DELAYED, LEASED, READY, SIZE, QueueRow, WriteTransaction, int_array
+
+MOVED = 2_000  # messages in one step of a purge, a clearing or a redrive
+SHRUNK = 500  # pages
+
+
+def configure(work: WriteTransaction, queue: QueueRow, changes: Mapping[str, Any]) -> tuple[int, str]:
+    """Changes settings, and touches no message; their version and JSON. Raises InvalidInput."""
+    settings = queue.settings.changed(changes)
+    _check_chain(work, queue, settings)
+    kept = write_settings(settings)
+    version: int = work.execute(
+        "UPDATE queues SET settings = ?, version = version + 1, used_at = ? WHERE id = ? RETURNING version",
+        (kept, work.now, queue.id),
+    ).get
+    work.forget_queue(queue)
+    return version, kept
+
+
+def _check_chain(work: WriteTransaction, queue: QueueRow, settings: QueueSettings) -> None:
+    if settings.dead_letter_queue != queue.settings.dead_letter_queue:
+        default = QueueSettings()
+        check_chain(queue.name, settings, lambda name: found.settings if (found := work.find_queue(name)) else default)
+
+
+def version(work: WriteTransaction, queue: QueueRow) -> int:
+    """Of the settings."""
+    version: int = work.execute("SELECT version FROM queues WHERE id = ?", (queue.id,)).get
+    return version
+
+
+def last_id(work: WriteTransaction) -> int:
+    """The highest id ever given to a message."""
+    last: int = work.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get
+    return last
+
+
+def purge(work: WriteTransaction, queue: QueueRow, last: int) -> int:
+    """Removes some of the messages up to id `last`, newest first: no key's next one shows up. How many."""
+    if removed := column_batches.purge(work, queue, last, CHUNK):
+        return removed
+    rows = work.remove(queue, _chunk(work, queue.id, last), "id, fields ->> 'dedup_id'")
+    names = {row[4]: row[3] for row in rows if row[4] is not None}
+    if names:
+        work.execute(
+            "DELETE FROM dedup WHERE queue_id = ?1 AND dedup_id IN (SELECT value FROM json_each(?2)) "
+            "AND message_id IN carray(?3)",
+            (queue.id, json.dumps(list(names), ensure_ascii=False), int_array(list(names.values()))),
+        )
+    return len(rows)
+
+
+def disown(work: WriteTransaction, queue: QueueRow) -> None:
+    """The queue does not exist any more; upkeep removes what is left of it by `clear`. Raises InvalidInput."""
+    _check_chain(work, queue, QueueSettings())
+    work.execute("UPDATE queues SET name = NULL WHERE id = ?", (queue.id,))
+    work.forget_queue(queue)
+
+
+def disown_unused(work: WriteTransaction, name: str) -> None:
+    """As disown, if the queue is empty, has not been used for as long as its setting `expires` says, and may go."""
+    queue = work.find_queue(name)
+    if queue is None or queue.settings.expires is None or queue.messages:
+        return
+    if queue.used_at + queue.settings.expires * 1000 <= work.now:
+        with suppress(InvalidInput):  # without its settings a circle of dead-letter queues would be closed
+            disown(work, queue)
+
+
+def clear(work: WriteTransaction, queue_id: int) -> bool:
+    """Removes some of what is left of a disowned queue, in the end itself; True when more is left."""
+    if column_batches.clear(work, queue_id, CHUNK):
+        return True
+    if ids := _chunk(work, queue_id, column_batches.MANY):
+        work.execute("DELETE FROM messages WHERE id IN carray(?)", (int_array(ids),))
+        return True
+    for table, name in (("replies", "key"), ("dedup", "dedup_id")):
+        chosen = f"SELECT {name} FROM {table} WHERE queue_id = ?1 LIMIT {CHUNK}"
+        work.execute(f"DELETE FROM {table} WHERE queue_id = ?1 AND {name} IN ({chosen})", (queue_id,))
+        if work.connection.changes():
+            return True
+    work.execute("DELETE FROM queues WHERE id = ? AND name IS NULL", (queue_id,))
+    return False
+
+
+def _chunk(work: WriteTransaction, queue_id: int, last: int) -> list[int]:
+    """Ids of the newest messages up to `last`, as many as one step may remove."""
+    ids, size = [], 0
+    for number, length in work.all(
+        f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
+        (queue_id, last, MOVED),
+    ):
+        ids.append(number)
+        size += length
+        if size > CHUNK_BYTES:
+            break
+    return ids
+
+
+# -- redrive
+
+
+def redrive_ids(work: WriteTransaction, queue: QueueRow, ids: Sequence[int], reason: str | None) -> int:
+    """Of these, dead letters that lie in this queue or came from it go back; how many."""
+    if not ids:
+        return 0
+    rows = work.all(
+        f"SELECT {_LETTER} FROM messages WHERE id IN carray(?1) AND origin IS NOT NULL "
+        "AND (queue_id = ?2 OR origin = ?3) ORDER BY id",
+        (int_array(ids), queue.id, queue.name),
+    )
+    return _send_back(work, [row for row in rows if _may_go(row, reason)])
+
+
+def redrive(
+    work: WriteTransaction, queue: QueueRow, limit: int, bounds: tuple[int, int], reason: str | None
+) -> tuple[int, int]:
+    """Dead letters with an id between these (the last one included) that lie in this queue or came from it go back.
+
+    In order of death, `limit` and MOVED at most, and only a bounded number is looked at. Returns how many went, and the
+    id of the last that was looked at; that of the last there is, when it was the end.
+    """
+    most = min(limit, MOVED)
+    looked_at = MOVED if reason is not None else most + 100
+    sources: list[tuple[str, tuple[Any, ...]]] = [("queue_id = ?1 AND origin IS NOT NULL", (queue.id, None))]
+    sources += [
+        ("queue_id = ?1 AND origin = ?2", (dead_letter_queue, queue.name))
+        for dead_letter_queue in dead_letter_queues(work.connection, queue.name)
+    ]
+    with ExitStack() as stack:  # of each source only as many rows are read as are looked at
+        found = [
+            stack.enter_context(
+                closing(
+                    work.execute(
+                        f"SELECT {_LETTER} FROM messages WHERE {which} AND id > ?3 AND id <= ?4 ORDER BY id LIMIT ?5",
+                        (*values, *bounds, looked_at),
+                    )
+                )
+            )
+            for which, values in sources
+        ]
+        rows = list(islice(merge(*found), looked_at))
+    chosen: list[Any] = []
+    size = 0
+    for row in rows:
+        if _may_go(row, reason):
+            chosen.append(row)
+            size += row[5]
+        if len(chosen) == most or size > CHUNK_BYTES:
+            _send_back(work, chosen)
+            return len(chosen), row[0]
+    _send_back(work, chosen)
+    return len(chosen), rows[-1][0] if len(rows) == looked_at else bounds[1]
+
+
+_LETTER = f"id, queue_id, origin, state, deaths ->> '$[#-1].dead_letter_reason', {SIZE}"
+
+
+def _may_go(row: Any, reason: str | None) -> bool:
+    return row[3] != LEASED and reason in (None, row[4])
+
+
+def _send_back(work: WriteTransaction, rows: Sequence[Any]) -> int:
+    ways: dict[tuple[int, str], list[int]] = {}
+    for number, grave_id, origin, *_ in rows:
+        ways.setdefault((grave_id, origin), []).append(number)
+    count = 0
+    for (grave_id, origin), ids in ways.items():
+        name = work.execute("SELECT name FROM queues WHERE id = ?", (grave_id,)).get
+        if name is not None:  # else it is being cleared away
+            _undo_dead_lettering(work, work.queue(name), work.queue_for_writing(origin), ids)
+            count += len(ids)
+    return count
+
+
+def _undo_dead_lettering(
+    work: WriteTransaction, dead_letter_queue: QueueRow, home: QueueRow, ids: Sequence[int]
+) -> None:
+    rows = work.all(
+        f"""
+        INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, expires_at,
+                              origin, deaths, fields, text)
+        SELECT ?1, sent_at, ?2, iif(key IS NULL, 0, 3), priority, recipient, key,
+               iif(json_array_length(deaths) = 1, ?2 + CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER), NULL),
+               deaths ->> '$[#-2].dead_letter_from',
+               iif(json_array_length(deaths) = 1, NULL, json_remove(deaths, '$[#-1]')),
+               fields, text
+          FROM messages WHERE id IN carray(?3) ORDER BY id
+        RETURNING state, key, {SIZE}
+        """,
+        (home.id, work.now, int_array(ids)),
+    )
+    first = work.connection.last_insert_rowid() - len(ids) + 1
+    work.arrived(home, rows)
+    new_ids = {number: first + place for place, number in enumerate(sorted(ids))}
+    named = work.all(
+        "SELECT id, fields, deaths FROM messages WHERE id IN carray(?) AND instr(fields, '\"dedup_id\"')",
+        (int_array(ids),),
+    )
+    known = [
+        (json.loads(fields).get("dedup_id"), int(json.loads(deaths)[-1]["dead_letter_id"]), new_ids[number])
+        for number, fields, deaths in named
+    ]
+    work.remove(dead_letter_queue, ids)
+    work.execute(  # what is remembered of a message goes along with it
+        "UPDATE dedup SET message_id = value ->> 2 FROM json_each(?2) "
+        "WHERE queue_id = ?1 AND dedup_id = value ->> 0 AND message_id = value ->> 1",
+        (home.id, json.dumps(known, ensure_ascii=False)),
+    )
+
+
+# -- one message by its id
+
+
+def delete_message(work: WriteTransaction, queue: QueueRow, number: int) -> None:
+    _waiting(work, queue, number)
+    work.remove(queue, [number])
+
+
+def dead_letter(work: WriteTransaction, queue: QueueRow, number: int, reason: str) -> None:
+    _waiting(work, queue, number)
+    work.dead_letter(queue, [number], reason)
+
+
+def reschedule(work: WriteTransaction, queue: QueueRow, number: int, delay: int) -> None:
+    state = _waiting(work, queue, number)
+    if state == READY and not delay:
+        return
+    due = work.now + delay
+    to = BLOCKED if state == BLOCKED else DELAYED if delay else READY
+    work.execute(  # a lease that ended is not to hold again
+        "UPDATE messages SET state = ?, due_at = ?, token = -abs(token) WHERE id = ?", (to, due, number)
+    )
+    if to != state:
+        work.count(queue, **{STATES[state]: -1, STATES[to]: 1})
+
+
+def _waiting(work: WriteTransaction, queue: QueueRow, number: int) -> int:
+    """The state of a message that is not leased. Raises MessageNotFound, MessageLeased."""
+    packed = column_batches.containing(work, [number])
+    column_batches.unpack(work, queue, [run for run in packed.values() if run.queue_id == queue.id])
+    found: int | None = work.execute("SELECT state FROM messages WHERE id = ? AND queue_id = ?", (number, queue.id)).get
+    if found is None:
+        raise MessageNotFound
+    if found == LEASED:
+        raise MessageLeased
+    work.note_use(queue)
+    return found
+
+
+# -- upkeep
+
+
+def forget(work: WriteTransaction) -> None:
+    """Forgets (CHUNK of each at most) the keys and dedup_ids whose window has passed."""
+    work.execute(
+        "DELETE FROM replies WHERE (queue_id, key) IN "
+        "(SELECT queue_id, key FROM replies WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
+        (work.now, CHUNK),
+    )
+    work.execute(
+        "DELETE FROM dedup WHERE (queue_id, dedup_id) IN "
+        "(SELECT queue_id, dedup_id FROM dedup WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
+        (work.now, CHUNK),
+    )
+
+
+def shrink(work: WriteTransaction) -> None:
+    """Gives up to SHRUNK free pages back to the disk, moving pages in use from the file's end into other free ones."""
+    work.all(f"PRAGMA incremental_vacuum({SHRUNK})", ())
+
+
+def note_time(work: WriteTransaction) -> None:
+    """Keep the service's time, which is not to run back when the next boot finds the wall clock set back."""
+    work.execute("UPDATE clock SET last_ms = max(last_ms, ?)", (work.now,))
+
+
+def touch(work: WriteTransaction) -> None:
+    """Writes without changing anything, to learn whether a write can be committed."""
+    work.execute("UPDATE clock SET offset_ms = offset_ms")

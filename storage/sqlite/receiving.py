@@ -1,0 +1,308 @@
+"""Giving messages out: which come next, and how they are leased or removed."""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+from storage.codec import with_dead_letter_history
+from storage.column_batches import ColumnBatch, Messages
+from storage.model import Message, QueueSettings, Receipt, Receive
+from storage.size_budget import LargeRead, SizeBudget
+from storage.sqlite import column_batches
+from storage.sqlite.column_batches import BatchRow
+from storage.sqlite.expiry import Front, bring_up_to_date, clear_out, front
+from storage.sqlite.transaction import SIZE_READ, QueueRow, WriteTransaction, int_array
+from storage.validation import MAX_BATCH, MAX_RECIPIENTS
+
+
+class Candidate(NamedTuple):
+    """A message that could be taken now. `followed`: later ones of its key wait behind it."""
+
+    id: int
+    priority: int
+    key: str | None
+    brings: int  # bytes of text and fields
+    receive_count: int
+    followed: bool
+
+    @property
+    def length(self) -> int:
+        return 1
+
+
+def take_from_queues(
+    work: WriteTransaction, rows: Sequence[QueueRow], ask: Receive, room: SizeBudget
+) -> Messages | None:
+    """What these queues have for the reader, in its order of preference; None when one has yet to be caught up with."""
+    taken: list[Message | ColumnBatch] = []
+    left = ask.limit
+    for row in rows:
+        if not left or room.full:
+            break
+        if bring_up_to_date(work, row):
+            return Messages(taken) if taken else None
+        clear_out(work, row)
+        work.note_use(row)
+        taken += (found := take(work, row, left, ask.recipient, _asked_lease(ask, row.settings), room))
+        left -= len(Messages(found))
+    return Messages(taken)
+
+
+def take(
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, lease: int | None, room: SizeBudget
+) -> list[Message | ColumnBatch]:
+    """The next messages, leased for `lease` ms or (None) removed. The queue must be up to date. Raises LargeRead."""
+    if queue.settings.paused:
+        return []
+    chosen = _choose(work, queue, limit, recipient, room)
+    room.check()
+    rows = [one for one in chosen if isinstance(one, Candidate)]
+    packed = [one for one in chosen if isinstance(one, BatchRow)]
+    given: dict[int, Message | ColumnBatch] = {}
+    if rows:
+        given |= _take_away(work, queue, rows) if lease is None else _lease(work, queue, rows, lease)
+    if packed:
+        given |= (
+            column_batches.take_away(work, queue, packed)
+            if lease is None
+            else column_batches.lease(work, queue, packed, lease)
+        )
+    return [given[one.id] for one in chosen]
+
+
+def available(work: WriteTransaction, queue: QueueRow, recipient: str | None, most: int) -> int:
+    """How many messages `take` would find, counted up to `most`."""
+    if queue.settings.paused:
+        return 0
+    begin = front(work, queue)
+    with (
+        _candidates(work, queue, most, recipient, begin) as heads,
+        closing(column_batches.ready(work, queue, recipient, begin.moment)) as packed,
+    ):
+        count = sum(1 for _ in islice(heads, most))
+        while count < most and (run := next(packed, None)) is not None:
+            count += run.length
+    return min(count, most)
+
+
+def leased_again(
+    work: WriteTransaction, spans: Sequence[tuple[str, int, int, int]], reserved: int
+) -> list[Message | ColumnBatch]:
+    """What is left of the messages leased as (queue, first id, how many, token), as it was given out then.
+
+    Raises LargeRead for more bytes than are reserved for it.
+    """
+    found: list[Message | ColumnBatch] = []
+    ahead, size = work.wall(0), 0
+    for name, first, length, token in spans:
+        queue = work.find_queue(name)
+        if queue is None:
+            continue
+        bounds = (queue.id, first, first + length - 1, token)
+        which = "FROM messages WHERE queue_id = ? AND id BETWEEN ? AND ? AND abs(token) = ?"
+        size += sum(row[0] for row in work.all(f"SELECT {SIZE_READ} {which}", bounds))
+        size += column_batches.size_leased_again(work, bounds)
+        if size > reserved:
+            raise LargeRead(size)
+        rows = work.all(f"SELECT id, text, fields, deaths, sent_at, receive_count, due_at {which} ORDER BY id", bounds)
+        messages = [
+            Message(number, name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count,
+                    str(Receipt(name, number, token)), due_at + ahead)
+            for number, text, fields, deaths, sent_at, count, due_at in rows
+        ]  # fmt: skip
+        packed = column_batches.leased_again(work, queue, bounds)
+        found += sorted([*messages, *packed], key=lambda part: part.id)
+    return found
+
+
+def spans_of(found: Messages) -> list[tuple[str, int, int, int]]:
+    """Leased messages as `leased_again` takes them."""
+    spans: list[tuple[str, int, int, int]] = []
+    for part in found.parts:
+        one = Receipt.parse(part.receipt or "", MAX_BATCH)
+        if spans:
+            queue, first, length, token = spans[-1]
+            if (queue, first + length, token) == (one.queue, one.id, one.token):
+                spans[-1] = queue, first, length + one.length, token
+                continue
+        spans.append((one.queue, one.id, one.length, one.token))
+    return spans
+
+
+def _choose(
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, room: SizeBudget
+) -> list[Candidate | BatchRow]:
+    chosen: list[Candidate | BatchRow] = []
+    left = limit
+    begin = front(work, queue)
+    with (
+        _candidates(work, queue, limit, recipient, begin) as heads,
+        closing(column_batches.ready(work, queue, recipient, begin.moment)) as packed,
+    ):
+        for one in _in_order(work, queue, limit, recipient, heads, packed):
+            if not room.holds(one.brings):
+                return chosen
+            if one.length > left:
+                break
+            chosen.append(one)
+            left -= one.length
+            if not left:
+                return chosen
+        else:
+            return chosen
+    assert isinstance(one, BatchRow)
+    column_batches.unpack(work, queue, [one])  # a reader that takes a part of it will want the rest in parts, too
+    return [*chosen, *(Candidate(number, 0, None, 0, one.receive_count, False) for number in one.ids[:left])]
+
+
+def _in_order(
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, *sources: Iterator[Candidate | BatchRow]
+) -> Iterator[Candidate | BatchRow]:
+    """What is taken one by one: a key's next competes with the others once the one before it is taken."""
+    heap: list[tuple[int, int, Candidate | BatchRow, Iterator[Candidate | BatchRow]]] = []
+
+    def compete(source: Iterator[Candidate | BatchRow]) -> None:
+        for one in source:
+            heapq.heappush(heap, (-one.priority, one.id, one, source))
+            break
+
+    for source in sources:
+        compete(source)
+    while heap:
+        _, _, one, source = heapq.heappop(heap)
+        yield one
+        limit -= one.length
+        compete(source)
+        if isinstance(one, Candidate) and one.followed and limit:
+            compete(_followers(work, queue, one, limit, recipient))
+
+
+@contextmanager
+def _candidates(
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, begin: Front
+) -> Iterator[Iterator[Candidate]]:
+    """The ready messages with rows of their own, in order, `limit` at most (or more)."""
+    if recipient is not None:
+        yield iter(_heads(work, queue, limit, recipient, begin))
+        return
+    names = [
+        row[0]
+        for row in work.all(
+            """
+            WITH RECURSIVE known(name) AS (
+                SELECT min(recipient) FROM messages WHERE queue_id = ?1 AND state = 0
+                 UNION ALL
+                SELECT (SELECT min(recipient) FROM messages WHERE queue_id = ?1 AND state = 0 AND recipient > name)
+                  FROM known WHERE name IS NOT NULL)
+            SELECT name FROM known WHERE name IS NOT NULL LIMIT ?2
+            """,
+            (queue.id, MAX_RECIPIENTS),
+        )
+    ]
+    if len(names) < 2:  # as mostly
+        yield iter(_heads(work, queue, limit, names[0], begin) if names else [])
+        return
+    sources = [_paged_heads(work, queue, limit, name, begin) for name in names]
+    yield heapq.merge(*sources, key=lambda one: (-one.priority, one.id))
+
+
+def _paged_heads(
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, begin: Front
+) -> Iterator[Candidate]:
+    """One first, and more only when that was taken: there may be a thousand recipients."""
+    known, size = 0, 1
+    while known < limit:
+        heads = _heads(work, queue, min(size, limit), recipient, begin)
+        yield from heads[known:]
+        if len(heads) < size:
+            return
+        known, size = len(heads), size * 4
+
+
+def _heads(work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, begin: Front) -> list[Candidate]:
+    if not begin.id:
+        return _select_heads(work, queue, "ORDER BY priority DESC, id LIMIT ?4", recipient, limit)
+    heads: list[Candidate] = []
+    for priority in range(9, -1, -1):  # a seek each, however many lie before
+        if len(heads) < limit:
+            behind = "AND priority = ?5 AND id > ?6 ORDER BY id LIMIT ?4"
+            heads += _select_heads(work, queue, behind, recipient, limit - len(heads), priority, begin.id)
+    return heads
+
+
+def _select_heads(work: WriteTransaction, queue: QueueRow, which: str, *values: str | int) -> list[Candidate]:
+    rows = work.all(
+        f"""
+        SELECT id, priority, key, {SIZE_READ}, receive_count,
+               key IS NOT NULL AND EXISTS (SELECT 1 FROM messages AS next
+                                            WHERE next.queue_id = ?1 AND next.key = messages.key
+                                              AND next.id > messages.id)
+          FROM messages
+         WHERE queue_id = ?1 AND state = 0 AND receive_count < ?2 AND recipient = ?3 {which}
+        """,
+        (queue.id, queue.settings.max_receives or column_batches.MANY, *values),
+    )
+    return list(map(Candidate._make, rows))
+
+
+def _followers(
+    work: WriteTransaction, queue: QueueRow, head: Candidate, limit: int, recipient: str | None
+) -> Iterator[Candidate]:
+    """The messages behind `head` in its key, as far as this reader may have them."""
+    most = queue.settings.max_receives
+    for *row, addressee, due_at in work.all(
+        f"SELECT id, priority, key, {SIZE_READ}, receive_count, 0, recipient, due_at FROM messages "
+        "WHERE queue_id = ? AND key = ? AND id > ? ORDER BY id LIMIT ?",
+        (queue.id, head.key, head.id, limit),
+    ):
+        follower = Candidate(*row)
+        if recipient not in (None, addressee) or due_at > work.now or (most and follower.receive_count >= most):
+            return
+        yield follower
+
+
+def _take_away(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate]) -> dict[int, Message]:
+    """By id."""
+    columns = "id, text, fields, deaths, sent_at, receive_count"
+    rows = work.remove(queue, [one.id for one in chosen], columns, received=len(chosen))
+    ahead = work.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
+    return {
+        number: Message(number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count + 1)
+        for *_, number, text, fields, deaths, sent_at, count in rows
+    }
+
+
+def _lease(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate], lease: int) -> dict[int, Message]:
+    """By id."""
+    token = secrets.randbits(63) | 1
+    until = work.now + lease
+    ids = [one.id for one in chosen]
+    # The keys' followers that come along were blocked, all others ready.
+    rows = work.all(
+        "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 "
+        "WHERE id IN carray(?) RETURNING id, text, fields, deaths, sent_at, receive_count",
+        (token, until, int_array(ids)),
+    )
+    keyed = [one.key for one in chosen if one.key is not None]
+    blocked = len(keyed) - len(set(keyed))
+    work.count(queue, ready=blocked - len(ids), blocked=-blocked, leased=len(ids), received=len(ids))
+    ahead = work.wall(0)
+    return {
+        number: Message(
+            number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count,
+            str(Receipt(queue.name, number, token)), until + ahead,
+        )
+        for number, text, fields, deaths, sent_at, count in rows
+    }  # fmt: skip
+
+
+def _asked_lease(ask: Receive, settings: QueueSettings) -> int | None:
+    """The lease in ms that a reader asks for, None for none."""
+    if ask.lease is None:
+        return None
+    return round(1000 * (settings.lease if isinstance(ask.lease, str) else ask.lease))

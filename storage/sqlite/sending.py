@@ -1,0 +1,232 @@
+"""Storing new messages: room, dedup, order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from storage.column_batches import NewColumnBatch, plain_form, size_of
+from storage.errors import DiskFull, QueueFull
+from storage.model import CHUNK, STATES, NewMessage, Sent
+from storage.sqlite import column_batches
+from storage.sqlite.expiry import bring_up_to_date, clear_out
+from storage.sqlite.transaction import BLOCKED, DELAYED, READY, QueueRow, WriteTransaction, by_state
+from storage.steps import group_by_queue
+
+SKIPPED = len(STATES)  # no state: the message is not stored
+
+_COLUMNS = "queue_id, sent_at, state, priority, recipient, key, due_at, expires_at, fields, text"
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class Rows(NamedTuple):
+    """Messages that get rows of their own, as JSON: what the rows hold, and the keys, each once and in order."""
+
+    messages: list[NewMessage]
+    columns: str
+    keys: str | None  # None: none has a key
+
+
+class Batch(NamedTuple):
+    """Messages for one queue. All that takes long and can be done without the lock has been done."""
+
+    messages: Sequence[NewMessage]
+    parts: list[
+        NewColumnBatch | Rows
+    ]  # the messages in order: those that are packed, and those that get rows of their own
+    size: int
+    named: list[tuple[int, str]]  # places and dedup_ids
+    firsts: dict[str, int]  # the first place of each dedup_id; in order of these, as they lie in the database
+
+
+def prepare(messages: Sequence[NewMessage]) -> Batch:
+    named: list[tuple[int, str]] = []
+    if not isinstance(messages, NewColumnBatch):
+        named = [(place, one.dedup_id) for place, one in enumerate(messages) if one.dedup_id is not None]
+    firsts = {name: place for place, name in reversed(named)}
+    return Batch(messages, list(_parts(messages)), size_of(messages), named, dict(sorted(firsts.items())))
+
+
+def prepare_for_queues(messages: Sequence[tuple[str, NewMessage]]) -> list[tuple[str, list[int], Batch]]:
+    """Return each queue's own messages, and their places."""
+    return [
+        (name, where, prepare([messages[place][1] for place in where]))
+        for name, where in group_by_queue(messages).items()
+    ]
+
+
+def send_to_queues(work: WriteTransaction, batches: Sequence[tuple[str, list[int], Batch]]) -> Sent:
+    """Stores each queue's messages; the ids, by their places."""
+    ids: dict[int, int] = {}
+    duplicates: list[int] = []
+    if len(batches) > 1:
+        work.create_queues([name for name, *_ in batches])
+    for name, where, batch in batches:
+        sent = send(work, work.queue_for_writing(name), batch)
+        ids |= zip(where, sent.ids, strict=True)
+        duplicates += [where[place] for place in sent.duplicates]
+    return Sent([ids[place] for place in range(len(ids))], sorted(duplicates))
+
+
+def send(work: WriteTransaction, queue: QueueRow, batch: Batch) -> Sent:
+    """Stores the messages in order; their ids, for a dedup_id known already the first message's."""
+    if not batch.named:
+        return Sent(_insert(work, queue, batch, ()), [])
+    firsts = batch.firsts
+    known: dict[str, int] = dict(
+        work.all(
+            "SELECT dedup_id, message_id FROM dedup WHERE queue_id = ? AND forget_at > ? "
+            "AND dedup_id IN (SELECT value FROM json_each(?))",
+            (queue.id, work.now, _json(list(firsts))),
+        )
+    )
+    duplicates = {place: name for place, name in batch.named if name in known or firsts[name] < place}
+    ids = _insert(work, queue, batch, duplicates)
+    work.execute(
+        "INSERT OR REPLACE INTO dedup (queue_id, dedup_id, message_id, forget_at) "
+        "SELECT ?, value->>0, value->>1, ? FROM jsonb_each(?) AS item",
+        (
+            queue.id,
+            work.now + round(queue.settings.dedup_window * 1000),
+            _json([(name, ids[place]) for name, place in firsts.items() if name not in known]),
+        ),
+    )
+    for place, name in duplicates.items():
+        ids[place] = known.get(name) or ids[firsts[name]]
+    return Sent(ids, list(duplicates))
+
+
+def _insert(work: WriteTransaction, queue: QueueRow, batch: Batch, skipped: Collection[int]) -> list[int]:
+    """Stores the messages; their ids, 0 for those at the places that are to be skipped."""
+    stored: Sequence[NewMessage] = batch.messages
+    size = batch.size
+    if skipped:
+        stored = [message for place, message in enumerate(batch.messages) if place not in skipped]
+        size = size_of(stored)
+    if not stored:
+        return [0] * len(batch.messages)
+    queue = _make_room(work, queue, len(stored), size)
+    states: list[int] = []
+    last = 0
+    for part in batch.parts:
+        if isinstance(part, NewColumnBatch) and not queue.settings.delay:
+            last = column_batches.pack(work, queue, part)
+            states += [READY] * len(part)
+        else:
+            rows = _rows(list(part)) if isinstance(part, NewColumnBatch) else part
+            some = _states(work, queue, rows, {place - len(states) for place in skipped})
+            if set(some) != {SKIPPED}:
+                last = _insert_rows(work, queue, rows, some)
+            states += some
+    work.count(queue, sent=len(stored), bytes=size, **by_state([state for state in states if state != SKIPPED]))
+    ids = iter(range(last - len(stored) + 1, last + 1))
+    return [0 if state == SKIPPED else next(ids) for state in states]
+
+
+def _parts(messages: Sequence[NewMessage]) -> Iterator[NewColumnBatch | Rows]:
+    if len(messages) < column_batches.SHORTEST:
+        yield _rows(list(messages))
+        return
+    if isinstance(messages, NewColumnBatch):
+        yield messages
+        return
+    alone: list[NewMessage] = []
+    for form, group in groupby(messages, plain_form):
+        stretch = list(group)
+        if form is None or len(stretch) < column_batches.SHORTEST:
+            alone += stretch
+            continue
+        if alone:
+            yield _rows(alone)
+            alone = []
+        yield NewColumnBatch.of_messages(stretch)
+    if alone:
+        yield _rows(alone)
+
+
+def _rows(messages: list[NewMessage]) -> Rows:
+    columns = [(one.priority, one.recipient, one.key, one.delay, one.ttl, one.fields, one.text) for one in messages]
+    keys = {one.key for one in messages if one.key is not None}
+    return Rows(messages, _json(columns), _json(sorted(keys)) if keys else None)
+
+
+def _make_room(work: WriteTransaction, queue: QueueRow, count: int, size: int) -> QueueRow:
+    if work.nearly_full:
+        raise DiskFull
+    if queue.settings.max_messages is None and queue.settings.max_bytes is None:
+        return queue
+    if _excess(queue, count, size):  # what has expired by now leaves its place; of very much, upkeep goes on with it
+        bring_up_to_date(work, queue)
+        clear_out(work, work.queue(queue.name), CHUNK)
+        queue = work.queue(queue.name)
+    if excess := _excess(queue, count, size):
+        raise excess
+    return queue
+
+
+def _excess(queue: QueueRow, count: int, size: int) -> QueueFull | None:
+    """Return the limit that so many more messages, of so many bytes, would exceed."""
+    settings = queue.settings
+    if settings.max_messages is not None and queue.messages + count > settings.max_messages:
+        return QueueFull(queue.name, "max_messages", settings.max_messages, queue.messages, count)
+    if settings.max_bytes is not None and queue.bytes + size > settings.max_bytes:
+        return QueueFull(queue.name, "max_bytes", settings.max_bytes, queue.bytes, size)
+    return None
+
+
+def _states(work: WriteTransaction, queue: QueueRow, rows: Rows, skipped: Collection[int]) -> list[int]:
+    """The state that each begins in: a key's first may go, and the others wait behind it."""
+    held: set[str | None] = set()
+    if rows.keys is not None:
+        found = "EXISTS (SELECT 1 FROM messages WHERE queue_id = ? AND key = value)"
+        held.update(row[0] for row in work.all(f"SELECT value FROM json_each(?) WHERE {found}", (rows.keys, queue.id)))
+    states: list[int] = []
+    for place, message in enumerate(rows.messages):
+        if place in skipped:
+            states.append(SKIPPED)
+        elif message.key in held:
+            states.append(BLOCKED)
+        else:
+            delay = queue.settings.delay if message.delay is None else message.delay
+            states.append(DELAYED if delay else READY)
+            if message.key is not None:
+                held.add(message.key)
+    return states
+
+
+def _insert_rows(work: WriteTransaction, queue: QueueRow, rows: Rows, states: list[int]) -> int:
+    """The last one's id. The states are bound as one digit each."""
+    delay = round(queue.settings.delay * 1000)
+    if len(states) == 1:  # by the statement for many, one would cost a third more
+        one = rows.messages[0]
+        delay = delay if one.delay is None else one.delay
+        due_at, expires_at = work.now + delay if delay else 0, None if one.ttl is None else work.now + one.ttl
+        work.execute(
+            f"INSERT INTO messages ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                queue.id,
+                work.now,
+                states[0],
+                one.priority,
+                one.recipient,
+                one.key,
+                due_at,
+                expires_at,
+                one.fields,
+                one.text,
+            ),
+        )
+        return work.connection.last_insert_rowid()
+    work.execute(
+        f"""
+        INSERT INTO messages ({_COLUMNS})
+        SELECT ?1, ?2, CAST(substr(?3, item.key + 1, 1) AS INTEGER), value->>0, value->>1, value->>2,
+               iif(coalesce(value->>3, ?4) > 0, ?2 + coalesce(value->>3, ?4), 0), ?2 + value->>4, value->>5, value->>6
+          FROM jsonb_each(?5) AS item
+         WHERE CAST(substr(?3, item.key + 1, 1) AS INTEGER) <> {SKIPPED}
+        """,
+        (queue.id, work.now, "".join(map(str, states)).encode(), delay, rows.columns),
+    )
+    return work.connection.last_insert_rowid()

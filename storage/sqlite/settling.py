@@ -1,0 +1,244 @@
+"""What the holder of a receipt may do with its message: ack, extend, release, reject."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from storage.errors import MessageNotFound, StaleReceipt
+from storage.model import AckResult, ExtendResult, Receipt, check_receipts
+from storage.sqlite import column_batches
+from storage.sqlite.transaction import BLOCKED, LEASED, QueueRow, WriteTransaction, by_state, int_array
+from storage.validation import MAX_BATCH
+
+UNPACKED = 100  # runs that one transaction unpacks at most for the sake of single messages
+
+
+class Held(NamedTuple):
+    """A message found by a receipt that holds."""
+
+    id: int
+    queue: QueueRow
+    state: int
+    key: str | None
+    token: int  # negative: it was released
+    receive_count: int
+
+
+Found = Held | MessageNotFound | StaleReceipt
+
+
+def hold(work: WriteTransaction, receipt: str, queue: str | None = None) -> Held:
+    """The message of a receipt (of this queue). Raises MessageNotFound, StaleReceipt, InvalidInput."""
+    parsed = Receipt.parse_one(receipt)
+    if queue is not None and parsed.queue != queue:
+        raise MessageNotFound
+    found = _find(work, [parsed]) or []
+    if isinstance(found[0], Exception):
+        raise found[0]
+    work.note_use(found[0].queue)
+    return found[0]
+
+
+def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
+    """Each receipt with its place. Raises StaleReceipt, with its index, for what is none; InvalidInput for too many."""
+    places: dict[Receipt, int] = {}
+    for index, text in enumerate(receipts):
+        try:
+            places.setdefault(Receipt.parse(text, MAX_BATCH), index)
+        except MessageNotFound:
+            raise StaleReceipt(index, missing=True) from None
+    check_receipts(places)
+    return places
+
+
+def ack_all(work: WriteTransaction, places: dict[Receipt, int]) -> bool:
+    """The messages of all these receipts are settled. Raises StaleReceipt, with its index, if one does not hold.
+
+    False: first more runs are to be unpacked, in further transactions; nothing else was done.
+    """
+    whole, rest = column_batches.whole(work, places)
+    found = _find(work, rest)
+    if found is None:
+        return False
+    helds: list[Held] = []
+    for receipt, one in zip(rest, found, strict=True):
+        if not isinstance(one, Held):
+            index = next(place for given, place in places.items() if given.covers(receipt))
+            raise StaleReceipt(index, missing=isinstance(one, MessageNotFound))
+        helds.append(one)
+    _remove(work, helds, whole)
+    return True
+
+
+def settle(work: WriteTransaction, held: Held) -> None:
+    work.remove(held.queue, [held.id], acked=1)
+
+
+def parse(receipts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:
+    """The receipts (of this queue), with its text, and the texts that are none. Raises InvalidInput for too many."""
+    parsed: list[Receipt] = []
+    known: dict[Receipt, str] = {}
+    missing: dict[str, None] = {}
+    for text in receipts:
+        try:
+            parsed.append(receipt := Receipt.parse(text, MAX_BATCH))
+        except MessageNotFound:
+            missing[text] = None
+            continue
+        if queue in (None, receipt.queue):
+            known[receipt] = text
+        else:
+            missing[text] = None
+    check_receipts(parsed)
+    return known, list(missing)
+
+
+def ack(work: WriteTransaction, receipts: Mapping[Receipt, str]) -> AckResult | None:
+    """Settles the messages of those receipts that hold, and reports the others. None: as False of ack_all."""
+    sorted_out = _sort_out(work, receipts)
+    if sorted_out is None:
+        return None
+    helds, whole, stale, missing = sorted_out
+    return AckResult(_remove(work, helds, whole), stale, missing)
+
+
+def extend_many(work: WriteTransaction, receipts: Mapping[Receipt, str], lease: int) -> ExtendResult | None:
+    """The leases of those receipts that hold end in `lease` ms; the others are reported. None: as False of ack_all."""
+    sorted_out = _sort_out(work, receipts)
+    if sorted_out is None:
+        return None
+    helds, whole, stale, missing = sorted_out
+    until = work.now + lease
+    for row, run in whole:
+        column_batches.extend(work, row, run, until)
+    extended = _extend(work, helds, until)
+    stale += [str(Receipt(held.queue.name, held.id, abs(held.token))) for held in helds if held.id not in extended]
+    count = sum(run.length for _, run in whole) + len(extended)
+    return ExtendResult(count, work.wall(until), stale, missing)
+
+
+def extend(work: WriteTransaction, held: Held, until: int) -> None:
+    """The lease ends at `until`; one that had ended holds again. Raises StaleReceipt for one that was released."""
+    if not _extend(work, [held], until):
+        raise StaleReceipt
+
+
+def _extend(work: WriteTransaction, helds: Sequence[Held], until: int) -> set[int]:
+    """Extend the leases that were not released and whose key no other lease has; return the ids of their messages."""
+    extended = {held.id for held in helds if held.state == LEASED and held.token > 0}
+    ended: dict[str, list[Held]] = {}
+    for held in sorted(helds, key=lambda held: held.id):
+        if held.state != LEASED and held.token > 0:
+            ended.setdefault(held.queue.name, []).append(held)
+    for some in ended.values():
+        queue = some[0].queue
+        keys = json.dumps(list({held.key for held in some if held.key is not None}), ensure_ascii=False)
+        leased = "queue_id = ? AND state = 1 AND key IN (SELECT value FROM json_each(?))"
+        tokens = dict(work.all(f"SELECT key, token FROM messages WHERE {leased}", (queue.id, keys)))
+        # The first of a key has it, together with what was leased by the same read.
+        again = [one for one in some if one.key is None or tokens.setdefault(one.key, one.token) == one.token]
+        extended.update(held.id for held in again)
+        work.count(queue, leased=len(again), **by_state([held.state for held in again], each=-1))
+    if extended:
+        work.execute("UPDATE messages SET state = 1, due_at = ? WHERE id IN carray(?)", (until, int_array([*extended])))
+    for some in ended.values():
+        behind = {held.key for held in some if held.state == BLOCKED and held.id in extended and held.key is not None}
+        work.block(some[0].queue, behind)
+    return extended
+
+
+def release(work: WriteTransaction, held: Held, delay: int, counted: bool) -> None:
+    """The message is given back for delivery after `delay` ms, or buried when it has been received too often."""
+    most = held.queue.settings.max_receives
+    if counted and most and held.receive_count >= most:
+        work.dead_letter(held.queue, [held.id], "max_receives")
+        return
+    keys = [] if held.key is None else [held.key]
+    work.give_back(held.queue, [held.id], keys, work.now + delay, uncounted=0 if counted else 1)
+
+
+def _sort_out(
+    work: WriteTransaction, receipts: Mapping[Receipt, str]
+) -> tuple[list[Held], list[tuple[QueueRow, column_batches.BatchRow]], list[str], list[str]] | None:
+    """What holds, message by message and run by run, and the receipts that are stale, and missing. None: see _find."""
+    whole, rest = column_batches.whole(work, receipts)
+    found = _find(work, rest)
+    if found is None:
+        return None
+    helds: list[Held] = []
+    stale: list[str] = []
+    missing: list[str] = []
+    for receipt, one in zip(rest, found, strict=True):
+        if isinstance(one, Held):
+            helds.append(one)
+        else:
+            (stale if isinstance(one, StaleReceipt) else missing).append(receipts.get(receipt, str(receipt)))
+    return helds, whole, stale, missing
+
+
+def _remove(
+    work: WriteTransaction, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, column_batches.BatchRow]]
+) -> int:
+    """The messages are settled, whichever queues they are in, those of whole runs too; how many there were."""
+    packed: dict[str, tuple[QueueRow, list[column_batches.BatchRow]]] = {}
+    for row, run in whole:
+        packed.setdefault(row.name, (row, []))[1].append(run)
+    for row, some in packed.values():
+        column_batches.remove(work, row, some, acked=column_batches.count_messages(some))
+        work.note_use(row)
+    single: dict[str, tuple[QueueRow, list[int]]] = {}
+    for held in helds:
+        single.setdefault(held.queue.name, (held.queue, []))[1].append(held.id)
+    for row, ids in single.values():
+        work.remove(row, ids, acked=len(ids))
+        work.note_use(row)
+    return len(helds) + column_batches.count_messages(run for _, run in whole)
+
+
+def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | None:
+    """What these are of, each of one message. None: some runs were unpacked for that, and more are to be."""
+    if not receipts:
+        return []
+    queues = {name: work.find_queue(name) for name in {receipt.queue for receipt in receipts}}
+    rows = _rows(work, receipts)
+    unknown = [receipt for receipt in receipts if receipt.id not in rows]
+    packed: dict[int, column_batches.BatchRow] = {}
+    if unknown:
+        packed = column_batches.containing(work, [receipt.id for receipt in unknown])
+        wanted: dict[int, tuple[QueueRow, column_batches.BatchRow]] = {}
+        for receipt in unknown:
+            queue, run = queues[receipt.queue], packed.get(receipt.id)
+            if queue and run and (run.queue_id, run.token) == (queue.id, receipt.token):
+                wanted[run.id] = queue, run
+        for queue, run in list(wanted.values())[:UNPACKED]:
+            column_batches.unpack(work, queue, [run])
+        if len(wanted) > UNPACKED:
+            return None
+        rows |= _rows(work, unknown)
+
+    def find(receipt: Receipt) -> Found:
+        queue, row = queues[receipt.queue], rows.get(receipt.id)
+        if row is None and queue and (run := packed.get(receipt.id)) and run.queue_id == queue.id:
+            return StaleReceipt()
+        if queue is None or row is None or row[1] != queue.id:
+            return MessageNotFound()
+        if row[2] is None or abs(row[2]) != receipt.token:
+            return StaleReceipt()
+        return Held(row[0], queue, row[3], row[4], row[2], row[5])
+
+    return [find(receipt) for receipt in receipts]
+
+
+def _rows(work: WriteTransaction, receipts: Sequence[Receipt]) -> dict[int, Any]:
+    """By id: id, queue_id, token, state, key and receive_count of these messages."""
+    if not receipts:
+        return {}
+    return {
+        row[0]: row
+        for row in work.all(
+            "SELECT id, queue_id, token, state, key, receive_count FROM messages WHERE id IN carray(?)",
+            (int_array([receipt.id for receipt in receipts]),),
+        )
+    }

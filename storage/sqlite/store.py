@@ -1,0 +1,402 @@
+"""The default engine: one SQLite file, in WAL mode, shared by all processes of one machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from storage.clock import Clock
+from storage.codec import read_settings
+from storage.column_batches import Messages
+from storage.errors import MessageNotFound, PreconditionFailed, QueueNotFound
+from storage.model import (
+    CHUNK,
+    REQUEST_WINDOW,
+    AckResult,
+    Disk,
+    ExtendResult,
+    IdempotencyKey,
+    Message,
+    NewMessage,
+    Queue,
+    ReadRoom,
+    Receive,
+    Sent,
+    State,
+    Transacted,
+)
+from storage.size_budget import SizeBudget, in_room
+from storage.sqlite import column_batches, inspection, queues, replies, settling
+from storage.sqlite.disk.committer import Committer
+from storage.sqlite.disk.file import DatabaseFile
+from storage.sqlite.disk.group_commit import GroupCommit
+from storage.sqlite.disk.readers import Readers
+from storage.sqlite.expiry import catch_up, late_queues
+from storage.sqlite.receiving import take_from_queues
+from storage.sqlite.sending import prepare, prepare_for_queues, send, send_to_queues
+from storage.sqlite.snapshot import QueueSnapshot
+from storage.sqlite.transaction import NO_QUEUE, WriteTransaction
+from storage.sqlite.upkeep import Upkeep
+from storage.steps import Progress, ask_again, check_queues, in_steps
+from storage.store import Observer
+from storage.validation import MAX_PAGE, MAX_READ_BYTES
+from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Subscription, Waiting, receive_after
+from storage.wakeup_pipes import WakeupPipe
+
+T = TypeVar("T")
+
+SMALL_READ = 1024 * 1024  # bytes in one read while the disk is nearly full
+KEPT_READ = 4 * 1024 * 1024  # bytes in one read without a lease that has an Idempotency-Key: it is written as JSON
+ACKED_AT_ONCE = 1_000  # receipts in one transaction of an ack
+CATCH_UP_FOR = 2.5  # seconds that a verb which only reads goes on with what time has done
+
+
+class SqliteStore:
+    """The Store on a SQLite file. Open one in each process, after any fork."""
+
+    def __init__(
+        self, path: Path, *, pollers: int = 32, clock: Clock | None = None, wakeup_pipe: WakeupPipe | None = None
+    ) -> None:
+        """`pollers` readers may wait at once in this process, whose `wakeup_pipe` it is. Raises UnusableDatabase."""
+        self._file = DatabaseFile(path)
+        self._clock: Clock = clock or self._file.clock
+        self._failed: Callable[[], None] = lambda: None
+        self._fresh: dict[int, int] = {}  # see showing.describe
+        self._room: ReadRoom | None = None
+        look_every = LOOK_SELDOM if wakeup_pipe and wakeup_pipe.is_shared else LOOK_EVERY
+        self._waiting = Waiting(
+            lambda: QueueSnapshot(self._file.connect(), self._clock), pollers, wakeup_pipe, look_every
+        )
+        self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
+        self._readers = Readers(self._file.connect, self._committer.give_up)
+        self._commits: GroupCommit[WriteTransaction] = GroupCommit(self._committer.run_group)
+        self._upkeep = Upkeep(self._file.connect, self._clock, self._commits, self._committer.give_up)
+
+    # -- the verbs on messages
+
+    def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
+        batch = prepare(messages)
+
+        def operation(work: WriteTransaction) -> Sent:
+            row = work.queue_for_writing(queue)
+            if once is None:
+                return send(work, row, batch)
+            window = row.settings.dedup_window
+            return replies.sent(work.once(row.id, once, window, lambda: replies.of_sent(send(work, row, batch))))
+
+        return self._commits.run(operation)
+
+    def receive(
+        self, ask: Receive, once: IdempotencyKey | None = None, present: Callable[[], bool] = lambda: True
+    ) -> Messages:
+        def claim(reserved: int) -> Messages:
+            return ask_again(
+                lambda: self._commits.run(
+                    lambda work: self._claim(work, ask, once, reserved) if present() else Messages()
+                )
+            )
+
+        def claim_in_room() -> Messages:
+            return in_room(self._room, claim, lambda found: found)
+
+        return self._waiting.receive(claim_in_room, Subscription(ask.queues, ask.recipient), ask.wait, present)
+
+    def _claim(
+        self, work: WriteTransaction, ask: Receive, once: IdempotencyKey | None, reserved: int = sys.maxsize
+    ) -> Messages | None:
+        """None: ask again, more has fallen due than one transaction deals with. Raises LargeRead."""
+        rows = [row for row in map(work.find_queue, ask.queues) if row is not None]
+        # A key over several queues is no one queue's: what came from which must not depend on which is there now.
+        scope, window = (
+            (rows[0].id, rows[0].settings.dedup_window) if rows and len(ask.queues) == 1 else (NO_QUEUE, REQUEST_WINDOW)
+        )
+        if once is not None and (known := work.recall(once, scope, reserved)) is not None:
+            return replies.messages(work, known, reserved)
+        most = KEPT_READ if once is not None and ask.lease is None else MAX_READ_BYTES
+        most = SMALL_READ if work.nearly_full else most  # a lease writes what it gives out
+        found = take_from_queues(work, rows, ask, SizeBudget(reserved, most))
+        if once is not None and found:
+            work.remember(once, replies.of_messages(found), scope, window)
+        return found
+
+    def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
+        known, missing = settling.parse(receipts, queue)
+        wanted = list(known.items())
+
+        def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
+            end = at["next"] + ACKED_AT_ONCE
+            result = settling.ack(work, dict(wanted[at["next"] : end]))
+            if result is None:
+                return at, True
+            at = {
+                "next": end,
+                "acked": at["acked"] + result.acked,
+                "stale": at["stale"] + result.stale,
+                "missing": at["missing"] + result.missing,
+            }
+            return at, end < len(wanted)
+
+        start = {"next": 0, "acked": 0, "stale": [], "missing": missing}
+        done = in_steps(self._commits.run, start, step, lambda at: _done(at["acked"], "acked"), once)
+        return AckResult(done["acked"], done["stale"], done["missing"])
+
+    def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
+        self._once(once, lambda work: settling.settle(work, settling.hold(work, receipt, queue)))
+
+    def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
+        def operation(work: WriteTransaction) -> int:
+            until = work.now + round(lease * 1000)
+            settling.extend(work, settling.hold(work, receipt, queue), until)
+            return self._clock.wall(until)
+
+        until: int = self._once(once, operation)
+        return until
+
+    def extend_many(
+        self, receipts: Sequence[str], lease: float, queue: str | None = None, once: IdempotencyKey | None = None
+    ) -> ExtendResult:
+        known, missing = settling.parse(receipts, queue)
+
+        def operation(work: WriteTransaction) -> Any:
+            return work.once(
+                NO_QUEUE, once, REQUEST_WINDOW, lambda: settling.extend_many(work, known, round(lease * 1000))
+            )
+
+        result = ExtendResult._make(ask_again(lambda: self._commits.run(operation)))
+        return result._replace(missing=missing + result.missing)
+
+    def release(
+        self,
+        receipt: str,
+        delay: float = 0.0,
+        queue: str | None = None,
+        once: IdempotencyKey | None = None,
+        *,
+        counted: bool = True,
+    ) -> None:
+        self._once(
+            once,
+            lambda work: settling.release(work, settling.hold(work, receipt, queue), round(delay * 1000), counted),
+        )
+
+    def reject(
+        self, receipt: str, reason: str = "rejected", queue: str | None = None, once: IdempotencyKey | None = None
+    ) -> None:
+        def operation(work: WriteTransaction) -> None:
+            held = settling.hold(work, receipt, queue)
+            work.dead_letter(held.queue, [held.id], reason)
+
+        self._once(once, operation)
+
+    def transact(
+        self,
+        ack: Sequence[str],
+        send: Sequence[tuple[str, NewMessage]],
+        receive: Receive | None = None,
+        once: IdempotencyKey | None = None,
+        present: Callable[[], bool] = lambda: True,
+    ) -> Transacted:
+        places = settling.parse_all(ack)
+        check_queues({receipt.queue for receipt in places} | {name for name, _ in send})
+        batches = prepare_for_queues(send)
+
+        def operation(work: WriteTransaction, reserved: int) -> tuple[Sent, Messages | None] | None:
+            if once is not None and (known := work.recall(once, reserved=reserved)) is not None:
+                return replies.sent(known), replies.messages(work, known, reserved)
+            if not settling.ack_all(work, places):
+                return None
+            sent = send_to_queues(work, batches)
+            found = self._claim(work, receive, None, reserved) if receive and present() else Messages()
+            if once is not None:
+                work.remember(once, replies.of_sent(sent) | replies.of_messages(found))
+            return sent, found
+
+        def attempt(reserved: int) -> tuple[Sent, Messages | None]:
+            return ask_again(lambda: self._commits.run(partial(operation, reserved=reserved)))
+
+        sent, found = in_room(self._room if receive else None, attempt, lambda done: done[1])
+        if receive is not None and (found is None or (receive.wait > 0 and not found)):
+            done = receive_after(self, sent.ids, receive, once, present)
+        else:
+            done = Transacted(sent.ids, found or Messages())
+        return done._replace(duplicates=tuple(sent.duplicates))
+
+    # -- the verbs on one message by its id
+
+    def message(self, queue: str, id: int) -> Message:
+        self._bring_up_to_date([queue])
+        found = self._peek(queue, inspection.Peek(1, id - 1, id + 1))
+        if not found:
+            with self._readers.reading() as connection:
+                WriteTransaction(connection, self._clock).queue(queue)  # raises QueueNotFound
+            raise MessageNotFound
+        return found[0]
+
+    def delete_message(self, queue: str, id: int, once: IdempotencyKey | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._once(once, lambda work: queues.delete_message(work, work.queue(queue), id))
+
+    def reschedule(self, queue: str, id: int, delay: float, once: IdempotencyKey | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._once(once, lambda work: queues.reschedule(work, work.queue(queue), id, round(delay * 1000)))
+
+    def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: IdempotencyKey | None = None) -> None:
+        self._bring_up_to_date([queue])
+        self._once(once, lambda work: queues.dead_letter(work, work.queue(queue), id, reason))
+
+    # -- the verbs on queues
+
+    def peek(
+        self,
+        queue: str,
+        *,
+        limit: int = 100,
+        after: int = 0,
+        before: int | None = None,
+        state: State | None = None,
+        key: str | None = None,
+    ) -> list[Message]:
+        self._bring_up_to_date([queue])
+        return self._peek(queue, inspection.Peek(limit, after, before, state, key))
+
+    def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
+        with self._readers.reading() as connection:
+            names = inspection.names(connection, prefix, after, limit)
+        self._bring_up_to_date(names)
+        with self._readers.reading() as connection:
+            return inspection.describe(connection, self._clock, names, self._fresh)
+
+    def queue(self, name: str) -> Queue:
+        self._bring_up_to_date([name])
+        return self._describe(name)
+
+    def configure(
+        self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
+    ) -> Queue:
+        def operation(work: WriteTransaction) -> tuple[int, str]:
+            found = work.find_queue(name)
+            if version is not None and (found is None or queues.version(work, found) != version):
+                raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
+            return queues.configure(work, found or work.queue_for_writing(name), changes)
+
+        number, settings = self._once(once, operation)
+        # Without what the change lets time do: that may be very much.
+        return self._describe(name)._replace(version=number, settings=read_settings(settings))
+
+    def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
+        self._once(once, lambda work: queues.disown(work, work.queue(name)))
+
+    def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
+        def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
+            if not at:
+                at = {"queue": work.queue(queue).id, "last": queues.last_id(work), "count": 0}
+            row = work.find_queue(queue)
+            if row is None or row.id != at["queue"]:  # it was deleted meanwhile, and all in it
+                return at, False
+            count = queues.purge(work, row, at["last"])
+            return at | {"count": at["count"] + count}, count > 0
+
+        done = in_steps(self._commits.run, {}, step, lambda at: _done(at.get("count"), "purged"), once)
+        count: int = done["count"]
+        return count
+
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+        once: IdempotencyKey | None = None,
+    ) -> int:
+        wanted = None if ids is None else sorted(set(ids))
+
+        def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
+            row = work.queue(queue) if not at else work.find_queue(queue)
+            at = at or {"after": 0, "last": queues.last_id(work), "count": 0}
+            left = column_batches.MANY if limit is None else limit - at["count"]
+            if row is None or left <= 0:
+                return at, False
+            if wanted is not None:
+                some = wanted[at["after"] : at["after"] + min(left, queues.MOVED)]
+                count, after, end = queues.redrive_ids(work, row, some, reason), at["after"] + len(some), len(wanted)
+            else:
+                bounds, end = (at["after"], at["last"]), at["last"]
+                count, after = queues.redrive(work, row, left, bounds, reason)
+            at = at | {"after": after, "count": at["count"] + count}
+            return at, after < end and (limit is None or at["count"] < limit)
+
+        done = in_steps(self._commits.run, {}, step, lambda at: _done(at.get("count"), "redriven"), once)
+        count: int = done["count"]
+        return count
+
+    # -- the service's own needs
+
+    def check_ready(self) -> None:
+        if not self._committer.has_just_committed():
+            self._commits.run(queues.touch)
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        self._failed = call
+        if self._committer.broken:
+            call()  # it failed before anybody wanted to know
+
+    def observe(self, observer: Observer) -> None:
+        self._commits.observe = observer.committed
+        self._waiting.observe = observer.waiting
+
+    def limit_reads(self, room: ReadRoom) -> None:
+        self._room = room
+
+    def disk(self) -> Disk:
+        return self._file.disk()
+
+    def stop_waiting(self) -> None:
+        self._waiting.stop()
+
+    def close(self) -> None:
+        self._upkeep.close()
+        self._waiting.close()
+        self._readers.close()
+        self._committer.close()
+        self._file.close()
+
+    def _peek(self, queue: str, ask: inspection.Peek) -> list[Message]:
+        def read(reserved: int) -> list[Message]:
+            with self._readers.reading() as connection:
+                return inspection.peek(connection, self._clock, queue, ask._replace(reserved=reserved))
+
+        return in_room(self._room, read, lambda found: found)
+
+    def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], T]) -> T:
+        """What an operation of one transaction returns, a JSON value or None; at its first call with this key."""
+
+        def run(work: WriteTransaction) -> Any:
+            return work.once(NO_QUEUE, once, REQUEST_WINDOW, lambda: [operation(work)])[0]
+
+        result: T = self._commits.run(run)
+        return result
+
+    def _describe(self, name: str) -> Queue:
+        with self._readers.reading() as connection:
+            found = inspection.describe(connection, self._clock, [name], self._fresh)
+        if not found:
+            raise QueueNotFound(name)
+        return found[0]
+
+    def _bring_up_to_date(self, names: Sequence[str]) -> None:
+        """Let a reading verb see what time has done; where that is very much, as far as it has come in PATIENCE."""
+        with self._readers.reading() as connection:
+            late = late_queues(WriteTransaction(connection, self._clock), names)
+        deadline = time.monotonic() + CATCH_UP_FOR
+        for name in late:
+            while time.monotonic() < deadline and self._commits.run(partial(catch_up, name=name, most=CHUNK)):
+                pass
+
+
+def _done(count: int | None, what: str) -> str | None:
+    return f"{count:,} messages were {what}" if count else None

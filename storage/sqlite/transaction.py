@@ -1,0 +1,351 @@
+"""One SQLite transaction on the queues: the changes of state every verb is made of.
+
+Whatever changes the state of a message goes through here, together with the counts of it in its queue's row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import apsw
+
+from storage.clock import Clock
+from storage.codec import read_settings
+from storage.errors import IdempotencyMismatch, QueueNotFound
+from storage.model import CHUNK, REQUEST_WINDOW, STATES, IdempotencyKey, QueueSettings, dead_letter_name, rfc3339
+from storage.size_budget import LargeRead
+
+READY, LEASED, DELAYED, BLOCKED = range(len(STATES))
+LETTER = 5  # to dead-letter a message costs about as much as to drop so many
+NO_QUEUE = 0  # the scope of an Idempotency-Key that the store as a whole remembers
+ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
+SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
+SIZE_READ = f"{SIZE} + coalesce(octet_length(deaths), 0)"  # SQL: bytes that a read brings
+
+_TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
+_COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
+_COUNT = f"UPDATE queues SET {', '.join(f'{name} = {name} + ?' for name in _COUNTED)} WHERE id = ?"
+
+
+_QUEUE = "SELECT id, name, settings, ready + leased + delayed + blocked, bytes, swept, used_at FROM queues"
+
+
+class QueueRow(NamedTuple):
+    id: int
+    name: str
+    settings: QueueSettings
+    messages: int
+    bytes: int
+    swept: int = 0  # up to this id all messages with rows of their own, but the leased, were dropped as past retention
+    used_at: int = 0
+
+    @property
+    def retention(self) -> int | None:
+        """In ms."""
+        return None if self.settings.retention is None else math.ceil(self.settings.retention * 1000)
+
+
+def _queue(row: Any) -> QueueRow:
+    return QueueRow(row[0], row[1], read_settings(row[2]), *row[3:])
+
+
+class WriteTransaction:
+    """One transaction. `now` is its time; `woken` gathers the queues in which something became ready.
+
+    What its operations need again and again is looked up once, and their counts are written once: `write_counts`.
+    """
+
+    def __init__(self, connection: apsw.Connection, clock: Clock, nearly_full: bool = False) -> None:
+        self.connection = connection
+        self.nearly_full = nearly_full
+        self.execute = connection.execute
+        self.now = clock.now()
+        self.wall = clock.wall
+        self.woken: set[str] = set()
+        self.up_to_date: set[int] = set()  # queues that have nothing left to be done by `now`
+        self.swept: set[int] = set()  # queues that had their share of what may also be done later
+        self.budget = CHUNK  # messages that this transaction may still move because of the time
+        self._queues: dict[str, QueueRow] = {}
+        self._counts: dict[int, list[int]] = {}  # what is to be added, by queue
+        self._counted = 0
+
+    @property
+    def changes(self) -> tuple[int, int]:
+        """The same as before, as long as nothing was changed."""
+        return self.connection.total_changes(), self._counted
+
+    def write_counts(self) -> None:
+        if self._counts:
+            self.connection.executemany(_COUNT, [(*counts, number) for number, counts in self._counts.items()])
+            self._counts.clear()
+
+    def forget(self) -> None:
+        """The transaction goes on from an earlier state: counts that were not written are gone."""
+        self.up_to_date.clear()
+        self.swept.clear()
+        self._queues.clear()
+        self._counts.clear()
+
+    def forget_queue(self, queue: QueueRow) -> None:
+        """Its row was changed by another way than `count`, or what falls due in it."""
+        self.write_counts()
+        self.up_to_date.discard(queue.id)
+        self.swept.discard(queue.id)
+        self._queues.pop(queue.name, None)
+
+    def all(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        """All rows at once: a cursor left open would hold the transaction, and RETURNING has no order anyway."""
+        return self.execute(sql, values).fetchall()
+
+    # -- queues
+
+    def queue(self, name: str) -> QueueRow:
+        found = self.find_queue(name)
+        if found is None:
+            raise QueueNotFound(name)
+        return found
+
+    def find_queue(self, name: str) -> QueueRow | None:
+        found = self._queues.get(name)
+        if found is None:
+            row = self.execute(f"{_QUEUE} WHERE name = ?", (name,)).get
+            if row is not None:
+                found = self._queues[name] = _queue(row)
+        return found
+
+    def create_queues(self, names: Sequence[str]) -> None:
+        """Create those of many queues that do not exist, and look all of them up, by one statement each."""
+        wanted = json.dumps(names)
+        self.execute(
+            "INSERT INTO queues (name, used_at) SELECT value, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
+            (self.now, wanted),
+        )
+        rows = self.all(f"{_QUEUE} WHERE name IN (SELECT value FROM json_each(?))", (wanted,))
+        self._queues = {row[1]: _queue(row) for row in rows} | self._queues  # what has been counted since is in these
+
+    def queue_for_writing(self, name: str) -> QueueRow:
+        """The queue, which is created if it does not exist."""
+        found = self.find_queue(name)
+        if found is None:
+            self.execute("INSERT INTO queues (name, used_at) VALUES (?, ?)", (name, self.now))
+            found = QueueRow(self.connection.last_insert_rowid(), name, QueueSettings(), 0, 0, 0, self.now)
+            self._queues[name] = found
+        self.note_use(found)
+        return found
+
+    def note_use(self, queue: QueueRow) -> None:
+        """Keep the time of this use, to within a second, for the setting `expires`: of each would be a write a read."""
+        expires = queue.settings.expires
+        if expires is not None and self.now - queue.used_at >= min(1_000, expires * 1000 / 10):
+            self.execute("UPDATE queues SET used_at = ? WHERE id = ?", (self.now, queue.id))
+            self._replace(queue, used_at=self.now)
+
+    def lower_swept(self, queue: QueueRow, least: int) -> None:
+        """A message of this id is not leased any more, and may be past retention."""
+        current = self._queues.get(queue.name, queue)
+        if least <= current.swept:
+            self.swept_to(queue, least - 1)
+
+    def swept_to(self, queue: QueueRow, last: int) -> None:
+        self.execute("UPDATE queues SET swept = ? WHERE id = ?", (last, queue.id))
+        self._replace(queue, swept=last)
+
+    def _replace(self, queue: QueueRow, **changes: Any) -> None:
+        known = self._queues.get(queue.name)
+        if known is not None and known.id == queue.id:
+            self._queues[queue.name] = known._replace(**changes)
+
+    def count(self, queue: QueueRow, **changes: int) -> None:
+        """Adds to the queue's counts of states and its totals."""
+        if changes.get("ready", 0) > 0:
+            self.woken.add(queue.name)
+        self._counted += 1
+        counts = self._counts.setdefault(queue.id, [0] * len(_COUNTED))
+        for name, change in changes.items():
+            counts[_COUNTED[name]] += change
+        known = self._queues.get(queue.name)
+        if known is not None and known.id == queue.id:
+            messages = known.messages + sum([changes[state] for state in STATES if state in changes])
+            size = known.bytes + changes.get("bytes", 0)
+            self._queues[queue.name] = QueueRow(*known[:3], messages, size, *known[5:])
+
+    # -- idempotency
+
+    def once(self, scope: int, once: IdempotencyKey | None, window: float, do: Callable[[], Any]) -> Any:
+        """What `do` returned (a JSON value; None: nothing was done) when this key was first used within `window` s."""
+        if once is None:
+            return do()
+        reply = self.recall(once, scope)
+        if reply is None and (reply := do()) is not None:
+            self.remember(once, reply, scope, window)
+        return reply
+
+    def recall(self, once: IdempotencyKey, scope: int = NO_QUEUE, reserved: int = sys.maxsize) -> Any:
+        """Raises LargeRead for a reply of more bytes than are reserved for it."""
+        known = self.execute(
+            "SELECT fingerprint, octet_length(reply) FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
+            (scope, once.key, self.now),
+        ).get
+        if known is None:
+            return None
+        fingerprint, size = known
+        if fingerprint != once.fingerprint:
+            raise IdempotencyMismatch
+        if size > reserved:
+            raise LargeRead(size)
+        return json.loads(
+            self.execute("SELECT reply FROM replies WHERE queue_id = ? AND key = ?", (scope, once.key)).get
+        )
+
+    def remember(self, once: IdempotencyKey, value: Any, scope: int = NO_QUEUE, window: float = REQUEST_WINDOW) -> None:
+        self.execute(
+            "INSERT OR REPLACE INTO replies (queue_id, key, fingerprint, reply, forget_at) VALUES (?, ?, ?, ?, ?)",
+            (scope, once.key, once.fingerprint, json.dumps(value), self.now + round(window * 1000)),
+        )
+
+    # -- changes of state
+
+    def give_back(
+        self,
+        queue: QueueRow,
+        ids: Sequence[int],
+        keys: Collection[str],
+        due_at: int | None = None,
+        uncounted: int = 0,
+    ) -> None:
+        """Leased or delayed messages, with these keys, wait for delivery again.
+
+        With `due_at` they were released, until then: their leases cannot be extended any more. None: their time came.
+        One with a key waits blocked until the key's other leases are settled too (promote sees to that).
+        """
+        if not ids:
+            return
+        self.up_to_date.discard(queue.id)  # what was leased does not expire; now it may have
+        self.swept.discard(queue.id)
+        was = Counter(self.all("SELECT state FROM messages WHERE id IN carray(?)", (int_array(ids),)))
+        rows = self.all(
+            """
+            UPDATE messages
+               SET state = iif(key IS NOT NULL, 3, iif(coalesce(?1, due_at) > ?2, 2, 0)), due_at = coalesce(?1, due_at),
+                   token = iif(?1 IS NULL, token, -abs(token)), receive_count = receive_count - iif(token > 0, ?3, 0)
+             WHERE id IN carray(?4)
+            RETURNING state
+            """,
+            (due_at, self.now, uncounted, int_array(ids)),
+        )
+        now = Counter(rows)
+        self.count(queue, **{name: now[(state,)] - was[(state,)] for state, name in enumerate(STATES)})
+        self.lower_swept(queue, min(ids))
+        self.promote(queue, keys)
+
+    def expire(self, queue: QueueRow, ids: Sequence[int]) -> None:
+        """Drop the messages, or move them to the dead-letter queue, by the queue's setting."""
+        if queue.settings.dead_letter_expired:
+            self.dead_letter(queue, ids, "expired", expired=len(ids))
+        else:
+            self.remove(queue, ids, expired=len(ids))
+
+    def remove(self, queue: QueueRow, ids: Sequence[int], columns: str = "", /, **totals: int) -> list[tuple[Any, ...]]:
+        """The messages are gone, and the next of their keys take their places.
+
+        Returns rows, in no order, of state, key and size, and of these columns: texts only where they are wanted.
+        """
+        if not ids:
+            return []
+        rows = self.all(
+            f"DELETE FROM messages WHERE id IN carray(?) RETURNING state, key, {SIZE}{columns and ', '}{columns}",
+            (int_array(ids),),
+        )
+        self.count(queue, bytes=-sum(row[2] for row in rows), **by_state([row[0] for row in rows], each=-1), **totals)
+        self.promote(queue, {row[1] for row in rows if row[1] is not None})
+        return rows
+
+    def dead_letter(self, queue: QueueRow, ids: Sequence[int], reason: str, **totals: int) -> None:
+        """The messages move to the dead-letter queue, in order, with one death more to tell of and a fresh count."""
+        if not ids:
+            return
+        self.budget = max(0, self.budget - (LETTER - 1) * len(ids))
+        dead_letter_queue = self.queue_for_writing(dead_letter_name(queue.name, queue.settings))
+        rows = self.all(
+            f"""
+            INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key,
+                                  origin, deaths, fields, text)
+            SELECT ?1, sent_at, ?2, iif(key IS NULL, 0, 3), priority, recipient, key, ?3,
+                   json_insert(coalesce(deaths, '[]'), '$[#]',
+                               json_object('dead_letter_from', ?3, 'dead_letter_reason', ?4, 'dead_letter_at', ?5,
+                                           'dead_letter_id', CAST(id AS TEXT),
+                                           'dead_letter_receive_count', receive_count)),
+                   fields, text
+              FROM messages WHERE id IN carray(?6) ORDER BY id
+            RETURNING state, key, {SIZE}
+            """,
+            (dead_letter_queue.id, self.now, queue.name, reason, rfc3339(self.wall(self.now)), int_array(ids)),
+        )
+        self.arrived(dead_letter_queue, rows)
+        self.remove(queue, ids, dead_lettered=len(ids), **totals)
+
+    def arrived(self, queue: QueueRow, rows: list[tuple[Any, ...]]) -> None:
+        states = Counter(row[0] for row in rows)
+        self.count(queue, ready=states[READY], blocked=states[BLOCKED], bytes=sum(row[2] for row in rows))
+        self.promote(queue, {row[1] for row in rows if row[1] is not None}, ready_since=0)
+
+    def promote(self, queue: QueueRow, keys: Collection[str], ready_since: int | None = None) -> None:
+        """The first message of each key becomes ready (or delayed, by its own delay) if none of the key is leased.
+
+        It is ready since now, or (0) since it arrived.
+        """
+        if not keys:
+            return
+        rows = self.all(
+            """
+            UPDATE messages SET state = iif(due_at > ?1, 2, 0), due_at = iif(due_at > ?1, due_at, ?4)
+             WHERE id IN (SELECT (SELECT min(id) FROM messages WHERE queue_id = ?2 AND key = wanted.value)
+                            FROM json_each(?3) AS wanted)
+               AND state = 3
+               AND NOT EXISTS (SELECT 1 FROM messages AS other
+                                WHERE other.queue_id = ?2 AND other.key = messages.key AND other.state = 1)
+            RETURNING state
+            """,
+            (
+                self.now,
+                queue.id,
+                json.dumps(list(keys), ensure_ascii=False),
+                self.now if ready_since is None else ready_since,
+            ),
+        )
+        if rows:
+            states = Counter(rows)
+            self.count(queue, blocked=-len(rows), ready=states[(READY,)], delayed=states[(DELAYED,)])
+
+    def block(self, queue: QueueRow, keys: Collection[str]) -> None:
+        """The first message of each key waits, unless it is leased: one behind it has come to be leased again."""
+        if not keys:
+            return
+        heads = self.all(
+            """
+            SELECT id, state FROM messages
+             WHERE id IN (SELECT (SELECT min(id) FROM messages WHERE queue_id = ? AND key = wanted.value)
+                            FROM json_each(?) AS wanted)
+               AND state IN (0, 2)
+            """,
+            (queue.id, json.dumps(list(keys), ensure_ascii=False)),
+        )
+        if heads:
+            self.execute("UPDATE messages SET state = 3 WHERE id IN carray(?)", (int_array([row[0] for row in heads]),))
+            self.count(queue, blocked=len(heads), **by_state([row[1] for row in heads], each=-1))
+
+
+def by_state(states: Sequence[int], each: int = 1) -> dict[str, int]:
+    """How many there are of each state, for Work.count. Quicker than a Counter for the one message it mostly is."""
+    return {STATES[state]: each * states.count(state) for state in set(states)}
+
+
+def int_array(numbers: Sequence[int]) -> Any:
+    """Numbers bound as one value, for `IN carray(?)`; at least one."""
+    return apsw.carray(array("q", numbers))

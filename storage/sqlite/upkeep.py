@@ -1,0 +1,155 @@
+"""What looks into the SQLite file without being asked by a request: the sight of long polls, and upkeep."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import apsw
+
+from storage.clock import Clock
+from storage.errors import Moved
+from storage.sqlite.disk.file import BUSY_TIMEOUT, MAX_WAL
+from storage.sqlite.disk.group_commit import GroupCommit
+from storage.sqlite.expiry import catch_up, is_late
+from storage.sqlite.queues import clear, disown_unused, forget, note_time, shrink
+from storage.sqlite.transaction import QueueRow, WriteTransaction
+
+UPKEEP_EVERY = 1.0  # seconds
+WINDOW = 1_000  # queues that one second's upkeep looks at
+NOTED_EVERY = 60_000  # ms, while something is written at all
+STEP = 2_000  # messages that it drops in one transaction …
+STEPS = 25  # … and transactions for one queue
+FREE_KEPT = 512  # pages (2 MiB) …
+SHRINKS = 10  # transactions with which a second's upkeep shrinks the file at most
+
+_log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """A thread that does, every second, what no request need wait for.
+
+    Expired messages leave, dead letters get where they are read, remembered keys are forgotten, deleted queues are
+    cleared, a file that has emptied shrinks, a grown log is cut. `failed` is told when the disk fails it.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], apsw.Connection],
+        clock: Clock,
+        commits: GroupCommit[WriteTransaction],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._commits = commits
+        self._failed = failed
+        self._closing = threading.Event()
+        self._version: int | None = None  # what others have committed since
+        self._after = 0  # the number of the last queue that was looked at
+        self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        connection: apsw.Connection | None = None
+        try:
+            while not self._closing.wait(UPKEEP_EVERY):
+                try:
+                    connection = connection or self._connect()
+                    self._once(connection)
+                except (apsw.IOError, apsw.CorruptError) as fault:
+                    self._failed(fault)
+                except Moved:
+                    pass  # there is nothing to look after any more
+                except Exception:  # whatever it was, the next second may go better, and no request depends on it
+                    _log.exception("upkeep failed")
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _once(self, connection: apsw.Connection) -> None:
+        work = WriteTransaction(connection, self._clock)
+        window = work.all("SELECT id, name FROM queues WHERE id > ? ORDER BY id LIMIT ?", (self._after, WINDOW))
+        self._after = window[-1][0] if len(window) == WINDOW else 0
+        for number, name in window:
+            if name is None:
+                self._repeat(lambda work, number=number: clear(work, number))  # type: ignore[misc]
+            elif (queue := work.find_queue(name)) is not None:
+                self._look_after(work, queue)
+        self._note_time(connection, work)
+        if _has_to_forget(work):
+            self._commits.run(forget)
+        if _has_emptied(connection):
+            for _ in range(SHRINKS):
+                self._commits.run(shrink)
+        if _is_too_long(connection):
+            with suppress(apsw.BusyError):  # another process is at it: in a second it is tried again
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
+        if _has_grown(connection):
+            _cut_log(connection)
+
+    def _note_time(self, connection: apsw.Connection, work: WriteTransaction) -> None:
+        version: int = connection.pragma("data_version")
+        changed, self._version = version != self._version, version
+        if changed and work.now - work.execute("SELECT last_ms FROM clock").get >= NOTED_EVERY:
+            self._commits.run(note_time)
+
+    def _look_after(self, work: WriteTransaction, queue: QueueRow) -> None:
+        if is_late(work, queue):
+            self._repeat(lambda work: catch_up(work, queue.name, STEP))
+        expires = queue.settings.expires
+        if expires is not None and not queue.messages and queue.used_at + expires * 1000 <= work.now:
+            self._commits.run(lambda work: disown_unused(work, queue.name))
+
+    def _repeat(self, step: Callable[[WriteTransaction], bool]) -> None:
+        """Until nothing more is left, or the next second goes on with it: other queues want to be looked after too."""
+        for _ in range(STEPS):
+            if self._closing.is_set() or not self._commits.run(step):
+                return
+
+
+def _has_emptied(connection: apsw.Connection) -> bool:
+    """Whether more of the file is free than what comes next will want."""
+    free, pages, kind = map(connection.pragma, ("freelist_count", "page_count", "auto_vacuum"))
+    return bool(kind == 2 and free > max(FREE_KEPT, pages // 4))  # 2: incremental
+
+
+def _is_too_long(connection: apsw.Connection) -> bool:
+    """Whether the file has shrunk, and no checkpoint has cut it yet: one may be busy, or a reader hold the old end."""
+    pages, size = map(connection.pragma, ("page_count", "page_size"))
+    return bool(Path(connection.filename).stat().st_size > pages * size)
+
+
+def _has_grown(connection: apsw.Connection) -> bool:
+    """Whether the log is larger than it may stay: a long read has held it, and nothing was written since."""
+    log = Path(connection.filename_wal)
+    return log.exists() and log.stat().st_size > MAX_WAL
+
+
+def _cut_log(connection: apsw.Connection) -> None:
+    """The log is empty, unless somebody reads or writes just now; nobody is made to wait for it."""
+    connection.set_busy_timeout(0)
+    try:
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except apsw.BusyError:
+        pass  # in a second it is tried again
+    finally:
+        connection.set_busy_timeout(BUSY_TIMEOUT)
+
+
+def _has_to_forget(work: WriteTransaction) -> bool:
+    return bool(
+        work.execute(
+            "SELECT EXISTS (SELECT 1 FROM replies WHERE forget_at <= ?1) "
+            "OR EXISTS (SELECT 1 FROM dedup WHERE forget_at <= ?1)",
+            (work.now,),
+        ).get
+    )

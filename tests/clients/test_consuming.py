@@ -1,0 +1,359 @@
+"""What a reader's loop holds, and what becomes of it when the reader breaks, raises, forks, closes or is terminated."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from clients import Closed, NotFound, QueueClient
+from clients.leases import LeaseKeeper
+from tests.support.live import REPOSITORY, FaultProxy, LiveServer, await_true
+
+
+@pytest.fixture
+def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
+    with QueueClient(server.url, queue=queue, retry_for=5) as client:
+        yield client
+
+
+@pytest.fixture
+def proxy(server: LiveServer) -> Iterator[FaultProxy]:
+    with FaultProxy(server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(proxy: FaultProxy, queue: str) -> Iterator[QueueClient]:
+    with QueueClient(proxy.url, queue=queue, retry_for=5) as client:
+        yield client
+
+
+def states(client: QueueClient) -> list[tuple[str, str | None, int | None]]:
+    return [(message.text, message.state, message.receive_count) for message in client.peek()]
+
+
+# A loop that is left.
+
+
+def test_what_the_body_never_saw_is_handed_back_uncounted_after_a_break__row_34(client: QueueClient) -> None:
+    client.put_settings({"max_receives": 1})
+    client.send_many(["seen", "in hand", "unseen", "unseen too"])
+    for message in client.consume(lease=30, batch=4):
+        if message.text == "in hand":
+            message.release(counted=False)
+            break
+    assert states(client) == [(text, "ready", 0) for text in ("in hand", "unseen", "unseen too")]
+    assert client.stats()["acked"] == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_message_whose_work_failed_comes_again_later_and_those_behind_it_at_once(
+    client: QueueClient, batch: int
+) -> None:
+    def work() -> None:
+        for message in client.consume(lease=30, batch=batch):
+            if message.text == "bad":
+                raise RuntimeError("the work failed")
+
+    client.send_many(["good", "bad", "unseen"])
+    with pytest.raises(RuntimeError, match="the work failed"):
+        work()
+    assert states(client) == [("bad", "delayed", 1), ("unseen", "ready", 0)]
+    assert [message.text for message in client.receive(limit=3)] == ["unseen"]
+    assert [message.text for message in client.receive(wait=5)] == ["bad"]
+
+
+def test_a_poison_message_does_not_keep_a_worker_that_restarts_from_the_others(client: QueueClient) -> None:
+    client.send_many(["poison", "good", "better", "best"])
+    met = []
+    for _ in range(6):  # restarts
+        try:
+            for message in client.consume(lease=30, batch=2, idle=0):
+                met.append(message.text)
+                if message.text == "poison":
+                    raise RuntimeError("it always fails")
+        except RuntimeError:
+            pass
+    assert {"good", "better", "best"} <= set(met)
+    assert met.count("poison") < 3
+
+
+def test_a_message_that_fails_again_stays_away_for_longer(client: QueueClient) -> None:
+    client.send("poison")
+    for longest in (1, 2, 4):
+        next(iter(client.consume(lease=30)))  # the loop is left at once
+        (message,) = client.peek()
+        assert message.state == "delayed"
+        start = time.monotonic()
+        client.reschedule(message.id or "", 0) if longest > 1 else await_true(lambda: client.peek()[0].state == "ready")
+        assert time.monotonic() - start < longest + 1
+    assert client.peek()[0].receive_count == 3
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["break", "close"])
+def test_leases_hold_until_it_is_each_messages_turn_to_be_handed_back__row_34(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient, closes: bool
+) -> None:
+    client.put_settings({"max_receives": 1})
+    client.send_many([str(number) for number in range(60)])
+    proxy.delay = 0.05  # so that it takes 3 s, one after the other
+    for message in proxied.consume(lease=1.5, batch=60):
+        message.ack()
+        if not closes:
+            break
+        proxied.close()
+    assert [state for _, *state in states(client)] == [["ready", 0]] * 59
+
+
+# Leases that are renewed.
+
+
+def test_leases_of_a_large_batch_far_from_the_service_hold(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient
+) -> None:
+    proxy.delay = 0.05
+    client.send_many([str(number) for number in range(300)])
+    with ThreadPoolExecutor(1) as pool:
+        for _ in proxied.consume(lease=4, batch=300):
+            other = pool.submit(client.receive, limit=300, lease=30, wait=6)
+            time.sleep(6)
+            assert other.result() == []
+            proxy.delay = 0
+            break
+
+
+def test_a_lease_that_a_late_reply_brought_is_renewed_in_time(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient
+) -> None:
+    client.send("held")
+    proxy.delay = 1.5  # so that half a second is left of the lease
+    for _ in proxied.consume(lease=2):
+        proxy.delay = 0
+        assert client.receive(lease=30, wait=1.5) == []
+        break
+
+
+def test_a_renewal_that_failed_is_tried_again_before_the_lease_ends(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient
+) -> None:
+    client.send("held")
+    failing_until = time.monotonic() + 1.4  # the first renewal is due after 1
+    proxy.hangs = lambda request: 0.0 if b"/extend" in request and time.monotonic() < failing_until else None
+    for _ in proxied.consume(lease=2):
+        assert client.receive(lease=30, wait=3) == []
+        break
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0], ids=["fails", "hangs"])
+def test_a_renewal_that_fails_leaves_the_others_in_time(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient, queue: str, seconds: float
+) -> None:
+    other = f"{queue}.other"
+    for name in (other, queue):
+        client.send("held", queue=name)
+    proxy.hangs = lambda request: seconds if f"/{other}/messages/extend".encode() in request else None
+    failing, held = proxied.consume(lease=2, queue=other), proxied.consume(lease=2)
+    next(failing), next(held)
+    assert client.receive(lease=30, wait=3) == []
+    del failing, held
+
+
+def test_a_message_that_is_gone_is_dropped_and_those_renewed_with_it_stay(client: QueueClient) -> None:
+    client.send_many(["a", "gone", "b"])
+    messages = client.receive(limit=3, lease=2)
+    keeper = LeaseKeeper(lambda messages, lease, timeout: client.extend_many(messages, lease))
+    keeper.renew(messages, 2, time.monotonic())
+    messages[1].ack()
+    assert client.receive(lease=30, wait=3) == []
+    assert [keeper.begin(message) for message in messages] == [True, False, True]
+    assert [keeper.stop_renewing(message.receipt) for message in messages] == [True, False, True]
+
+
+# Forks.
+
+FORK = """
+import os, sys, time
+from clients import QueueClient
+
+client = QueueClient(sys.argv[1], queue=sys.argv[2])
+messages = client.consume(lease=1, batch=2, idle=0)
+print(next(messages).text)  # the keeper's thread runs now
+if os.fork() == 0:
+    {child}
+else:
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    print(*(message.text for message in messages))
+"""
+
+
+def forked(server: LiveServer, queue: str, child: str) -> list[str]:
+    """What is printed by a process that forks while it consumes; the child runs the code, and exits as usual."""
+    script = FORK.format(child=child.strip().replace("\n", "\n    "))
+    run = subprocess.run(
+        # That to fork beside threads is risky Python itself says since 3.12; whoever does it has to live with that.
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, server.url, queue],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert run.stderr == ""
+    return run.stdout.splitlines()
+
+
+def test_a_forked_child_renews_the_leases_of_its_own_work__row_34(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    client.send_many(["a", "b"])
+    client.send("child's", queue=f"{queue}.child")
+    child = f"""
+sys.stdout = open(os.devnull, "w")
+for message in client.consume(lease=1, idle=0, queue="{queue}.child"):
+    assert client.receive(lease=30, wait=2.5, queue="{queue}.child") == []
+"""
+    assert forked(server, queue, child)[-1] == "b"
+    assert client.stats(f"{queue}.child")["acked"] == 1
+
+
+def test_a_forked_child_that_ends_leaves_its_parents_messages_alone(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    client.send_many(["a", "b"])
+    child = """
+sys.stdout = open(os.devnull, "w")
+time.sleep(1.5)
+del messages
+client.close()
+"""
+    assert forked(server, queue, child)[-1] == "b"
+    counts = client.stats()
+    assert (counts["acked"], counts["received"]) == (2, 2)
+
+
+def test_a_forked_child_that_goes_on_with_its_parents_loop_gets_messages_of_its_own(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    client.send_many(["a", "b", "c"])
+    child = 'print("child", *(message.text for message in messages), flush=True)'
+    assert "child c" in forked(server, queue, child)
+    assert client.stats()["acked"] == 3
+
+
+# The end of a client.
+
+
+def test_a_loop_ends_when_its_client_is_closed_and_hands_back_what_it_did_not_begin__row_34(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    client.send_many(["in hand", "unseen", "unseen too"])
+    closing = QueueClient(server.url, queue=queue)
+    seen = []
+    for message in closing.consume(lease=30, batch=3):
+        seen.append(message.text)
+        closing.close()
+        assert states(client) == [("in hand", "leased", 1), ("unseen", "ready", 0), ("unseen too", "ready", 0)]
+        client.send("later")
+    assert seen == ["in hand"]
+    assert [text for text, _, _ in states(client)] == ["unseen", "unseen too", "later"]
+
+
+def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease__row_34(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    client.send("in hand")
+    closing = QueueClient(server.url, queue=queue)
+    for _ in closing.consume(lease=1):
+        closing.close()
+        assert client.receive(lease=30, wait=2) == []
+    assert client.stats()["acked"] == 1
+
+
+def test_a_loop_that_waits_ends_at_once_when_its_client_is_closed_and_takes_nothing_more(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    closing = QueueClient(server.url, queue=queue)
+    client.send("first")
+    begun = threading.Event()
+
+    def work() -> list[str]:
+        seen = []
+        for message in closing.consume(lease=30):
+            seen.append(message.text)
+            begun.set()
+        return seen
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        assert begun.wait(10)
+        await_true(lambda: client.stats()["acked"] == 1)  # it waits for the next one
+        closing.close()
+        client.send("later")
+        assert working.result(5) == ["first"]
+    assert states(client) == [("later", "ready", 0)]
+
+
+def test_every_call_of_a_closed_client_is_refused(server: LiveServer, client: QueueClient, queue: str) -> None:
+    client.send("left")
+    (message,) = client.receive(lease=30)
+    closed = QueueClient(server.url, queue=queue)
+    closed.close()
+    calls: list[Callable[[], object]] = [
+        lambda: closed.send("x"), closed.receive, closed.consume, lambda: closed.ack(message), closed.purge,
+        closed.queues, closed.healthy, lambda: closed.transact(ack=[message]), lambda: closed.receive_runs(lease=5),
+        lambda: closed.ack_many([message]), lambda: closed.extend(message, 5), lambda: closed.release(message),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(Closed, match="closed"):
+            call()
+    message.ack()
+    with pytest.raises(NotFound):
+        client.ack(message)
+
+
+# Commands that are terminated.
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_terminated_gives_back_what_it_holds_uncounted__row_34(
+    server: LiveServer, client: QueueClient, queue: str, sent: signal.Signals
+) -> None:
+    client.send_many(["x" * 100_000] * 3)  # more than a pipe holds
+    command = [sys.executable, "-m", "clients", "receive", "--url", server.url, "--queue", queue, "--lease", "600"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as receiving:
+        await_true(lambda: client.stats()["leased"] == 3)
+        receiving.send_signal(sent)
+        assert receiving.wait(10) == 128 + sent
+        assert receiving.stderr is not None
+        assert receiving.stderr.read() == b""
+    assert [(message.state, message.receive_count) for message in client.peek()] == [("ready", 0)] * 3
+
+
+def test_a_busy_command_that_is_terminated_leaves_nothing_leased_and_prints_each_line_once(
+    server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    count = 20_000
+    for start in range(0, count, 5_000):
+        client.send_many([str(number) for number in range(start, start + 5_000)])
+    command = [sys.executable, "-m", "clients", "receive", "--url", server.url, "--queue", queue, "--lease", "600"]
+    printed = b""
+    for _ in range(5):
+        process = subprocess.Popen([*command, "--batch", "50"], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        with process as receiving, ThreadPoolExecutor(1) as pool:
+            assert receiving.stdout is not None
+            reading = pool.submit(receiving.stdout.read)
+            before = client.stats()["acked"]
+            await_true(partial(lambda before: client.stats()["acked"] > before, before))
+            receiving.send_signal(signal.SIGTERM)
+            printed += reading.result(20)
+        counts = client.stats()
+        assert (counts["leased"], counts["ready"]) == (0, count - counts["acked"])
+    assert printed.split() == [b"%d" % number for number in range(len(printed.split()))]
+    assert len(printed.split()) == client.stats()["acked"]

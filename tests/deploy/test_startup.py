@@ -1,0 +1,138 @@
+"""What the service says when it starts, and when it does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from settings import VERSION, Settings, unknown_variables
+from tests.support.live import LiveServer
+from web.server.startup import summary
+
+
+def test_the_first_line_says_what_is_served() -> None:
+    with LiveServer({"WEB_CONCURRENCY": "2", "QUEUE_THREADS": "10"}) as server:
+        pid = server.pid
+        first = server.log().splitlines()[0]
+    when, level, process, said = first.split(" ", 3)
+    assert datetime.fromisoformat(when).tzinfo is not None
+    assert (level, process) == ("INFO", f"[{pid}]")
+    assert said == (
+        f"queue_service {VERSION} at {server.url} (open it in a browser for the page), "
+        f"messages in {server.database}, access for anyone on this machine, up to 10 waiting readers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "access"),
+    [
+        ({}, "anyone on this machine"),
+        ({"tokens": "a:b:c:d"}, "clients with a token"),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "anyone who can reach the port"),
+    ],
+)
+def test_the_first_line_says_who_has_access(settings: dict[str, object], access: str) -> None:
+    assert f"access for {access}," in summary(Settings(**settings))  # type: ignore[arg-type]
+
+
+def test_the_first_line_holds_no_password() -> None:
+    url = "postgresql://user:s3cret@db.example:6432/queue?password=s3cret&sslmode=require"
+    assert "messages in postgresql://db.example:6432/queue," in summary(Settings(database_url=url))
+    assert "s3cret" not in summary(Settings(database_url=url))
+
+
+def test_as_json_every_line_of_the_log_is_an_object() -> None:
+    with LiveServer({"QUEUE_LOG": "json", "QUEUE_THREDS": "3"}) as server:
+        server.stop()
+        lines = [json.loads(line) for line in server.log().splitlines()]
+    assert len(lines) > 3
+    assert all({"time", "level", "pid", "logger", "message"} <= line.keys() for line in lines)
+    assert lines[0]["level"] == "warning"
+    assert lines[0]["message"] == "QUEUE_THREDS is not a setting of this service; did you mean QUEUE_THREADS?"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("QUEUE_DATABASE", "; did you mean QUEUE_DATABASE_URL?"),
+        ("QUEUE_TOKEN_FILE", "; did you mean QUEUE_TOKENS_FILE?"),
+        ("QUEUE_XYZZY", ""),
+    ],
+)
+def test_an_unknown_variable_is_named_with_the_nearest_known_one(name: str, hint: str) -> None:
+    assert unknown_variables({name: "1"}) == [f"{name} is not a setting of this service{hint}"]
+
+
+def test_known_variables_and_those_of_others_are_not_named() -> None:
+    assert unknown_variables({"QUEUE_LOG": "json", "QUEUE_TOKEN": "t", "QUEUES": "3", "PATH": "/bin"}) == []
+
+
+class OtherProgram(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def port_of_another_program() -> Iterator[int]:
+    with HTTPServer(("127.0.0.1", 0), OtherProgram) as program:
+        threading.Thread(target=program.serve_forever, daemon=True).start()
+        yield program.server_port
+        program.shutdown()
+
+
+@contextmanager
+def port_that_never_answers() -> Iterator[int]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def port_of_another_service() -> Iterator[int]:
+    with LiveServer() as server:
+        yield server.port
+
+
+@pytest.mark.parametrize(
+    ("taken", "owner"),
+    [
+        (port_of_another_program, "another program"),
+        (port_that_never_answers, "another program"),
+        (port_of_another_service, "another queue_service"),
+    ],
+)
+def test_a_taken_port_ends_the_start_with_one_sentence(taken: object, owner: str) -> None:
+    with taken() as port:  # type: ignore[operator]
+        log = refusal({"PORT": str(port)})
+    (sentence,) = log.splitlines()
+    assert sentence.startswith(f"queue_service: port {port} is taken by {owner}; choose another, for example PORT=")
+
+
+def test_a_port_that_another_service_gives_up_meanwhile_is_waited_for() -> None:
+    with LiveServer() as ending:
+        successor = LiveServer({"PORT": str(ending.port)})
+        successor.url, successor.port = ending.url, ending.port
+        threading.Timer(0.5, ending.stop).start()
+        with successor:
+            assert "is taken" not in successor.log()
+
+
+def refusal(environment: Mapping[str, str]) -> str:
+    """Start the service, which must fail, and return its log."""
+    server = LiveServer(dict(environment))
+    try:
+        with pytest.raises(RuntimeError):
+            server.start()
+        return server.log()
+    finally:
+        shutil.rmtree(server.directory)

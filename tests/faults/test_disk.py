@@ -1,0 +1,273 @@
+"""Row 10 of what must survive, a full disk; and a disk that fails: what could not be committed is not acknowledged."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from storage.__main__ import main as storage_tool
+from tests.support.checker import Outcome
+from tests.support.figures import Tell
+from tests.support.live import LiveServer, await_true
+from tests.support.load import Connection, Load, Reply
+from tests.support.programs import program
+
+LONG = [pytest.mark.slow, pytest.mark.torture]
+MB = 1024 * 1024
+
+
+# Row 10: a full disk.
+
+
+class SmallDisk:
+    """A tmpfs of some MB."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.database = path / "queue.db"
+        self._filler = path / "filler"
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True, capture_output=True)
+
+    def fill(self, but: int = 0) -> None:
+        """Another program takes all that is free, `but` some bytes."""
+        room = os.statvfs(self.path)
+        left = room.f_bavail * room.f_frsize - but
+        with self._filler.open("wb", buffering=0) as filler, suppress(OSError):  # a part of it may be gone by now
+            while left > 0:
+                left -= filler.write(bytes(min(left, MB)))
+
+    def clear(self) -> None:
+        self._filler.unlink()
+
+    def remove(self) -> None:
+        subprocess.run(["umount", self.path], check=True, capture_output=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    try:
+        disk = SmallDisk(tmp_path / "small", 24 * MB)
+    except (FileNotFoundError, subprocess.CalledProcessError) as fault:
+        pytest.skip(f"no small disk can be mounted here: {fault}")
+    yield disk
+    disk.remove()
+
+
+@pytest.fixture
+def service(small_disk: SmallDisk) -> Iterator[LiveServer]:
+    with LiveServer({"QUEUE_DATABASE_URL": f"sqlite:///{small_disk.database}"}) as server:
+        yield server
+
+
+def test_a_queue_that_fills_its_disk_refuses_sends_and_goes_on_with_all_else__row_10(
+    service: LiveServer, small_disk: SmallDisk
+) -> None:
+    connection = Connection(service.port)
+    assert connection.open()
+    sent = 0
+    while (reply := connection.ask("POST", "/messages", {"text": f"{sent} ".ljust(50_000, ".")})).status == 200:
+        sent += 1
+    assert sent > 100
+    _assert_full(reply)
+    _assert_full(connection.ask("POST", "/messages", [{"text": "small"}]))
+    assert connection.ask("GET", "/ready").status == 200  # it can still commit: readers are served
+    leased = connection.ask("GET", "/messages?lease=60&limit=3").document
+    assert connection.ask("DELETE", f"/messages/{leased[0]['receipt']}").status == 204
+    assert connection.ask("PATCH", f"/messages/{leased[1]['receipt']}", {"lease": 0}).status == 204
+    assert connection.ask("POST", "/messages/ack", {"receipts": [leased[2]["receipt"]]}).document["acked"] == 1
+    expected = [number for number in range(sent) if number not in (0, 2)]
+    taken = [connection.ask("GET", "/messages").document["text"] for _ in expected]
+    assert [int(text.split()[0]) for text in taken] == expected
+    assert connection.ask("GET", "/messages").status == 204
+    assert connection.ask("POST", "/messages", {"text": "again"}).status == 200  # there is room in the file
+    connection.close()
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=LONG)])
+def test_nothing_is_lost_when_another_program_fills_the_disk_to_the_last_byte_under_load__row_10(
+    times: int, service: LiveServer, small_disk: SmallDisk, tmp_path: Path, tell: Tell
+) -> None:
+    connection = Connection(service.port)
+    assert connection.open()
+    with Load(service.port, tmp_path / "histories") as load:
+        load.write().write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
+        for _ in range(times):
+            time.sleep(random.uniform(0.1, 0.5))
+            small_disk.fill()
+            await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 503)
+            _assert_full(connection.ask("POST", "/messages", {"text": "x"}))
+            time.sleep(random.uniform(0.1, 0.5))
+            small_disk.clear()
+            await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
+        verdict = load.finish()
+    connection.close()
+    tell(fault="disk full to the last byte", times=times, **verdict.figures)
+    assert verdict.faultless, verdict
+    assert "storage has failed" not in service.log()
+    _assert_sound(small_disk.database)
+
+
+def test_messages_are_read_and_acknowledged_while_another_program_leaves_a_megabyte__row_10(
+    service: LiveServer, small_disk: SmallDisk
+) -> None:
+    connection = Connection(service.port)
+    assert connection.open()
+    for first in range(0, 3_000, 500):
+        batch = [{"text": str(number).ljust(100, ".")} for number in range(first, first + 500)]
+        assert connection.ask("POST", "/messages", batch).status == 200
+    small_disk.fill(but=MB)  # less than the log takes before SQLite would fold it in by itself
+    _assert_full(connection.ask("POST", "/messages", {"text": "x"}))
+    texts = []
+    for _ in range(300):
+        leased = _until_done(lambda: connection.ask("GET", "/messages?lease=60&limit=10")).document
+        receipts = [message["receipt"] for message in leased]
+        done = _until_done(lambda r=receipts: connection.ask("POST", "/messages/ack", {"receipts": r}))  # type: ignore[misc]
+        assert done.document["acked"] == 10
+        texts += [message["text"] for message in leased]
+    assert [int(text.rstrip(".")) for text in texts] == list(range(3_000))
+    small_disk.clear()
+    await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
+    connection.close()
+
+
+def _until_done(ask: Callable[[], Reply]) -> Reply:
+    """Once more when it was refused for want of room: the log is folded into the file then, and has room again."""
+    reply = ask()
+    if reply.status == 503:
+        _assert_full(reply)
+        reply = ask()
+    assert reply.status == 200, reply
+    return reply
+
+
+def _assert_full(reply: Reply) -> None:
+    assert (reply.status, reply.document["code"], reply.headers["Retry-After"]) == (503, "disk_full", "1")
+
+
+# A disk that fails.
+
+
+class Injection(NamedTuple):
+    """What strace makes the system calls of a worker return."""
+
+    call: str
+    error: str
+    file: str  # of the database: "" or "-wal"
+
+    def __str__(self) -> str:
+        return f"{self.error} of {self.call} on queue.db{self.file}"
+
+    @property
+    def rare(self) -> bool:
+        """Whether only a checkpoint does it."""
+        return self.file == ""
+
+
+COMMIT_FAILS = Injection("fdatasync", "EIO", "-wal")
+CHECKPOINT_FAILS = Injection("fdatasync", "EIO", "")
+NO_ROOM_IN_LOG = Injection("pwrite64", "ENOSPC", "-wal")
+OTHERS = [Injection("pwrite64", "EIO", "-wal"), Injection("pwrite64", "EIO", ""), Injection("pwrite64", "ENOSPC", "")]
+
+
+@pytest.fixture
+def worker() -> Iterator[LiveServer]:
+    """A service with one worker, so that it is known which one fails."""
+    program("strace")
+    if os.geteuid() != 0:
+        pytest.skip("takes root to attach strace")
+    with LiveServer({"WEB_CONCURRENCY": "1"}) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("injection", "times"),
+    [(injection, 1) for injection in (COMMIT_FAILS, CHECKPOINT_FAILS, NO_ROOM_IN_LOG)]
+    + [
+        pytest.param(injection, 6, marks=LONG)
+        for injection in (COMMIT_FAILS, CHECKPOINT_FAILS, NO_ROOM_IN_LOG, *OTHERS)
+    ],
+    ids=str,
+)
+def test_what_could_not_be_committed_is_not_acknowledged__row_10(
+    injection: Injection, times: int, worker: LiveServer, tmp_path: Path, tell: Tell
+) -> None:
+    with Load(worker.port, tmp_path / "histories") as load:
+        load.write().write(batch=200, keyed=True).read().read(lease=2.0, batch=200)
+        for _ in range(times):
+            time.sleep(random.uniform(0.1, 0.4))
+            pid = _worker_of(worker)
+            with _injected(worker, pid, injection, first=random.randint(1, 2 if injection.rare else 30)) as happened:
+                await_true(happened)
+                if injection.error == "EIO":
+                    await_true(lambda: _worker_of(worker) not in (0, pid))  # noqa: B023
+            await_true(lambda: _ask(worker, "GET", "/ready").status == 200)
+        verdict = load.finish()
+    tell(fault=str(injection), times=times, **verdict.figures)
+    assert verdict.faultless, verdict
+    failures = [line for line in worker.log().splitlines() if "the storage has failed" in line]
+    assert len(failures) <= times, failures
+    assert bool(failures) == (injection.error == "EIO"), failures
+    worker.stop()
+    _assert_sound(worker.database)
+
+
+@contextmanager
+def _injected(server: LiveServer, pid: int, injection: Injection, first: int) -> Iterator[Callable[[], bool]]:
+    """From its `first` such call on, each thread of the process is told this error; yields whether one has been."""
+    log = server.directory / "strace"
+    log.unlink(missing_ok=True)
+    log.touch()
+    call, error, file = injection
+    tracing = subprocess.Popen(
+        ["strace", "-f", "-qq", "-o", log, "-p", str(pid), "-P", f"{server.database}{file}",
+         "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={first}+"],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield lambda: "INJECTED" in log.read_text()
+    finally:
+        try:
+            with suppress(ProcessLookupError):
+                _stop(pid, log)
+        finally:
+            tracing.terminate()
+            tracing.wait()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _stop(pid: int, log: Path) -> None:
+    """Stop all threads between two calls: one from which strace detaches in an injected call is returned ENOSYS."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = len(os.listdir(f"/proc/{pid}/task"))
+    await_true(lambda: log.read_text().count("--- stopped by SIGSTOP ---") >= threads)
+
+
+def _worker_of(server: LiveServer) -> int:
+    """Its pid; 0 while there is none, or two."""
+    pids = server.workers
+    return pids[0] if len(pids) == 1 else 0
+
+
+def _ask(server: LiveServer, method: str, path: str) -> Reply:
+    connection = Connection(server.port)
+    try:
+        return connection.ask(method, path) if connection.open() else Reply(Outcome.UNKNOWN)
+    finally:
+        connection.close()
+
+
+def _assert_sound(database: Path) -> None:
+    assert storage_tool(["check", f"sqlite:///{database}"]) == 0

@@ -1,0 +1,211 @@
+"""Routes beside the plain ways: duplicates, every recipient, pages, uncounted releases, many leases, redrive by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import handler
+from settings import Settings
+from tests.support.wsgi import Client, Reply, a_store
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    with a_store() as store:
+        yield Client(handler.make_app(Settings(), store))
+
+
+def texts(reply: Reply) -> list[str]:
+    return [one["text"] for one in reply.json] if reply.status == 200 else []
+
+
+def leased(client: Client, target: str = "/messages?lease=60&limit=100") -> list[dict[str, Any]]:
+    reply = client.get(target)
+    return list(reply.json) if reply.status == 200 else []
+
+
+def patch(client: Client, receipt: str, body: str) -> Reply:
+    return client.call("PATCH", f"/messages/{receipt}", body.encode())
+
+
+def assert_refused(reply: Reply, field: str) -> None:
+    assert (reply.status, reply.json["code"], reply.json["field"]) == (400, "invalid_input", field)
+
+
+# Duplicates.
+
+
+def test_a_message_that_was_not_stored_is_reported(client: Client) -> None:
+    message = {"text": "first", "dedup_id": "d"}
+    assert client.post("/messages", message).json == {"id": "1"} | message
+    again = client.post("/messages", message | {"text": "second"})
+    assert again.body == b'{"id": "1", "duplicate": true, "text": "second", "dedup_id": "d"}\n'
+    batch = client.post("/messages", [message, {"text": "new"}, message])
+    assert batch.json == {"ids": ["1", "2", "1"], "duplicates": [0, 2]}
+    assert client.post("/messages", [{"text": "x"}]).json.keys() == {"ids"}
+    sent = [{"text": "other"}, message]
+    assert client.post("/transactions", {"send": sent}).json == {"ids": ["4", "1"], "duplicates": [1]}
+    assert "duplicates" not in client.post("/transactions", {"send": [{"text": "y"}], "receive": {}}).json
+    assert texts(client.get("/messages?limit=100&recipients=any"))[-1] == "y"
+
+
+# Every recipient.
+
+
+def test_a_reader_may_take_messages_whatever_their_recipient_is(client: Client) -> None:
+    client.post("/messages", [{"text": "a", "recipient": "eu"}, {"text": "b"}, {"text": "c", "recipient": "us"}])
+    assert client.get("/messages?recipients=any").json == {"text": "a", "recipient": "eu"}
+    told = client.post("/transactions", {"receive": {"recipients": "any", "limit": 5}}).json
+    assert [one["text"] for one in told["messages"]] == ["b", "c"]
+
+
+@pytest.mark.parametrize("query", ["recipients=all", "recipients=", "recipients=any&recipient=eu"])
+def test_every_recipient_is_asked_for_in_one_way(client: Client, query: str) -> None:
+    assert_refused(client.get(f"/messages?{query}"), "recipients")
+    receive = dict(part.split("=") for part in query.split("&"))
+    assert_refused(client.post("/transactions", {"receive": receive}), "recipients")
+
+
+# Pages of queues.
+
+
+def test_queues_are_listed_by_prefix_and_page_by_page(client: Client) -> None:
+    for name in ("a", "b-1", "b-2", "b-3", "c"):
+        client.call("PUT", f"/queues/{name}", b"{}")
+    found, query = [], "prefix=b&limit=2"
+    for _ in range(5):
+        page = client.get(f"/queues?{query}").json
+        found.append([one["queue"] for one in page["queues"]])
+        if "next" not in page:
+            break
+        query = f"prefix=b&limit=2&after={page['next']}"
+    assert found == [["b-1", "b-2"], ["b-3"]]
+    assert len(client.get("/queues?prefix=&after=").json["queues"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("limit=0", "limit"), ("limit=1001", "limit"), ("limit=", "limit"), ("prefix=%20", "prefix"), ("after=-", "after"),
+     ("after=a&after=b", "after"), ("before=a", "before")],
+)  # fmt: skip
+def test_a_bad_page_is_refused_by_name(client: Client, query: str, field: str) -> None:
+    assert_refused(client.get(f"/queues?{query}"), field)
+
+
+# Looking.
+
+
+def test_a_peek_goes_backwards_and_by_key(client: Client) -> None:
+    client.post("/messages", [{"text": str(number), "key": "odd" if number % 2 else "even"} for number in range(1, 9)])
+    peek = "/queues/default/peek"
+    assert texts(client.get(f"{peek}?before=9&limit=3")) == ["8", "7", "6"]
+    assert texts(client.get(f"{peek}?before=6&limit=3")) == ["5", "4", "3"]
+    assert texts(client.get(f"{peek}?key=odd&after=2")) == ["3", "5", "7"]
+    assert texts(client.get(f"{peek}?key=odd&before=7&after=2")) == ["5", "3"]
+    assert client.get(f"{peek}?key=none").json == []
+    assert_refused(client.get(f"{peek}?key="), "key")
+    assert_refused(client.get(f"{peek}?before=x"), "before")
+
+
+# Leases.
+
+
+def test_a_message_given_back_uncounted_is_as_if_it_had_not_been_delivered(client: Client) -> None:
+    client.call("PUT", "/queues/default", b'{"max_receives": 1}')
+    client.post("/messages", {"text": "a"})
+    for _ in range(3):
+        (message,) = leased(client)
+        assert message["receive_count"] == 1
+        assert patch(client, message["receipt"], '{"lease": 0, "counted": false}').status == 204
+    (message,) = leased(client)
+    assert patch(client, message["receipt"], '{"lease": 0, "delay": 0, "counted": true}').status == 204
+    assert leased(client) == []
+    assert client.get("/queues/default").json["stats"]["dead"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [('{"lease": 0, "counted": 0}', "counted"), ('{"lease": 5, "counted": false}', "counted"),
+                        ('{"counted": false}', "lease")]
+)  # fmt: skip
+def test_only_a_release_may_be_uncounted(client: Client, body: str, field: str) -> None:
+    client.post("/messages", {"text": "a"})
+    (message,) = leased(client)
+    assert_refused(patch(client, message["receipt"], body), field)
+
+
+def test_a_lease_that_was_released_is_not_extended_and_its_message_can_be_acked(client: Client) -> None:
+    client.post("/messages", {"text": "a"})
+    (message,) = leased(client)
+    assert patch(client, message["receipt"], '{"lease": 0}').status == 204
+    assert patch(client, message["receipt"], '{"lease": 60}').json["code"] == "stale_receipt"
+    extended = client.post("/messages/extend", {"receipts": [message["receipt"]], "lease": 60}).json
+    assert (extended["extended"], extended["stale"]) == (0, [message["receipt"]])
+    assert client.call("DELETE", f"/messages/{message['receipt']}").status == 204
+
+
+@pytest.mark.parametrize("route", ["/messages", "/queues/default/messages"])
+def test_many_leases_are_extended_at_once_and_the_others_told(client: Client, route: str) -> None:
+    client.post("/messages", [{"text": str(number)} for number in range(4)])
+    receipts = [one["receipt"] for one in leased(client)]
+    client.call("DELETE", f"/messages/{receipts[1]}")
+    result = client.post(f"{route}/extend", {"receipts": [*receipts, "nonsense"], "lease": 600}).json
+    assert result.keys() == {"extended", "leased_until", "stale", "missing"}
+    assert (result["extended"], result["stale"], set(result["missing"])) == (3, [], {receipts[1], "nonsense"})
+    assert client.get("/queues/default/messages/1").json["leased_until"] == result["leased_until"]
+    assert client.post("/queues/other/messages/extend", {"receipts": receipts[:1], "lease": 5}).json["missing"]
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [({"receipts": ["a"]}, "lease"), ({"receipts": ["a"], "lease": 0}, "lease"), ({"lease": 5}, "receipts"),
+     ({"receipts": [], "lease": 5}, "receipts"), ({"receipts": [1], "lease": 5}, "receipts"),
+     ({"receipts": ["a"], "lease": "default"}, "lease"), ({"receipts": ["a"], "lease": 5, "delay": 1}, "delay")],
+)  # fmt: skip
+def test_an_extension_of_something_else_is_refused(client: Client, document: object, field: str) -> None:
+    assert_refused(client.post("/messages/extend", document), field)
+
+
+# Dead letters.
+
+
+def test_dead_letters_go_back_by_id_and_by_reason(client: Client) -> None:
+    client.post("/messages", [{"text": text} for text in "abcd"])
+    for message, reason in zip(leased(client), ("x", "y", "x", "x"), strict=True):
+        patch(client, message["receipt"], f'{{"dead": true, "reason": "{reason}"}}')
+    ids = {one["text"]: one["id"] for one in client.get("/queues/default.dead/peek").json}
+    redrive = "/queues/default/redrive"
+    assert client.post(redrive, {"ids": [ids["a"], ids["b"], "999"], "reason": "x"}).json == {"redriven": 1}
+    assert client.post(redrive, {"reason": "x", "limit": 1}).json == {"redriven": 1}
+    assert client.post(redrive, {"reason": None, "ids": None, "limit": None}).json == {"redriven": 2}
+    assert texts(client.get("/messages?limit=9")) == ["a", "c", "b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [({"ids": []}, "ids"), ({"ids": [1]}, "ids"), ({"ids": ["x"]}, "ids"), ({"ids": "1"}, "ids"),
+     ({"reason": ""}, "reason"), ({"reason": 1}, "reason"), ({"limit": 0}, "limit"), ({"all": True}, "all")],
+)  # fmt: skip
+def test_a_redrive_of_something_else_is_refused(client: Client, document: object, field: str) -> None:
+    client.call("PUT", "/queues/default", b"{}")
+    assert_refused(client.post("/queues/default/redrive", document), field)
+
+
+@pytest.mark.parametrize("number", [2**63 - 2, 2**63 - 1, 2**63, 10**19 - 1])
+def test_a_number_too_large_for_an_id_is_of_no_message(client: Client, number: int) -> None:
+    client.post("/messages", {"text": "a"})
+    path = f"/queues/default/messages/{number}"
+    replies = [client.get(path), client.call("DELETE", path), client.call("PATCH", path, b'{"delay": 0}')]
+    assert [reply.json["code"] for reply in replies] == ["message_not_found"] * 3
+    assert client.post("/queues/default/redrive", {"ids": [str(number)]}).json == {"redriven": 0}
+
+
+# Settings.
+
+
+def test_a_queue_gives_its_delay_to_messages_that_name_none(client: Client) -> None:
+    assert client.call("PUT", "/queues/default", b'{"delay": 60, "expires": 3600}').json["settings"]["expires"] == 3600
+    client.post("/messages", [{"text": "later"}, {"text": "now", "delay": 0}])
+    assert texts(client.get("/messages?limit=9")) == ["now"]

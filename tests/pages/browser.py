@@ -1,0 +1,173 @@
+"""A headless Chromium for tests, driven by its DevTools protocol over a pipe: no driver, no package.
+
+A Tab remembers what went wrong in it: errors on the console, refusals by the Content-Security-Policy, and every
+address that was asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.programs import program
+
+WITHIN = 20.0  # seconds
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--mute-audio",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+    "--no-proxy-server", "--hide-scrollbars", "--host-resolver-rules=MAP *.example 127.0.0.1",
+)  # fmt: skip
+
+
+class Browser:
+    """`with Browser() as browser:` runs one, with a profile of its own. Names under .example lead to this machine."""
+
+    def __enter__(self) -> Self:
+        chromium = program("chromium", "chromium-browser", "google-chrome")
+        self._profile = tempfile.mkdtemp(prefix="queue-browser-")
+        theirs, self._to = os.pipe()
+        self._from, mine = os.pipe()
+        # Chromium reads commands from descriptor 3 and writes to 4. bash: others know no descriptor above 9.
+        self._process = subprocess.Popen(
+            ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{mine}', "bash", chromium, *FLAGS, "--remote-debugging-pipe",
+             f"--user-data-dir={self._profile}", "about:blank"],
+            pass_fds=(theirs, mine), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs)
+        os.close(mine)
+        self._buffer = b""
+        self._number = 0
+        self._tabs: dict[str, Tab] = {}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.command("Browser.close")
+            self._process.wait(WITHIN)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._to)
+            os.close(self._from)
+            shutil.rmtree(self._profile, ignore_errors=True)
+
+    def tab(self, width: int = 1280, height: int = 800, dark: bool = False) -> Tab:
+        """A new one, in a context of its own: nothing is kept of other tabs'."""
+        context = self.command("Target.createBrowserContext")["browserContextId"]
+        target = self.command("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab = self._tabs[session] = Tab(self, session, target)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            tab.command(f"{domain}.enable")
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        tab.command("Emulation.setEmulatedMedia", features=[scheme])
+        tab.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        return tab
+
+    def command(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Its result. Raises RuntimeError with Chromium's own words."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        whole = json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0"
+        while whole:
+            whole = whole[os.write(self._to, whole) :]
+        deadline = time.monotonic() + WITHIN
+        while True:
+            told = self._next(deadline)
+            if told.get("id") == self._number:
+                if "error" in told:
+                    raise RuntimeError(f"{method}: {told['error']['message']}")
+                result: dict[str, Any] = told["result"]
+                return result
+
+    def _next(self, deadline: float) -> dict[str, Any]:
+        """The next answer or event; an event is noted in its tab."""
+        while b"\0" not in self._buffer:
+            if not select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError("Chromium did not answer")
+            piece = os.read(self._from, 1 << 20)
+            if not piece:
+                raise RuntimeError("Chromium has ended")
+            self._buffer += piece
+        one, _, self._buffer = self._buffer.partition(b"\0")
+        told: dict[str, Any] = json.loads(one)
+        if told.get("sessionId") in self._tabs and "method" in told:
+            self._tabs[told["sessionId"]].note(told["method"], told["params"])
+        return told
+
+
+class Tab:
+    def __init__(self, browser: Browser, session: str, target: str) -> None:
+        self.faults: list[str] = []  # console errors, uncaught exceptions, refusals by the policy
+        self.requests: list[str] = []
+        self._browser, self._session, self._target = browser, session, target
+
+    def command(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self._browser.command(method, self._session, **parameters)
+
+    def open(self, url: str) -> None:
+        """The page is loaded, and has run its script."""
+        self.command("Page.navigate", url=url)
+        self.await_true("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def run(self, script: str) -> Any:
+        """The value of an expression in the page. Raises AssertionError for what it throws."""
+        told = self.command("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in told, told["exceptionDetails"]
+        return told["result"].get("value")
+
+    def await_true(self, script: str) -> None:
+        """The expression is true, within 20 s."""
+        deadline = time.monotonic() + WITHIN
+        while not self.run(script):
+            assert time.monotonic() < deadline, f"not within {WITHIN:g} s: {script}"
+            time.sleep(0.02)
+
+    def press(self, key: str, ctrl: bool = False, shift: bool = False) -> None:
+        """A key of the keyboard, down and up."""
+        text = {"Enter": "\r", " ": " "}.get(key, "") if not ctrl else ""
+        told = {
+            "key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key],
+            "modifiers": 2 * ctrl + 8 * shift,
+        }  # fmt: skip
+        self.command("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **told)
+        self.command("Input.dispatchKeyEvent", type="keyUp", **told)
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.command("Input.insertText", text=text)
+
+    def tab_to(self, script: str) -> None:
+        """Tab has been pressed until the expression, of the focused element `it`, is true."""
+        for _ in range(400):  # a link for each queue that other tests have made
+            self.press("Tab")
+            if self.run(f"((it) => {script})(document.activeElement)"):
+                return
+        raise AssertionError(f"the keyboard does not reach {script}")
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self) -> None:
+        self._browser.command("Target.closeTarget", targetId=self._target)
+
+    def note(self, event: str, told: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            self.requests.append(told["request"]["url"])
+        elif event == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
+            self.faults.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
+        elif event == "Runtime.exceptionThrown":
+            self.faults.append(json.dumps(told["exceptionDetails"].get("exception", {}).get("description")))
+        elif event == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
+            self.faults.append(json.dumps(told["args"]))

@@ -1,0 +1,389 @@
+"""The pages at / and /docs, in a real browser on a real service; and what other people's pages can do in it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import pytest
+
+import handler
+from clients import QueueClient
+from settings import Settings
+from tests.pages.browser import Browser, Tab
+from tests.support.live import LiveServer
+from tests.support.wsgi import a_store
+
+pytestmark = pytest.mark.slow
+MARKUP = "<img src=/health onerror=document.title='owned'><script>document.title='owned'</script>"
+OpenTab = Callable[..., Tab]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with Browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def open_tab(chromium: Browser, server: LiveServer) -> Iterator[OpenTab]:
+    """Opens a tab at a path of the service. In the end none has an error on its console or has asked anybody else."""
+    tabs: list[Tab] = []
+
+    def open_at(path: str, **how: Any) -> Tab:
+        tab = chromium.tab(**how)
+        tabs.append(tab)
+        tab.open(server.url + path)
+        if not path.startswith("/docs"):
+            tab.await_true("document.getElementById('pulse').textContent === 'live'")
+        return tab
+
+    yield open_at
+    for tab in tabs:
+        assert tab.run("document.title") != "owned"
+        assert tab.faults == []
+        assert [url for url in tab.requests if not url.startswith((f"{server.url}/", "data:"))] == []
+        tab.close()
+
+
+@pytest.fixture
+def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
+    with QueueClient(server.url, queue=queue) as client:
+        yield client
+
+
+def figure(queue: str, column: int) -> str:
+    """What the list shows in a column of a queue's row, as an expression."""
+    return f"""[...document.querySelectorAll('#queues tbody tr')].find((row) => row.cells[0].textContent === '{queue}')
+        ?.cells[{column}].textContent"""
+
+
+def shown(tab: Tab, selector: str) -> list[str]:
+    found: list[str] = tab.run(f"[...document.querySelectorAll('{selector}')].map((node) => node.textContent)")
+    return found
+
+
+def test_the_list_shows_depths_by_state_as_they_change(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.put_settings({"dead_letter_queue": f"{queue}.dead"})
+    client.send_many([{"text": "a", "key": "k"}, {"text": "b", "key": "k"}, "c", {"text": "d", "delay": 3600}])
+    tab = open_tab("/")
+    tab.await_true(f"{figure(queue, 1)} === '2'")
+    assert [tab.run(figure(queue, column)) for column in range(1, 6)] == ["2", "0", "1", "1", "0"]
+    client.receive(limit=1, lease=600)[0].reject()
+    client.send_many(["more"] * 1998)
+    tab.await_true(f"{figure(queue, 1)} === '2,000' && {figure(queue, 5)} === '1'")
+    tab.await_true(f"parseFloat({figure(queue, 7)}) > 0")
+    assert tab.run("document.querySelectorAll('#queues tbody path').length > 1")
+
+
+def test_a_message_is_sent_with_the_keyboard_alone(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.put_settings({})
+    tab = open_tab("/")
+    tab.tab_to(f"it.textContent === '{queue}'")
+    tab.press("Enter")
+    tab.await_true(f"document.getElementById('name').textContent === '{queue}'")
+    tab.tab_to("it.textContent === 'Send a message'")
+    tab.press("Enter")
+    tab.type("two\nlines")
+    tab.tab_to("it.textContent === 'More fields'")
+    tab.press("Enter")
+    tab.tab_to("it.name === 'priority'")
+    tab.type("7")
+    tab.tab_to("it.name === 'attributes'")
+    tab.type('{"source": "page"}')
+    tab.press("Enter", ctrl=True)
+    tab.await_true("!document.getElementById('sending').open")
+    (message,) = client.peek()
+    assert (message.text, message.priority, message.attributes) == ("two\nlines", 7, {"source": "page"})
+    tab.await_true("document.querySelectorAll('#messages li').length === 1")
+
+
+def test_a_message_that_is_refused_is_told_of_and_not_lost(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.put_settings({"max_messages": 1})
+    client.send("there")
+    tab = open_tab(f"/#/{queue}")
+    tab.run("document.querySelector('#one .send').click()")
+    tab.type("too many")
+    tab.press("Enter", ctrl=True)
+    tab.await_true("document.querySelector('#sending .wrong').textContent !== ''")
+    assert "full" in tab.run("document.querySelector('#sending .wrong').textContent")
+    assert tab.run("document.querySelector('#sending [name=text]').value") == "too many"
+    assert [fault for fault in tab.faults if "429" not in fault] == []
+    tab.faults.clear()  # Chromium's own line for a 429
+
+
+def test_a_purge_asks_first_and_escape_keeps_all(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.send_many(["x"] * 1234)
+    tab = open_tab(f"/#/{queue}")
+    for answer in ("Escape", "Enter"):  # Enter: the button that has the focus keeps them too
+        tab.tab_to("it.id === 'purge'")
+        tab.press("Enter")
+        tab.await_true("document.getElementById('purging').open")
+        assert shown(tab, "#purging-title") == [f"Purge all 1,234 messages of {queue}?"]
+        tab.press(answer)
+        tab.await_true("!document.getElementById('purging').open")
+        assert client.stats()["ready"] == 1234
+    tab.tab_to("it.id === 'purge'")
+    tab.press("Enter")
+    tab.tab_to("it.textContent === 'Purge' && it.closest('dialog')")
+    tab.press("Enter")
+    tab.await_true("!document.getElementById('purging').open")
+    assert client.stats()["ready"] == 0
+    tab.await_true("!document.getElementById('nothing').hidden")
+
+
+def test_messages_are_looked_at_page_by_page_and_by_state(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.send_many([f"number {number}" for number in range(60)])
+    client.receive(limit=3, lease=600)
+    tab = open_tab(f"/#/{queue}")
+    seen = []
+    for rows in (25, 25, 10):
+        tab.await_true(f"document.querySelectorAll('#messages li').length === {rows}")
+        page = shown(tab, "#messages pre")
+        seen += page
+        tab.run("document.getElementById('after').click()")
+        if rows == 25:
+            tab.await_true(f"document.querySelector('#messages pre').textContent !== '{page[0]}'")
+    assert seen == [f"number {number}" for number in range(60)]
+    assert tab.run("document.getElementById('after').disabled")
+    tab.run("document.getElementById('before').click()")
+    tab.await_true("document.querySelector('#messages pre').textContent === 'number 25'")
+    tab.run("""document.getElementById('state').value = 'leased';
+        document.getElementById('state').dispatchEvent(new Event('change'))""")
+    tab.await_true("document.querySelectorAll('#messages li').length === 3")
+    assert client.stats()["received"] == 3
+
+
+def test_dead_letters_are_redriven(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.send_many(["x", "y"])
+    for message in client.receive(limit=2, lease=600):
+        message.reject()
+    tab = open_tab(f"/#/{queue}")
+    tab.tab_to("it.id === 'redrive'")
+    tab.press("Enter")
+    tab.await_true("document.getElementById('said').textContent.startsWith('Moved 2 dead letters')")
+    tab.await_true("document.querySelectorAll('#messages li').length === 2")
+    assert (client.stats()["ready"], client.stats()["dead"]) == (2, 0)
+
+
+def test_markup_in_a_message_its_attributes_and_the_address_stays_text(
+    open_tab: OpenTab, client: QueueClient, queue: str
+) -> None:
+    client.send(MARKUP, attributes={MARKUP: MARKUP}, key=MARKUP[:128], recipient=MARKUP[:128], dedup_id=MARKUP[:128])
+    tab = open_tab(f"/#/{queue}")
+    tab.await_true("document.querySelectorAll('#messages li').length === 1")
+    tab.run("document.querySelector('#messages summary').click()")
+    assert shown(tab, "#messages pre") == [MARKUP]
+    assert MARKUP[:128] in shown(tab, "#messages dd")
+    assert json.dumps({MARKUP: MARKUP}, separators=(",", ":")) in shown(tab, "#messages dd")
+    tab.run(f"location.hash = '#/' + encodeURIComponent({json.dumps(MARKUP)})")
+    tab.await_true(f"document.getElementById('name').textContent === {json.dumps(MARKUP)}")
+    assert tab.run("document.querySelectorAll('img, main script').length") == 0
+    tab.await_true("document.getElementById('said').textContent !== ''")
+    tab.faults = [fault for fault in tab.faults if " 404 " not in fault]  # no queue can be called that
+
+
+def test_markup_put_into_the_page_would_not_run(open_tab: OpenTab) -> None:
+    tab = open_tab("/")
+    tab.run(f"document.querySelector('main').insertAdjacentHTML('beforeend', {json.dumps(MARKUP)})")
+    tab.await_true("document.querySelector('img').complete")
+    assert any("Content Security Policy" in fault for fault in tab.faults)
+    tab.faults.clear()
+
+
+def test_a_tab_that_is_hidden_asks_for_nothing(open_tab: OpenTab) -> None:
+    tab = open_tab("/")
+    hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true})"
+    change = "document.dispatchEvent(new Event('visibilitychange'))"
+    tab.run(f"{hide % 'true'}; {change}")
+    before = len(tab.requests)
+    tab.run("new Promise((done) => setTimeout(done, 2 * EVERY + 500))")
+    assert len(tab.requests) == before
+    tab.run(f"{hide % 'false'}; {change}")
+    tab.await_true("document.getElementById('pulse').textContent === 'live'")
+    assert len(tab.requests) > before
+
+
+@pytest.mark.parametrize("path", ["/", "/#/QUEUE", "/docs"])
+def test_on_a_phone_nothing_is_wider_than_the_screen(
+    open_tab: OpenTab, client: QueueClient, queue: str, path: str
+) -> None:
+    client.send_many(["x" * 2_000, json.dumps({"a": "b " * 500})])
+    client.put_settings({}, queue=f"{queue}." + "long-name." * 6)
+    tab = open_tab(path.replace("QUEUE", queue), width=360, height=740)
+    if "#" in path:
+        tab.await_true("document.querySelectorAll('#messages li').length === 2")
+        tab.run("document.querySelectorAll('#messages summary').forEach((one) => one.click())")
+    for dialog in tab.run("[...document.querySelectorAll('dialog')].map((one) => one.id)") or [""]:
+        if dialog:
+            tab.run(f"document.getElementById('{dialog}').showModal()")
+        assert tab.run("document.documentElement.scrollWidth") == 360
+        if dialog:
+            box = tab.run(f"document.getElementById('{dialog}').getBoundingClientRect().toJSON()")
+            assert box["left"] >= 0
+            assert box["right"] <= 360
+            tab.run(f"document.getElementById('{dialog}').close()")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("path", ["/", "/#/QUEUE", "/docs"])
+def test_all_text_stands_out_from_what_is_behind_it(
+    open_tab: OpenTab, client: QueueClient, queue: str, path: str, dark: bool
+) -> None:
+    client.send_many(["x", {"text": "y", "delay": 60}])
+    client.receive(lease=600)
+    tab = open_tab(path.replace("QUEUE", queue), dark=dark)
+    tab.run("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    measured = tab.run(CONTRASTS)
+    assert len(measured) > 20
+    assert [told for told in measured if told[1] < 4.5] == []  # WCAG 2.2, AA
+    assert (sum(told[2] for told in measured) > len(measured) / 2) == dark
+
+
+# Of each text that is shown: itself, its contrast, and whether it is light on dark.
+CONTRASTS = """(() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+      .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  return [...document.querySelectorAll("body *")]
+    .filter((node) => node.checkVisibility({visibilityProperty: true}) && !node.disabled
+      && [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()))
+    .map((node) => {
+      const text = light(getComputedStyle(node).color), ground = light(behind(node));
+      const contrast = (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+      return [node.textContent.trim().slice(0, 40), contrast, text > ground];
+    });
+})()"""
+
+
+# Where the service asks for a token.
+
+
+@contextmanager
+def guarded(token: str) -> Iterator[str]:
+    """The URL of the application behind a check of a token, such as a proxy makes."""
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+
+    class Silent(WSGIRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with a_store() as store:
+        app = handler.make_app(Settings(), store)
+
+        def check(environ: dict[str, Any], start_response: Any) -> Any:
+            if environ["PATH_INFO"] == "/" or environ.get("HTTP_AUTHORIZATION") == f"Bearer {token}":
+                return app(environ, start_response)
+            start_response("401 Unauthorized", [("Content-Type", "application/problem+json")])
+            return [b'{"title": "No token", "status": 401, "detail": "a token is needed"}']
+
+        with Server(("127.0.0.1", 0), Silent) as server:
+            server.set_app(check)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+
+
+def test_it_asks_for_a_token_once_keeps_it_for_the_tab_and_forgets_it(chromium: Browser) -> None:
+    with guarded("s3cret") as url:
+        tab = chromium.tab()
+        tab.open(url)
+        tab.await_true("document.getElementById('signing').open")
+        tab.type("wrong")
+        tab.press("Enter")
+        tab.await_true("document.querySelector('#signing .wrong').textContent !== ''")
+        tab.run("document.querySelector('#signing [name=token]').value = ''")
+        tab.type("s3cret")
+        tab.press("Enter")
+        tab.await_true("!document.getElementById('signing').open")
+        tab.await_true("document.getElementById('pulse').textContent === 'live'")
+        assert tab.run("JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])") == json.dumps(
+            [{"token": "s3cret"}, {}, ""], separators=(",", ":")
+        )
+        tab.open(f"{url}/#again")
+        tab.await_true("document.getElementById('pulse').textContent === 'live'")
+        tab.run("document.getElementById('sign').click()")
+        tab.await_true("document.getElementById('signing').open")
+        assert tab.run("sessionStorage.length") == 0
+        tab.press("Escape")
+        tab.run("new Promise((done) => setTimeout(done, 2 * EVERY))")
+        assert not tab.run("document.getElementById('signing').open")  # who has said no is not asked again and again
+        tab.close()
+
+
+# Other people's pages.
+
+ATTACK = """<!doctype html><title>working</title>
+<img src="{url}/queues/{queue}/messages"><iframe name="nowhere"></iframe>
+<form method="post" target="nowhere" enctype="text/plain" action="{url}/queues/{queue}/messages"><input name="x"></form>
+<script>
+document.forms[0].submit();
+const tries = ["GET", "POST"].map((method) =>
+  fetch("{url}/queues/{queue}/messages", {{method, mode: "no-cors", body: method === "POST" ? "x" : undefined}}));
+tries.push(fetch("{url}/queues/{queue}/purge", {{method: "POST", mode: "no-cors"}}));
+Promise.allSettled(tries).then(() => {{ document.title = "done"; }});
+</script>"""
+
+
+@contextmanager
+def page_elsewhere(html: str) -> Iterator[int]:
+    """The port at which any path is this page."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "elsewhere.example"])
+def test_a_page_of_another_origin_changes_nothing(
+    chromium: Browser, server: LiveServer, client: QueueClient, queue: str, host: str
+) -> None:
+    client.send("there")
+    with page_elsewhere(ATTACK.format(url=server.url, queue=queue)) as port:
+        tab = chromium.tab()
+        tab.open(f"http://{host}:{port}/")
+        tab.await_true("document.title === 'done' && document.images[0].complete")
+        asked = [url for url in tab.requests if url.startswith(f"{server.url}/queues/{queue}/")]
+        assert len(asked) >= 4  # it did try
+        tab.close()
+    stats = client.stats()
+    assert (stats["ready"], stats["sent"], stats["received"]) == (1, 1, 0)
+
+
+def test_a_name_made_to_point_here_reaches_nothing(
+    chromium: Browser, server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    client.send("there")
+    tab = chromium.tab()
+    tab.open(f"http://rebound.example:{server.port}/queues/{queue}/messages")
+    assert json.loads(tab.run("document.body.innerText"))["code"] == "unknown_host"
+    tab.close()
+    assert client.stats()["ready"] == 1

@@ -1,0 +1,440 @@
+"""Long polls: who waits is woken when there is something to take, by whatever made it so, and nobody is forgotten."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.errors import TooManyPollers
+from storage.model import Message, Receive
+from storage.sqlite import store as sqlite_store
+from storage.sqlite.store import SqliteStore
+from storage.store import Store
+from storage.wakeup_pipes import WakeupPipes
+from tests.support.live import REPOSITORY
+from tests.support.shorthand import configure, lease_one, new, send, stats, take
+
+SOON = 0.5  # seconds: far more than a wake-up takes, far less than the polls here would wait
+LONG = 15.0  # seconds
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+class Poll:
+    """A reader that waits in a thread of its own, from the moment this is made."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, store: SqliteStore, ask: Receive, present: Callable[[], bool] = lambda: True
+    ) -> None:
+        before = len(store._waiting)  # no verb tells how many wait
+        self._result: Future[tuple[Sequence[Message], float]] = pool.submit(self._run, store, ask, present)
+        while len(store._waiting) == before and not self._result.done():
+            time.sleep(0.001)
+
+    @staticmethod
+    def _run(store: Store, ask: Receive, present: Callable[[], bool]) -> tuple[Sequence[Message], float]:
+        return store.receive(ask, present=present), time.monotonic()
+
+    def texts(self) -> list[str]:
+        return [message.text for message in self._result.result(LONG)[0]]
+
+    def delay_after(self, moment: float) -> float:
+        """Seconds from a moment to the poll's return."""
+        return self._result.result(LONG)[1] - moment
+
+    def error(self) -> BaseException | None:
+        return self._result.exception(LONG)
+
+
+def ask(*queues: str, wait: float = LONG, recipient: str = "", lease: float | None = None, limit: int = 1) -> Receive:
+    return Receive(queues or ("q",), limit, lease, recipient, wait)
+
+
+def test_a_reader_that_finds_something_does_not_wait(store: SqliteStore) -> None:
+    send(store, "a")
+    began = time.monotonic()
+    assert store.receive(ask())[0].text == "a"
+    assert time.monotonic() - began < SOON
+
+
+def test_a_reader_waits_as_long_as_it_said_and_no_longer(store: SqliteStore) -> None:
+    began = time.monotonic()
+    assert store.receive(ask(wait=0.2)) == []
+    assert 0.2 <= time.monotonic() - began < 0.2 + SOON
+
+
+def test_a_reader_is_woken_by_a_write_of_this_process(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    poll = Poll(pool, store, ask())
+    sent = time.monotonic()
+    send(store, "a")
+    assert poll.texts() == ["a"]
+    assert poll.delay_after(sent) < SOON
+
+
+def test_a_reader_is_woken_by_a_write_of_another_store_on_the_file(
+    pool: ThreadPoolExecutor, store: SqliteStore, path: Path
+) -> None:
+    other = SqliteStore(path)
+    poll = Poll(pool, store, ask())
+    send(other, "a")
+    sent = time.monotonic()
+    assert poll.texts() == ["a"]
+    assert poll.delay_after(sent) < SOON
+    other.close()
+
+
+def test_a_reader_is_woken_by_a_write_of_another_process(
+    pool: ThreadPoolExecutor, store: SqliteStore, path: Path
+) -> None:
+    poll = Poll(pool, store, ask())
+    program = (
+        "import sys, time; from storage import open_store; from storage.model import NewMessage\n"
+        "store = open_store('sqlite:///' + sys.argv[1]); store.send('q', [NewMessage('a')])\n"
+        "print(time.monotonic()); store.close()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program, str(path)], cwd=REPOSITORY, check=True, capture_output=True, timeout=60
+    )
+    assert poll.texts() == ["a"]
+    assert poll.delay_after(float(told.stdout)) < SOON
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda store, receipt: None,  # its lease ends by itself
+        lambda store, receipt: store.release(receipt),
+        lambda store, receipt: store.release(receipt, 0.1),
+        lambda store, receipt: store.extend(receipt, 0.1),
+    ],
+    ids=["lease ends", "release", "release with delay", "shorter lease"],
+)
+def test_a_reader_is_woken_when_a_leased_message_is_free_again(
+    pool: ThreadPoolExecutor, store: SqliteStore, action: Callable[[Store, str], None]
+) -> None:
+    send(store, "a")
+    held = lease_one(store, seconds=0.4)
+    poll = Poll(pool, store, ask())
+    began = time.monotonic()
+    action(store, held.receipt)
+    assert poll.texts() == ["a"]
+    assert poll.delay_after(began) < 0.4 + SOON
+
+
+def test_a_reader_is_woken_when_a_delay_ends(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    poll = Poll(pool, store, ask())
+    sent = time.monotonic()
+    send(store, "a", delay=0.3)
+    assert poll.texts() == ["a"]
+    assert 0.3 <= poll.delay_after(sent) < 0.3 + SOON
+
+
+def test_a_reader_is_woken_when_the_head_of_a_key_is_settled(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    send(store, "a1", "a2", key="a")
+    held = lease_one(store)
+    poll = Poll(pool, store, ask())
+    store.settle(held.receipt)
+    assert poll.texts() == ["a2"]
+
+
+@pytest.mark.parametrize("how", ["ack", "expiry", "reject", "transaction"])
+def test_a_reader_is_woken_by_the_head_of_a_key_however_it_goes(
+    pool: ThreadPoolExecutor, store: SqliteStore, how: str
+) -> None:
+    store.send("q", [new("1", key="k", recipient="ann", **({"ttl": 0.3} if how == "expiry" else {}))])
+    send(store, "2", key="k")
+    poll = Poll(pool, store, ask())
+    if how != "expiry":
+        receipt = lease_one(store, recipient="ann").receipt
+        ways: dict[str, Callable[[], object]] = {
+            "ack": lambda: store.settle(receipt),
+            "reject": lambda: store.reject(receipt),
+            "transaction": lambda: store.transact([receipt], []),
+        }
+        ways[how]()
+    assert poll.texts() == ["2"]
+
+
+def test_a_reader_of_several_queues_is_woken_by_any(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    polls = [Poll(pool, store, ask("a", "b")) for _ in range(2)]
+    send(store, "1", queue="b")
+    send(store, "2", queue="a")
+    assert sorted(poll.texts()[0] for poll in polls) == ["1", "2"]
+
+
+def test_a_reader_is_woken_by_messages_to_it_and_not_by_others(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    ann, everybody = Poll(pool, store, ask(recipient="ann")), Poll(pool, store, ask())
+    send(store, "to bob", recipient="bob")
+    send(store, "to ann", recipient="ann")
+    send(store, "to all")
+    assert (ann.texts(), everybody.texts()) == (["to ann"], ["to all"])
+
+
+def test_a_reader_is_woken_when_a_paused_queue_goes_on(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    configure(store, paused=True)
+    send(store, "a")
+    poll = Poll(pool, store, ask())
+    time.sleep(0.05)
+    assert stats(store).ready == 1
+    configure(store, paused=False)
+    assert poll.texts() == ["a"]
+
+
+def test_a_reader_of_dead_letters_is_woken_although_nobody_reads_where_they_die(
+    pool: ThreadPoolExecutor, store: SqliteStore
+) -> None:
+    configure(store, max_receives=1)
+    send(store, "a")
+    poll = Poll(pool, store, ask("q.dead"))
+    lease_one(store, seconds=0.2)
+    assert poll.texts() == ["a"]
+
+
+def test_a_transactions_reader_waits_after_the_commit(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    send(store, "in")
+    receipt = lease_one(store).receipt
+    done = pool.submit(store.transact, [receipt], [("out", new("result"))], ask(lease=30))
+    assert store.receive(ask("out"))[0].text == "result"
+    send(store, "next")
+    assert [message.text for message in done.result(LONG).messages] == ["next"]
+
+
+def test_no_more_readers_wait_than_there_is_capacity_for(pool: ThreadPoolExecutor, path: Path) -> None:
+    store = SqliteStore(path, pollers=2)
+    polls = [Poll(pool, store, ask()) for _ in range(2)]
+    with pytest.raises(TooManyPollers):
+        store.receive(ask())
+    send(store, "other", queue="other")
+    assert store.receive(ask("other"))[0].text == "other"  # to find something needs no place to wait
+    assert store.receive(ask(wait=0)) == []
+    send(store, "a", "b")
+    assert sorted(poll.texts()[0] for poll in polls) == ["a", "b"]
+    send(store, "c", delay=0.05)
+    assert store.receive(ask())[0].text == "c"
+    store.close()
+
+
+def test_a_transaction_is_done_and_told_although_there_is_no_place_to_wait(
+    pool: ThreadPoolExecutor, path: Path
+) -> None:
+    store = SqliteStore(path, pollers=1)
+    poll = Poll(pool, store, ask())
+    send(store, "in", queue="in")
+    receipt = lease_one(store, queue="in").receipt
+    done = store.transact([receipt], [("out", new("result"))], ask("in", lease=30))
+    assert (len(done.ids), done.messages, take(store, queue="out")) == (1, [], ["result"])
+    store.stop_waiting()
+    assert poll.texts() == []
+    store.close()
+
+
+def test_all_that_wait_go_home_at_once_when_waiting_is_stopped(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    polls = [Poll(pool, store, ask()) for _ in range(20)]
+    stopped = time.monotonic()
+    store.stop_waiting()
+    assert [poll.texts() for poll in polls] == [[]] * 20
+    assert max(poll.delay_after(stopped) for poll in polls) < SOON
+    assert store.receive(ask()) == []  # nor does anybody wait from now on
+    assert time.monotonic() - stopped < 2 * SOON
+    send(store, "a")
+    assert take(store) == ["a"]  # but what is there is still delivered
+
+
+def test_closing_a_store_sends_its_readers_home(pool: ThreadPoolExecutor, path: Path) -> None:
+    store = SqliteStore(path)
+    poll = Poll(pool, store, ask())
+    store.stop_waiting()
+    assert poll.texts() == []
+    before = threading.active_count()
+    store.close()
+    assert threading.active_count() < before  # its own threads have ended
+
+
+def test_a_reader_that_has_gone_takes_nothing(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    here = threading.Event()
+    here.set()
+    gone = Poll(pool, store, ask(), present=here.is_set)
+    next_one = Poll(pool, store, ask())
+    here.clear()
+    went = time.monotonic()
+    send(store, "a")
+    assert (gone.texts(), next_one.texts()) == ([], ["a"])
+    assert gone.delay_after(went) < SOON  # nor does it hold its place any longer
+    assert stats(store).received == 1
+
+
+def test_readers_are_served_in_the_order_of_their_coming(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    polls = [Poll(pool, store, ask()) for _ in range(5)]
+    for number, poll in enumerate(polls):
+        send(store, str(number))
+        assert poll.texts() == [str(number)]
+
+
+@pytest.mark.parametrize("batches", [[20], [1] * 20, [7, 13]])
+def test_n_readers_and_n_messages_each_get_one(
+    pool: ThreadPoolExecutor, store: SqliteStore, batches: list[int]
+) -> None:
+    polls = [Poll(pool, store, ask()) for _ in range(20)]
+    for size in batches:
+        send(store, *["x"] * size)
+    assert [poll.texts() for poll in polls] == [["x"]] * 20
+
+
+def test_n_readers_in_two_processes_stores_get_one_each(
+    pool: ThreadPoolExecutor, store: SqliteStore, path: Path
+) -> None:
+    other = SqliteStore(path)
+    polls = [Poll(pool, at, ask()) for at in [store, other] * 10]
+    send(store, *["x"] * 10)
+    send(other, *["x"] * 10)
+    assert [poll.texts() for poll in polls] == [["x"]] * 20
+    other.close()
+
+
+def test_no_reader_is_forgotten_when_what_it_was_woken_for_is_taken_by_another(
+    pool: ThreadPoolExecutor, store: SqliteStore, path: Path
+) -> None:
+    """Thieves take messages from under the woken; in the end there is one for everybody, and everybody gets it."""
+    other = SqliteStore(path, pollers=64)
+    stolen = 0
+    for _ in range(15):
+        polls = [Poll(pool, at, ask()) for at in [store, other] * 4]
+        thieves = [pool.submit(take, at, 2) for at in [store, other] * 2]
+        for number in range(8):
+            [store, other][number % 2].send("q", [new("x", **({"key": "k"} if number % 3 else {"delay": 0.001}))])
+        robbed = sum(len(thief.result(LONG)) for thief in thieves)
+        send(store, *["x"] * robbed)
+        assert [poll.texts() for poll in polls] == [["x"]] * 8
+        stolen += robbed
+    other.close()
+
+
+def test_waiting_costs_next_to_nothing(pool: ThreadPoolExecutor, store: SqliteStore) -> None:
+    polls = [Poll(pool, store, ask(wait=1)) for _ in range(20)]
+    before = time.process_time()
+    assert [poll.texts() for poll in polls] == [[]] * 20
+    assert time.process_time() - before < 0.3  # a busy loop would take all of the second
+
+
+# Bells, among the processes of one service.
+
+
+@pytest.fixture
+def neighbours(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SqliteStore]]:
+    """Two that look for each other's commits too seldom to help, and ring."""
+    monkeypatch.setattr(sqlite_store, "LOOK_SELDOM", 600.0)
+    wakeup_pipes = WakeupPipes(2)
+    stores = [SqliteStore(path, wakeup_pipe=wakeup_pipes.take()) for _ in range(2)]
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def test_a_neighbours_commit_rings_the_bell(neighbours: list[SqliteStore], pool: ThreadPoolExecutor) -> None:
+    for reader, writer in (neighbours, reversed(neighbours)):
+        for text in ("a", "b"):
+            poll = Poll(pool, reader, ask())
+            time.sleep(0.05)  # the look at its arrival is over
+            began = time.monotonic()
+            send(writer, text)
+            assert poll.texts() == [text]
+            assert poll.delay_after(began) < SOON
+
+
+def test_only_processes_in_which_somebody_waits_are_rung(path: Path, pool: ThreadPoolExecutor) -> None:
+    wakeup_pipes = WakeupPipes(2)
+    mine, other = wakeup_pipes.take(), wakeup_pipes.take()
+    store = SqliteStore(path, wakeup_pipe=other)
+    send(store, "a")
+    assert not mine.wait(0)
+    mine.wanted(True)
+    send(store, "b")
+    assert mine.wait(0)
+    assert not mine.wait(0)
+    mine.wanted(False)
+    send(store, "c")
+    assert not mine.wait(0)
+    store.close()
+
+
+def test_a_bell_that_nobody_answers_does_not_hold_up_a_commit(path: Path) -> None:
+    wakeup_pipes = WakeupPipes(2)
+    mine, other = wakeup_pipes.take(), wakeup_pipes.take()
+    mine.wanted(True)  # and then it was stopped by a debugger, or is very busy
+    for _ in range(200_000):
+        other.wake_others()
+    store = SqliteStore(path, wakeup_pipe=other)
+    assert send(store, "a") == [1]
+    store.close()
+    while mine.wait(0):
+        pass
+
+
+def test_the_bell_of_a_process_that_ended_is_its_successors(path: Path, pool: ThreadPoolExecutor) -> None:
+    wakeup_pipes = WakeupPipes(1)
+    ended = wakeup_pipes.take()
+    ended.wanted(True)
+    surplus = wakeup_pipes.take()
+    assert (ended.is_shared, surplus.is_shared) == (True, False)
+    wakeup_pipes.release(surplus)
+    wakeup_pipes.release(ended)
+    assert list(wakeup_pipes.waiting) == [0]
+    assert wakeup_pipes.take() is ended
+
+
+def test_who_got_no_bell_rings_the_others_and_looks_for_them(path: Path, pool: ThreadPoolExecutor) -> None:
+    wakeup_pipes = WakeupPipes(1)
+    first, second = (SqliteStore(path, wakeup_pipe=wakeup_pipes.take()) for _ in range(2))
+    for reader, writer in ((first, second), (second, first)):
+        poll = Poll(pool, reader, ask())
+        time.sleep(0.05)
+        began = time.monotonic()
+        send(writer, "a")
+        assert poll.texts() == ["a"]
+        assert poll.delay_after(began) < SOON
+    first.close()
+    second.close()
+
+
+FORKED = f"""
+import os
+from storage.wakeup_pipes import WakeupPipes
+
+wakeup_pipes = WakeupPipes(2)
+parents, childs = wakeup_pipes.take(), wakeup_pipes.take()
+if os.fork() == 0:
+    childs.wanted(True)
+    os._exit(0 if childs.wait({LONG}) else 1)
+while not wakeup_pipes.waiting[1]:
+    pass
+parents.wake_others()
+raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_bell_rings_in_a_forked_process() -> None:
+    """In one of its own: a process with threads, as this one, had better not fork."""
+    assert subprocess.run([sys.executable, "-c", FORKED], cwd=REPOSITORY, timeout=2 * LONG, check=False).returncode == 0

@@ -1,0 +1,82 @@
+"""The engines under test, and the clock they are tested by."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import psycopg
+
+from storage.clock import Clock
+from storage.sqlite.store import SqliteStore
+from storage.store import Engine
+from tests.support.postgres import Postgres
+
+
+class FakeClock:
+    """A Clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self._moment = 1_800_000_000_000
+
+    def now(self) -> int:
+        return self._moment
+
+    def wall(self, moment: int) -> int:
+        return moment
+
+    def advance(self, seconds: float) -> None:
+        self._moment += round(seconds * 1000)
+
+
+def _sqlite(directory: Path, clock: Clock) -> Engine:
+    return SqliteStore(directory / "queue.db", clock=clock)
+
+
+def _postgres(directory: Path, clock: Clock) -> Engine:
+    from storage.postgres.store import PostgresStore
+
+    return PostgresStore(postgres_database().url_for(directory), clock=clock)
+
+
+class _Database:
+    """One database for all tests of a session, emptied for each: to make one takes longer than most tests."""
+
+    def __init__(self) -> None:
+        self.server = Postgres(fast=True)
+        self.server.start()
+        atexit.register(self.server.__exit__)
+        self._url = self.server.create_database("conformance")
+        self._directory: Path | None = None
+
+    def url_for(self, directory: Path) -> str:
+        if directory != self._directory:
+            if self._directory is not None:
+                self._empty()
+            self._directory = directory
+        return self._url
+
+    def _empty(self) -> None:
+        with psycopg.connect(self._url) as connection:
+            tables = "queues, counts, messages, graves, dedup, replies"
+            connection.execute("SET search_path = queue_service")
+            connection.execute(f"TRUNCATE {tables} RESTART IDENTITY".encode())
+            connection.execute("ALTER SEQUENCE message_ids RESTART")
+
+
+@cache
+def postgres_database() -> _Database:
+    """It is started when it is first asked for; skips the test, or in CI fails it, where PostgreSQL is missing."""
+    return _Database()
+
+
+# Opens the store that lies in a directory, or begins one there. A further engine is a further line.
+ENGINES: dict[str, Callable[[Path, Clock], Engine]] = {
+    "sqlite": _sqlite,
+    "postgres": _postgres,
+}
+
+# How many times as long as the fastest an engine takes for an operation: so many fewer a test of chance tries.
+PACE = {"sqlite": 1, "postgres": 8}

@@ -1,0 +1,76 @@
+"""The verbs of a Store in few words, so that the stories are short. The queue is "q" where none is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from storage.model import Message, NewMessage, Queue, QueueStats, Receive, State
+from storage.store import Store
+
+T = TypeVar("T")
+
+
+class Held(NamedTuple):
+    """A message under a lease."""
+
+    text: str
+    receipt: str
+    message: Message
+
+
+def new(text: str = "hi", **fields: Any) -> NewMessage:
+    return NewMessage.from_document({"text": text, **fields})
+
+
+def send(store: Store, *texts: str, queue: str = "q", **fields: Any) -> list[int]:
+    """One batch of these texts, all with these fields."""
+    return store.send(queue, [new(text, **fields) for text in texts]).ids
+
+
+def take(store: Store, limit: int = 1, *, queue: str = "q", recipient: str | None = "") -> list[str]:
+    """Removes messages; their texts."""
+    return texts(store.receive(Receive((queue,), limit, recipient=recipient)))
+
+
+def lease(
+    store: Store, limit: int = 1, *, seconds: float = 30, queue: str = "q", recipient: str | None = ""
+) -> list[Held]:
+    messages = store.receive(Receive((queue,), limit, seconds, recipient))
+    return [Held(message.text, str(message.receipt), message) for message in messages]
+
+
+def lease_one(store: Store, *, seconds: float = 30, queue: str = "q", recipient: str | None = "") -> Held:
+    (held,) = lease(store, seconds=seconds, queue=queue, recipient=recipient)
+    return held
+
+
+def texts(messages: Sequence[Message | Held]) -> list[str]:
+    return [message.text for message in messages]
+
+
+def peek(store: Store, *, queue: str = "q", state: State | None = None) -> list[str]:
+    """The texts of all that are there, oldest first."""
+    return texts(store.peek(queue, limit=100_000, state=state))
+
+
+def stats(store: Store, queue: str = "q") -> QueueStats:
+    return store.queue(queue).stats
+
+
+def configure(store: Store, queue: str = "q", version: int | None = None, **settings: Any) -> Queue:
+    return store.configure(queue, settings, version)
+
+
+def in_threads(work: Sequence[Callable[[], T]]) -> list[T | Exception]:
+    """What each returned, or raised, when all ran at the same time."""
+
+    def run(one: Callable[[], T]) -> T | Exception:
+        try:
+            return one()
+        except Exception as fault:
+            return fault
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        return list(pool.map(run, work))

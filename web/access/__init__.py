@@ -1,0 +1,1 @@
+"""Who may do what: tokens, and which origins browsers may come from."""

@@ -1,0 +1,144 @@
+"""Memory for the bodies of requests and for large replies: a process bounds the total, however many there are.
+
+docs/operations.md states the resulting ceiling of the whole service.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from storage.errors import Busy
+from web.native.decoding import structure
+from web.native.request import PIECE, Environ, read_body
+
+BODIES = 64 * 1024 * 1024  # bytes of bodies as received
+OBJECTS = 128 * 1024 * 1024  # bytes of the decoded values, estimated
+REPLIES = 64 * 1024 * 1024  # bytes of the messages of large reads
+WAIT = 2.0  # seconds to wait for memory
+SMALL = PIECE  # bytes of a body that needs no reservation
+VALUE = 100  # bytes of memory of a value, about: a name, a string, a number, an array or an object
+COPIES = 3  # of the text: decoded, in the message, and as written to the database
+
+
+class SizeBudget:
+    """An amount of memory that threads share."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._changed = threading.Condition()
+
+    def take(self, amount: int, *, wait: bool = True) -> int:
+        """Take `amount`, or the whole size if that is less; return the amount taken.
+
+        Raises Busy: after WAIT seconds, or without `wait` at once.
+        """
+        amount = min(amount, self._size)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free >= amount, WAIT if wait else 0):
+                raise Busy("too many large requests or replies at once")
+            self._free -= amount
+        return amount
+
+    def give(self, amount: int) -> None:
+        with self._changed:
+            self._free += amount
+            self._changed.notify_all()
+
+
+class BodyBudgets:
+    """The memory of a process for bodies and replies; a request returns its shares after the reply.
+
+    It is the store's ReadRoom too. One thread runs a request from its beginning to its reply.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Take the size of the largest body, in bytes."""
+        self._limit = limit
+        self._bodies, self._objects, self._replies = (
+            SizeBudget(max(BODIES, limit)),
+            SizeBudget(OBJECTS),
+            SizeBudget(REPLIES),
+        )
+        self._request = threading.local()
+
+    def run(self, call: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
+        """Return the reply of a request, which gives back what the request has taken when it is closed."""
+        shares: dict[SizeBudget, _Share] = {}
+        self._request.shares = shares
+        try:
+            reply = call()
+        except BaseException:
+            _release(shares.values())
+            raise
+        held = [share for share in shares.values() if share.taken]
+        return _Held(reply, held) if held else reply
+
+    def read_body(self, environ: Environ) -> bytes:
+        """Return the request's body once there is memory for it and its values. Raises Busy, and as wire.read_body."""
+        body = read_body(environ, self._limit, self._share(self._bodies).grow)
+        if len(body) > SMALL:
+            objects = len(body) * _width(body) * COPIES + structure(body) * VALUE
+            self._share(self._objects).take(objects)
+        return body
+
+    def take(self, size: int, *, wait: bool) -> None:
+        self.keep(0)
+        self._share(self._replies).take(size, wait=wait)
+
+    def keep(self, size: int) -> None:
+        self._share(self._replies).keep(size)
+
+    def _share(self, room: SizeBudget) -> _Share:
+        """Of the request that this thread runs."""
+        shares: dict[SizeBudget, _Share] = self._request.__dict__.setdefault("shares", {})
+        return shares.setdefault(room, _Share(room))
+
+
+def _width(body: bytes) -> int:
+    """Return bytes of memory per character: one wide character makes the whole text as wide."""
+    return 1 if body.isascii() and rb"\u" not in body else 4
+
+
+class _Share:
+    def __init__(self, room: SizeBudget) -> None:
+        self._room = room
+        self._length = 0
+        self.taken = 0
+
+    def grow(self, more: int) -> None:
+        self._length += more
+        if self._length > SMALL:
+            self.take(more)
+
+    def take(self, amount: int, *, wait: bool = True) -> None:
+        self.taken += self._room.take(amount, wait=wait)
+
+    def keep(self, amount: int) -> None:
+        if self.taken != amount:
+            self._room.give(self.taken - amount)
+            self.taken = amount
+
+
+class _Held:
+    """A reply that gives the shares of its request back when it has been sent."""
+
+    def __init__(self, reply: Iterable[bytes], shares: Collection[_Share]) -> None:
+        self._reply = reply
+        self._shares = shares
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._reply)
+
+    def close(self) -> None:
+        """As WSGI has it."""
+        try:
+            if hasattr(self._reply, "close"):
+                self._reply.close()
+        finally:
+            _release(self._shares)
+
+
+def _release(shares: Iterable[_Share]) -> None:
+    for share in shares:
+        share.keep(0)

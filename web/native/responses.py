@@ -1,0 +1,219 @@
+"""HTTP responses: messages, queues and problems as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+from bottle import HTTPResponse
+
+from storage import column_batches
+from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sent, Transacted, rfc3339
+from web.native.request import JSON, NDJSON, RUNS
+
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
+PIECE = 65_536  # characters encoded as JSON at once
+WHOLE = 1_048_576  # characters of a reply that is made before it is sent
+RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 because too many readers are waiting
+
+
+def nothing(**headers: str) -> HTTPResponse:
+    return HTTPResponse(status=204, headers={"Cache-Control": "no-store"}, **headers)
+
+
+def value(content: object, headers: dict[str, str] | None = None) -> HTTPResponse:
+    return _text(json.dumps(content, ensure_ascii=False), headers=headers)
+
+
+def text(content: str, kind: str) -> HTTPResponse:
+    return _text(content, kind=kind)
+
+
+def see_other(location: str) -> HTTPResponse:
+    return _text(json.dumps({"page": location}), 303, headers={"Location": location})
+
+
+def stored(sent: Sent, message: NewMessage) -> HTTPResponse:
+    start = f'{{"id": "{sent.ids[0]}", ' + ('"duplicate": true, ' if sent.duplicates else "")
+    return _in_pieces(lambda: _as_written(start, message))
+
+
+def ids(sent: Sent) -> HTTPResponse:
+    return _text(f"{{{_ids(sent.ids, sent.duplicates)}}}")
+
+
+def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -> HTTPResponse:
+    """Return the messages of a read: leased ones in their envelope, others as they were written."""
+    if not messages:
+        return nothing()
+    if kind == RUNS and (ask.lease is None or not many):
+        kind = JSON
+
+    def each() -> Iterator[Iterable[str]]:
+        if ask.lease is not None:
+            return _leased(messages, packed=kind == RUNS)
+        if many and len(ask.queues) > 1:
+            return (_as_written(f'{{"queue": "{message.queue}", ', message) for message in messages)
+        return (_as_written("{", message) for message in messages)
+
+    if many:
+        return _in_pieces(lambda: _batch(each(), kind), kind)
+    return _in_pieces(lambda: next(each()), headers=_delivery_headers(messages[0]))
+
+
+def looked(message: Message) -> HTTPResponse:
+    return _in_pieces(lambda: _envelope(message, message.state))
+
+
+def peeked(messages: Sequence[Message], kind: str) -> HTTPResponse:
+    return _in_pieces(lambda: _batch((_envelope(message, message.state) for message in messages), kind), kind)
+
+
+def extended(until: int) -> HTTPResponse:
+    return value({"leased_until": rfc3339(until)})
+
+
+def extended_many(result: ExtendResult) -> HTTPResponse:
+    return value(result._asdict() | {"leased_until": rfc3339(result.leased_until)})
+
+
+def transacted(done: Transacted, asked: Receive | None, kind: str) -> HTTPResponse:
+    numbers = _ids(done.ids, done.duplicates)
+    if asked is None:
+        return _text(f"{{{numbers}}}")
+    headers = {"Retry-After": str(RETRY_AFTER)} if done.crowded else {}
+    start, end = f'{{{numbers}, "messages": ', "}"
+    return _in_pieces(
+        lambda: chain([start], _batch(_leased(done.messages, packed=kind == RUNS), JSON), [end]), kind, headers
+    )
+
+
+def listing(queues: Sequence[Queue], limit: int) -> HTTPResponse:
+    """Return a page of queues. `next` is its last name, if another page may follow."""
+    document: dict[str, Any] = {"queues": [stats(queue) for queue in queues]}
+    return value(document | ({"next": queues[-1].name} if len(queues) == limit else {}))
+
+
+def stats(queue: Queue) -> dict[str, Any]:
+    return {"queue": queue.name, "stats": queue.stats._asdict()}
+
+
+def description(queue: Queue) -> HTTPResponse:
+    return value(stats(queue) | {"settings": asdict(queue.settings)}, {"ETag": f'"{queue.version}"'})
+
+
+def _envelope(message: Message, state: str | None = None) -> Iterable[str]:
+    """Return a message in its envelope, as JSON. Unescaped parts are the service's own ASCII."""
+    members = f'{{"id": "{message.id}", "queue": "{message.queue}", '
+    if state is not None:
+        members += f'"state": "{state}", '
+    members += f'"sent_at": "{rfc3339(message.sent_at)}", "receive_count": {message.receive_count}, '
+    if message.receipt is not None:
+        members += f'"receipt": "{message.receipt}", '
+    if message.leased_until is not None:
+        members += f'"leased_until": "{rfc3339(message.leased_until)}", '
+    return _as_written(members, message)
+
+
+def _ids(numbers: Sequence[int], duplicates: Sequence[int]) -> str:
+    """Return members of a JSON object: ids, and duplicates if there are any."""
+    members = f'"ids": {json.dumps(list(map(str, numbers)))}'
+    return f'{members}, "duplicates": {json.dumps(list(duplicates))}' if duplicates else members
+
+
+def _leased(messages: Sequence[Message], *, packed: bool) -> Iterator[Iterable[str]]:
+    """Return each message in its envelope. `packed`: return consecutive ones as one run."""
+    parts = column_batches.packed(messages) if packed else messages
+    return (_run(part) if isinstance(part, column_batches.ColumnBatch) else _envelope(part) for part in parts)
+
+
+def _run(run: column_batches.ColumnBatch) -> Iterable[str]:
+    """Return the envelope of a run. Its texts and attributes are JSON already."""
+    members = f'{{"id": "{run.id}", "count": {run.length}, "queue": "{run.queue}", "sent_at": "{rfc3339(run.sent_at)}"'
+    members += f', "receive_count": {run.receive_count}, "receipt": "{run.receipt}"'
+    members += f', "leased_until": "{rfc3339(run.leased_until or 0)}", "texts": {run.texts}'
+    return [f"{members}}}" if run.attributes is None else f'{members}, "attributes": {run.attributes}}}']
+
+
+def problem(
+    status: int, code: str, title: str, detail: str, headers: dict[str, str] | None = None, **more: object
+) -> HTTPResponse:
+    """Return a problem document (RFC 9457). `more`: its further members; None leaves one out."""
+    members = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
+    members |= {name: value for name, value in more.items() if value is not None}
+    headers = headers or ({"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {})
+    return _text(json.dumps(members, ensure_ascii=False), status, "application/problem+json", headers)
+
+
+def _as_written(start: str, message: Message | NewMessage) -> Iterable[str]:
+    """Return a message as it was written, as JSON that begins with `start`. Its fields are JSON already."""
+    text, fields = message.text, message.fields
+    end = "}" if fields is None or fields == "{}" else f", {fields[1:]}"
+    if len(text) <= PIECE:
+        return [f'{start}"text": {_quoted(text)}{end}']
+    pieces = (_quoted(text[at : at + PIECE])[1:-1] for at in range(0, len(text), PIECE))
+    return chain([f'{start}"text": "'], pieces, [f'"{end}'])
+
+
+def _batch(messages: Iterable[Iterable[str]], kind: str) -> Iterator[str]:
+    start, between, end = ("", "\n", "") if kind == NDJSON else ("[", ",", "]")
+    yield start
+    for number, pieces in enumerate(messages):
+        if number:
+            yield between
+        yield from pieces
+    yield end
+
+
+def _delivery_headers(message: Message) -> dict[str, str]:
+    return {
+        "Message-Id": str(message.id),
+        "Message-Queue": message.queue,
+        "Message-Sent-At": rfc3339(message.sent_at),
+    }
+
+
+def _in_pieces(
+    pieces: Callable[[], Iterable[str]], kind: str = JSON, headers: dict[str, str] | None = None
+) -> HTTPResponse:
+    """Return a reply of these pieces. Encode a large one while it is sent: it may be six times its messages' size."""
+    some, size = [], 0
+    for piece in pieces():
+        some.append(piece)
+        size += len(piece)
+        if size > WHOLE:
+            body = _Body(pieces)
+            return HTTPResponse(body, 200, _headers(kind, headers) | {"Content-Length": str(sum(map(len, body)))})
+    return _text("".join(some), kind=kind, headers=headers)
+
+
+class _Body:
+    def __init__(self, pieces: Callable[[], Iterable[str]]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        some, size = [], 0
+        for piece in self._pieces():
+            some.append(piece.encode())
+            size += len(piece)
+            if size >= PIECE:
+                yield b"".join(some)
+                some, size = [], 0
+        yield b"".join([*some, b"\n"])
+
+    def close(self) -> None:
+        """Free the messages: Bottle keeps the body until the thread's next request."""
+        self._pieces = tuple
+
+
+def _text(text: str, status: int = 200, kind: str = JSON, headers: dict[str, str] | None = None) -> HTTPResponse:
+    # A lone surrogate quoted from a request becomes its JSON escape.
+    body = f"{text}\n".encode("utf-8", "backslashreplace") if text else b""
+    return HTTPResponse(body, status, _headers(kind, headers))
+
+
+def _headers(kind: str, more: dict[str, str] | None) -> dict[str, str]:
+    return {"Content-Type": kind, "Cache-Control": "no-store"} | (more or {})

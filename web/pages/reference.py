@@ -1,0 +1,179 @@
+"""Render the OpenAPI document as HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from web.pages import openapi, openapi_responses
+
+Told = dict[str, Any]
+
+
+def render(template: str) -> str:
+    """Return the template with a list of contents and the whole document filled in."""
+    document = openapi.document()
+    contents, body = [], []
+    for tag in document["tags"]:
+        contents.append(f"<h2>{tag['name'].capitalize()}</h2><ul>")
+        body.append(f"<section><h2>{tag['name'].capitalize()}</h2><p>{_prose(tag['description'])}</p>")
+        for method, path, operation in _operations(document, tag["name"]):
+            contents.append(f'<li><a href="#{operation["operationId"]}">{_method(method)} {_path(path)}</a></li>')
+            body.append(_operation(method, path, operation))
+        contents.append("</ul>")
+        body.append("</section>")
+    schemas = document["components"]["schemas"]
+    contents.append('<h2><a href="#schemas">Schemas</a></h2><h2><a href="#errors">Errors</a></h2>')
+    body.append('<section id="schemas"><h2>Schemas</h2>' + "".join(map(_schema, schemas, schemas.values())))
+    body.append(f"</section>{_errors()}")
+    filled = {"version": document["info"]["version"], "contents": "".join(contents), "body": "".join(body)}
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: filled[slot[1]], template)
+
+
+def _operations(document: Told, tag: str) -> list[tuple[str, str, Told]]:
+    return [
+        (method, path, operation | {"parameters": item.get("parameters", []) + operation.get("parameters", [])})
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method not in ("parameters", "head") and tag in operation["tags"]
+    ]
+
+
+def _operation(method: str, path: str, operation: Told) -> str:
+    codes = [
+        code
+        for answer in operation["responses"].values()
+        for code in answer.get("$ref", "").rpartition("/")[2].split("_or_")
+        if code
+    ]
+    told = [f'{openapi_responses.CODES[code][0]} <a href="#{code}"><code>{code}</code></a>' for code in codes]
+    return (
+        f'<article id="{operation["operationId"]}"><h3>{_method(method)} {_path(path)}</h3>'
+        f"<p>{_prose(operation['summary'])}. {_prose(operation.get('description', ''))}</p>"
+        f"{_parameters(operation)}{_bodies(operation)}{_answers(operation)}"
+        f"<details><summary>{len(told)} errors</summary><p>{'<br>'.join(told)}</p></details></article>"
+    )
+
+
+def _parameters(operation: Told) -> str:
+    told = operation["parameters"]
+    rows = [(f"<code>{one['name']}</code>", one["in"], _type(one["schema"]), _about(one)) for one in told]
+    return _table(("parameter", "in", "type", ""), rows)
+
+
+def _bodies(operation: Told) -> str:
+    body = operation.get("requestBody", {"content": {}, "required": True})
+    optional = "" if body["required"] else "optional"
+    rows = [(f"<code>{kind}</code>", _type(told["schema"]), optional) for kind, told in body["content"].items()]
+    return _table(("body", "type", ""), rows)
+
+
+def _answers(operation: Told) -> str:
+    rows = []
+    for status, answer in operation["responses"].items():
+        if "$ref" not in answer:
+            types = " or ".join(_content(answer.get("content", {})))
+            headers = [f"<code>{name}</code>" for name in answer["headers"] if name != "Cache-Control"]
+            rows.append((f"<b>{status}</b>", types or "no body", _prose(answer["description"]), ", ".join(headers)))
+    return _table(("response", "type", "", "headers"), rows)
+
+
+def _content(content: Told) -> list[str]:
+    """Return the type of JSON content, and the media types of other content."""
+    return [
+        _type(told["schema"]) if kind.endswith("json") and "ndjson" not in kind else f"<code>{kind}</code>"
+        for kind, told in content.items()
+    ]
+
+
+def _schema(name: str, schema: Told) -> str:
+    told = f'<article id="schema-{name}"><h3>{name}</h3><p>{_prose(schema.get("description", ""))}</p>'
+    shapes = schema.get("oneOf", [schema])
+    for shape in shapes:
+        required = shape.get("required", [])
+        rows = [
+            (f"<code>{member}</code>", _type(one), "required" if member in required else "", _about(one))
+            for member, one in shape.get("properties", {}).items()
+        ]
+        told += _table(("field", "type", "", ""), rows) or f"<p>{_type(shape)}</p>"
+    return f"{told}</article>"
+
+
+def _errors() -> str:
+    rows = [
+        (str(status), f'<code id="{code}">{code}</code>', _prose(when))
+        for code, (status, when) in openapi_responses.CODES.items()
+    ]
+    table = _table(("status", "code", "when"), rows)
+    return f'<section id="errors"><h2>Errors</h2><p>An error is an RFC 9457 problem document.</p>{table}</section>'
+
+
+def _type(schema: Told) -> str:
+    """Return a short description of a schema, as HTML."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f'<a href="#schema-{name}">{name}</a>'
+    if "const" in schema:
+        return f"<code>{escape(_json(schema['const']))}</code>"
+    if "enum" in schema:
+        return " or ".join(f"<code>{value}</code>" for value in schema["enum"])
+    for words in ("anyOf", "oneOf"):
+        if words in schema:
+            return " or ".join(map(_type, schema[words]))
+    kinds = schema.get("type", "any")
+    if kinds == "array":
+        bounds = f", {_range(schema, 'minItems', 'maxItems')}" if "maxItems" in schema else ""
+        return f"array of {_type(schema['items'])}{bounds}"
+    told = " or ".join(kinds) if isinstance(kinds, list) else kinds
+    if "additionalProperties" in schema and isinstance(schema["additionalProperties"], dict):
+        return f"object of {_type(schema['additionalProperties'])}"
+    if "exclusiveMinimum" in schema:
+        return f"{told} above {schema['exclusiveMinimum']}"
+    if "maximum" in schema:
+        return told + _range(schema, "minimum", "maximum")
+    return told + _range(schema, "minLength", "maxLength")
+
+
+def _range(schema: Told, least: str, most: str) -> str:
+    """Return the bounds, or "" if they limit nothing."""
+    low, high = schema.get(least, 0), schema.get(most)
+    if high is None or high >= 2**53 - 1:
+        return f" from {low:,}" if low else ""
+    return f" {low:,}–{high:,.0f}"
+
+
+def _about(told: Told) -> str:
+    schema = told.get("schema", told)
+    text = _prose(told.get("description") or schema.get("description", ""))
+    return f"{text} Default <code>{_json(schema['default'])}</code>." if "default" in schema else text
+
+
+def _json(value: object) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _method(method: str) -> str:
+    return f'<b class="{method}">{method.upper()}</b>'
+
+
+def _path(path: str) -> str:
+    return "<code>" + re.sub(r"(\{\w+\})", r"<i>\1</i>", path) + "</code>"
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a table without its empty columns, or "" without rows."""
+    if not rows:
+        return ""
+    kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
+    title = "".join(f"<th>{head[place]}</th>" for place in kept)
+    lines = ["<tr>" + "".join(f"<td>{row[place]}</td>" for place in kept) + "</tr>" for row in rows]
+    return f'<div class="wide"><table><thead><tr>{title}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'

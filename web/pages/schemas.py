@@ -1,0 +1,355 @@
+"""JSON schemas of requests and responses; the limits are those of storage.model."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from storage.model import QueueSettings, QueueStats, State
+from storage.validation import (
+    MAX_ATTRIBUTES,
+    MAX_BATCH,
+    MAX_DURATION,
+    MAX_LEASE,
+    MAX_LIMIT,
+    MAX_NAME,
+    MAX_REASON,
+    MAX_WAIT,
+    QUEUE_NAME,
+)
+from web.native import request_parsing
+from web.native.request import IDEMPOTENCY_KEY
+
+Schema = dict[str, Any]
+MOST_WHOLE = 2**53 - 1  # larger numbers lose digits in some JSON readers
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def record(properties: Schema, *required: str, **more: Any) -> Schema:
+    """Return the schema of an object with these members and no others."""
+    schema = {"type": "object", "properties": properties, "additionalProperties": False, **more}
+    return schema | ({"required": list(required)} if required else {})
+
+
+def listed(items: Schema, least: int = 0, most: int | None = None) -> Schema:
+    schema = {"type": "array", "items": items, "minItems": least}
+    return schema if most is None else schema | {"maxItems": most}
+
+
+def seconds(description: str, least: float = 0, most: float = MAX_DURATION, **more: Any) -> Schema:
+    return {"type": "number", "minimum": least, "maximum": most, "description": description, **more}
+
+
+def whole(description: str, least: int = 0, most: int = MOST_WHOLE, **more: Any) -> Schema:
+    return {"type": "integer", "minimum": least, "maximum": most, "description": description, **more}
+
+
+def name(description: str, most: int = MAX_NAME) -> Schema:
+    return {"type": "string", "minLength": 1, "maxLength": most, "description": description}
+
+
+def moment(description: str) -> Schema:
+    return {"type": "string", "format": "date-time", "description": description}
+
+
+def or_null(schema: Schema) -> Schema:
+    """Return the schema that also allows null, which restores the default."""
+    return schema if isinstance(schema["type"], list) else schema | {"type": [schema["type"], "null"]}
+
+
+QUEUE = {"type": "string", "pattern": f"^{QUEUE_NAME.pattern}$", "description": "A queue's name."}
+RECEIPT = {"type": "string", "description": "The handle of one delivery, from a leased read."}
+IDEMPOTENCY = {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"}
+LEASE = {
+    "description": "Seconds for which no other reader gets the message, or `default` for the queue's setting.",
+    "anyOf": [{"type": "number", "minimum": 1, "maximum": MAX_LEASE}, {"const": "default"}],
+}
+LIMIT = whole("At most this many messages.", 1, MAX_LIMIT)
+WAIT = seconds("Seconds to wait for a message if there is none.", 0, MAX_WAIT, default=0)
+RECIPIENT = name("Only messages for this recipient; without it, only unaddressed ones.")
+RECIPIENTS = {"const": "any", "description": "Messages for every recipient and none; not together with `recipient`."}
+REASON = name("Stored with the dead letter.", MAX_REASON)
+
+# The members of a message, in requests and in replies.
+WRITTEN = {
+    "text": {"type": "string", "description": "The payload: any Unicode but lone surrogates, returned unchanged."},
+    "key": name("The service delivers messages of one key in order, to one consumer at a time."),
+    "priority": whole("Higher first; within one priority, oldest first.", 0, 9, default=0),
+    "recipient": name("Only a reader that names this recipient gets the message."),
+    "attributes": {
+        "type": "object",
+        "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+        "description": f"The client's own metadata, {MAX_ATTRIBUTES} bytes of JSON at most.",
+    },
+    "delay": seconds("Seconds before which the message is not delivered; then it takes its old place."),
+    "ttl": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": MAX_DURATION,
+        "description": "Seconds after which the message is dropped, or dead-lettered by the queue's setting.",
+    },
+    "dedup_id": name("Within the queue's `dedup_window` the service does not store a second message with the same id."),
+}
+ID = {
+    "type": "string",
+    "pattern": f"^{request_parsing.ID.pattern}$",
+    "description": "Increasing in a queue, never reused.",
+}
+ENVELOPE = {
+    "id": ID,
+    "queue": ref("QueueName"),
+    "sent_at": moment("When the message was sent."),
+    "receive_count": whole("How often the message was delivered."),
+}
+LEASED_UNTIL = moment("When the lease ends.")
+DUPLICATES = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_BATCH - 1},
+    "minItems": 1,
+    "description": "The places of messages that were not stored because their `dedup_id` was known; omitted if none.",
+}
+HELD = {"receipt": RECEIPT, "leased_until": LEASED_UNTIL}
+# Messages in columns.
+RUN = {
+    "texts": listed({"type": "string"}, 1, MAX_BATCH) | {"description": "The text of each message."},
+    "attributes": {
+        "type": "object",
+        "additionalProperties": listed({"type": ["string", "number", "boolean", "null"]}, 1, MAX_BATCH),
+        "description": "For each name an array with a value for each message; all messages have these names.",
+    },
+}
+
+_SETTINGS: Schema = {
+    "lease": seconds("Seconds, for reads with `lease=default`.", 1, MAX_LEASE),
+    "max_receives": whole("Dead-letter a message after this many deliveries without an ack; 0: no limit."),
+    "dead_letter_queue": {
+        "type": ["string", "null"],
+        "pattern": QUEUE["pattern"],
+        "description": "The name of the dead-letter queue; null: `{queue}.dead`.",
+    },
+    "retention": or_null(WRITTEN["ttl"]) | {"description": "Seconds after which any message expires; null: never."},
+    "max_messages": or_null(whole("A write that would exceed it is 429; null: no limit.", 1)),
+    "max_bytes": or_null(whole("The same, for the stat `bytes`; null: no limit.", 1)),
+    "dedup_window": seconds("Seconds for which the queue remembers `dedup_id` and `Idempotency-Key`."),
+    "dead_letter_expired": {"type": "boolean", "description": "Dead-letter expired messages instead of dropping them."},
+    "paused": {"type": "boolean", "description": "Stop deliveries; writes go on."},
+    "delay": seconds("Seconds, for messages without a `delay`."),
+    "expires": or_null(seconds("Seconds after which an empty, unused queue is deleted; null: never.", 1)),
+}
+SETTINGS = {field.name: _SETTINGS[field.name] | {"default": field.default} for field in fields(QueueSettings)}
+
+STATS: Schema = {
+    "ready": whole("Messages that can be delivered now."),
+    "leased": whole("Messages that a reader holds."),
+    "delayed": whole("Messages not due yet."),
+    "blocked": whole("Messages behind another one of their key."),
+    "dead": whole("Messages from this queue that are in a dead-letter queue."),
+    "oldest_age": seconds(
+        "Seconds that the longest-waiting ready message has been ready; 0 if none, or while paused.", 0, MOST_WHOLE
+    ),
+    "bytes": whole("Size of the texts and optional fields in the queue."),
+    "sent": whole("Messages sent since the queue was created."),
+    "received": whole("Deliveries since then."),
+    "acked": whole("Messages settled since then."),
+    "expired": whole("Messages expired since then."),
+    "dead_lettered": whole("Messages that became dead letters since then."),
+}
+
+PROBLEM: Schema = {
+    "type": {"const": "about:blank"},
+    "title": {"type": "string", "description": "What `code` means, in words."},
+    "status": {"type": "integer", "minimum": 400, "maximum": 599},
+    "detail": {"type": "string", "description": "What was wrong with this request, in words."},
+    "code": {"type": "string", "pattern": "^[a-z_]+$", "description": "Stable, for programs."},
+    "field": {"type": "string", "description": "The wrong field, parameter or header."},
+    "index": {"type": "integer", "minimum": 0, "description": "Its place in a batch."},
+    "queue": {"type": "string", "description": "The queue concerned."},
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "QueueName": QUEUE,
+    "Message": record(WRITTEN, "text", description="What a client writes."),
+    "Batch": listed(ref("Message"), 1, MAX_BATCH) | {"description": "Stored whole and in order, or not at all."},
+    "Run": record(
+        RUN, "texts", description="A batch of messages that have only a text and attributes of the same names."
+    ),
+    "StoredMessage": record(
+        {"id": ID, "duplicate": {"const": True, "description": "The message was not stored: its `dedup_id` was known."}}
+        | WRITTEN,
+        "id",
+        "text",
+        description="A message as written, with its id; for a duplicate, the id of the first message.",
+    ),
+    "Ids": record(
+        {"ids": listed(ID), "duplicates": DUPLICATES}, "ids", description="The ids of the sent messages, in order."
+    ),
+    "TakenMessage": record(
+        {"queue": ref("QueueName")} | WRITTEN,
+        "text",
+        description="A message as written. `queue` appears in a read of several messages from several queues.",
+    ),
+    "LeasedMessage": record(
+        ENVELOPE | HELD | WRITTEN,
+        *ENVELOPE,
+        *HELD,
+        "text",
+        description="A message in its envelope, held until the lease ends.",
+    ),
+    "LeasedRun": record(
+        ENVELOPE | {"count": whole("How many messages.", 2)} | HELD | RUN,
+        *ENVELOPE,
+        "count",
+        *HELD,
+        "texts",
+        description="Consecutive messages: `id` is that of the first, the others follow one by one, and `receipt` "
+        "covers all of them.",
+    ),
+    "PeekedMessage": record(
+        ENVELOPE | {"state": ref("State"), "leased_until": LEASED_UNTIL} | WRITTEN,
+        *ENVELOPE,
+        "state",
+        "text",
+        description="A message in the queue. `leased_until` appears if it is leased.",
+    ),
+    "State": {"type": "string", "enum": [str(state) for state in State], "description": "The state of a message."},
+    "LeaseChange": {
+        "description": "Extend the lease, release the message, or move it to the dead letters.",
+        "oneOf": [
+            record({"lease": seconds("The lease ends this many seconds from now.", 1, MAX_LEASE)}, "lease"),
+            record(
+                {
+                    "lease": {"const": 0},
+                    "delay": seconds("Seconds until the message can be delivered again.", default=0),
+                    "counted": {
+                        "type": "boolean",
+                        "default": True,
+                        "description": "false: do not count this delivery; `receive_count` falls by one.",
+                    },
+                },
+                "lease",
+            ),
+            record({"dead": {"const": True}, "reason": REASON}, "dead"),
+        ],
+    },
+    "ReceiptOrIdChange": {
+        "description": "A LeaseChange for a receipt, a MessageChange for an id.",
+        "anyOf": [ref("LeaseChange"), ref("MessageChange")],
+    },
+    "MessageChange": {
+        "description": "Reschedule a message that is not leased, or move it to the dead letters.",
+        "oneOf": [
+            record({"delay": seconds("The message is due this many seconds from now; 0: now.")}, "delay"),
+            record({"dead": {"const": True}, "reason": REASON}, "dead"),
+        ],
+    },
+    "LeaseEnd": record({"leased_until": LEASED_UNTIL}, "leased_until"),
+    "Receipts": record({"receipts": listed(RECEIPT, 1, MAX_BATCH)}, "receipts"),
+    "AckResult": record(
+        {
+            "acked": whole("How many messages were acked.", 0, MAX_BATCH),
+            "stale": listed(RECEIPT) | {"description": "Receipts whose message was leased again since."},
+            "missing": listed(RECEIPT) | {"description": "Receipts whose message no longer exists, or never did."},
+        },
+        "acked",
+        "stale",
+        "missing",
+    ),
+    "Extension": record(
+        {
+            "receipts": listed(RECEIPT, 1, MAX_BATCH),
+            "lease": seconds("The leases end this many seconds from now.", 1, MAX_LEASE),
+        },
+        "receipts",
+        "lease",
+    ),
+    "ExtendResult": record(
+        {
+            "extended": whole("How many leases were extended.", 0, MAX_BATCH),
+            "leased_until": LEASED_UNTIL,
+            "stale": listed(RECEIPT) | {"description": "Receipts whose message was released or leased again since."},
+            "missing": listed(RECEIPT) | {"description": "Receipts whose message no longer exists, or never did."},
+        },
+        "extended",
+        "leased_until",
+        "stale",
+        "missing",
+    ),
+    "Transaction": record(
+        {
+            "ack": listed(RECEIPT, 0, MAX_BATCH),
+            "send": listed(ref("AddressedMessage"), 0, MAX_BATCH),
+            "receive": ref("Receive"),
+        },
+        minProperties=1,
+        description="The service does all of it in one commit, or nothing.",
+    ),
+    "AddressedMessage": record(
+        {"queue": {"default": "default"} | ref("QueueName")} | WRITTEN, "text", description="A message and its queue."
+    ),
+    "Receive": record(
+        {
+            "queue": {"default": "default"} | ref("QueueName"),
+            "limit": LIMIT | {"default": 1},
+            "lease": LEASE | {"default": "default"},
+            "wait": WAIT,
+            "recipient": RECIPIENT,
+            "recipients": RECIPIENTS,
+        },
+        **{"not": {"required": ["recipient", "recipients"]}},
+        description="The next messages, leased; a `wait` begins after the commit.",
+    ),
+    "Transacted": record(
+        {"ids": listed(ID), "duplicates": DUPLICATES, "messages": listed(ref("LeasedMessage"))},
+        "ids",
+        description="`messages` appears if the request has `receive`.",
+    ),
+    "TransactedRuns": record(
+        {
+            "ids": listed(ID),
+            "duplicates": DUPLICATES,
+            "messages": listed({"anyOf": [ref("LeasedMessage"), ref("LeasedRun")]}),
+        },
+        "ids",
+        "messages",
+        description="The same, with consecutive messages as one.",
+    ),
+    "QueueSettings": record(SETTINGS, *SETTINGS),
+    "SettingsChange": record(
+        {name: or_null(schema) for name, schema in SETTINGS.items()},
+        description="Changes the settings it names and keeps the others; null restores a default.",
+    ),
+    "QueueStats": record(STATS, *QueueStats._fields),
+    "QueueListing": record(
+        {
+            "queues": listed(record({"queue": ref("QueueName"), "stats": ref("QueueStats")}, "queue", "stats")),
+            "next": QUEUE | {"description": "The last name, if more may follow: pass it as `after`."},
+        },
+        "queues",
+    ),
+    "Queue": record(
+        {"queue": ref("QueueName"), "stats": ref("QueueStats"), "settings": ref("QueueSettings")},
+        "queue",
+        "stats",
+        "settings",
+    ),
+    "Purged": record({"purged": whole("How many messages were removed.")}, "purged"),
+    "Redrive": record(
+        {
+            "limit": or_null(whole("At most this many; null or omitted: all.", 1, 2**53)),
+            "ids": or_null(listed(ID, 1, MAX_BATCH) | {"description": "Only these; null or omitted: all."}),
+            "reason": or_null(REASON | {"description": "Only those whose latest reason is this."}),
+        },
+        description="Which dead letters to move back.",
+    ),
+    "Redriven": record({"redriven": whole("How many dead letters were moved back.")}, "redriven"),
+    "Status": record({"status": {"type": "string", "enum": ["alive", "ready"]}}, "status"),
+    "Index": record(
+        {name: {"type": "string"} for name in ("service", "send", "receive", "queues", "reference", "openapi")},
+        "service",
+        description="A guide to the service.",
+    ),
+    "Problem": record(PROBLEM, "type", "title", "status", "detail", "code", description="RFC 9457."),
+}

@@ -1,0 +1,1 @@
+"""What serves the application: a worker of gunicorn, or AWS Lambda."""

@@ -13,11 +13,13 @@ from typing import TypeVar
 
 import apsw
 
-from handler import Application
+from handler import mount_routes
+from settings import Settings
 from storage.sqlite.disk.group_commit import GroupCommit
 from storage.sqlite.store import SqliteStore
 from storage.sqlite.transaction import WriteTransaction
 from storage.store import Engine
+from web.native.application import Application
 
 T = TypeVar("T")
 
@@ -62,6 +64,9 @@ class PlainStore(SqliteStore):
 
 
 class PlainApplication(Application):
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(mount_routes, settings)
+
     @property
     def unrestricted_store(self) -> Engine:
         with self._opening:

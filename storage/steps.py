@@ -83,3 +83,8 @@ def check_queues(names: Collection[str]) -> None:
     """Raise InvalidInput for more than one transaction deals with."""
     if len(names) > MAX_TRANSACTION_QUEUES:
         raise InvalidInput(f"the receipts and messages belong to more than {MAX_TRANSACTION_QUEUES} queues")
+
+
+def report_of(count: int | None, deed: str) -> str | None:
+    """Return what an interrupted request reports as done, or None if that is nothing."""
+    return f"{count:,} messages were {deed}" if count else None

@@ -7,8 +7,10 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from storage.clock import Clock
+from storage.codec import with_dead_letter_history
 from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import IdempotencyKey, NewMessage, Receipt, Receive, check_receipts
+from storage.model import IdempotencyKey, Message, NewMessage, Receipt, Receive, check_receipts
 from storage.validation import MAX_BATCH
 
 
@@ -97,3 +99,25 @@ def unsettled(known: Mapping[Receipt, str], statuses: Sequence[str], missing: li
     for text, status in zip(known.values(), statuses, strict=True):
         by_status[status].append(text)
     return by_status["stale"], by_status["missing"]
+
+
+def messages_of(rows: Sequence[Any], clock: Clock) -> list[Message]:
+    """Return the messages that a function has leased or taken."""
+    ahead = clock.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
+    return [
+        Message(
+            number, queue, text.decode(), with_dead_letter_history(fields, deaths), sent_at + ahead, count,
+            None if token is None else str(Receipt(queue, number, token)),
+            None if until is None else until + ahead,
+        )
+        for _, _, _, queue, number, text, fields, deaths, sent_at, count, token, until in rows
+    ]  # fmt: skip
+
+
+def is_late(rows: Sequence[Any]) -> bool:
+    """Return whether these rows say that a queue has yet to be caught up with."""
+    return bool(rows) and rows[0][0] is not None
+
+
+def json_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

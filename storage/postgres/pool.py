@@ -89,6 +89,14 @@ class WriteTransaction:
         until = self.now + round(REQUEST_WINDOW * 1000)
         self.run("SELECT remember(0, $1::text, $2::bytea, $3::bigint, $4::jsonb)", *once, until, Jsonb(value))
 
+    def once(self, once: IdempotencyKey | None, operation: Callable[[], Any]) -> Any:
+        """Return the JSON value of an operation, or of its first call with this key."""
+        if once is None:
+            return operation()
+        if (known := self.recall(once)) is None:
+            self.remember(once, known := operation())
+        return known
+
 
 class Pool:
     """This process's connections. `run` and `transact` may be called by any thread."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from storage.clock import Clock
-from storage.codec import read_settings, with_dead_letter_history
+from storage.codec import read_settings
 from storage.errors import MessageNotFound, QueueNotFound, StaleReceipt
 from storage.model import (
     CHUNK,
@@ -21,7 +21,6 @@ from storage.model import (
     NewMessage,
     Queue,
     ReadRoom,
-    Receipt,
     Receive,
     Sent,
     State,
@@ -30,12 +29,24 @@ from storage.model import (
 )
 from storage.postgres import inspection, queues
 from storage.postgres.clock import SharedClock
-from storage.postgres.parameters import ask_of, columns, fields_of, once_of, parsed, receipt_of, receipts_of, unsettled
+from storage.postgres.parameters import (
+    ask_of,
+    columns,
+    fields_of,
+    is_late,
+    json_text,
+    messages_of,
+    once_of,
+    parsed,
+    receipt_of,
+    receipts_of,
+    unsettled,
+)
 from storage.postgres.pool import Pool, WriteTransaction, flat
 from storage.postgres.schema import prepare
 from storage.postgres.upkeep import STEP, Hints, QueueSnapshot, Upkeep, late_queues
 from storage.size_budget import in_room
-from storage.steps import Progress, ask_again, check_queues, group_by_queue, in_steps
+from storage.steps import Progress, ask_again, check_queues, group_by_queue, in_steps, report_of
 from storage.store import Observer
 from storage.validation import MAX_PAGE
 from storage.waiting import Subscription, Waiting, receive_after
@@ -85,7 +96,7 @@ class PostgresStore:
                 "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint)",
                 *self._moment(), *ask_of(ask), *once_of(once), reserved,
             )  # fmt: skip
-            return None if _is_late(rows) else self._messages(rows)
+            return None if is_late(rows) else messages_of(rows, self._clock)
 
         def claim() -> list[Message]:
             return in_room(self._room, lambda reserved: ask_again(lambda: attempt(reserved)), lambda found: found)
@@ -150,7 +161,7 @@ class PostgresStore:
         self._change(
             once,
             "reject($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::text)",
-            *self._moment(), *one[:3], _json(reason),
+            *self._moment(), *one[:3], json_text(reason),
         )  # fmt: skip
         self._became_ready([one.queue])
 
@@ -184,18 +195,18 @@ class PostgresStore:
                 *once_of(once),
                 reserved,
             )
-            is_late = _is_late(rows)
-            return done, is_late, [] if is_late else self._messages(rows)
+            late = is_late(rows)
+            return done, late, [] if late else messages_of(rows, self._clock)
 
         try:
-            done, is_late, found = in_room(self._room if receive else None, attempt, lambda done: done[2])
+            done, late, found = in_room(self._room if receive else None, attempt, lambda done: done[2])
         except StaleReceipt as fault:
             if fault.index is not None:
                 fault.index = wanted[fault.index]
             raise
         ids, duplicates = done[1], tuple(done[2])
         self._became_ready(batches)
-        if receive is not None and (is_late or (receive.wait > 0 and not found)):
+        if receive is not None and (late or (receive.wait > 0 and not found)):
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
         return Transacted(ids, found, duplicates=duplicates)
 
@@ -226,7 +237,7 @@ class PostgresStore:
         self._change(
             once,
             "dead_letter($1::bigint, $2::text, $3::text, $4::bigint, $5::text)",
-            *self._moment(), queue, id, _json(reason),
+            *self._moment(), queue, id, json_text(reason),
         )  # fmt: skip
         self._became_ready([queue])
 
@@ -262,11 +273,7 @@ class PostgresStore:
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
     ) -> Queue:
         def operation(work: WriteTransaction) -> list[Queue]:
-            made = None if once is None else work.recall(once)
-            if made is None:
-                made = queues.configure(work, name, changes, version)
-                if once is not None:
-                    work.remember(once, made)
+            made = work.once(once, lambda: queues.configure(work, name, changes, version))
             return [
                 queue._replace(version=made[0], settings=read_settings(made[1]))
                 for queue in inspection.describe(work.run, work.now, [name])
@@ -282,7 +289,7 @@ class PostgresStore:
         self._once(once, lambda work: queues.delete_queue(work, name))
 
     def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
-        return self._in_steps(once, "messages were purged", "purge($1::bigint, $2::text, $3::jsonb)", queue)
+        return self._in_steps(once, "purged", "purge($1::bigint, $2::text, $3::jsonb)", queue)
 
     def redrive(
         self,
@@ -295,7 +302,7 @@ class PostgresStore:
     ) -> int:
         moved = self._in_steps(
             once,
-            "dead letters were moved",
+            "redriven",
             "redrive($1::bigint, $2::text, $3::jsonb, $4::bigint, $5::bigint[], $6::text)",
             queue,
             limit,
@@ -347,17 +354,8 @@ class PostgresStore:
         return self._once(once, lambda work: flat(work.run(statement, *values)))
 
     def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], Any]) -> Any:
-        """What an operation of one transaction returns, a JSON value; at its first call with this key."""
-
-        def run(work: WriteTransaction) -> Any:
-            known = None if once is None else work.recall(once)
-            if known is None:
-                known = operation(work)
-                if once is not None:
-                    work.remember(once, known)
-            return known
-
-        return self._pool.transact(self._clock.now(), run)
+        """Return the JSON value of an operation of one transaction, or of its first call with this key."""
+        return self._pool.transact(self._clock.now(), lambda work: work.once(once, lambda: operation(work)))
 
     def _in_steps(self, once: IdempotencyKey | None, deed: str, call: str, queue: str, *values: Any) -> int:
         """The count of a function that does a step at each call, given what it returned at the one before."""
@@ -367,13 +365,10 @@ class PostgresStore:
             at = flat(work.run(f"SELECT queue_service.{call}", work.now, queue, state, *values))
             return at, not at["done"]
 
-        def done(at: Progress) -> str | None:
-            return f"{at['count']:,} {deed}" if at.get("count") else None
-
         def run(operation: Callable[[WriteTransaction], tuple[Progress, bool]]) -> tuple[Progress, bool]:
             return self._pool.transact(self._clock.now(), operation)
 
-        count: int = in_steps(run, {}, step, done, once)["count"]
+        count: int = in_steps(run, {}, step, lambda at: report_of(at.get("count"), deed), once)["count"]
         return count
 
     def _became_ready(self, names: Collection[str], hint: bool = True) -> None:
@@ -396,23 +391,3 @@ class PostgresStore:
         done: int = flat(self._pool.run(statement, *self._moment(), name, STEP))
         self._became_ready([name])
         return done
-
-    def _messages(self, rows: Sequence[Any]) -> list[Message]:
-        ahead = self._clock.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
-        return [
-            Message(
-                number, queue, text.decode(), with_dead_letter_history(fields, deaths), sent_at + ahead, count,
-                None if token is None else str(Receipt(queue, number, token)),
-                None if until is None else until + ahead,
-            )
-            for _, _, _, queue, number, text, fields, deaths, sent_at, count, token, until in rows
-        ]  # fmt: skip
-
-
-def _is_late(rows: Sequence[Any]) -> bool:
-    """Whether these say that a queue has yet to be caught up with."""
-    return bool(rows) and rows[0][0] is not None
-
-
-def _json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

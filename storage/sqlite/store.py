@@ -41,7 +41,7 @@ from storage.sqlite.sending import prepare, prepare_for_queues, send, send_to_qu
 from storage.sqlite.snapshot import QueueSnapshot
 from storage.sqlite.transaction import NO_QUEUE, WriteTransaction
 from storage.sqlite.upkeep import Upkeep
-from storage.steps import Progress, ask_again, check_queues, in_steps
+from storage.steps import Progress, ask_again, check_queues, in_steps, report_of
 from storage.store import Observer
 from storage.validation import MAX_PAGE, MAX_READ_BYTES
 from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Subscription, Waiting, receive_after
@@ -141,7 +141,7 @@ class SqliteStore:
             return at, end < len(wanted)
 
         start = {"next": 0, "acked": 0, "stale": [], "missing": missing}
-        done = in_steps(self._commits.run, start, step, lambda at: _done(at["acked"], "acked"), once)
+        done = in_steps(self._commits.run, start, step, lambda at: report_of(at["acked"], "acked"), once)
         return AckResult(done["acked"], done["stale"], done["missing"])
 
     def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
@@ -300,7 +300,7 @@ class SqliteStore:
             count = queues.purge(work, row, at["last"])
             return at | {"count": at["count"] + count}, count > 0
 
-        done = in_steps(self._commits.run, {}, step, lambda at: _done(at.get("count"), "purged"), once)
+        done = in_steps(self._commits.run, {}, step, lambda at: report_of(at.get("count"), "purged"), once)
         count: int = done["count"]
         return count
 
@@ -330,7 +330,7 @@ class SqliteStore:
             at = at | {"after": after, "count": at["count"] + count}
             return at, after < end and (limit is None or at["count"] < limit)
 
-        done = in_steps(self._commits.run, {}, step, lambda at: _done(at.get("count"), "redriven"), once)
+        done = in_steps(self._commits.run, {}, step, lambda at: report_of(at.get("count"), "redriven"), once)
         count: int = done["count"]
         return count
 
@@ -396,7 +396,3 @@ class SqliteStore:
         for name in late:
             while time.monotonic() < deadline and self._commits.run(partial(catch_up, name=name, most=CHUNK)):
                 pass
-
-
-def _done(count: int | None, what: str) -> str | None:
-    return f"{count:,} messages were {what}" if count else None

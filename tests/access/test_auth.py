@@ -26,6 +26,7 @@ from tests.support.wsgi import Client, Reply, a_store
 from web.access import authentication, tokens
 from web.access.authorization import AuthorizedStore
 from web.access.tokens import BadTokens, Tokens
+from web.native.application import Application
 from web.observability.access_log import rule_of
 from web.pages import openapi
 
@@ -48,11 +49,11 @@ def store() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def app(store: Engine) -> handler.Application:
+def app(store: Engine) -> Application:
     return handler.make_app(Settings(tokens=TOKENS), store)
 
 
-def bearer(app: handler.Application, name: str) -> Client:
+def bearer(app: Application, name: str) -> Client:
     """One that sends the secret of this name with every request."""
     return Client(app, Authorization=f"Bearer {SECRETS[name]}")
 
@@ -70,7 +71,7 @@ def path_of(rule: str) -> str:
     return re.sub("{.*?}", "jobs", rule.replace("{id}", "1"))
 
 
-def leased(app: handler.Application, queue: str = "jobs") -> str:
+def leased(app: Application, queue: str = "jobs") -> str:
     """The receipt of a new message."""
     client = bearer(app, "all")
     assert client.post(f"/queues/{queue}/messages", {"text": "x"}).status == 200
@@ -112,7 +113,7 @@ def test_the_openapi_document_asks_for_a_token_where_the_service_does() -> None:
 
 
 @pytest.mark.parametrize("route", [route for route, needs in authentication.NEEDS.items() if needs])
-def test_a_route_without_a_token_is_refused_with_a_challenge(app: handler.Application, route: str) -> None:
+def test_a_route_without_a_token_is_refused_with_a_challenge(app: Application, route: str) -> None:
     method, rule = route.split()
     reply = Client(app).call(method, path_of(rule))
     assert (reply.status, reply.json["code"]) == (401, "unauthenticated")
@@ -128,14 +129,14 @@ def test_a_route_is_refused_to_every_token_without_its_right(store: Engine, rout
     assert (reply.status == 403) == (right not in authentication.NEEDS[route]), reply
 
 
-def test_a_route_that_was_given_no_right_is_refused_to_everybody(app: handler.Application) -> None:
+def test_a_route_that_was_given_no_right_is_refused_to_everybody(app: Application) -> None:
     app.bottle.get("/new", callback=lambda: "secret")
     assert_forbidden(bearer(app, "all").get("/new"))
     assert Client(app).get("/new").status == 401
 
 
 @pytest.mark.parametrize("route", ["/health", "/ready"])
-def test_health_is_told_to_everybody(app: handler.Application, route: str) -> None:
+def test_health_is_told_to_everybody(app: Application, route: str) -> None:
     assert Client(app).get(route).status == 200
     assert Client(app, Authorization="Bearer wrong").get(route).status == 200
 
@@ -198,7 +199,7 @@ def test_a_request_that_was_never_admitted_gets_nothing_of_the_store(store: Engi
     ],
 )
 def test_a_right_holds_for_the_queues_its_token_names(
-    app: handler.Application, name: str, method: str, target: str, body: str, status: int
+    app: Application, name: str, method: str, target: str, body: str, status: int
 ) -> None:
     for queue in ("jobs", "other"):
         app.unrestricted_store.configure(queue, {})
@@ -208,7 +209,7 @@ def test_a_right_holds_for_the_queues_its_token_names(
         assert reply.json["queue"] not in ("jobs", "job-1", "logs.eu")
 
 
-def test_a_list_of_queues_holds_only_those_the_token_names(app: handler.Application) -> None:
+def test_a_list_of_queues_holds_only_those_the_token_names(app: Application) -> None:
     for queue in ("jobs", "other", "logs.eu", "jobs.dead"):
         app.unrestricted_store.configure(queue, {})
     told = {
@@ -223,7 +224,7 @@ def test_a_list_of_queues_holds_only_those_the_token_names(app: handler.Applicat
 
 
 def test_a_list_of_queues_goes_past_pages_that_a_token_does_not_cover(
-    app: handler.Application, monkeypatch: pytest.MonkeyPatch
+    app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("web.access.authorization.MAX_PAGE", 2)
     for queue in ("job-1", "job-22", "job-3", "job-44", "job-55", "job-6", "jobs"):
@@ -255,7 +256,7 @@ def test_a_list_of_queues_goes_past_pages_that_a_token_does_not_cover(
     ],
 )
 def test_a_receipt_of_a_queue_that_the_token_does_not_name_does_nothing(
-    app: handler.Application, method: str, target: str, body: str
+    app: Application, method: str, target: str, body: str
 ) -> None:
     receipts = {queue: leased(app, queue) for queue in ("jobs", "other")}
     for queue, receipt in receipts.items():
@@ -264,7 +265,7 @@ def test_a_receipt_of_a_queue_that_the_token_does_not_name_does_nothing(
     assert bearer(app, "all").post("/messages/ack", {"receipts": list(receipts.values())}).json["acked"] == 2
 
 
-def test_a_transaction_needs_the_right_of_each_of_its_parts(app: handler.Application) -> None:
+def test_a_transaction_needs_the_right_of_each_of_its_parts(app: Application) -> None:
     receipt = leased(app)
     step = {"ack": [receipt], "send": [{"queue": "jobs", "text": "y"}], "receive": {"queue": "jobs", "lease": 60}}
     for name in ("producer", "consumer"):
@@ -273,7 +274,7 @@ def test_a_transaction_needs_the_right_of_each_of_its_parts(app: handler.Applica
     assert bearer(app, "consumer").post("/transactions", {"ack": [receipt]}).status == 200
 
 
-def test_each_token_has_idempotency_keys_of_its_own(app: handler.Application) -> None:
+def test_each_token_has_idempotency_keys_of_its_own(app: Application) -> None:
     step = {"send": [{"queue": "jobs", "text": "x"}]}
     first, other = (bearer(app, name).post("/transactions", step, Idempotency_Key="1") for name in ("producer", "all"))
     assert first.json["ids"] != other.json["ids"]
@@ -282,7 +283,7 @@ def test_each_token_has_idempotency_keys_of_its_own(app: handler.Application) ->
     assert bearer(app, "all").post("/messages", {"text": "y"}, Idempotency_Key="1").status == 200
 
 
-def test_what_is_no_receipt_is_told_as_without_tokens(app: handler.Application) -> None:
+def test_what_is_no_receipt_is_told_as_without_tokens(app: Application) -> None:
     client = bearer(app, "consumer")
     assert client.call("DELETE", "/messages/nonsense").json["code"] == "message_not_found"
     assert client.post("/messages/ack", {"receipts": ["nonsense"]}).json["missing"] == ["nonsense"]
@@ -315,7 +316,7 @@ def test_what_is_no_receipt_is_told_as_without_tokens(app: handler.Application) 
         ("", 401),
     ],
 )
-def test_a_secret_comes_as_bearer_or_with_its_name_as_basic(app: handler.Application, header: str, status: int) -> None:
+def test_a_secret_comes_as_bearer_or_with_its_name_as_basic(app: Application, header: str, status: int) -> None:
     reply = Client(app).get("/queues", Authorization=header)
     assert reply.status == status
     if status == 401:
@@ -323,7 +324,7 @@ def test_a_secret_comes_as_bearer_or_with_its_name_as_basic(app: handler.Applica
 
 
 def test_wrong_tokens_are_refused_for_a_while_and_a_valid_one_is_always_admitted(
-    app: handler.Application, monkeypatch: pytest.MonkeyPatch
+    app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong, right = {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {SECRETS['all']}"}
     client = Client(app, REMOTE_ADDR=STRANGER)
@@ -341,16 +342,14 @@ def test_wrong_tokens_are_refused_for_a_while_and_a_valid_one_is_always_admitted
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "", "unix"])
-def test_wrong_tokens_from_behind_a_proxy_on_this_machine_lock_nobody_out(
-    app: handler.Application, address: str
-) -> None:
+def test_wrong_tokens_from_behind_a_proxy_on_this_machine_lock_nobody_out(app: Application, address: str) -> None:
     client = Client(app, REMOTE_ADDR=address)
     for _ in range(authentication.FAILURES + 1):
         assert client.get("/queues", Authorization="Bearer wrong").status == 401
     assert client.get("/queues", Authorization=f"Bearer {SECRETS['all']}").status == 200
 
 
-def test_a_missing_token_is_no_guess(app: handler.Application) -> None:
+def test_a_missing_token_is_no_guess(app: Application) -> None:
     client = Client(app, REMOTE_ADDR=STRANGER)
     assert {client.get("/queues").status for _ in range(authentication.FAILURES + 1)} == {401}
     assert client.get("/queues", Authorization=f"Bearer {SECRETS['all']}").status == 200
@@ -361,7 +360,7 @@ def test_ipv4_clients_of_a_socket_for_both_are_told_apart() -> None:
     assert authentication._network("::ffff:127.0.0.1") == ""
 
 
-def test_addresses_of_one_ipv6_network_are_one_client(app: handler.Application) -> None:
+def test_addresses_of_one_ipv6_network_are_one_client(app: Application) -> None:
     for number in range(authentication.FAILURES):
         assert Client(app, REMOTE_ADDR=f"2001:db8::{number:x}").get("/queues", Authorization="Bearer x").status == 401
     assert Client(app, REMOTE_ADDR="2001:db8::ffff").get("/queues", Authorization="Bearer x").status == 429
@@ -369,7 +368,7 @@ def test_addresses_of_one_ipv6_network_are_one_client(app: handler.Application) 
 
 
 def test_failures_are_remembered_of_a_bounded_number_of_clients(
-    app: handler.Application, monkeypatch: pytest.MonkeyPatch
+    app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(authentication, "CLIENTS", 10)
     for number in range(30):
@@ -471,7 +470,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def status_of(app: handler.Application, name: str) -> int:
+def status_of(app: Application, name: str) -> int:
     return bearer(app, name).get("/queues").status
 
 

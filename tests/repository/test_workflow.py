@@ -36,9 +36,8 @@ def test_the_workflow_brings_every_python_that_tox_asks_for() -> None:
 
 def test_every_postgresql_that_tox_asks_for_is_brought_wherever_ci_runs() -> None:
     versions = [name.removeprefix("postgres") for name in ENVIRONMENTS if name.startswith("postgres")]
-    assert [TOX[f"testenv:postgres{version}"]["set_env"] for version in versions] == [
-        f"QUEUE_TEST_POSTGRES={version}" for version in versions
-    ]
+    for version in versions:
+        assert f"QUEUE_TEST_POSTGRES={version}" in TOX[f"testenv:postgres{version}"]["set_env"].split()
     (fetched,) = re.findall(r"get-postgres \S+ (.+)", (REPOSITORY / ".ci/run").read_text())
     assert fetched.split() == versions
     assert re.findall(r"postgresql-(\d+)", (GITHUB / "workflows/ci.yml").read_text()) == versions

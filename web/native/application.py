@@ -1,0 +1,149 @@
+"""The WSGI application: what surrounds the routes. It opens the store, reads bodies and maps faults to responses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+from bottle import Bottle, HTTPResponse, request
+
+from settings import Settings
+from storage import errors, open_store
+from storage.model import IdempotencyKey
+from storage.store import Engine, Store
+from storage.wakeup_pipes import WakeupPipe
+from web.access import authentication, csrf
+from web.access.authorization import AuthorizedStore
+from web.access.tokens import Tokens
+from web.native import responses
+from web.native.budget import BodyBudgets
+from web.native.problems import problem_of, problem_of_routing
+from web.native.request import GRANT, Environ, read_idempotency_key
+from web.observability import access_log
+from web.observability.shared_counters import SharedCounters, WorkerCounters
+
+
+class Application:
+    """A WSGI application of the routes that `mount` adds. It opens its store at the first use, in this process."""
+
+    def __init__(
+        self,
+        mount: Callable[[Bottle, Application], None],
+        settings: Settings | None = None,
+        store: Engine | None = None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._opening = threading.Lock()
+        self.wakeup_pipe: WakeupPipe | None = None  # gunicorn.conf.py sets one that other processes write to
+        self.bottle = Bottle()
+        self.bottle.install(_answer_faults)
+        self.bottle.install(authentication.Guard(lambda: self.access))
+        self.bottle.default_error_handler = problem_of_routing
+        self.bottle.add_hook("before_request", lambda: _refuse_strangers(self.settings))
+        mount(self.bottle, self)
+        if store is not None:
+            self._attach(store)
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        # Bottle would run /messages%ff and /queues/a/messages%0a as a read, which removes a message.
+        if "//" in path or "\n" in path or not _is_utf8(path):
+            environ["PATH_INFO"] = "/no/such/route"
+        return self._budget.run(lambda: self._recorder(self.bottle, environ, start_response))
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings.from_env()
+        return self._settings
+
+    @cached_property
+    def access(self) -> authentication.Access | None:
+        """Return the check of tokens, or None if the operator has set none."""
+        return authentication.Access(Tokens(self.settings)) if self.settings.has_tokens else None
+
+    @cached_property
+    def counters(self) -> WorkerCounters:
+        """Return where this process counts. gunicorn.conf.py sets one in shared memory."""
+        return SharedCounters(slots=1).take()
+
+    @property
+    def store(self) -> Store:
+        """Return the store for the current request, limited to what its token allows."""
+        if self.access is None:
+            return self.unrestricted_store
+        return AuthorizedStore(self.unrestricted_store, request.environ.get(GRANT))
+
+    @property
+    def unrestricted_store(self) -> Engine:
+        if self._store is None:
+            with self._opening:
+                if self._store is None:
+                    store = open_store(
+                        self.settings.database_url, pollers=self.settings.pollers, wakeup_pipe=self.wakeup_pipe
+                    )
+                    self._store = self._attach(store)
+        return self._store
+
+    def _attach(self, store: Engine) -> Engine:
+        store.observe(self.counters)
+        store.limit_reads(self._budget)
+        return store
+
+    @cached_property
+    def _recorder(self) -> access_log.RequestRecorder:
+        return access_log.RequestRecorder(
+            self.counters, self.bottle.routes, access_log.log_writer(self.settings.access_log)
+        )
+
+    @cached_property
+    def _budget(self) -> BodyBudgets:
+        return BodyBudgets(self.settings.max_body)
+
+    def body(self) -> bytes:
+        """Return the body of the current request. Raises as Budget.read_body."""
+        return self._budget.read_body(request.environ)
+
+    def once(self, body: bytes = b"") -> IdempotencyKey | None:
+        """Return the Idempotency-Key of the current request, or None. Raises InvalidInput."""
+        return read_idempotency_key(request.environ, body)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+
+def _refuse_strangers(settings: Settings) -> None:
+    fault = csrf.objection(request.environ, only_local_names=settings.trusts_loopback)
+    if fault is not None:
+        raise problem_of(fault)
+    if (page := csrf.page_instead(request.environ)) is not None:
+        raise responses.see_other(page)
+
+
+def _answer_faults(route: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:
+    """Wrap a route: return the response that the table of problems has for what it raises."""
+
+    def answered(*args: Any, **kwargs: Any) -> HTTPResponse:
+        try:
+            return route(*args, **kwargs)
+        except HTTPResponse:
+            raise  # Bottle's own responses
+        except errors.TooManyPollers:
+            return responses.nothing(Retry_After=str(responses.RETRY_AFTER))
+        except Exception as fault:
+            return problem_of(fault)
+
+    return answered
+
+
+def _is_utf8(path: str) -> bool:
+    """Return whether a WSGI path (bytes as Latin-1) is UTF-8."""
+    try:
+        path.encode("latin-1").decode()
+    except UnicodeError:
+        return False
+    return True

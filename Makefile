@@ -27,7 +27,7 @@ lock: .venv/tox ## pin the requirements anew after a change in pyproject.toml
 	.venv/bin/tox run -e lock
 
 clean: ## remove what make made
-	rm -rf .venv .tox build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: each set-up step is done once, and again when what it reads changes.

@@ -1,4 +1,4 @@
-"""`python -m storage VERB URL`: inspect and maintain a database, also while the service runs.
+"""Inspect and maintain a database, also while the service runs.
 
 info URL           show its queues and its size
 check URL          read all of it and report faults; exit 1 if there are any
@@ -19,10 +19,10 @@ from storage.errors import StoreError
 from storage.migration import Tally, migrate, reopen
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit code; what there is to say is on stdout, what is wrong on stderr."""
+def main(arguments: list[str] | None = None, prog: str = "python -m storage") -> int:
+    """Run a command. Print its result on stdout, and faults on stderr; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("verb", choices=["info", "check", "backup", "vacuum", "migrate", "reopen"])
     parser.add_argument(
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(_do(options.verb, options.url, options.to))
     except StoreError as fault:
-        print(f"storage: {fault}", file=sys.stderr)
+        print(f"{prog.removeprefix('python -m ')}: {fault}", file=sys.stderr)
         return 1
     return 0
 

@@ -36,7 +36,8 @@ def test_the_image_takes_what_the_service_needs_and_no_more() -> None:
         "storage/sqlite/schema/1.sql",
     } <= copied
     tops = {Path(name).parts[0] for name in copied}
-    assert tops == {"handler.py", "settings.py", "gunicorn.conf.py", "requirements.txt", "web", "storage", "clients"}
+    package = {"pyproject.toml", "README.md", "LICENSE", "handler.py", "settings.py", "gunicorn.conf.py"}
+    assert tops == package | {"requirements.txt", "web", "storage", "clients"}
     assert not [name for name in copied if "__pycache__" in name or ".db" in name]
 
 
@@ -138,19 +139,19 @@ class TestContained:
     def test_messages_outlive_the_container(self, image: Image, data: Path) -> None:
         with queue_of_compose(image, data) as running:
             assert running.execute("id", "-u").stdout == "10001\n"
-            assert running.execute("touch", "/app/x").returncode != 0
+            assert running.execute("touch", "/venv/x").returncode != 0
             assert running.execute("touch", "/x").returncode != 0
-            sent = running.execute("sh", "-c", "echo a line | python -m clients send --queue jobs")
+            sent = running.execute("sh", "-c", "echo a line | queue-send --queue jobs")
             assert sent.returncode == 0, sent.stderr
             assert running.stop() == 0
         with queue_of_compose(image, data) as running:
-            got = running.execute("python", "-m", "clients", "receive", "--queue", "jobs")
+            got = running.execute("queue-receive", "--queue", "jobs")
             assert got.stdout == "a line\n", got.stderr
             typed = re.findall(
                 r"^\$ docker exec queue (.+)$", (REPOSITORY / "docs/deploy.md").read_text(), re.MULTILINE
             )
             assert len(typed) == 3
-            for line in [*typed, "python -m storage vacuum sqlite:////data/queue.db"]:
+            for line in [*typed, "queue-service vacuum sqlite:////data/queue.db"]:
                 tool = running.execute(*shlex.split(line))
                 assert (tool.returncode, tool.stderr) == (0, "")
 
@@ -167,7 +168,7 @@ class TestContained:
                 image, volumes={data: "/data", Path(secrets): "/run/secrets"}, environment=environment
             ) as running:
                 await_true(lambda: running.process.poll() is not None or is_healthy(running))
-                send = "echo a line | QUEUE_TOKEN={} python -m clients send --queue orders --retry-for 1"
+                send = "echo a line | QUEUE_TOKEN={} queue-send --queue orders --retry-for 1"
                 refused = running.execute("sh", "-c", send.format("none"))
                 assert refused.returncode == 1, refused.stderr
                 sent = running.execute("sh", "-c", send.format("a-secret-of-thirty-two-letters"))
@@ -183,7 +184,7 @@ class TestContained:
         assert job["volumes"] == [".:/files"]
         source = tmp_path / "source"
         source.write_bytes(b"\n".join(b"%d" % number for number in range(5_000)) + b"\r\n\0no end of line")
-        (tmp_path / "clients").mkdir()  # of the user's own, which is not to be taken for ours
+        (tmp_path / "queue_service").mkdir()  # of the user's own, which is not to be taken for ours
         os.chown(tmp_path, 4_321, 4_321)
         with queue_of_compose(image, data) as running, container(
             image, *(word.replace("//queue:", "//127.0.0.1:") for word in job["entrypoint"]), "source", "copy",

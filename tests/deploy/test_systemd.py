@@ -79,9 +79,9 @@ def started(directory: Path, *before: str) -> Iterator[tuple[QueueClient, subpro
         systemd.settimeout(20)
         told = {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{directory}/queue.db"}
         program, *arguments = service_section()["ExecStart"].split()
-        assert Path(program).name == "gunicorn"
+        assert (Path(program).name, arguments) == ("queue-service", ["serve"])  # it runs gunicorn, as here
         process = subprocess.Popen(
-            [*before, sys.executable, "-m", "gunicorn", *arguments],
+            [*before, sys.executable, "-m", "gunicorn", "handler:app"],
             cwd=REPOSITORY, env=os.environ | told | {"NOTIFY_SOCKET": f"{directory}/notify"}, start_new_session=True,
         )  # fmt: skip
         try:

@@ -118,7 +118,7 @@ def test_a_move_killed_at_any_step_ends_when_it_is_begun_again_and_leaves_each_m
     moves(*cases)
     for source, target, step in cases:
         if _can_be_served(target):
-            with pytest.raises(StoreError, match="have been moved"):  # or both could be served
+            with pytest.raises(StoreError, match="were moved"):  # or both could be served
                 reopen(source)
         else:
             migrate(source, target)

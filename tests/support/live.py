@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
@@ -29,7 +29,15 @@ STOPS_WITHIN = 40.0  # seconds: a little over the graceful timeout
 class LiveServer:
     """`with LiveServer() as server:` runs one at `server.url`. `environment` is added to this process's own."""
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str] | None = None,
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "gunicorn", "handler:app"),
+        working_directory: Path = REPOSITORY,
+    ) -> None:
+        self._command = command
+        self._working_directory = working_directory
         self.directory = Path(tempfile.mkdtemp(prefix="queue-test-"))
         self.database = self.directory / "queue.db"
         self.port = free_port()
@@ -58,8 +66,8 @@ class LiveServer:
         """It answers. Raises RuntimeError, with its log, if it does not within 20 s."""
         with self._log_file() as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "handler:app"],
-                cwd=REPOSITORY,
+                self._command,
+                cwd=self._working_directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -148,10 +148,10 @@ def _grant(line: str) -> Grant:
     return Grant(name, digest, frozenset(rights.split(",")), covered, prefix)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = "python -m web.access.tokens") -> int:
     """Print a new random secret for the client, and the line for the service; return the exit code."""
     if len(arguments) != 3:
-        print("usage: python -m web.access.tokens NAME RIGHTS QUEUES", file=sys.stderr)
+        print(f"usage: {prog} NAME RIGHTS QUEUES", file=sys.stderr)
         return 2
     secret = secrets.token_urlsafe(32)
     name, rights, queues = arguments
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _grant(line)
     except BadTokens as fault:
-        print(f"web.access.tokens: {fault}", file=sys.stderr)
+        print(f"{prog.removeprefix('python -m ')}: {fault}", file=sys.stderr)
         return 1
     print(f"for the client    {secret}\nfor the service   {line}")
     return 0

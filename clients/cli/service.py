@@ -1,0 +1,103 @@
+"""`queue-service`: run the service, and look after its database."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from argparse import REMAINDER, ArgumentParser, Namespace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+# Each flag of `serve` sets the environment variable that docs/operations.md lists.
+FLAGS = {
+    "--host": ("QUEUE_HOST", "address to listen on (default 127.0.0.1)"),
+    "--port": ("PORT", "port to listen on (default 5000)"),
+    "--database": (
+        "QUEUE_DATABASE_URL",
+        "sqlite:///file or postgresql://user@host/database (default sqlite:///queue.db)",
+    ),
+    "--workers": ("WEB_CONCURRENCY", "number of processes (default 3)"),
+    "--tokens-file": ("QUEUE_TOKENS_FILE", "file of the tokens that clients need"),
+    "--access-log": ("QUEUE_ACCESS_LOG", "json or plain: print a line for each request"),
+    "--log": ("QUEUE_LOG", "json: write the service's own log as JSON"),
+}
+TOOLS = {
+    "info": "show what a database holds, and its size",
+    "check": "read all of a database, and report whether it is sound",
+    "backup": "write a consistent copy of a database, also while the service runs",
+    "vacuum": "return the space of deleted messages to the disk",
+    "migrate": "move everything to another database",
+    "reopen": "give up a migration: accept writes again",
+}
+EXTRA = "queue-service-http[server]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    folder = service_folder()
+    if folder is None or any(find_spec(name) is None for name in ("apsw", "bottle", "gunicorn")):
+        print(f"queue-service: the service is not installed; run: pip install '{EXTRA}'", file=sys.stderr)
+        return 1
+    sys.path.insert(0, str(folder))
+    code: int = options.run(options, folder)
+    return code
+
+
+def service_folder() -> Path | None:
+    """Return the folder of handler.py: in this package where it is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return next((folder for folder in (package / "server", package.parent) if (folder / "handler.py").is_file()), None)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="queue-service", description="Run a queue_service, and look after its database.")
+    parser.add_argument("--version", action="store_const", const=_version, dest="run", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="run the service",
+        description="Run the service. A flag takes precedence over its environment variable.",
+    )
+    for flag, (variable, meaning) in FLAGS.items():
+        serve.add_argument(flag, dest=variable, metavar=flag[2:].upper(), help=f"{meaning}; {variable}")
+    serve.set_defaults(run=_serve)
+    for name, meaning in TOOLS.items():
+        _pass_on(commands.add_parser(name, help=meaning, add_help=False), "storage.__main__", "queue-service", name)
+    token = commands.add_parser("token", help="create a token: NAME RIGHTS QUEUES", add_help=False)
+    _pass_on(token, "web.access.tokens", "queue-service token")
+    parser.set_defaults(run=lambda options, folder: _help(parser))
+    return parser
+
+
+def _pass_on(command: ArgumentParser, module: str, prog: str, *first: str) -> None:
+    """Let a module of the service parse the command's arguments."""
+    command.add_argument("arguments", nargs=REMAINDER)
+    command.set_defaults(run=lambda options, folder: import_module(module).main([*first, *options.arguments], prog))
+
+
+def _help(parser: ArgumentParser) -> int:
+    parser.print_help()
+    return 2
+
+
+def _version(options: Namespace, folder: Path) -> int:
+    print(f"queue-service {import_module('settings').VERSION}")
+    return 0
+
+
+def _serve(options: Namespace, folder: Path) -> int:
+    for variable, _ in FLAGS.values():
+        if (value := getattr(options, variable)) is not None:
+            os.environ[variable] = value
+    # Else gunicorn puts the working directory in front of the path, where a user's settings.py would replace ours.
+    sys.path.append(import_module("gunicorn.util").getcwd())
+    sys.argv = ["queue-service", "--config", str(folder / "gunicorn.conf.py"), "handler:app"]
+    runpy.run_module("gunicorn", run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

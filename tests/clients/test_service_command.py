@@ -1,0 +1,80 @@
+"""`queue-service` in a checkout; tests/deploy/installed.py tries it where it is installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clients.cli import service
+from settings import VERSION, Settings
+from tests.support.live import REPOSITORY, LiveServer
+
+
+def test_without_a_command_it_shows_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert service.main([]) == 2
+    shown = capsys.readouterr().out
+    assert all(f"\n    {name} " in shown for name in ("serve", "token", *service.TOOLS))
+
+
+def test_it_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert service.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"queue-service {VERSION}\n"
+
+
+def test_a_tool_names_the_command_in_its_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert service.main(["check", f"sqlite:///{tmp_path}/none.db"]) == 1
+    assert capsys.readouterr().err == f"queue-service: {tmp_path}/none.db does not exist\n"
+    with pytest.raises(SystemExit):
+        service.main(["backup"])
+    assert "usage: queue-service " in capsys.readouterr().err
+
+
+def test_where_the_service_is_not_installed_it_says_how_to_install_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "find_spec", lambda name: None)
+    assert service.main(["serve"]) == 1
+    assert "pip install 'queue-service-http[server]'" in capsys.readouterr().err
+
+
+def test_each_flag_of_serve_is_a_setting() -> None:
+    values = {"QUEUE_HOST": "127.0.0.2", "PORT": "7", "QUEUE_DATABASE_URL": "sqlite:///x", "WEB_CONCURRENCY": "2",
+              "QUEUE_TOKENS_FILE": "t", "QUEUE_ACCESS_LOG": "json", "QUEUE_LOG": "json"}  # fmt: skip
+    assert {variable for variable, _ in service.FLAGS.values()} == set(values)
+    for variable, value in values.items():
+        assert Settings.from_env({variable: value}) != Settings.from_env({})
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_users_own_modules_do_not_take_the_place_of_the_services(tmp_path: Path, link: bool) -> None:
+    (folder := tmp_path / "project").mkdir()
+    for name in ("handler", "settings", "storage", "web"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    if link:
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"  # gunicorn goes by PWD, which a shell leaves as it was typed
+    server = LiveServer(
+        {"PYTHONPATH": str(REPOSITORY), "PWD": str(folder)},
+        command=[sys.executable, "-P", "-m", "clients.cli.service", "serve", "--workers", "1"],
+        working_directory=folder,
+    )
+    with server:
+        assert len(server.workers) == 1
+
+
+def test_a_taken_port_is_one_sentence_of_the_command_too(tmp_path: Path) -> None:
+    with LiveServer() as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "clients.cli.service", "serve", "--port", str(server.port)],
+            cwd=REPOSITORY,
+            env=os.environ | {"QUEUE_DATABASE_URL": f"sqlite:///{tmp_path}/queue.db"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"queue_service: port {server.port} is taken by another queue_service; ")

@@ -130,8 +130,9 @@ def unpack(work: WriteTransaction, queue: QueueRow, runs: Collection[BatchRow]) 
     rows = [
         (number, *rest, fields, text)
         for first, texts, attributes, *rest in work.all(
-            "SELECT id, texts, attributes, queue_id, state, due_at, token, receive_count, sent_at FROM runs "
-            "WHERE id IN carray(?)",
+            # A ready one keeps since when: it comes after later rows, which the oldest one is looked for behind.
+            "SELECT id, texts, attributes, queue_id, state, iif(state = 0 AND due_at = 0, sent_at, due_at), token, "
+            "receive_count, sent_at FROM runs WHERE id IN carray(?)",
             (ids,),
         )
         for number, text, fields in unpacked(first, texts, attributes)

@@ -12,6 +12,7 @@ from storage.model import Receive
 from storage.sqlite.column_batches import LONGEST, SHORTEST
 from storage.sqlite.settling import UNPACKED
 from storage.sqlite.store import SqliteStore
+from tests.support.engines import FakeClock
 from tests.support.shorthand import configure, lease, new, peek, send, stats, take
 
 
@@ -188,3 +189,15 @@ def test_a_message_of_very_many_names_is_measured_like_any() -> None:
     assert NewColumnBatch.of(["text"], names) is None
     run = NewColumnBatch(["text", "longer text"], {"a": [1, 22], "bb": [None, True]})
     assert run.lengths() == [4 + 1 + 1 + 2 + 4, 11 + 1 + 2 + 2 + 4]
+
+
+def test_the_age_of_a_message_that_is_unpacked_behind_later_ones_still_counts(path: Path) -> None:
+    clock = FakeClock()
+    store = SqliteStore(path, clock=clock)
+    send(store, *map(str, range(SHORTEST)))
+    clock.advance(5)
+    send(store, "later", delay=60)  # in a row that the search for the oldest ready message passes
+    assert store.queue("q").stats.oldest_age == 5
+    store.reschedule("q", store.peek("q")[0].id, 0)
+    assert store.queue("q").stats.oldest_age == 5
+    store.close()

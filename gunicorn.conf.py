@@ -75,7 +75,7 @@ def on_starting(server: Any) -> None:
     _try_database()
     for sentence in unknown_variables():
         server.log.warning("%s", sentence)
-    if not _settings.inherits_socket and (conflict := startup.port_conflict(_settings)):
+    if not _settings.inherits_socket and (conflict := startup.port_conflict(_settings, server.log.warning)):
         sys.exit(f"queue_service: {conflict}")
 
 

@@ -71,7 +71,7 @@ def location_of(url: str) -> str:
     if not is_postgres(url):
         return str(path_of(url).resolve())
     parts = urlsplit(url)
-    return f"postgresql://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"  # may name several hosts and ports
 
 
 def is_postgres(url: str) -> bool:

@@ -77,4 +77,6 @@ def test_a_taken_port_is_one_sentence_of_the_command_too(tmp_path: Path) -> None
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"queue_service: port {server.port} is taken by another queue_service; ")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"queue_service: port {server.port} is taken by another queue_service; "
+    )

@@ -6,13 +6,15 @@ import errno
 import json
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
 
 from settings import VERSION, Settings
 from storage import location_of
 
-HANDOVER = 3.0  # seconds in which the workers of a master that was killed give its port up
+HANDOVER = 10.0  # seconds in which the workers of a master that was killed give its port up, also under load
+
+OURS, OTHER = "another queue_service", "another program"
 
 
 def summary(settings: Settings) -> str:
@@ -24,17 +26,22 @@ def summary(settings: Settings) -> str:
     )
 
 
-def port_conflict(settings: Settings) -> str | None:
+def port_conflict(settings: Settings, report: Callable[[str], None]) -> str | None:
     """Return the sentence that says why the port cannot be used, or None.
 
-    If another queue_service answers on it, wait up to HANDOVER seconds: it may be one that ends just now.
+    Unless another program answers on it, wait up to HANDOVER seconds, and `report` that: the workers of a killed master
+    may end just now.
     """
-    deadline = time.monotonic() + HANDOVER
+    deadline, seen = None, None
     while _is_taken(settings.host, settings.port):
-        ours = _answers_health(settings.host, settings.port)
-        if not ours or time.monotonic() > deadline:
-            owner = "another queue_service" if ours else "another program"
-            return f"port {settings.port} is taken by {owner}; choose another, for example PORT={_free_port(settings)}"
+        owner = _owner(settings.host, settings.port)
+        seen = owner or seen
+        taken = f"port {settings.port} is taken by {seen or OTHER}"
+        if owner == OTHER or (deadline is not None and time.monotonic() > deadline):
+            return f"{taken}; choose another, for example PORT={_free_port(settings)}"
+        if deadline is None:
+            deadline = time.monotonic() + HANDOVER
+            report(f"{taken}; waiting up to {HANDOVER:.0f} s for it to end")
         time.sleep(0.1)
     return None
 
@@ -56,15 +63,19 @@ def _is_taken(host: str, port: int) -> bool:
     return False
 
 
-def _answers_health(host: str, port: int) -> bool:
+def _owner(host: str, port: int) -> str | None:
+    """Return what answers on the port, or None if nothing does."""
     connection = HTTPConnection("127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host, port, timeout=1)
-    with suppress(OSError, HTTPException, ValueError):
-        try:
-            connection.request("GET", "/health")
-            return bool(json.loads(connection.getresponse().read(1_000)) == {"status": "alive"})
-        finally:
-            connection.close()
-    return False
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse().read(1_000)
+        return OURS if json.loads(answer) == {"status": "alive"} else OTHER
+    except OSError:
+        return None
+    except (HTTPException, ValueError):
+        return OTHER
+    finally:
+        connection.close()
 
 
 def _free_port(settings: Settings) -> int:

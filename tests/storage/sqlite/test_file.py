@@ -268,8 +268,8 @@ def test_every_connection_writes_through_the_log_and_syncs_each_commit(
         send(store, "a")
         peek(store)
         store.receive(Receive(("nowhere",), wait=0.05))
+        await_true(lambda: len(connections) >= 4)  # to write, to read, to look out for waiting readers, for upkeep
     there = still_open(connections)
-    assert len(there) >= 4  # to write, to read, to look out for waiting readers, for upkeep
     for connection in there:
         told = [connection.pragma(name) for name in ("journal_mode", "synchronous", "mmap_size")]
         assert told == ["wal", 2, 0]  # 2: FULL

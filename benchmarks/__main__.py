@@ -1,4 +1,4 @@
-"""The command: runs the named benchmarks (or all), prints what they found, exits 1 if a required ratio was missed."""
+"""The command: run the named benchmarks (or all), print the results, exit 1 if a required ratio was missed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = (
     "file_size",
     "peers",
 )
-# Those of PostgreSQL need Debian's servers (.ci/get-programs).
+# The benchmarks of PostgreSQL need Debian's servers (.ci/get-programs).
 ONLY_NAMED = ("deep_backlog", "nodes", "sustained")
 
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _chosen(names: list[str]) -> list[tuple[str, Callable[[], list[Found]]]]:
-    """The benchmarks, in the order of NAMES. Peers that are named are measured together, in one."""
+    """Return the benchmarks in the order of NAMES. Measure named peers together, as one benchmark."""
     peers = [name for name in PEERS if name in names]
     wanted = names or NAMES
     chosen: list[tuple[str, Callable[[], list[Found]]]] = []

@@ -1,4 +1,4 @@
-"""as backlog, at 10,000,000 messages: minutes and gigabytes, so only when it is named."""
+"""the backlog benchmark with 10,000,000 messages: it takes minutes and gigabytes, so it runs only by name."""
 
 from __future__ import annotations
 

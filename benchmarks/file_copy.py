@@ -1,8 +1,8 @@
 """100,000 lines of 60 bytes copied through the queue, against one message a request over one connection.
 
-The other side sends a line, receives it with a lease and acks it, by requests (as our client does) or by the leaner
-http.client; it does so for fewer lines, and its time is scaled up. Ours is the whole command, Python's start and the
-final check included.
+The other side sends a line, receives it with a lease and acks it, with requests (as our client uses) or the faster
+http.client. It copies fewer lines, and its time is scaled up. Ours is the whole command, including Python's start and
+the final check.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LINE = "x" * 60
 ROUNDS = 3
 LEAST = 100.0
 
-Call = Callable[[str, str, str | None], str]  # method, path, body → the reply's body
+Call = Callable[[str, str, str | None], str]  # from method, path and body to the reply's body
 
 
 def file_copy() -> list[Found]:
@@ -54,7 +54,7 @@ def file_copy() -> list[Found]:
 
 
 def _copy(source: Path, url: str) -> float:
-    """Seconds of the command."""
+    """Return the seconds of the command."""
     target = source.with_name("target")
     start = time.perf_counter()
     subprocess.run(
@@ -68,7 +68,7 @@ def _copy(source: Path, url: str) -> float:
 
 
 def _singly(call: Call) -> float:
-    """Seconds for LINES lines, measured with SINGLE_LINES."""
+    """Return the seconds for LINES lines, measured with SINGLE_LINES."""
     written = []
     start = time.perf_counter()
     for _ in range(SINGLE_LINES):

@@ -1,7 +1,7 @@
-"""what bounds the others: the disk, SQLite, and HTTP as this server speaks it.
+"""the limits of the other benchmarks: the disk, SQLite, and HTTP on this server.
 
-4 KiB appended and fdatasynced; rows of 60 bytes inserted by SQLite alone, in transactions of 1 to 1,000; and a route
-that does nothing (`GET /health`) under the service's own settings.
+Append 4 KiB and fdatasync; insert rows of 60 bytes with SQLite alone, in transactions of 1 to 1,000; and call a route
+that does nothing (`GET /health`) with the service's own settings.
 """
 
 from __future__ import annotations

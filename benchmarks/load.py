@@ -1,6 +1,6 @@
-"""A light HTTP load: many keep-alive connections, each with one request under way, driven by one epoll loop.
+"""A light HTTP load: many keep-alive connections, each with one request in progress, in one epoll loop.
 
-It costs about 20 µs of CPU a request, so on a machine of few cores most of the time is the server's.
+It uses about 20 µs of CPU a request, so on a machine with few cores the server uses most of the time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NamedTuple
 PATIENCE = 30.0  # seconds without any reply at all before the load gives up
 
 
-Script = bytes | Callable[[bytes], bytes]  # a request, or what makes the next of the body of the reply before it
+Script = bytes | Callable[[bytes], bytes]  # a request, or a function from the last reply's body to the next request
 
 
 class Load(NamedTuple):
-    """`seconds` of load: how often each status came, and the latencies (s, ascending) of the 2xx."""
+    """`seconds` of load: the number of each status, and the latencies (s, ascending) of the 2xx replies."""
 
     seconds: float
     statuses: Counter[int]
@@ -28,12 +28,12 @@ class Load(NamedTuple):
 
     @property
     def done(self) -> int:
-        """2xx replies."""
+        """Return the number of 2xx replies."""
         return len(self.latencies)
 
     @property
     def failed(self) -> int:
-        """Other replies."""
+        """Return the number of other replies."""
         return self.statuses.total() - self.done
 
     @property
@@ -59,7 +59,7 @@ class _Client:
         self.sock.sendall(request)
 
     def has_reply(self) -> bool:
-        """Whether the reply is all here; it is counted then."""
+        """Read from the socket; return whether the reply is complete, and then record it."""
         piece = self.sock.recv(65_536)
         if not piece:
             raise ConnectionError("the service closed a connection in the middle of a reply")
@@ -76,12 +76,12 @@ class _Client:
 
 
 def run(port: int, script: Script, connections: int, seconds: float) -> Load:
-    """`connections` that each go through the script again and again for `seconds`."""
+    """Send the script's requests on each of the `connections` for `seconds`."""
     return run_together(port, [(script, connections)], seconds)[0]
 
 
 def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float) -> list[Load]:
-    """As run, for several scripts at the same time, each on connections of its own."""
+    """Run several scripts at the same time, each on its own connections."""
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         groups = [[_Client(port, script) for _ in range(connections)] for script, connections in kinds]
@@ -116,7 +116,7 @@ def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float)
 
 
 def request(method: str, path: str, body: bytes = b"") -> bytes:
-    """A request of JSON as it goes over the wire."""
+    """Return the bytes of a request with a JSON body."""
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

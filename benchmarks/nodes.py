@@ -1,7 +1,7 @@
 """four nodes behind a balancer against one, on one PostgreSQL, all on this machine, by 32 keep-alive connections.
 
-HAProxy stands before the one node too, so that both pay for it. Each node is a gunicorn of one process. Writes are
-single messages of 60 bytes, reads remove one each.
+HAProxy is also in front of the single node, so that both have its cost. Each node is a gunicorn of one process. Writes
+are single messages of 60 bytes; each read removes one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The ratios as bars, in an SVG that is readable on a light page and on a dark one.
+"""The ratios as bars, in an SVG that is readable on a light and on a dark page.
 
-A logarithmic scale, with 1 × as the line on which both are equal. A tick marks what is required.
+The scale is logarithmic. The dashed line is 1 ×, where both sides are equal. A tick marks the required ratio.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from html import escape
 
 from benchmarks.report import Figure, Found
 
-WIDTH, LABELS, VALUES = 860, 250, 70  # pixels: of all, of the names to the left, of the ratios to the right
+WIDTH, LABELS, VALUES = 860, 250, 70  # pixels: of the whole, of the names at the left, of the ratios at the right
 ROW, HEAD, GAP = 20, 26, 14  # pixels: of a bar, of a title, between groups
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
@@ -31,7 +31,7 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 
 
 def svg(found: Iterable[Found]) -> str:
-    """A drawing of those that have a name for the plot; each with a scale of its own."""
+    """Return an SVG of the results with a plot title, each with its own scale."""
     parts: list[str] = []
     top = GAP
     for one in found:

@@ -1,4 +1,4 @@
-"""beanstalkd, fsync at every write to its log; greenstalk for single messages, pipelined commands for batches."""
+"""beanstalkd, with an fsync for every write to its log; greenstalk for single messages, pipelined batches."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Client:
     def take_all(self, count: int) -> Iterator[list[str]]:
         done: list[bytes] = []
         while count:
-            # Deletes of the last batch, one reserve that waits, and as many more as are there.
+            # Delete the last batch, wait with one reserve, and take as many more as are ready.
             wanted = min(BATCH, count)
             deletes = b"".join(b"delete %b\r\n" % job for job in done)
             reserves = b"reserve\r\n" + b"reserve-with-timeout 0\r\n" * (wanted - 1)

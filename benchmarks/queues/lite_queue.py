@@ -1,4 +1,4 @@
-"""litequeue, in the client's own process over one file: SQLite's WAL, synchronous=FULL where its default is NORMAL."""
+"""litequeue, a library over one file: SQLite's WAL, with synchronous=FULL instead of its default NORMAL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import litequeue
 
 from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
 
-POLL = 0.001  # seconds until a reader that found nothing looks again
+POLL = 0.001  # seconds between two attempts of a reader
 
 
 @contextmanager
@@ -52,7 +52,7 @@ class _Client:
         self._queue.close()
 
     def _next(self, most: int) -> list[str]:
-        """Each pop is a transaction of its own: litequeue begins one inside."""
+        """Pop messages one by one, because litequeue makes each pop a transaction."""
         texts: list[str] = []
         give_up = time.monotonic() + PATIENCE
         while len(texts) < most:

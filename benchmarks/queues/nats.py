@@ -1,4 +1,4 @@
-"""NATS JetStream: a work-queue stream in files, fsync at every write; published asynchronously, pulled in batches."""
+"""NATS JetStream: a work-queue stream in files, an fsync for every write; asynchronous publishes, batched fetches."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class _Client:
         return [text for run in runs for text in run.texts]
 
     def _poll(self, ack_and_receive: Callable[..., Any], receive: Callable[..., Any], limit: int) -> Any:
-        """What one of these brings, when there is something; what was held is acked with the first request."""
+        """Receive until there are messages, and return them; ack held ones with the first request."""
         held, self._held = self._held, []
         _, got = ack_and_receive(held, limit=limit, wait=WAIT, lease=LEASE) if held else (None, [])
         while not got:

@@ -1,4 +1,4 @@
-"""persist-queue's SQLiteAckQueue, in the client's own process over one file: WAL, synchronous=FULL, a commit a call."""
+"""persist-queue's SQLiteAckQueue, a library over one file: WAL, synchronous=FULL, a commit for each call."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import persistqueue
 
 from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
 
-POLL = 0.001  # seconds until a reader that found nothing looks again
+POLL = 0.001  # seconds between two attempts of a reader
 
 
 @contextmanager
 def _serve(folder: Path) -> Iterator[Server]:
-    (address := folder / "queue").mkdir()  # else clients that start together fail at making it
+    (address := folder / "queue").mkdir()  # else clients that start together fail to create it
     yield Server(str(address), None)
 
 
@@ -75,6 +75,6 @@ PEER = Peer(
     version=lambda: f"{versions('persist-queue')}, SQLite {sqlite3.sqlite_version}",
     serve=_serve,
     connect=_Client,
-    note="no server: a file that all clients open; no batches; one process alone may read",
+    note="no server: a file that all clients open; no batches; only one process may read",
     shared=False,
 )

@@ -1,4 +1,4 @@
-"""PostgreSQL, FOR UPDATE SKIP LOCKED: a message is deleted in a transaction whose commit is the ack; psycopg."""
+"""PostgreSQL, FOR UPDATE SKIP LOCKED: a transaction deletes a message, and its commit is the ack; psycopg."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.queues.process import free_port, output, running
 
 USER = "postgres"  # PostgreSQL refuses to run as root
 SETTINGS = {"fsync": "on", "synchronous_commit": "on", "unix_socket_directories": "", "shared_buffers": "256MB"}
-POLL = 0.001  # seconds until a reader that found nothing looks again
+POLL = 0.001  # seconds between two attempts of a reader
 
 SCHEMA = "CREATE TABLE messages (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL)"
 SEND = "INSERT INTO messages (text) VALUES (%s)"
@@ -64,7 +64,7 @@ def _create(address: str) -> None:
             with psycopg.connect(address) as connection:
                 connection.execute(SCHEMA)
             return
-        except psycopg.OperationalError:  # it takes connections a little before it answers them
+        except psycopg.OperationalError:  # it accepts connections before it can serve them
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -97,7 +97,7 @@ class _Client:
     def _next(self, most: int) -> list[str]:
         give_up = time.monotonic() + PATIENCE
         while True:
-            self._reader.commit()  # the ack of what was taken before
+            self._reader.commit()  # the ack of the messages taken before
             if rows := self._reader.execute(TAKE, (most,)).fetchall():
                 return [text for _, text in sorted(rows)]
             if time.monotonic() > give_up:

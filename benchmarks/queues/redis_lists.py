@@ -1,6 +1,6 @@
-"""Redis lists, the reliable-queue pattern: what is taken moves to a list of the reader's own, until it is acked.
+"""Redis lists, the reliable-queue pattern: a taken message moves to the reader's own list until it is acked.
 
-Singly by LMOVE and LREM. In batches by pipelines, and a script that moves a batch in one command.
+Single messages use LMOVE and LREM. Batches use pipelines, and a script that moves a batch in one command.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Client:
         self._redis.rpush(QUEUE, text)
 
     def take(self) -> str:
-        # One round trip: the last one is acked, and the next one taken.
+        # One round trip acks the last message and takes the next one.
         with self._redis.pipeline(transaction=False) as pipeline:
             if self._taken is not None:
                 pipeline.lrem(self._mine, 1, self._taken)

@@ -19,7 +19,7 @@ class _Client:
         self._redis = redis.Redis(port=int(address), decode_responses=True, socket_timeout=PATIENCE)
         self._me = str(os.getpid())
         self._taken: list[str] = []
-        with suppress(redis.ResponseError):  # it is there already
+        with suppress(redis.ResponseError):  # it exists already
             self._redis.xgroup_create(QUEUE, GROUP, "0", mkstream=True)
 
     def send(self, text: str) -> None:

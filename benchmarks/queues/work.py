@@ -1,4 +1,4 @@
-"""The work that every queue is given: messages one at a time, in batches, and a file. Each run's result is checked."""
+"""The work of every queue: messages one at a time, in batches, and a file. Each run checks its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 60  # characters of a text
 
 
 class Run(NamedTuple):
-    """So many messages in `seconds`; CPU (s) that the clients and the server used for them."""
+    """A run of so many messages in `seconds`; CPU (s) of the clients and of the server."""
 
     messages: int
     seconds: float
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 def one_at_a_time(name: str, server: Server, clients: int, seconds: float) -> Run:
-    """Each client in a process of its own: sends a message, receives one, acks it, and again."""
+    """Run each client in its own process: send a message, receive one, ack it, and repeat."""
     jobs: list[Job] = [(_singly, (name, server.address, number, seconds)) for number in range(clients)]
     done, cpu = _timed(server, jobs)
     sent = [text for one in done for text in one.result[0]]
@@ -39,7 +39,7 @@ def one_at_a_time(name: str, server: Server, clients: int, seconds: float) -> Ru
 
 
 def batched(name: str, server: Server, count: int) -> Run:
-    """One process sends, one receives and acks at the same time, both in the largest batches that serve them best."""
+    """Run one process that sends and one that receives and acks, both in the largest suitable batches."""
     jobs: list[Job] = [(_send_all, (name, server.address, count)), (_take_all, (name, server.address, count))]
     done, cpu = _timed(server, jobs)
     _check(name, _texts(count), done[1].result, ordered=load(name).ordered)
@@ -47,7 +47,7 @@ def batched(name: str, server: Server, count: int) -> Run:
 
 
 def copied(name: str, server: Server, source: Path, target: Path) -> Run:
-    """As batched, with a file's lines: each batch is written and on disk before it is acked. The copy is the same."""
+    """Copy a file's lines as `batched` does; sync each batch to disk before its ack, and compare the copy."""
     jobs: list[Job] = [
         (_send_file, (name, server.address, source)),
         (_take_file, (name, server.address, source, target)),
@@ -143,7 +143,7 @@ def _take_file(start: Start, name: str, address: str, source: Path, target: Path
 
 
 def _our_half(start: Start, address: str, half: str, path: Path) -> None:
-    """Half of our own command. It does more: goes on where it was killed, takes any bytes, proves it by SHA-256."""
+    """Run half of our own command. It does more: it resumes after a kill, accepts any bytes and checks a SHA-256."""
     from clients import copy_file
 
     start()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.call import Caller, Leased, batch_of, run_of
 from benchmarks.raw_sqlite import RawSqlite
-from benchmarks.report import Figure, Found, compare, ours_to_other, per_second
+from benchmarks.report import Figure, Result, compare, ours_to_other, per_second
 from benchmarks.server import service
 
 SIZES = (10, 100, 1_000)
@@ -22,7 +22,7 @@ ROUNDS = 3
 SECONDS = 0.5  # of each in a round
 
 
-def batches() -> list[Found]:
+def batches() -> list[Result]:
     figures: list[Figure] = []
     with (
         tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
@@ -36,7 +36,7 @@ def batches() -> list[Found]:
                 compare(f"{what} of {size:,}", [r[what] for r in rounds], per_second, ratio=ours_to_other)
                 for what in rounds[0]
             ]
-    return [Found("messages", "rows of SQLite", figures, plot="batches: messages relative to rows of SQLite alone")]
+    return [Result("messages", "rows of SQLite", figures, plot="batches: messages relative to rows of SQLite alone")]
 
 
 def _round(caller: Caller, sqlite: RawSqlite, size: int) -> dict[str, tuple[float, float]]:

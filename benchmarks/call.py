@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from clients.column_batches import RUNS
 
 JSON = "application/json"
-KEPT = 5.0  # seconds that an unused connection stays open
+MAX_IDLE = 5.0  # seconds that an unused connection stays open
 
 
 class Leased(NamedTuple):
@@ -27,7 +27,7 @@ class Caller:
 
     def call(self, method: str, path: str, body: str | None = None, kind: str = JSON, accept: str = JSON) -> bytes:
         """Send a request and return the reply's body. Raises RuntimeError unless its status is 200 or 204."""
-        if time.monotonic() - self._used > KEPT:
+        if time.monotonic() - self._used > MAX_IDLE:
             self._connection.close()  # before the service does; the request opens it again
         self._used = time.monotonic()
         headers = {"Accept": accept} | ({"Content-Type": kind} if body else {})

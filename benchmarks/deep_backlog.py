@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.backlog import at_sizes
-from benchmarks.report import Found
+from benchmarks.report import Result
 
 SIZES = ((1_000, 0), (10_000_000, 0))
 
 
-def deep_backlog() -> list[Found]:
+def deep_backlog() -> list[Result]:
     return at_sizes(SIZES)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from benchmarks.report import Figure, Found, compare, ours_to_other, us
+from benchmarks.report import Figure, Result, compare, ours_to_other, us
 from storage import open_store
 from storage.model import NewMessage, Receive
 from storage.sqlite import column_batches as sqlite_column_batches
@@ -24,7 +24,7 @@ from storage.validation import MAX_BATCH
 BACKLOG = 100_000
 MOST = 1.5  # times the cost of a plain message
 ROUNDS = 21
-PATIENCE = 60.0  # seconds
+TIMEOUT = 60.0  # seconds
 MESSAGES = {100: 1_000, 1: 100}  # in one round, by the size of its batches
 
 Kinds = dict[str, Callable[[], dict[str, object]]]  # by name: returns a message's optional fields
@@ -55,7 +55,7 @@ WITH_BACKLOG: Kinds = {
 }
 
 
-def features() -> list[Found]:
+def features() -> list[Result]:
     figures = []
     with (
         tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
@@ -68,7 +68,7 @@ def features() -> list[Found]:
         for batch in MESSAGES:
             figures += _figures(store, WITHOUT_BACKLOG, batch) + _figures(store, WITH_BACKLOG, batch)
         figures.append(_packing(store))
-    return [Found("feature", "plain", figures)]
+    return [Result("feature", "plain", figures)]
 
 
 def _packing(store: Store) -> Figure:
@@ -116,7 +116,7 @@ def _pass(store: Store, queue: str, fields: Callable[[], dict[str, object]], bat
         store.send(queue, _messages(fields, batch))
     left = MESSAGES[batch]
     while left:
-        if time.perf_counter() - start > PATIENCE:
+        if time.perf_counter() - start > TIMEOUT:
             raise RuntimeError(f"{left} messages of queue {queue} did not arrive")
         leased = store.receive(Receive((queue,), batch, 60.0, recipient))
         if leased:  # else a delay has not ended

@@ -19,7 +19,7 @@ from pathlib import Path
 import requests
 
 from benchmarks.call import Caller
-from benchmarks.report import Found, compare, other_to_ours
+from benchmarks.report import Result, compare, other_to_ours
 from benchmarks.server import REPOSITORY, service
 
 LINES = 100_000
@@ -31,7 +31,7 @@ LEAST = 100.0
 Call = Callable[[str, str, str | None], str]  # from method, path and body to the reply's body
 
 
-def file_copy() -> list[Found]:
+def file_copy() -> list[Result]:
     with (
         service() as ours,
         closing(Caller(ours.port)) as caller,
@@ -42,7 +42,7 @@ def file_copy() -> list[Found]:
         by_requests, by_socket = _requests_call(ours.url), _http_client_call(caller)
         rounds = [(_copy(source, ours.url), _singly(by_requests), _singly(by_socket)) for _ in range(ROUNDS)]
     return [
-        Found(
+        Result(
             "clients.copy_file",
             "one a request",
             [

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks.call import Caller, batch_of
-from benchmarks.report import Figure, Found
+from benchmarks.report import Figure, Result
 from benchmarks.server import service
 
 STAY, COME_AND_GO = 100_000, 900_000
@@ -21,7 +21,7 @@ TIDIES_WITHIN = 10.0  # seconds
 BATCH = 1_000
 
 
-def file_size() -> list[Found]:
+def file_size() -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder:
         path = Path(folder, "queue.db")
         with service(database=path) as server, closing(Caller(server.port)) as caller:
@@ -33,7 +33,7 @@ def file_size() -> list[Found]:
                 caller.ack(caller.lease("default", BATCH))
             after = _settled(path, caller)
     return [
-        Found(
+        Result(
             "after",
             "before",
             [

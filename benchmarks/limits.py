@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.load import request, run
 from benchmarks.raw_sqlite import RawSqlite
-from benchmarks.report import Found, compare, fsync_time, ours_to_other, per_second
+from benchmarks.report import Result, compare, fsync_time, ours_to_other, per_second
 from benchmarks.server import service
 
 BATCHES = (1, 10, 100, 1_000)
@@ -22,7 +22,7 @@ SECONDS = 0.5  # of each in a round
 NOTHING = request("GET", "/health")
 
 
-def limits() -> list[Found]:
+def limits() -> list[Result]:
     rounds = []
     with (
         tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
@@ -35,7 +35,7 @@ def limits() -> list[Found]:
             rates |= {_requests(count): run(server.port, NOTHING, count, SECONDS).rate for count in CONNECTIONS}
             rounds.append((rates, fsyncs))
     return [
-        Found(
+        Result(
             "rate",
             "fdatasync",
             [

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-PATIENCE = 30.0  # seconds without any reply at all before the load gives up
+TIMEOUT = 30.0  # seconds without any reply at all before the load gives up
 
 
 Script = bytes | Callable[[bytes], bytes]  # a request, or a function from the last reply's body to the next request
@@ -42,20 +42,20 @@ class Load(NamedTuple):
 
 
 class _Client:
-    __slots__ = ("asked", "body", "got", "latencies", "script", "sock", "statuses")
+    __slots__ = ("body", "latencies", "received", "script", "sent_at", "sock", "statuses")
 
     def __init__(self, port: int, script: Script) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.script = script
-        self.asked = 0.0
-        self.got = self.body = b""
+        self.sent_at = 0.0
+        self.received = self.body = b""
         self.latencies: list[float] = []
         self.statuses: list[int] = []
 
-    def ask(self) -> None:
+    def send(self) -> None:
         request = self.script if isinstance(self.script, bytes) else self.script(self.body)
-        self.asked = time.perf_counter()
+        self.sent_at = time.perf_counter()
         self.sock.sendall(request)
 
     def has_reply(self) -> bool:
@@ -63,15 +63,15 @@ class _Client:
         piece = self.sock.recv(65_536)
         if not piece:
             raise ConnectionError("the service closed a connection in the middle of a reply")
-        self.got += piece
-        head, found, self.body = self.got.partition(b"\r\n\r\n")
+        self.received += piece
+        head, found, self.body = self.received.partition(b"\r\n\r\n")
         if not found or len(self.body) < _length(head):
             return False
-        self.got = b""
+        self.received = b""
         status = int(head[9:12])
         self.statuses.append(status)
         if 200 <= status < 300:
-            self.latencies.append(time.perf_counter() - self.asked)
+            self.latencies.append(time.perf_counter() - self.sent_at)
         return True
 
 
@@ -91,17 +91,17 @@ def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float)
             selector.register(client.sock, selectors.EVENT_READ, client)
         start = time.perf_counter()
         for client in clients:
-            client.ask()
+            client.send()
         under_way = len(clients)
         while under_way:
-            ready = selector.select(PATIENCE)
+            ready = selector.select(TIMEOUT)
             if not ready:
-                raise TimeoutError(f"no reply in {PATIENCE:g} s")
+                raise TimeoutError(f"no reply in {TIMEOUT:g} s")
             for key, _ in ready:
                 client = key.data
                 if client.has_reply():
                     if time.perf_counter() - start < seconds:
-                        client.ask()
+                        client.send()
                     else:
                         under_way -= 1
         taken = time.perf_counter() - start

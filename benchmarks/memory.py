@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from benchmarks.call import Caller, batch_of
-from benchmarks.report import Figure, Found
+from benchmarks.report import Figure, Result
 from benchmarks.server import Service, service
 
 MESSAGES = 1_000_000
@@ -19,7 +19,7 @@ BATCH = 1_000
 MOST = 20.0  # MiB
 
 
-def memory() -> list[Found]:
+def memory() -> list[Result]:
     with service() as server, ExitStack() as stack:
         callers = [stack.enter_context(closing(Caller(server.port))) for _ in range(4)]
         sizes = []
@@ -33,7 +33,7 @@ def memory() -> list[Found]:
     furthest = max(sizes, key=lambda size: abs(size - base))
     off = abs(furthest - base)
     figure = Figure("resident memory", f"{furthest:.1f} MiB", f"{base:.1f} MiB", off, at_most=MOST, unit="MiB off")
-    return [Found("furthest", f"after {WARM_UP:,}", [figure])]
+    return [Result("furthest", f"after {WARM_UP:,}", [figure])]
 
 
 def _resident(server: Service) -> float:

@@ -23,7 +23,7 @@ from web.native.application import Application
 
 T = TypeVar("T")
 
-PATIENCE = 60_000  # ms of SQLite's busy wait: longer than any benchmark, so that no request fails
+BUSY_TIMEOUT = 60_000  # ms of SQLite's busy wait: longer than any benchmark, so that no request fails
 
 
 class OneTransactionEach(GroupCommit[WriteTransaction]):
@@ -34,7 +34,7 @@ class OneTransactionEach(GroupCommit[WriteTransaction]):
     ) -> None:
         self._connect = connect
         self._work = work
-        self._own = threading.local()
+        self._thread = threading.local()
 
     def run(self, operation: Callable[[WriteTransaction], T]) -> T:
         connection = self._connection()
@@ -48,10 +48,10 @@ class OneTransactionEach(GroupCommit[WriteTransaction]):
                 connection.execute("ROLLBACK")
 
     def _connection(self) -> apsw.Connection:
-        if not hasattr(self._own, "connection"):
-            self._own.connection = self._connect()
-            self._own.connection.set_busy_timeout(PATIENCE)
-        connection: apsw.Connection = self._own.connection
+        if not hasattr(self._thread, "connection"):
+            self._thread.connection = self._connect()
+            self._thread.connection.set_busy_timeout(BUSY_TIMEOUT)
+        connection: apsw.Connection = self._thread.connection
         return connection
 
 

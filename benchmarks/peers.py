@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.queues import work
-from benchmarks.queues.peer import NAMES, OURS, Missing, Peer, Server, load
+from benchmarks.queues.peer import NAMES, OURS, NotInstalled, Peer, Server, load
 from benchmarks.queues.work import Run
-from benchmarks.report import Figure, Found, compare, other_to_ours, ours_to_other, per_second
+from benchmarks.report import Figure, Result, compare, other_to_ours, ours_to_other, per_second
 
 CLIENTS = 16
 ROUNDS = 3
@@ -51,7 +51,7 @@ class _Contest:
             try:
                 self.peers[name] = load(name)
                 self._attempt(name, partial(self._start, name, self.peers[name].version(), stack))
-            except Missing as reason:
+            except NotInstalled as reason:
                 self.peers.pop(name, None)
                 self.notes.append(f"{name} was not measured: {reason}")
 
@@ -94,7 +94,7 @@ class _Contest:
         self.rounds[name].append(this)
 
 
-def peers(names: Sequence[str] = NAMES) -> list[Found]:
+def peers(names: Sequence[str] = NAMES) -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, ExitStack() as stack:
         contest = _Contest(Path(folder), stack, names)
         contest.run()
@@ -135,7 +135,7 @@ def _rates(
     kind: Callable[[Round], Run | None],
     least: float | None = None,
     least_of: str = "",
-) -> Found:
+) -> Result:
     figures = [
         compare(
             peer.name,
@@ -147,16 +147,18 @@ def _rates(
         for name, peer in contest.peers.items()
         if name != OURS and (pairs := _pairs(contest, name, kind))
     ]
-    return Found("ours", "the other", figures, title, plot=f"{title}: our rate relative to the other's")
+    return Result("ours", "the other", figures, title, plot=f"{title}: our rate relative to the other's")
 
 
-def _cpu(contest: _Contest, title: str, kind: Callable[[Round], Run | None]) -> Found:
+def _cpu(contest: _Contest, title: str, kind: Callable[[Round], Run | None]) -> Result:
     figures = []
     for name, peer in contest.peers.items():
         if name != OURS and (pairs := _pairs(contest, name, kind)):
-            whole = compare("", [(_spent(a), _spent(b)) for a, b in pairs], str, ratio=other_to_ours)
-            figures.append(Figure(peer.name, _split([a for a, _ in pairs]), _split([b for _, b in pairs]), whole.ratio))
-    return Found("ours: client + server", "the other", figures, title)
+            whole = compare("", [(_cpu_of(a), _cpu_of(b)) for a, b in pairs], str, ratio=other_to_ours)
+            figures.append(
+                Figure(peer.name, _format([a for a, _ in pairs]), _format([b for _, b in pairs]), whole.ratio)
+            )
+    return Result("ours: client + server", "the other", figures, title)
 
 
 def _pairs(contest: _Contest, name: str, kind: Callable[[Round], Run | None]) -> list[tuple[Run, Run]]:
@@ -165,11 +167,11 @@ def _pairs(contest: _Contest, name: str, kind: Callable[[Round], Run | None]) ->
     return [(ours, other) for ours, other in both if ours is not None and other is not None]
 
 
-def _spent(run: Run) -> float:
+def _cpu_of(run: Run) -> float:
     return (run.client_cpu + run.server_cpu) / run.messages
 
 
-def _split(runs: list[Run]) -> str:
+def _format(runs: list[Run]) -> str:
     """Format the CPU of the median run."""
-    run = sorted(runs, key=_spent)[len(runs) // 2]
+    run = sorted(runs, key=_cpu_of)[len(runs) // 2]
     return f"{run.client_cpu / run.messages * 1e6:,.0f} + {run.server_cpu / run.messages * 1e6:,.0f} µs"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from html import escape
 
-from benchmarks.report import Figure, Found
+from benchmarks.report import Figure, Result
 
 WIDTH, LABELS, VALUES = 860, 250, 70  # pixels: of the whole, of the names at the left, of the ratios at the right
 ROW, HEAD, GAP = 20, 26, 14  # pixels: of a bar, of a title, between groups
@@ -30,14 +30,14 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 """
 
 
-def svg(found: Iterable[Found]) -> str:
+def svg(results: Iterable[Result]) -> str:
     """Return an SVG of the results with a plot title, each with its own scale."""
     parts: list[str] = []
     top = GAP
-    for one in found:
-        figures = [figure for figure in one.figures if figure.unit == "×" and figure.ratio > 0]
-        if one.plot is not None and figures:
-            parts += _group(one.plot, figures, top)
+    for result in results:
+        figures = [figure for figure in result.figures if figure.unit == "×" and figure.ratio > 0]
+        if result.plot is not None and figures:
+            parts += _group(result.plot, figures, top)
             top += HEAD + ROW * len(figures) + GAP
     return "\n".join(
         [

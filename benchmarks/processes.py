@@ -22,7 +22,7 @@ Start = Callable[[], None]  # returns when all jobs have called it
 Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function that gets its Start, and its other arguments
 
 
-class Done(NamedTuple):
+class JobResult(NamedTuple):
     """The result of one process, when it worked (on a shared clock), and the CPU that it used meanwhile (s)."""
 
     result: Any
@@ -45,7 +45,7 @@ def cpu_of_tree(pid: int) -> float:
     return sum(map(int, fields[11:15])) * TICK + sum(cpu_of_tree(int(child)) for child in children)
 
 
-def together(jobs: Sequence[Job]) -> list[Done]:
+def run_jobs(jobs: Sequence[Job]) -> list[JobResult]:
     """Run each job(start, *arguments) in its own process; its `start()` waits for all the others.
 
     Raises RuntimeError with the exception of a job.
@@ -54,15 +54,15 @@ def together(jobs: Sequence[Job]) -> list[Done]:
     barrier = context.Barrier(len(jobs), timeout=READY_WITHIN)
     pipes = [context.Pipe(duplex=False) for _ in jobs]
     workers = [
-        context.Process(target=_work, args=(job, arguments, barrier, sender), daemon=True)
+        context.Process(target=_run_job, args=(job, arguments, barrier, sender), daemon=True)
         for (job, arguments), (_, sender) in zip(jobs, pipes, strict=True)
     ]
     try:
         for worker, (_, sender) in zip(workers, pipes, strict=True):
             worker.start()
             sender.close()  # so that the receiver sees the end of the worker
-        found = [_found(receiver) for receiver, _ in pipes]
-        if faults := [one for one in found if isinstance(one, str)]:
+        results = [_receive_result(receiver) for receiver, _ in pipes]
+        if faults := [result for result in results if isinstance(result, str)]:
             # A job that fails before the start breaks the barrier for the others.
             raise RuntimeError(f"a client failed: {min(faults, key=lambda fault: 'BrokenBarrier' in fault)}")
     finally:
@@ -70,20 +70,20 @@ def together(jobs: Sequence[Job]) -> list[Done]:
             worker.join(5)
             worker.kill()
             worker.join()
-    return [one for one in found if isinstance(one, Done)]
+    return [result for result in results if isinstance(result, JobResult)]
 
 
-def _found(receiver: Connection) -> Done | str:
+def _receive_result(receiver: Connection) -> JobResult | str:
     if not receiver.poll(READY_WITHIN + DONE_WITHIN):
         raise TimeoutError("a client did not end")
     try:
-        found: Done | str = receiver.recv()
+        result: JobResult | str = receiver.recv()
     except EOFError:
         return "it was killed"
-    return found
+    return result
 
 
-def _work(job: Callable[..., Any], arguments: tuple[Any, ...], barrier: Barrier, sender: Connection) -> None:
+def _run_job(job: Callable[..., Any], arguments: tuple[Any, ...], barrier: Barrier, sender: Connection) -> None:
     began = used = 0.0
 
     def start() -> None:
@@ -93,7 +93,7 @@ def _work(job: Callable[..., Any], arguments: tuple[Any, ...], barrier: Barrier,
 
     try:
         result = job(start, *arguments)
-        sender.send(Done(result, began, time.monotonic(), _cpu() - used))
+        sender.send(JobResult(result, began, time.monotonic(), _cpu() - used))
     except BaseException:
         barrier.abort()
         sender.send(traceback.format_exc(limit=-3))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import apsw
 
-A_DISK = 20e-6  # seconds: no real disk has a faster fsync
+FASTEST_DISK = 20e-6  # seconds: no real disk has a faster fsync
 
 
 class Figure(NamedTuple):
@@ -45,7 +45,7 @@ class Figure(NamedTuple):
         return "" if not self.required else "MISSED" if self.missed else "reached"
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """The results of a benchmark; `ours` and `other` are the headings of the compared columns.
 
     `title` distinguishes several results of one benchmark. `notes` appear below the table, and so do `faults`, which
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 def compare(
     what: str,
     rounds: Sequence[tuple[float, float]],
-    tell: Callable[[float], str],
+    show: Callable[[float], str],
     *,
     ratio: Callable[[float, float], float],
     at_least: float | None = None,
@@ -78,7 +78,7 @@ def compare(
 ) -> Figure:
     """Return a figure of (ours, other) in alternating rounds: both medians, and the median of the rounds' ratios."""
     ours, other = (statistics.median(values) for values in zip(*rounds, strict=True))
-    return Figure(what, tell(ours), tell(other), statistics.median(ratio(*pair) for pair in rounds), at_least, at_most)
+    return Figure(what, show(ours), show(other), statistics.median(ratio(*pair) for pair in rounds), at_least, at_most)
 
 
 def ours_to_other(ours: float, other: float) -> float:
@@ -89,32 +89,32 @@ def other_to_ours(ours: float, other: float) -> float:
     return other / ours
 
 
-def table(found: Found) -> str:
+def table(result: Result) -> str:
     """Format the figures as a table."""
-    rows = [("", found.ours, found.other, "ratio", "required", "")]
-    rows += [(f.what, f.ours, f.other, f"{f.ratio:.2f} {f.unit}", f.required, f.verdict) for f in found.figures]
+    rows = [("", result.ours, result.other, "ratio", "required", "")]
+    rows += [(f.what, f.ours, f.other, f"{f.ratio:.2f} {f.unit}", f.required, f.verdict) for f in result.figures]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: tuple[str, ...]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         return f"  {'  '.join(cells)}".rstrip()
 
-    lines = [f"  {found.title}"] if found.title else []
+    lines = [f"  {result.title}"] if result.title else []
     lines += map(line, rows)
-    return "\n".join(lines + [f"  {note}" for note in (*found.notes, *found.faults)])
+    return "\n".join(lines + [f"  {note}" for note in (*result.notes, *result.faults)])
 
 
 def machine() -> str:
     """Describe the machine and the programs, in a few lines."""
-    taken = fsync_time()
-    doubt = "; this is no disk: set TMPDIR to a directory on one" if taken < A_DISK else ""
+    seconds = fsync_time()
+    warning = "; this is no disk: set TMPDIR to a directory on one" if seconds < FASTEST_DISK else ""
     return "\n".join(
         [
             f"machine   {os.cpu_count()} cores, {platform.system()} {platform.release()} {platform.machine()}, "
             f"load {os.getloadavg()[0]:.1f}",
             f"programs  Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, "
             f"gunicorn {version('gunicorn')}, Bottle {version('bottle')}",
-            f"disk      {tempfile.gettempdir()}: 4 KiB appended and fsynced in {us(taken)} (median){doubt}",
+            f"disk      {tempfile.gettempdir()}: 4 KiB appended and fsynced in {us(seconds)} (median){warning}",
         ]
     )
 
@@ -122,14 +122,14 @@ def machine() -> str:
 def fsync_time(rounds: int = 300) -> float:
     """Return the median seconds of an append of 4 KiB and an fsync in the temporary directory."""
     sync = getattr(os, "fdatasync", os.fsync)
-    taken = []
+    seconds = []
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, Path(folder, "file").open("wb", 0) as file:
         for _ in range(rounds):
             start = time.perf_counter()
             file.write(bytes(4096))
             sync(file.fileno())
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def percentile(ascending: Sequence[float], share: float) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.call import Caller, batch_of
 from benchmarks.load import Load, Script, request, run
 from benchmarks.processes import TICK, cpu_of_tree
-from benchmarks.report import Figure, Found, compare, ms, ours_to_other, per_second, percentile, us
+from benchmarks.report import Figure, Result, compare, ms, ours_to_other, per_second, percentile, us
 from benchmarks.server import Service, service
 
 CONNECTIONS = (1, 16, 64)
@@ -38,14 +38,14 @@ Round = dict[str, Sample]  # by operation
 Rounds = dict[int, list[Round]]  # by connections
 
 
-def single_requests() -> list[Found]:
+def single_requests() -> list[Result]:
     with service() as server, closing(Caller(server.port)) as caller:
         rounds = {count: [_round(server, caller, count) for _ in range(ROUNDS + 1)][1:] for count in CONNECTIONS}
     plot = "a message a request: {} relative to a no-op"
     return [
-        Found("ours", "GET /health", _rates(rounds), "requests", plot=plot.format("rate (more is better)")),
-        Found("ours", "GET /health", _latencies(rounds), "latency", plot=plot.format("latency (less is better)")),
-        Found("ours", "GET /health", _cpu(rounds), "CPU of the service, a request"),
+        Result("ours", "GET /health", _rates(rounds), "requests", plot=plot.format("rate (more is better)")),
+        Result("ours", "GET /health", _latencies(rounds), "latency", plot=plot.format("latency (less is better)")),
+        Result("ours", "GET /health", _cpu(rounds), "CPU of the service, a request"),
     ]
 
 
@@ -79,7 +79,7 @@ def _sample(server: Service, script: Script, connections: int) -> Sample:
 def _rates(rounds: Rounds) -> list[Figure]:
     return [
         compare(
-            f"{what}, {_told(connections)}",
+            f"{what}, {_label(connections)}",
             [(r[what].load.rate, r["nothing"].load.rate) for r in found],
             per_second,
             ratio=ours_to_other,
@@ -93,7 +93,7 @@ def _rates(rounds: Rounds) -> list[Figure]:
 def _latencies(rounds: Rounds) -> list[Figure]:
     return [
         compare(
-            f"{what}, {_told(connections)}: {name}",
+            f"{what}, {_label(connections)}: {name}",
             [
                 (percentile(r[what].load.latencies, share), percentile(r["nothing"].load.latencies, share))
                 for r in found
@@ -111,7 +111,7 @@ def _latencies(rounds: Rounds) -> list[Figure]:
 def _cpu(rounds: Rounds) -> list[Figure]:
     return [
         compare(
-            f"{what}, {_told(connections)}",
+            f"{what}, {_label(connections)}",
             [(r[what].cpu, r["nothing"].cpu) for r in found],
             us,
             ratio=ours_to_other,
@@ -121,5 +121,5 @@ def _cpu(rounds: Rounds) -> list[Figure]:
     ]
 
 
-def _told(connections: int) -> str:
+def _label(connections: int) -> str:
     return f"{connections} connection{'s' if connections > 1 else ''}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from benchmarks.load import Load, request, run
-from benchmarks.report import Found, compare, ms, other_to_ours, ours_to_other, per_second, percentile
+from benchmarks.report import Result, compare, ms, other_to_ours, ours_to_other, per_second, percentile
 from benchmarks.server import service
 
 CONNECTIONS = 64
@@ -18,7 +18,7 @@ WARM_UP = 1.0  # seconds
 WRITE = request("POST", "/messages", json.dumps({"text": "x" * 60}).encode())
 
 
-def single_writes() -> list[Found]:
+def single_writes() -> list[Result]:
     with service() as ours, service("benchmarks.one_transaction_each:app") as plain:
         for port in (ours.port, plain.port):
             run(port, WRITE, CONNECTIONS, WARM_UP)  # so that every thread has its connection
@@ -29,7 +29,7 @@ def single_writes() -> list[Found]:
 
     rates = [(a.rate, b.rate) for a, b in rounds]
     return [
-        Found(
+        Result(
             "ours",
             "a transaction a request",
             [

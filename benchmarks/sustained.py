@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 
 import psycopg
 
-from benchmarks.report import Figure, Found, us
+from benchmarks.report import Figure, Result, us
 from storage import open_store
 from storage.model import NewMessage, Receive
 from storage.store import Store
@@ -32,7 +32,7 @@ ONE = Receive(lease=600.0)
 MANY = Receive(limit=MAX_LIMIT, lease=600.0)
 
 
-def sustained() -> list[Found]:
+def sustained() -> list[Result]:
     with ExitStack() as stack:
         url = stack.enter_context(Postgres()).create_database("queue")
         store = stack.enter_context(closing(open_store(url)))
@@ -50,7 +50,7 @@ def sustained() -> list[Found]:
     before = costs.pop(WINDOW)
     del costs[0]  # caches still fill
     return [
-        Found(
+        Result(
             "receive",
             f"from {WINDOW:,} on",
             [

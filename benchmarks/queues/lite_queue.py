@@ -10,7 +10,7 @@ from pathlib import Path
 
 import litequeue
 
-from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
+from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches, versions
 
 POLL = 0.001  # seconds between two attempts of a reader
 
@@ -24,7 +24,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._queue = litequeue.LiteQueue(address, timeout=PATIENCE)
+        self._queue = litequeue.LiteQueue(address, timeout=TIMEOUT)
         self._queue.conn.execute("PRAGMA synchronous = FULL")
         self._taken: list[str] = []
 
@@ -54,7 +54,7 @@ class _Client:
     def _next(self, most: int) -> list[str]:
         """Pop messages one by one, because litequeue makes each pop a transaction."""
         texts: list[str] = []
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while len(texts) < most:
             message = self._queue.pop()
             if message is not None:
@@ -62,7 +62,7 @@ class _Client:
                 texts.append(message.data)
             elif texts:
                 break
-            elif time.monotonic() > give_up:
+            elif time.monotonic() > deadline:
                 raise TimeoutError("no message")
             else:
                 time.sleep(POLL)

@@ -24,10 +24,10 @@ NAMES = (
 )
 OURS = "ours"
 BATCH = 1_000  # messages in a batch of a peer that sets no limit of its own
-PATIENCE = 30.0  # seconds without any message before a client gives up
+TIMEOUT = 30.0  # seconds without any message before a client gives up
 
 
-class Missing(Exception):
+class NotInstalled(Exception):
     """The peer cannot be measured here; `str()` gives the reason, and what to install."""
 
 
@@ -61,7 +61,7 @@ class Client(Protocol):
 class Peer:
     """A measured queue.
 
-    `version` raises Missing if the server is not installed. `note` is for readers of its figures. `durable`: it
+    `version` raises NotInstalled if the server is not installed. `note` is for readers of its figures. `durable`: it
     confirms after its fsync. `ordered`: a single reader gets messages in the order of sending. `shared`: several
     processes may read.
     """
@@ -77,19 +77,21 @@ class Peer:
 
 
 def load(name: str) -> Peer:
-    """Return the peer in that module. Raises Missing if its Python package is not installed."""
+    """Return the peer in that module. Raises NotInstalled if its Python package is not installed."""
     try:
         peer: Peer = importlib.import_module(f"benchmarks.queues.{name}").PEER
     except ImportError as error:
-        raise Missing(f"the Python package of {error.name} is not installed (pip install --group bench)") from error
+        raise NotInstalled(
+            f"the Python package of {error.name} is not installed (pip install --group bench)"
+        ) from error
     return peer
 
 
 def program(name: str, package: str, *folders: str) -> str:
-    """Return the path of an executable, in these folders or else on PATH. Raises Missing."""
+    """Return the path of an executable, in these folders or else on PATH. Raises NotInstalled."""
     found = shutil.which(name, path=":".join(folders)) or shutil.which(name)
     if found is None:
-        raise Missing(f"{name} is not installed (benchmarks/get-peers, or Debian's package {package})")
+        raise NotInstalled(f"{name} is not installed (benchmarks/get-peers, or Debian's package {package})")
     return found
 
 

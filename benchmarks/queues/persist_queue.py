@@ -10,7 +10,7 @@ from pathlib import Path
 
 import persistqueue
 
-from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
+from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches, versions
 
 POLL = 0.001  # seconds between two attempts of a reader
 
@@ -23,7 +23,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._queue = persistqueue.SQLiteAckQueue(address, auto_resume=False, timeout=PATIENCE)
+        self._queue = persistqueue.SQLiteAckQueue(address, auto_resume=False, timeout=TIMEOUT)
         self._taken: list[int] = []
 
     def send(self, text: str) -> None:
@@ -49,14 +49,14 @@ class _Client:
 
     def _next(self, most: int) -> list[str]:
         texts: list[str] = []
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while len(texts) < most:
             try:
                 item = self._queue.get(block=False, raw=True)
             except persistqueue.Empty:
                 if texts:
                     break
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(POLL)
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, program, versions
+from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, output, running
 
 USER = "postgres"  # PostgreSQL refuses to run as root
@@ -58,7 +58,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 
 def _create(address: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             with psycopg.connect(address) as connection:
@@ -95,12 +95,12 @@ class _Client:
         self._writer.close()
 
     def _next(self, most: int) -> list[str]:
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             self._reader.commit()  # the ack of the messages taken before
             if rows := self._reader.execute(TAKE, (most,)).fetchall():
                 return [text for _, text in sorted(rows)]
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise TimeoutError("no message")
             time.sleep(POLL)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import amqp
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, in_batches, program, versions
+from benchmarks.queues.peer import BATCH, TIMEOUT, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, running
 
 QUEUE = "bench"
@@ -58,7 +58,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._connection = amqp.Connection(f"127.0.0.1:{address}", read_timeout=PATIENCE)
+        self._connection = amqp.Connection(f"127.0.0.1:{address}", read_timeout=TIMEOUT)
         self._connection.connect()
         self._channel = self._connection.channel()
         self._channel.queue_declare(QUEUE, durable=True, auto_delete=False)
@@ -66,7 +66,7 @@ class _Client:
         self._channel.events["basic_ack"].add(self._confirm)
         self._sent = self._confirmed = 0
         self._unconfirmed: set[int] = set()
-        self._came: deque[amqp.Message] = deque()
+        self._deliveries: deque[amqp.Message] = deque()
         self._last: int | None = None  # the last delivery that was taken but not acked
         self._is_reading = False
 
@@ -84,9 +84,9 @@ class _Client:
                 self._unconfirmed.add(self._sent)
                 self._channel.basic_publish(amqp.Message(text, delivery_mode=2), routing_key=QUEUE)
             while len(self._unconfirmed) > BATCH:  # send the next batch while one is confirmed
-                self._connection.drain_events(PATIENCE)
+                self._connection.drain_events(TIMEOUT)
         while self._unconfirmed:
-            self._connection.drain_events(PATIENCE)
+            self._connection.drain_events(TIMEOUT)
 
     def take_all(self, count: int) -> Iterator[list[str]]:
         for texts in in_batches(lambda most: self._next(2 * BATCH, most), count):
@@ -101,15 +101,15 @@ class _Client:
         if not self._is_reading:
             self._is_reading = True
             self._channel.basic_qos(0, prefetch, False)
-            self._channel.basic_consume(QUEUE, callback=self._came.append)
-        while not self._came:
-            self._connection.drain_events(PATIENCE)
+            self._channel.basic_consume(QUEUE, callback=self._deliveries.append)
+        while not self._deliveries:
+            self._connection.drain_events(TIMEOUT)
         with suppress(TimeoutError):  # the messages so far are the batch
-            while len(self._came) < most:
+            while len(self._deliveries) < most:
                 self._connection.drain_events(PAUSE)
         texts: list[str] = []
-        while self._came and len(texts) < most:
-            message = self._came.popleft()
+        while self._deliveries and len(texts) < most:
+            message = self._deliveries.popleft()
             self._last = message.delivery_tag
             texts.append(message.body)
         return texts

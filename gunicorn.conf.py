@@ -27,7 +27,7 @@ try:
 except BadSetting as fault:
     sys.exit(f"queue_service: {fault}")
 
-# A worker without free file descriptors dies: connections of clients and of threads to the database need them.
+# A worker that runs out of file descriptors dies; clients and the threads' database connections use them.
 _least, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 _files = max(_least, 4_096 if _most == resource.RLIM_INFINITY else min(4_096, _most))
 resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most))
@@ -80,9 +80,9 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Limit how long a client that stops in its request, or stops reading its reply, can hold a thread.
+    """Limit the time that a client which stops sending or reading can hold a thread.
 
-    Connections inherit these limits at no cost; Python's own timeouts take three system calls each time.
+    Connections inherit these limits at no cost; Python's own timeouts need three system calls each time.
     """
     server.log.info("%s", startup.summary(_settings))
     for listener in server.LISTENERS:
@@ -95,15 +95,15 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Free what the worker had. The master calls this, however the worker ended."""
+    """Free the worker's counters and pipe. The master calls this however the worker ended."""
     worker.counters.free()
     _wakeup_pipes.release(worker.wakeup_pipe)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Let SIGTERM stop a worker that has not installed its own signal handlers yet.
+    """Let SIGTERM stop a worker that has not installed its own signal handlers.
 
-    Until then it has the master's handlers, which only record the signal, and the master would wait in vain.
+    Until then it has the master's handlers, which only record the signal, so the worker would not stop.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -132,21 +132,21 @@ def post_worker_init(worker: Any) -> None:
 
 
 def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
-    """End waiting reads of a worker that has reached max_requests: its successor waits for it."""
+    """End the waiting reads of a worker that has reached max_requests, because its successor waits for it."""
     if not worker.alive:
         worker.wsgi.unrestricted_store.stop_waiting()
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close the store: the last process to do so checkpoints the log into the database."""
+    """Close the store: the last process that closes it checkpoints the log into the database."""
     if getattr(worker, "wsgi", None) is not None:  # not set if the application failed to load
         worker.wsgi.close()
 
 
 def _end_with_the_master(worker: Any) -> None:
-    """Stop a worker whose master was killed as by SIGTERM, and close the port at once.
+    """Stop a worker as by SIGTERM when its master was killed, and close the port at once.
 
-    gunicorn's own worker keeps the port for graceful_timeout, which is longer than the next master tries to bind it.
+    gunicorn's own worker keeps the port for graceful_timeout, longer than the next master tries to bind it.
     """
     is_parent_alive = worker.is_parent_alive
 
@@ -163,13 +163,13 @@ def _end_with_the_master(worker: Any) -> None:
 
 
 def _return_large_blocks() -> None:
-    """Return the memory of large bodies and replies to the system after use; glibc would keep it."""
+    """Return the memory of large bodies and replies to the system after use, because glibc would keep it."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(_MMAP_FROM))  # M_MMAP_THRESHOLD
 
 
 def _try_database() -> None:
-    """Exit if the database cannot be used. A child process tries: no SQLite state may cross the fork."""
+    """Exit if the database cannot be used. A child process tries it, because SQLite state must not cross the fork."""
     child = os.fork()
     if child == 0:
         from storage import open_store

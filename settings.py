@@ -12,7 +12,7 @@ from typing import Any
 
 VERSION = "1.0.0"  # of the service and of the client; the build reads it here
 
-CLIENT_VARIABLES = ("QUEUE_TOKEN", "QUEUE_URL")  # the client reads them; it may run in the same environment
+CLIENT_VARIABLES = ("QUEUE_TOKEN", "QUEUE_URL")  # of the client, which may run in the same environment
 
 
 class BadSetting(Exception):
@@ -48,7 +48,7 @@ class Settings:
 
     @property
     def trusts_loopback(self) -> bool:
-        """Return whether a client needs nothing but to reach the service on this machine."""
+        """Return whether every client on this machine, and no other, may use the service without a token."""
         return self.is_private and not self.allow_anonymous and not self.has_tokens
 
     @property
@@ -58,12 +58,12 @@ class Settings:
 
     @property
     def pollers(self) -> int:
-        """Return how many readers may wait in a process: half its threads, so that a writer always finds one."""
+        """Return how many readers may wait in a process: half its threads, so that writers always have some."""
         return max(1, self.threads // 2)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
-        """Return the settings in `env` (default: the environment). Raises BadSetting."""
+        """Read the settings from `env` (default: the environment). Raises BadSetting."""
         env = os.environ if env is None else env
         default = cls()
         return cls(
@@ -83,7 +83,7 @@ class Settings:
 
 
 def unknown_variables(env: Mapping[str, str] | None = None) -> list[str]:
-    """Return a sentence for each variable that begins with QUEUE_ and that nothing reads: it may be misspelt."""
+    """Return a sentence for each variable whose name begins with QUEUE_ but is no setting: it may be misspelt."""
     env = os.environ if env is None else env
     known = _ReadNames()
     Settings.from_env(known)
@@ -94,7 +94,7 @@ def unknown_variables(env: Mapping[str, str] | None = None) -> list[str]:
 
 
 class _ReadNames(dict[str, str]):
-    """An empty environment that notes which variables are read."""
+    """An empty environment that records the names of the variables that are read."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The command: runs the named benchmarks (or all), prints what they found, exits 1 if a required ratio was missed."""
+"""The command: run the named benchmarks (or all), print the results, exit 1 if a required ratio was missed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import plot, report, server
 from benchmarks.queues.peer import NAMES as PEERS
-from benchmarks.report import Found
+from benchmarks.report import Result
 
 NAMES = (
     "limits",
@@ -27,7 +27,7 @@ NAMES = (
     "file_size",
     "peers",
 )
-# Those of PostgreSQL need Debian's servers (.ci/get-programs).
+# The benchmarks of PostgreSQL need Debian's servers (.ci/get-programs).
 ONLY_NAMED = ("deep_backlog", "nodes", "sustained")
 
 
@@ -41,23 +41,23 @@ def main(arguments: list[str]) -> int:
         f"{', '.join(PEERS)}",
     )
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios as an SVG")
-    asked = parser.parse_args(arguments)
-    if unknown := set(asked.names) - {*NAMES, *ONLY_NAMED, *PEERS}:
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - {*NAMES, *ONLY_NAMED, *PEERS}:
         parser.error(f"there is no benchmark '{min(unknown)}'; there are {', '.join((*NAMES, *ONLY_NAMED, *PEERS))}")
     print(report.machine(), server.settings(), sep="\n", flush=True)
-    found = [one for name, run in _chosen(asked.names) for one in _run(name, run)]
-    if asked.plot:
-        asked.plot.write_text(plot.svg([one for _, one in found]), encoding="utf-8")
-    missed = [f"{name}: {what}" for name, one in found for what in one.missed]
+    results = [result for name, run in _chosen(options.names) for result in _run(name, run)]
+    if options.plot:
+        options.plot.write_text(plot.svg([result for _, result in results]), encoding="utf-8")
+    missed = [f"{name}: {what}" for name, result in results for what in result.missed]
     print("", *[f"MISSED  {what}" for what in missed] or ["Every required figure was reached."], sep="\n")
     return 1 if missed else 0
 
 
-def _chosen(names: list[str]) -> list[tuple[str, Callable[[], list[Found]]]]:
-    """The benchmarks, in the order of NAMES. Peers that are named are measured together, in one."""
+def _chosen(names: list[str]) -> list[tuple[str, Callable[[], list[Result]]]]:
+    """Return the benchmarks in the order of NAMES. Measure named peers together, as one benchmark."""
     peers = [name for name in PEERS if name in names]
     wanted = names or NAMES
-    chosen: list[tuple[str, Callable[[], list[Found]]]] = []
+    chosen: list[tuple[str, Callable[[], list[Result]]]] = []
     for name in (*NAMES, *ONLY_NAMED):
         if name in wanted or (name == "peers" and peers):
             benchmark = getattr(importlib.import_module(f"benchmarks.{name}"), name)
@@ -66,12 +66,12 @@ def _chosen(names: list[str]) -> list[tuple[str, Callable[[], list[Found]]]]:
     return chosen
 
 
-def _run(name: str, benchmark: Callable[[], list[Found]]) -> list[tuple[str, Found]]:
+def _run(name: str, benchmark: Callable[[], list[Result]]) -> list[tuple[str, Result]]:
     start = time.monotonic()
     print(f"\n{name}: {str(sys.modules[f'benchmarks.{name}'].__doc__).splitlines()[0]}", flush=True)
-    found = benchmark()
-    print(*map(report.table, found), f"  ({time.monotonic() - start:.0f} s)", sep="\n", flush=True)
-    return [(name, one) for one in found]
+    results = benchmark()
+    print(*map(report.table, results), f"  ({time.monotonic() - start:.0f} s)", sep="\n", flush=True)
+    return [(name, result) for result in results]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""receive with a lease, one message at a time, by how many messages wait or are leased already.
+"""receive with a lease, one message at a time, by the number of waiting and leased messages.
 
-The same reads in turn from a queue of 1,000 ready messages, of 10,000, 100,000 and 1,000,000, and of 1,000,000 with
-500,000 in flight as well; first through the Store, then through HTTP on one connection.
+The same reads from a queue of 1,000 ready messages, of 10,000, 100,000 and 1,000,000, and of 1,000,000 with 500,000 in
+flight, in turn. First through the Store, then through HTTP on one connection.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from benchmarks.load import request, run
-from benchmarks.report import Figure, Found, compare, ours_to_other, us
+from benchmarks.report import Figure, Result, compare, ours_to_other, us
 from benchmarks.server import service
 from storage import open_store
 from storage.model import NewMessage, Receive
 from storage.store import Store
 from storage.validation import MAX_BATCH, MAX_LEASE, MAX_LIMIT
 
-# (ready, in flight); the others are measured against the first
+# (ready, in flight); the first is the reference of the others
 SIZES = ((1_000, 0), (10_000, 0), (100_000, 0), (1_000_000, 0), (1_000_000, 500_000))
-MOST = 1.2  # times the cost at the first
+MOST = 1.2  # times the cost at the first size
 ROUNDS = 25
 READS = 60  # through the Store in one round
 SECONDS = 0.1  # of HTTP in one round
 ONE = Receive(lease=600.0)
 READ = request("GET", "/messages?lease=600")
 
-Read = Callable[[], tuple[float, int]]  # reads for a while: mean seconds of a read, and how many there were
+Read = Callable[[], tuple[float, int]]  # reads for a while; returns the mean seconds of a read, and their number
 
 
-def backlog() -> list[Found]:
+def backlog() -> list[Result]:
     return at_sizes(SIZES)
 
 
-def at_sizes(sizes: Sequence[tuple[int, int]]) -> list[Found]:
-    """What a read costs at each of the sizes (ready, in flight), against the first."""
+def at_sizes(sizes: Sequence[tuple[int, int]]) -> list[Result]:
+    """Measure the cost of a read at each of the sizes (ready, in flight), against the first."""
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder:
         paths = [Path(folder, f"{number}.db") for number in range(len(sizes))]
         with ExitStack() as stack:
@@ -47,11 +47,11 @@ def at_sizes(sizes: Sequence[tuple[int, int]]) -> list[Found]:
             figures = _figures("Store", sizes, stores, [_reader(store) for store in stores])
             services = [stack.enter_context(service(database=path)) for path in paths]
             figures += _figures("HTTP", sizes, stores, [_http_reader(one.port) for one in services])
-    return [Found("backlog", _told(*sizes[0]), figures, plot="a read by backlog: its cost to that at 1,000 messages")]
+    return [Result("backlog", _label(*sizes[0]), figures, plot="a read by backlog: cost relative to 1,000 messages")]
 
 
 def _figures(
-    door: str, sizes: Sequence[tuple[int, int]], stores: Sequence[Store], readers: Sequence[Read]
+    layer: str, sizes: Sequence[tuple[int, int]], stores: Sequence[Store], readers: Sequence[Read]
 ) -> list[Figure]:
     rounds: list[list[float]] = []
     for _ in range(ROUNDS + 1):
@@ -62,13 +62,13 @@ def _figures(
             store.send("default", [NewMessage("x" * 60)] * count)  # as many are ready in the next round
     return [
         compare(
-            f"{door}: {_told(*size)}", [(r[place], r[0]) for r in rounds[1:]], us, ratio=ours_to_other, at_most=MOST
+            f"{layer}: {_label(*size)}", [(r[place], r[0]) for r in rounds[1:]], us, ratio=ours_to_other, at_most=MOST
         )
         for place, size in enumerate(sizes[1:], start=1)
     ]
 
 
-def _told(ready: int, leased: int) -> str:
+def _label(ready: int, leased: int) -> str:
     return f"{ready:,} ready, {leased:,} in flight" if leased else f"{ready:,} ready"
 
 

@@ -1,7 +1,7 @@
 """batches of 10, 100 and 1,000 messages over one connection, against SQLite alone.
 
-Sent, and then leased and acked: as arrays of messages, and as runs. The other inserts as many rows a transaction, or
-reads and deletes them.
+Send, then lease and ack: as arrays of messages, and as runs. SQLite inserts as many rows in a transaction, or reads and
+deletes them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.call import Caller, Leased, batch_of, run_of
 from benchmarks.raw_sqlite import RawSqlite
-from benchmarks.report import Figure, Found, compare, ours_to_other, per_second
+from benchmarks.report import Figure, Result, compare, ours_to_other, per_second
 from benchmarks.server import service
 
 SIZES = (10, 100, 1_000)
@@ -22,7 +22,7 @@ ROUNDS = 3
 SECONDS = 0.5  # of each in a round
 
 
-def batches() -> list[Found]:
+def batches() -> list[Result]:
     figures: list[Figure] = []
     with (
         tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
@@ -36,7 +36,7 @@ def batches() -> list[Found]:
                 compare(f"{what} of {size:,}", [r[what] for r in rounds], per_second, ratio=ours_to_other)
                 for what in rounds[0]
             ]
-    return [Found("messages", "rows of SQLite", figures, plot="batches: messages to rows of SQLite alone")]
+    return [Result("messages", "rows of SQLite", figures, plot="batches: messages relative to rows of SQLite alone")]
 
 
 def _round(caller: Caller, sqlite: RawSqlite, size: int) -> dict[str, tuple[float, float]]:
@@ -56,7 +56,7 @@ def _round(caller: Caller, sqlite: RawSqlite, size: int) -> dict[str, tuple[floa
 
 
 def _send(send: Callable[[], None], size: int) -> float:
-    """Messages a second."""
+    """Return the messages sent per second."""
     done = 0
     start = time.perf_counter()
     while not done or time.perf_counter() - start < SECONDS:
@@ -66,7 +66,7 @@ def _send(send: Callable[[], None], size: int) -> float:
 
 
 def _take(caller: Caller, lease: Callable[[str, int], Leased], size: int) -> float:
-    """Messages a second, as long as there are any."""
+    """Return the messages leased and acked per second, until SECONDS or the end of the queue."""
     done = 0
     start = time.perf_counter()
     while (not done or time.perf_counter() - start < SECONDS) and (leased := lease("batches", size)).messages:

@@ -1,8 +1,8 @@
-"""what a message's optional fields cost: sent, received with a lease and acked through the Store.
+"""the cost of a message's optional fields: sent, received with a lease and acked through the Store.
 
-Each feature in turn with plain messages, in batches of 100 and one by one. Keys are measured at a backlog of 100,000
-messages, of as many keys or all of one, against plain messages at the same backlog. Here plain messages are kept in
-rows of their own, as those with features are; the last line tells what it spares to pack them, as the service does.
+Each feature in turn with plain messages, in batches of 100 and one by one. Keys are measured with a backlog of 100,000
+messages, each with its own key or all with one, against plain messages with the same backlog. The plain messages are in
+rows of their own, like those with features. The last line shows the gain of packing them, which is the default.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from benchmarks.report import Figure, Found, compare, ours_to_other, us
+from benchmarks.report import Figure, Result, compare, ours_to_other, us
 from storage import open_store
 from storage.model import NewMessage, Receive
 from storage.sqlite import column_batches as sqlite_column_batches
@@ -22,12 +22,12 @@ from storage.store import Store
 from storage.validation import MAX_BATCH
 
 BACKLOG = 100_000
-MOST = 1.5  # times the plain path
+MOST = 1.5  # times the cost of a plain message
 ROUNDS = 21
-PATIENCE = 60.0  # seconds
-MESSAGES = {100: 1_000, 1: 100}  # of one round, by the size of its batches
+TIMEOUT = 60.0  # seconds
+MESSAGES = {100: 1_000, 1: 100}  # in one round, by the size of its batches
 
-Kinds = dict[str, Callable[[], dict[str, object]]]  # by name: what a message has beside its text
+Kinds = dict[str, Callable[[], dict[str, object]]]  # by name: returns a message's optional fields
 
 _number = itertools.count()
 
@@ -40,7 +40,7 @@ def _one_key() -> dict[str, object]:
     return {"key": "the only one"}
 
 
-# Each in a queue of its own, of the same name.
+# Each kind has a queue of the same name.
 WITHOUT_BACKLOG: Kinds = {
     "plain": dict,
     "priority": lambda: {"priority": next(_number) % 10},
@@ -55,7 +55,7 @@ WITH_BACKLOG: Kinds = {
 }
 
 
-def features() -> list[Found]:
+def features() -> list[Result]:
     figures = []
     with (
         tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
@@ -68,7 +68,7 @@ def features() -> list[Found]:
         for batch in MESSAGES:
             figures += _figures(store, WITHOUT_BACKLOG, batch) + _figures(store, WITH_BACKLOG, batch)
         figures.append(_packing(store))
-    return [Found("feature", "plain", figures)]
+    return [Result("feature", "plain", figures)]
 
 
 def _packing(store: Store) -> Figure:
@@ -82,7 +82,7 @@ def _packing(store: Store) -> Figure:
 
 @contextmanager
 def _packing_set_to(packed: bool) -> Iterator[None]:
-    """Whether the engine packs batches of plain messages. No setting: nobody but this comparison would want it off."""
+    """Turn the packing of plain messages on or off for the block. Only this benchmark needs it: it is no setting."""
     shortest = sqlite_column_batches.SHORTEST
     sqlite_column_batches.SHORTEST = shortest if packed else MAX_BATCH + 1
     try:
@@ -103,23 +103,23 @@ def _figures(store: Store, kinds: Kinds, batch: int) -> list[Figure]:
 
 
 def _round(store: Store, kinds: Kinds, batch: int) -> dict[str, float]:
-    """Seconds a message takes, by kind."""
+    """Return the seconds per message, by kind."""
     with _packing_set_to(False):
         return {name: _pass(store, name, fields, batch) for name, fields in kinds.items()}
 
 
 def _pass(store: Store, queue: str, fields: Callable[[], dict[str, object]], batch: int) -> float:
-    """Seconds a message takes: as many are sent, and then received and acked."""
+    """Send, receive and ack one round's messages; return the seconds per message."""
     recipient = str(fields().get("recipient", ""))
     start = time.perf_counter()
     for _ in range(0, MESSAGES[batch], batch):
         store.send(queue, _messages(fields, batch))
     left = MESSAGES[batch]
     while left:
-        if time.perf_counter() - start > PATIENCE:
-            raise RuntimeError(f"{left} messages of queue {queue} did not come")
+        if time.perf_counter() - start > TIMEOUT:
+            raise RuntimeError(f"{left} messages of queue {queue} did not arrive")
         leased = store.receive(Receive((queue,), batch, 60.0, recipient))
-        if leased:  # else a delay has not ended yet
+        if leased:  # else a delay has not ended
             store.ack([str(message.receipt) for message in leased])
             left -= len(leased)
     return (time.perf_counter() - start) / MESSAGES[batch]

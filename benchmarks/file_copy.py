@@ -1,8 +1,8 @@
 """100,000 lines of 60 bytes copied through the queue, against one message a request over one connection.
 
-The other side sends a line, receives it with a lease and acks it, by requests (as our client does) or by the leaner
-http.client; it does so for fewer lines, and its time is scaled up. Ours is the whole command, Python's start and the
-final check included.
+The other side sends a line, receives it with a lease and acks it, with requests (as our client uses) or the faster
+http.client. It copies fewer lines, and its time is scaled up. Ours is the whole command, including Python's start and
+the final check.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import requests
 
 from benchmarks.call import Caller
-from benchmarks.report import Found, compare, other_to_ours
+from benchmarks.report import Result, compare, other_to_ours
 from benchmarks.server import REPOSITORY, service
 
 LINES = 100_000
@@ -28,10 +28,10 @@ LINE = "x" * 60
 ROUNDS = 3
 LEAST = 100.0
 
-Call = Callable[[str, str, str | None], str]  # method, path, body → the reply's body
+Call = Callable[[str, str, str | None], str]  # from method, path and body to the reply's body
 
 
-def file_copy() -> list[Found]:
+def file_copy() -> list[Result]:
     with (
         service() as ours,
         closing(Caller(ours.port)) as caller,
@@ -42,7 +42,7 @@ def file_copy() -> list[Found]:
         by_requests, by_socket = _requests_call(ours.url), _http_client_call(caller)
         rounds = [(_copy(source, ours.url), _singly(by_requests), _singly(by_socket)) for _ in range(ROUNDS)]
     return [
-        Found(
+        Result(
             "clients.copy_file",
             "one a request",
             [
@@ -54,7 +54,7 @@ def file_copy() -> list[Found]:
 
 
 def _copy(source: Path, url: str) -> float:
-    """Seconds of the command."""
+    """Return the seconds of the command."""
     target = source.with_name("target")
     start = time.perf_counter()
     subprocess.run(
@@ -68,7 +68,7 @@ def _copy(source: Path, url: str) -> float:
 
 
 def _singly(call: Call) -> float:
-    """Seconds for LINES lines, measured with SINGLE_LINES."""
+    """Return the seconds for LINES lines, measured with SINGLE_LINES."""
     written = []
     start = time.perf_counter()
     for _ in range(SINGLE_LINES):

@@ -1,7 +1,7 @@
-"""the database's size on disk when a backlog has come and gone, against what it was before.
+"""the database's size on disk after a backlog was drained, against its size before.
 
-100,000 messages wait; 900,000 more come and are leased and acked, until as many as before wait. Counted are the blocks
-that the file and its log take on disk, before, and when it is drained and has had some time to tidy up.
+100,000 messages wait; 900,000 more are sent, and then leased and acked until 100,000 wait again. The size is the blocks
+on disk of the file and its log: before, and after some time for upkeep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks.call import Caller, batch_of
-from benchmarks.report import Figure, Found
+from benchmarks.report import Figure, Result
 from benchmarks.server import service
 
 STAY, COME_AND_GO = 100_000, 900_000
@@ -21,7 +21,7 @@ TIDIES_WITHIN = 10.0  # seconds
 BATCH = 1_000
 
 
-def file_size() -> list[Found]:
+def file_size() -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder:
         path = Path(folder, "queue.db")
         with service(database=path) as server, closing(Caller(server.port)) as caller:
@@ -33,7 +33,7 @@ def file_size() -> list[Found]:
                 caller.ack(caller.lease("default", BATCH))
             after = _settled(path, caller)
     return [
-        Found(
+        Result(
             "after",
             "before",
             [
@@ -51,7 +51,7 @@ def _send(caller: Caller, count: int) -> None:
 
 
 def _settled(path: Path, caller: Caller) -> int:
-    """Bytes, the least that it comes to in TIDIES_WITHIN while some work goes on, as in a service it does."""
+    """Return the least size in bytes during TIDIES_WITHIN with a little work, as in a real service."""
     end = time.monotonic() + TIDIES_WITHIN
     least = _size(path)
     while time.monotonic() < end:
@@ -63,7 +63,7 @@ def _settled(path: Path, caller: Caller) -> int:
 
 
 def _size(path: Path) -> int:
-    """Bytes on disk of the database and its log."""
+    """Return the bytes on disk of the database and its log."""
     files = (path, path.with_name(f"{path.name}-wal"))
     return sum(file.stat().st_blocks * 512 for file in files if file.exists())
 

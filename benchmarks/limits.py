@@ -1,7 +1,7 @@
-"""what bounds the others: the disk, SQLite, and HTTP as this server speaks it.
+"""the limits of the other benchmarks: the disk, SQLite, and HTTP on this server.
 
-4 KiB appended and fdatasynced; rows of 60 bytes inserted by SQLite alone, in transactions of 1 to 1,000; and a route
-that does nothing (`GET /health`) under the service's own settings.
+Append 4 KiB and fdatasync; insert rows of 60 bytes with SQLite alone, in transactions of 1 to 1,000; and call a route
+that does nothing (`GET /health`) with the service's own settings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.load import request, run
 from benchmarks.raw_sqlite import RawSqlite
-from benchmarks.report import Found, compare, fsync_time, ours_to_other, per_second
+from benchmarks.report import Result, compare, fsync_time, ours_to_other, per_second
 from benchmarks.server import service
 
 BATCHES = (1, 10, 100, 1_000)
@@ -22,7 +22,7 @@ SECONDS = 0.5  # of each in a round
 NOTHING = request("GET", "/health")
 
 
-def limits() -> list[Found]:
+def limits() -> list[Result]:
     rounds = []
     with (
         tempfile.TemporaryDirectory(prefix="queue-bench-") as folder,
@@ -35,7 +35,7 @@ def limits() -> list[Found]:
             rates |= {_requests(count): run(server.port, NOTHING, count, SECONDS).rate for count in CONNECTIONS}
             rounds.append((rates, fsyncs))
     return [
-        Found(
+        Result(
             "rate",
             "fdatasync",
             [

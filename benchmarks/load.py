@@ -1,6 +1,6 @@
-"""A light HTTP load: many keep-alive connections, each with one request under way, driven by one epoll loop.
+"""A light HTTP load: many keep-alive connections, each with one request in progress, in one epoll loop.
 
-It costs about 20 µs of CPU a request, so on a machine of few cores most of the time is the server's.
+It uses about 20 µs of CPU a request, so on a machine with few cores the server uses most of the time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-PATIENCE = 30.0  # seconds without any reply at all before the load gives up
+TIMEOUT = 30.0  # seconds without any reply at all before the load gives up
 
 
-Script = bytes | Callable[[bytes], bytes]  # a request, or what makes the next of the body of the reply before it
+Script = bytes | Callable[[bytes], bytes]  # a request, or a function from the last reply's body to the next request
 
 
 class Load(NamedTuple):
-    """`seconds` of load: how often each status came, and the latencies (s, ascending) of the 2xx."""
+    """`seconds` of load: the number of each status, and the latencies (s, ascending) of the 2xx replies."""
 
     seconds: float
     statuses: Counter[int]
@@ -28,12 +28,12 @@ class Load(NamedTuple):
 
     @property
     def done(self) -> int:
-        """2xx replies."""
+        """Return the number of 2xx replies."""
         return len(self.latencies)
 
     @property
     def failed(self) -> int:
-        """Other replies."""
+        """Return the number of other replies."""
         return self.statuses.total() - self.done
 
     @property
@@ -42,46 +42,46 @@ class Load(NamedTuple):
 
 
 class _Client:
-    __slots__ = ("asked", "body", "got", "latencies", "script", "sock", "statuses")
+    __slots__ = ("body", "latencies", "received", "script", "sent_at", "sock", "statuses")
 
     def __init__(self, port: int, script: Script) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.script = script
-        self.asked = 0.0
-        self.got = self.body = b""
+        self.sent_at = 0.0
+        self.received = self.body = b""
         self.latencies: list[float] = []
         self.statuses: list[int] = []
 
-    def ask(self) -> None:
+    def send(self) -> None:
         request = self.script if isinstance(self.script, bytes) else self.script(self.body)
-        self.asked = time.perf_counter()
+        self.sent_at = time.perf_counter()
         self.sock.sendall(request)
 
     def has_reply(self) -> bool:
-        """Whether the reply is all here; it is counted then."""
+        """Read from the socket; return whether the reply is complete, and then record it."""
         piece = self.sock.recv(65_536)
         if not piece:
             raise ConnectionError("the service closed a connection in the middle of a reply")
-        self.got += piece
-        head, found, self.body = self.got.partition(b"\r\n\r\n")
+        self.received += piece
+        head, found, self.body = self.received.partition(b"\r\n\r\n")
         if not found or len(self.body) < _length(head):
             return False
-        self.got = b""
+        self.received = b""
         status = int(head[9:12])
         self.statuses.append(status)
         if 200 <= status < 300:
-            self.latencies.append(time.perf_counter() - self.asked)
+            self.latencies.append(time.perf_counter() - self.sent_at)
         return True
 
 
 def run(port: int, script: Script, connections: int, seconds: float) -> Load:
-    """`connections` that each go through the script again and again for `seconds`."""
+    """Send the script's requests on each of the `connections` for `seconds`."""
     return run_together(port, [(script, connections)], seconds)[0]
 
 
 def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float) -> list[Load]:
-    """As run, for several scripts at the same time, each on connections of its own."""
+    """Run several scripts at the same time, each on its own connections."""
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         groups = [[_Client(port, script) for _ in range(connections)] for script, connections in kinds]
@@ -91,17 +91,17 @@ def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float)
             selector.register(client.sock, selectors.EVENT_READ, client)
         start = time.perf_counter()
         for client in clients:
-            client.ask()
+            client.send()
         under_way = len(clients)
         while under_way:
-            ready = selector.select(PATIENCE)
+            ready = selector.select(TIMEOUT)
             if not ready:
-                raise TimeoutError(f"no reply in {PATIENCE:g} s")
+                raise TimeoutError(f"no reply in {TIMEOUT:g} s")
             for key, _ in ready:
                 client = key.data
                 if client.has_reply():
                     if time.perf_counter() - start < seconds:
-                        client.ask()
+                        client.send()
                     else:
                         under_way -= 1
         taken = time.perf_counter() - start
@@ -116,7 +116,7 @@ def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float)
 
 
 def request(method: str, path: str, body: bytes = b"") -> bytes:
-    """A request of JSON as it goes over the wire."""
+    """Return the bytes of a request with a JSON body."""
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

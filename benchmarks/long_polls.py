@@ -1,8 +1,8 @@
-"""readers that wait: how soon a message wakes one, what a crowd of them costs writers, and what it costs to wait.
+"""waiting readers: the time until a message wakes one, their cost to writers, and the cost of waiting.
 
-Woken: from the write until a waiting reader has the message, on a connection of the same worker or of another, against
-the same write followed by a read. Mixed: 16 writers with 32 readers that wait, against the writers alone. Idle: the
-service's CPU while 50 readers wait and nothing comes, against nobody waiting.
+Woken: the time from a write until a waiting reader has the message, against the same write followed by a read. The
+reader is at the same worker or at another. Mixed: 16 writers with 32 waiting readers, against the writers alone.
+Idle: the service's CPU while 50 readers wait and no message arrives, against no readers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from benchmarks.load import Load, request, run, run_together
 from benchmarks.processes import cpu_of_tree
-from benchmarks.report import Figure, Found, compare, ms, ours_to_other, per_second, percentile
+from benchmarks.report import Figure, Result, compare, ms, ours_to_other, per_second, percentile
 from benchmarks.server import Service, service
 
 WAKES = 40  # in a round
 ROUNDS = 3
-PATIENCE = 10.0  # seconds until each of two workers has a connection
-SETTLE = 0.01  # seconds until a poll that was sent waits, surely
+TIMEOUT = 10.0  # seconds until each of two workers has a connection
+SETTLE = 0.01  # seconds after which a poll certainly waits
 WRITERS, READERS = 16, 32
 SECONDS = 2.0  # of mixed load, and of writers alone, in a round
 POLLERS, IDLE = 50, 10.0  # seconds
@@ -34,12 +34,12 @@ SHORT_POLL = request("GET", "/messages?wait=1")
 READ = request("GET", "/messages")
 
 
-def long_polls() -> list[Found]:
+def long_polls() -> list[Result]:
     with service() as server:
         return [_woken(server), _mixed(server), _idle(server)]
 
 
-def _woken(server: Service) -> Found:
+def _woken(server: Service) -> Result:
     writer, same, other = _connections(server)
     rounds = []
     for _ in range(ROUNDS):
@@ -53,20 +53,20 @@ def _woken(server: Service) -> Found:
     for connection in (writer, same, other):
         if connection:
             connection.close()
-    return Found("woken", "write, then read", figures, "from the write until a waiting reader has the message")
+    return Result("woken", "write, then read", figures, "from the write until a waiting reader has the message")
 
 
 def _connections(server: Service) -> tuple[socket.socket, socket.socket, socket.socket | None]:
-    """A writer, a reader at the same worker, and one at another (None where there is but one)."""
+    """Return a writer, a reader at the same worker, and a reader at another (None if there is only one worker)."""
     at: dict[int, list[socket.socket]] = {}
     wanted = min(2, len(server.workers))
-    give_up = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while len(at) < wanted or max(map(len, at.values())) < 2:
-        if time.monotonic() > give_up:
-            raise TimeoutError(f"all connections of {PATIENCE:g} s went to one worker")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"all connections of {TIMEOUT:g} s went to one worker")
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _ask(connection, READ)  # a worker has taken it when it has answered
+        _request(connection, READ)  # after the reply a worker has the connection
         at.setdefault(_worker_of(connection, server), []).append(connection)
     busiest = max(at, key=lambda worker: len(at[worker]))
     writer, same, *spare = at.pop(busiest)
@@ -77,7 +77,7 @@ def _connections(server: Service) -> tuple[socket.socket, socket.socket, socket.
 
 
 def _worker_of(connection: socket.socket, server: Service) -> int:
-    """The pid of the process that has the other end. On Linux."""
+    """Return the pid of the worker at the other end. On Linux."""
     ours, theirs = (f"0100007F:{address[1]:04X}" for address in (connection.getsockname(), connection.getpeername()))
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     inode = next(row[9] for row in rows if row[1] == theirs and row[2] == ours)
@@ -92,7 +92,7 @@ def _worker_of(connection: socket.socket, server: Service) -> int:
 
 
 def _wake(writer: socket.socket, reader: socket.socket) -> float:
-    """Seconds."""
+    """Return the seconds from a write until a waiting reader has the message."""
     reader.sendall(POLL)
     time.sleep(SETTLE)
     start = time.perf_counter()
@@ -104,30 +104,30 @@ def _wake(writer: socket.socket, reader: socket.socket) -> float:
 
 
 def _write_and_read(writer: socket.socket, reader: socket.socket) -> float:
-    """Seconds."""
+    """Return the seconds of a write and a read of its message."""
     time.sleep(SETTLE)
     start = time.perf_counter()
-    _ask(writer, WRITE)
-    _expect_message(_ask(reader, READ))
+    _request(writer, WRITE)
+    _expect_message(_request(reader, READ))
     return time.perf_counter() - start
 
 
 def _expect_message(reply: bytes) -> None:
     if b'"text"' not in reply:
-        raise RuntimeError(f"no message came, but {reply[:100]!r}")
+        raise RuntimeError(f"expected a message, got {reply[:100]!r}")
 
 
-def _ask(connection: socket.socket, what: bytes) -> bytes:
+def _request(connection: socket.socket, what: bytes) -> bytes:
     connection.sendall(what)
     return _reply(connection)
 
 
 def _reply(connection: socket.socket) -> bytes:
-    """A short one comes in one piece."""
+    """Return a short reply, which arrives in one piece."""
     return connection.recv(65_536)
 
 
-def _mixed(server: Service) -> Found:
+def _mixed(server: Service) -> Result:
     rounds = []
     for _ in range(ROUNDS):
         writes, polls = run_together(server.port, [(WRITE, WRITERS), (SHORT_POLL, READERS)], SECONDS)
@@ -137,10 +137,10 @@ def _mixed(server: Service) -> Found:
         _drain(server, alone.done)
         rounds.append((writes, alone, received / polls.seconds))
 
-    def of_writes(what: str, measure: Callable[[Load], float], tell: Callable[[float], str]) -> Figure:
-        return compare(what, [(measure(a), measure(b)) for a, b, _ in rounds], tell, ratio=ours_to_other)
+    def of_writes(what: str, measure: Callable[[Load], float], show: Callable[[float], str]) -> Figure:
+        return compare(what, [(measure(a), measure(b)) for a, b, _ in rounds], show, ratio=ours_to_other)
 
-    return Found(
+    return Result(
         "with readers",
         "writers alone",
         [
@@ -154,32 +154,32 @@ def _mixed(server: Service) -> Found:
                 ratio=ours_to_other,
             ),
         ],
-        f"{WRITERS} writers and {READERS} readers that wait",
+        f"{WRITERS} writers and {READERS} waiting readers",
     )
 
 
 def _drain(server: Service, count: int) -> None:
-    """Raises RuntimeError unless exactly so many messages are there: none lost, none twice."""
+    """Purge the queue. Raises RuntimeError unless it has exactly `count` messages: none lost, none duplicated."""
     left = run(server.port, READ, 1, 0.0).statuses[200]
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
-        purged = _ask(connection, request("POST", "/queues/default/purge"))
+        purged = _request(connection, request("POST", "/queues/default/purge"))
     left += int(json.loads(purged.partition(b"\r\n\r\n")[2])["purged"])
     if left != count:
-        raise RuntimeError(f"{left} messages are left where {count} should be")
+        raise RuntimeError(f"{left} messages are left instead of {count}")
 
 
-def _idle(server: Service) -> Found:
+def _idle(server: Service) -> Result:
     alone = _share_of_core(server)
     polls = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(POLLERS)]
     for poll in polls:
         poll.sendall(POLL)
-    time.sleep(min(1.0, IDLE / 2))  # all wait now
+    time.sleep(min(1.0, IDLE / 2))  # until all wait
     waiting = _share_of_core(server)
     for poll in polls:
         poll.close()
-    return Found(
+    return Result(
         "waiting",
-        "nobody",
+        "no readers",
         [
             Figure(
                 f"{POLLERS} readers wait",
@@ -195,7 +195,7 @@ def _idle(server: Service) -> Found:
 
 
 def _share_of_core(server: Service) -> float:
-    """% of a core that the service uses."""
+    """Return the service's CPU as a percentage of one core."""
     used, start = cpu_of_tree(server.pid), time.perf_counter()
     time.sleep(IDLE)
     return 100 * (cpu_of_tree(server.pid) - used) / (time.perf_counter() - start)

@@ -9,22 +9,22 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from benchmarks.call import Caller, batch_of
-from benchmarks.report import Figure, Found
+from benchmarks.report import Figure, Result
 from benchmarks.server import Service, service
 
 MESSAGES = 1_000_000
-WARM_UP = 100_000  # messages, in which caches fill
+WARM_UP = 100_000  # messages that fill caches
 STEP = 50_000  # messages
 BATCH = 1_000
 MOST = 20.0  # MiB
 
 
-def memory() -> list[Found]:
+def memory() -> list[Result]:
     with service() as server, ExitStack() as stack:
         callers = [stack.enter_context(closing(Caller(server.port))) for _ in range(4)]
         sizes = []
         for passed in range(0, MESSAGES, BATCH):
-            caller = callers[passed // BATCH % len(callers)]  # over several connections, so that all workers serve
+            caller = callers[passed // BATCH % len(callers)]  # several connections, so that all workers serve
             caller.send("default", batch_of(BATCH))
             caller.ack(caller.lease("default", BATCH))
             if passed >= WARM_UP and passed % STEP == 0:
@@ -33,11 +33,11 @@ def memory() -> list[Found]:
     furthest = max(sizes, key=lambda size: abs(size - base))
     off = abs(furthest - base)
     figure = Figure("resident memory", f"{furthest:.1f} MiB", f"{base:.1f} MiB", off, at_most=MOST, unit="MiB off")
-    return [Found("furthest from it", f"after {WARM_UP:,}", [figure])]
+    return [Result("furthest", f"after {WARM_UP:,}", [figure])]
 
 
 def _resident(server: Service) -> float:
-    """MiB."""
+    """Return the resident memory of all workers in MiB."""
     kib = 0
     for pid in server.workers:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():

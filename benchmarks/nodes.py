@@ -1,7 +1,7 @@
 """four nodes behind a balancer against one, on one PostgreSQL, all on this machine, by 32 keep-alive connections.
 
-HAProxy stands before the one node too, so that both pay for it. Each node is a gunicorn of one process. Writes are
-single messages of 60 bytes, reads remove one each.
+HAProxy is also in front of the single node, so that both have its cost. Each node is a gunicorn of one process. Writes
+are single messages of 60 bytes; each read removes one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from benchmarks.load import Load, request, run
-from benchmarks.report import Figure, Found, compare, ours_to_other, per_second
+from benchmarks.report import Figure, Result, compare, ours_to_other, per_second
 from tests.support.live import LiveServer
 from tests.support.postgres import Balancer, Postgres
 
@@ -21,7 +21,7 @@ WRITE = request("POST", "/messages", b'{"text": "%s"}' % (b"x" * 60))
 READ = request("GET", "/messages")
 
 
-def nodes() -> list[Found]:
+def nodes() -> list[Result]:
     with ExitStack() as stack:
         environment = {
             "QUEUE_DATABASE_URL": stack.enter_context(Postgres()).create_database("queue"),
@@ -32,7 +32,7 @@ def nodes() -> list[Found]:
         one, many = (stack.enter_context(Balancer(behind)).port for behind in (all_nodes[:1], all_nodes))
         rounds = [(_load(many), _load(one)) for _ in range(ROUNDS + 1)][1:]
     return [
-        Found(
+        Result(
             f"{NODES} nodes",
             "one node",
             [_figure(what, place, rounds) for place, what in enumerate(("writes", "reads"))],

@@ -1,7 +1,7 @@
-"""The same app with the plain design, to measure against: a transaction a request, a connection a thread.
+"""The same app with the plain design, as the reference: a transaction for each request, a connection for each thread.
 
-No group commit and no lock among processes: each request takes SQLite's write lock for itself, by BEGIN IMMEDIATE
-and SQLite's own busy wait, and pays a fsync of its own.
+No group commit and no lock between processes: each request takes SQLite's write lock with BEGIN IMMEDIATE and SQLite's
+own busy wait, and needs its own fsync.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from web.native.application import Application
 
 T = TypeVar("T")
 
-PATIENCE = 60_000  # ms SQLite's busy wait goes on: longer than any benchmark, so that no request is given up
+BUSY_TIMEOUT = 60_000  # ms of SQLite's busy wait: longer than any benchmark, so that no request fails
 
 
 class OneTransactionEach(GroupCommit[WriteTransaction]):
-    """Stands where the group commit does."""
+    """Replaces the group commit."""
 
     def __init__(
         self, connect: Callable[[], apsw.Connection], work: Callable[[apsw.Connection], WriteTransaction]
     ) -> None:
         self._connect = connect
         self._work = work
-        self._own = threading.local()
+        self._thread = threading.local()
 
     def run(self, operation: Callable[[WriteTransaction], T]) -> T:
         connection = self._connection()
@@ -48,10 +48,10 @@ class OneTransactionEach(GroupCommit[WriteTransaction]):
                 connection.execute("ROLLBACK")
 
     def _connection(self) -> apsw.Connection:
-        if not hasattr(self._own, "connection"):
-            self._own.connection = self._connect()
-            self._own.connection.set_busy_timeout(PATIENCE)
-        connection: apsw.Connection = self._own.connection
+        if not hasattr(self._thread, "connection"):
+            self._thread.connection = self._connect()
+            self._thread.connection.set_busy_timeout(BUSY_TIMEOUT)
+        connection: apsw.Connection = self._thread.connection
         return connection
 
 

@@ -1,8 +1,8 @@
 """the same work for this service and for other queues, each with an fsync before it confirms.
 
-Texts of 60 bytes, sent with a confirm, received and acked, by clients in Python that are processes of their own. One at
-a time, by 1 client and by 16. In batches, by one process that sends and one that receives. And a file of 100,000 lines,
-copied in order by two such processes.
+Texts of 60 bytes, sent with a confirm, received and acked, by Python clients in their own processes. One at a time, by
+1 client and by 16. In batches, by one process that sends and one that receives. And a file of 100,000 lines, copied in
+order by two such processes.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.queues import work
-from benchmarks.queues.peer import NAMES, OURS, Missing, Peer, Server, load
+from benchmarks.queues.peer import NAMES, OURS, NotInstalled, Peer, Server, load
 from benchmarks.queues.work import Run
-from benchmarks.report import Figure, Found, compare, other_to_ours, ours_to_other, per_second
+from benchmarks.report import Figure, Result, compare, other_to_ours, ours_to_other, per_second
 
 CLIENTS = 16
 ROUNDS = 3
-SECONDS = {1: 1.5, CLIENTS: 2.0}  # of one round, by how many clients
+SECONDS = {1: 1.5, CLIENTS: 2.0}  # of one round, by the number of clients
 LINES = 100_000
-TRIAL = 200  # messages, to find out how many lines …
-LONGEST = 3.0  # … a slow peer passes in so many seconds: it copies a file that is no longer
-COPY_LEAST = 2.0  # times the fastest durable peer
+TRIAL = 200  # messages in a trial that estimates how many lines …
+LONGEST = 3.0  # … a slow peer copies in so many seconds
+COPY_LEAST = 2.0  # times the rate of the fastest durable peer
 SINGLE_LEAST, SINGLE_PEER = 0.8, "PostgreSQL"  # times its rate, one at a time
 
 
 class Round(NamedTuple):
     one: Run
-    many: Run | None  # None of a peer that several processes cannot read
+    many: Run | None  # None if only one process may read
     batched: Run
     copied: Run
 
 
 class _Contest:
-    """The queues that are measured, their servers, and what was found of each, round by round."""
+    """The measured queues, their servers, and the results of each, round by round."""
 
     def __init__(self, folder: Path, stack: ExitStack, names: Sequence[str]) -> None:
         self._folder = folder
@@ -51,7 +51,7 @@ class _Contest:
             try:
                 self.peers[name] = load(name)
                 self._attempt(name, partial(self._start, name, self.peers[name].version(), stack))
-            except Missing as reason:
+            except NotInstalled as reason:
                 self.peers.pop(name, None)
                 self.notes.append(f"{name} was not measured: {reason}")
 
@@ -61,7 +61,7 @@ class _Contest:
                 self._attempt(name, partial(self._round, name))
 
     def _attempt(self, name: str, step: Callable[[], None]) -> None:
-        """A peer that fails is told and left out; that ours fails ends the benchmark."""
+        """Run a step of a peer. Report and drop a peer that fails; if it is ours, end the benchmark."""
         try:
             step()
         except (RuntimeError, OSError) as fault:
@@ -94,7 +94,7 @@ class _Contest:
         self.rounds[name].append(this)
 
 
-def peers(names: Sequence[str] = NAMES) -> list[Found]:
+def peers(names: Sequence[str] = NAMES) -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, ExitStack() as stack:
         contest = _Contest(Path(folder), stack, names)
         contest.run()
@@ -104,7 +104,7 @@ def peers(names: Sequence[str] = NAMES) -> list[Found]:
     if durable:
         fastest = max(durable, key=lambda name: sorted(r.copied.rate for r in contest.rounds[name])[ROUNDS // 2])
         pairs = _pairs(contest, fastest, lambda round_: round_.copied)
-        what = f"the fastest that is durable: {contest.peers[fastest].name}"
+        what = f"the fastest durable peer: {contest.peers[fastest].name}"
         copied.figures.append(
             compare(what, [(a.rate, b.rate) for a, b in pairs], per_second, ratio=ours_to_other, at_least=COPY_LEAST)
         )
@@ -121,9 +121,9 @@ def peers(names: Sequence[str] = NAMES) -> list[Found]:
 
 
 def _lines_in_time(name: str, server: Server) -> int:
-    """How many lines take the peer no longer than LONGEST, LINES at most."""
+    """Return how many lines, at most LINES, the peer copies within LONGEST."""
     trial, count = work.batched(name, server, TRIAL), TRIAL
-    while trial.seconds < LONGEST / 10 and count < LINES:  # most of that was the start
+    while trial.seconds < LONGEST / 10 and count < LINES:  # the start took most of the time
         count = min(LINES, count * 10)
         trial = work.batched(name, server, count)
     return min(LINES, max(TRIAL, int(round(trial.rate * LONGEST, -2))))
@@ -135,7 +135,7 @@ def _rates(
     kind: Callable[[Round], Run | None],
     least: float | None = None,
     least_of: str = "",
-) -> Found:
+) -> Result:
     figures = [
         compare(
             peer.name,
@@ -147,29 +147,31 @@ def _rates(
         for name, peer in contest.peers.items()
         if name != OURS and (pairs := _pairs(contest, name, kind))
     ]
-    return Found("ours", "the other", figures, title, plot=f"{title}: ours to the other's rate")
+    return Result("ours", "the other", figures, title, plot=f"{title}: our rate relative to the other's")
 
 
-def _cpu(contest: _Contest, title: str, kind: Callable[[Round], Run | None]) -> Found:
+def _cpu(contest: _Contest, title: str, kind: Callable[[Round], Run | None]) -> Result:
     figures = []
     for name, peer in contest.peers.items():
         if name != OURS and (pairs := _pairs(contest, name, kind)):
-            whole = compare("", [(_spent(a), _spent(b)) for a, b in pairs], str, ratio=other_to_ours)
-            figures.append(Figure(peer.name, _split([a for a, _ in pairs]), _split([b for _, b in pairs]), whole.ratio))
-    return Found("ours: client + server", "the other", figures, title)
+            whole = compare("", [(_cpu_of(a), _cpu_of(b)) for a, b in pairs], str, ratio=other_to_ours)
+            figures.append(
+                Figure(peer.name, _format([a for a, _ in pairs]), _format([b for _, b in pairs]), whole.ratio)
+            )
+    return Result("ours: client + server", "the other", figures, title)
 
 
 def _pairs(contest: _Contest, name: str, kind: Callable[[Round], Run | None]) -> list[tuple[Run, Run]]:
-    """Our run and the other's of each round."""
+    """Return our run and the other's of each round."""
     both = zip(map(kind, contest.rounds[OURS]), map(kind, contest.rounds[name]), strict=True)
     return [(ours, other) for ours, other in both if ours is not None and other is not None]
 
 
-def _spent(run: Run) -> float:
+def _cpu_of(run: Run) -> float:
     return (run.client_cpu + run.server_cpu) / run.messages
 
 
-def _split(runs: list[Run]) -> str:
-    """Of the run in the middle."""
-    run = sorted(runs, key=_spent)[len(runs) // 2]
+def _format(runs: list[Run]) -> str:
+    """Format the CPU of the median run."""
+    run = sorted(runs, key=_cpu_of)[len(runs) // 2]
     return f"{run.client_cpu / run.messages * 1e6:,.0f} + {run.server_cpu / run.messages * 1e6:,.0f} µs"

@@ -1,6 +1,6 @@
-"""The ratios as bars, in an SVG that is readable on a light page and on a dark one.
+"""The ratios as bars, in an SVG that is readable on a light and on a dark page.
 
-A logarithmic scale, with 1 × as the line on which both are equal. A tick marks what is required.
+The scale is logarithmic. The dashed line is 1 ×, where both sides are equal. A tick marks the required ratio.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterable
 from html import escape
 
-from benchmarks.report import Figure, Found
+from benchmarks.report import Figure, Result
 
-WIDTH, LABELS, VALUES = 860, 250, 70  # pixels: of all, of the names to the left, of the ratios to the right
+WIDTH, LABELS, VALUES = 860, 250, 70  # pixels: of the whole, of the names at the left, of the ratios at the right
 ROW, HEAD, GAP = 20, 26, 14  # pixels: of a bar, of a title, between groups
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
@@ -30,14 +30,14 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 """
 
 
-def svg(found: Iterable[Found]) -> str:
-    """A drawing of those that have a name for the plot; each with a scale of its own."""
+def svg(results: Iterable[Result]) -> str:
+    """Return an SVG of the results with a plot title, each with its own scale."""
     parts: list[str] = []
     top = GAP
-    for one in found:
-        figures = [figure for figure in one.figures if figure.unit == "×" and figure.ratio > 0]
-        if one.plot is not None and figures:
-            parts += _group(one.plot, figures, top)
+    for result in results:
+        figures = [figure for figure in result.figures if figure.unit == "×" and figure.ratio > 0]
+        if result.plot is not None and figures:
+            parts += _group(result.plot, figures, top)
             top += HEAD + ROW * len(figures) + GAP
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""What processes cost: the CPU a tree of them has used, and work done by several that start at the same moment."""
+"""Processes: the CPU that a tree of them has used, and jobs that start at the same moment in several."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
 
-READY_WITHIN = 120.0  # seconds: sixteen Pythons that import a large library on few cores
+READY_WITHIN = 120.0  # seconds: sixteen Pythons import a large library on few cores
 DONE_WITHIN = 600.0  # seconds
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds: /proc counts in them
 
-Start = Callable[[], None]  # returns at the moment when all have called it
-Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function, called with its Start and these
+Start = Callable[[], None]  # returns when all jobs have called it
+Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function that gets its Start, and its other arguments
 
 
-class Done(NamedTuple):
-    """What one process brought back, when it worked (on a clock all share), and the CPU it used meanwhile (s)."""
+class JobResult(NamedTuple):
+    """The result of one process, when it worked (on a shared clock), and the CPU that it used meanwhile (s)."""
 
     result: Any
     began: float
@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 
 def cpu_of_tree(pid: int) -> float:
-    """Seconds of CPU used so far by a process, its children that live, and those it has waited for. On Linux."""
+    """Return the seconds of CPU that a process, its children and its ended children have used. On Linux."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         children = [
@@ -40,50 +40,50 @@ def cpu_of_tree(pid: int) -> float:
             for thread in Path(f"/proc/{pid}/task").iterdir()
             for child in (thread / "children").read_text().split()
         ]
-    except FileNotFoundError:  # it has ended meanwhile
+    except FileNotFoundError:  # it ended meanwhile
         return 0.0
     return sum(map(int, fields[11:15])) * TICK + sum(cpu_of_tree(int(child)) for child in children)
 
 
-def together(jobs: Sequence[Job]) -> list[Done]:
-    """Runs each job(start, *arguments) in a process of its own; `start()` in it waits for all the others.
+def run_jobs(jobs: Sequence[Job]) -> list[JobResult]:
+    """Run each job(start, *arguments) in its own process; its `start()` waits for all the others.
 
-    Raises RuntimeError with what any of them raised.
+    Raises RuntimeError with the exception of a job.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(len(jobs), timeout=READY_WITHIN)
     pipes = [context.Pipe(duplex=False) for _ in jobs]
     workers = [
-        context.Process(target=_work, args=(job, arguments, barrier, sender), daemon=True)
+        context.Process(target=_run_job, args=(job, arguments, barrier, sender), daemon=True)
         for (job, arguments), (_, sender) in zip(jobs, pipes, strict=True)
     ]
     try:
         for worker, (_, sender) in zip(workers, pipes, strict=True):
             worker.start()
-            sender.close()  # so that its end is seen here
-        found = [_found(receiver) for receiver, _ in pipes]
-        if faults := [one for one in found if isinstance(one, str)]:
-            # One that failed before the start breaks the barrier for the others.
+            sender.close()  # so that the receiver sees the end of the worker
+        results = [_receive_result(receiver) for receiver, _ in pipes]
+        if faults := [result for result in results if isinstance(result, str)]:
+            # A job that fails before the start breaks the barrier for the others.
             raise RuntimeError(f"a client failed: {min(faults, key=lambda fault: 'BrokenBarrier' in fault)}")
     finally:
         for worker in workers:
             worker.join(5)
             worker.kill()
             worker.join()
-    return [one for one in found if isinstance(one, Done)]
+    return [result for result in results if isinstance(result, JobResult)]
 
 
-def _found(receiver: Connection) -> Done | str:
+def _receive_result(receiver: Connection) -> JobResult | str:
     if not receiver.poll(READY_WITHIN + DONE_WITHIN):
         raise TimeoutError("a client did not end")
     try:
-        found: Done | str = receiver.recv()
+        result: JobResult | str = receiver.recv()
     except EOFError:
         return "it was killed"
-    return found
+    return result
 
 
-def _work(job: Callable[..., Any], arguments: tuple[Any, ...], barrier: Barrier, sender: Connection) -> None:
+def _run_job(job: Callable[..., Any], arguments: tuple[Any, ...], barrier: Barrier, sender: Connection) -> None:
     began = used = 0.0
 
     def start() -> None:
@@ -93,7 +93,7 @@ def _work(job: Callable[..., Any], arguments: tuple[Any, ...], barrier: Barrier,
 
     try:
         result = job(start, *arguments)
-        sender.send(Done(result, began, time.monotonic(), _cpu() - used))
+        sender.send(JobResult(result, began, time.monotonic(), _cpu() - used))
     except BaseException:
         barrier.abort()
         sender.send(traceback.format_exc(limit=-3))

@@ -1,4 +1,4 @@
-"""SQLite alone, without a service or a queue around it: what the disk and the database allow."""
+"""SQLite alone, without a service or a queue: the limit of the disk and the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TEXT = "x" * 60
 
 
 class RawSqlite:
-    """A table of texts, one connection; each batch is a transaction that is on disk when it ends."""
+    """A table of texts and one connection; each batch is a transaction with an fsync."""
 
     def __init__(self, path: Path) -> None:
         self._connection = apsw.Connection(str(path))
@@ -19,7 +19,7 @@ class RawSqlite:
         self._connection.execute("CREATE TABLE texts (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL)")
 
     def insert(self, batch: int, seconds: float) -> float:
-        """Rows a second."""
+        """Insert batches for so many seconds; return the rows per second."""
         rows = [(TEXT,)] * batch
         start = time.perf_counter()
         done = 0
@@ -30,7 +30,7 @@ class RawSqlite:
         return done / (time.perf_counter() - start)
 
     def take(self, batch: int, seconds: float) -> float:
-        """Rows a second, read and deleted, as long as there are any."""
+        """Read and delete batches for so many seconds or until the table is empty; return the rows per second."""
         start = time.perf_counter()
         done = 0
         while not done or time.perf_counter() - start < seconds:

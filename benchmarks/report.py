@@ -1,4 +1,4 @@
-"""What a benchmark found, and how it is told: a table of ratios, each beside what is required of it."""
+"""The results of a benchmark, and their table of ratios, each beside its required bound."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import apsw
 
-A_DISK = 20e-6  # seconds: no fsync of a real one is faster
+FASTEST_DISK = 20e-6  # seconds: no real disk has a faster fsync
 
 
 class Figure(NamedTuple):
-    """One row: two values as told to a reader, and their ratio. A bound of None requires nothing."""
+    """One row: two formatted values, and their ratio. A bound of None requires nothing."""
 
     what: str
     ours: str
@@ -45,11 +45,11 @@ class Figure(NamedTuple):
         return "" if not self.required else "MISSED" if self.missed else "reached"
 
 
-class Found(NamedTuple):
-    """What a benchmark found; `ours` and `other` head the columns of what is compared.
+class Result(NamedTuple):
+    """The results of a benchmark; `ours` and `other` are the headings of the compared columns.
 
-    `title`: where one benchmark finds several things. `notes` are told below the table. `faults` are told too, and
-    count as a required figure that was missed. `plot`: what the ratios are called in the plot; None keeps them out.
+    `title` distinguishes several results of one benchmark. `notes` appear below the table, and so do `faults`, which
+    count as missed. `plot` is the title of the ratios in the plot; None leaves them out.
     """
 
     ours: str
@@ -62,7 +62,7 @@ class Found(NamedTuple):
 
     @property
     def missed(self) -> list[str]:
-        """What is below its bound, and what failed."""
+        """Return the figures outside their bounds, and the faults."""
         where = f"{self.title}: " if self.title else ""
         return [f"{where}{figure.what}" for figure in self.figures if figure.missed] + list(self.faults)
 
@@ -70,15 +70,15 @@ class Found(NamedTuple):
 def compare(
     what: str,
     rounds: Sequence[tuple[float, float]],
-    tell: Callable[[float], str],
+    show: Callable[[float], str],
     *,
     ratio: Callable[[float, float], float],
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Figure:
-    """A figure of (ours, other) in alternating rounds: the median of each, and the median of the rounds' ratios."""
+    """Return a figure of (ours, other) in alternating rounds: both medians, and the median of the rounds' ratios."""
     ours, other = (statistics.median(values) for values in zip(*rounds, strict=True))
-    return Figure(what, tell(ours), tell(other), statistics.median(ratio(*pair) for pair in rounds), at_least, at_most)
+    return Figure(what, show(ours), show(other), statistics.median(ratio(*pair) for pair in rounds), at_least, at_most)
 
 
 def ours_to_other(ours: float, other: float) -> float:
@@ -89,51 +89,51 @@ def other_to_ours(ours: float, other: float) -> float:
     return other / ours
 
 
-def table(found: Found) -> str:
-    """The figures in columns."""
-    rows = [("", found.ours, found.other, "ratio", "required", "")]
-    rows += [(f.what, f.ours, f.other, f"{f.ratio:.2f} {f.unit}", f.required, f.verdict) for f in found.figures]
+def table(result: Result) -> str:
+    """Format the figures as a table."""
+    rows = [("", result.ours, result.other, "ratio", "required", "")]
+    rows += [(f.what, f.ours, f.other, f"{f.ratio:.2f} {f.unit}", f.required, f.verdict) for f in result.figures]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: tuple[str, ...]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         return f"  {'  '.join(cells)}".rstrip()
 
-    lines = [f"  {found.title}"] if found.title else []
+    lines = [f"  {result.title}"] if result.title else []
     lines += map(line, rows)
-    return "\n".join(lines + [f"  {note}" for note in (*found.notes, *found.faults)])
+    return "\n".join(lines + [f"  {note}" for note in (*result.notes, *result.faults)])
 
 
 def machine() -> str:
-    """The machine and the programs, in a few lines."""
-    taken = fsync_time()
-    doubt = "; that is no disk, set TMPDIR to a directory on one" if taken < A_DISK else ""
+    """Describe the machine and the programs, in a few lines."""
+    seconds = fsync_time()
+    warning = "; this is no disk: set TMPDIR to a directory on one" if seconds < FASTEST_DISK else ""
     return "\n".join(
         [
             f"machine   {os.cpu_count()} cores, {platform.system()} {platform.release()} {platform.machine()}, "
             f"load {os.getloadavg()[0]:.1f}",
             f"programs  Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, "
             f"gunicorn {version('gunicorn')}, Bottle {version('bottle')}",
-            f"disk      {tempfile.gettempdir()}: 4 KiB appended and fsynced in {us(taken)} (median){doubt}",
+            f"disk      {tempfile.gettempdir()}: 4 KiB appended and fsynced in {us(seconds)} (median){warning}",
         ]
     )
 
 
 def fsync_time(rounds: int = 300) -> float:
-    """Seconds (median) until 4 KiB appended to a file in the temporary directory are on disk."""
+    """Return the median seconds of an append of 4 KiB and an fsync in the temporary directory."""
     sync = getattr(os, "fdatasync", os.fsync)
-    taken = []
+    seconds = []
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, Path(folder, "file").open("wb", 0) as file:
         for _ in range(rounds):
             start = time.perf_counter()
             file.write(bytes(4096))
             sync(file.fileno())
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def percentile(ascending: Sequence[float], share: float) -> float:
-    """`share` is 0.99 for p99."""
+    """Return a percentile; `share` is 0.99 for p99."""
     return ascending[min(len(ascending) - 1, int(len(ascending) * share))]
 
 

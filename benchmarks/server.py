@@ -1,4 +1,4 @@
-"""A real service for a benchmark: gunicorn with the repository's own settings, in a private directory."""
+"""A real service for a benchmark: gunicorn with the repository's settings, in a private directory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STARTS_WITHIN = 20.0  # seconds
-STOPS_WITHIN = 40.0  # seconds: a little over gunicorn's graceful timeout
+STOPS_WITHIN = 40.0  # seconds: a little more than gunicorn's graceful timeout
 
 
 class Service(NamedTuple):
-    """A service that answers; `pid` is its master's."""
+    """A running service; `pid` is its master's."""
 
     port: int
     pid: int
@@ -34,13 +34,13 @@ class Service(NamedTuple):
 
     @property
     def workers(self) -> list[int]:
-        """Their pids. On Linux."""
+        """Return the pids of the workers. On Linux."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
 
 @contextmanager
 def service(app: str = "handler:app", database: Path | None = None) -> Iterator[Service]:
-    """One on a free port, with a database of its own or the one given; all of it is gone when the block ends."""
+    """Run a service on a free port, with its own database or this one, and delete its files after the block."""
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         probe.close()
@@ -56,7 +56,7 @@ def service(app: str = "handler:app", database: Path | None = None) -> Iterator[
 
 
 def settings() -> str:
-    """What decides the figures, beside the machine."""
+    """Describe the settings that affect the figures."""
     return (
         f"settings  gunicorn gthread, {Settings.from_env().workers} workers of {Settings.from_env().threads} threads; "
         "SQLite WAL, synchronous=FULL: every reply after its fsync"
@@ -82,13 +82,13 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None
         try:
             with urlopen(url, timeout=5):
                 return
-        except OSError:  # refused, or an HTTP error: not ready yet
+        except OSError:  # refused, or an HTTP error: not ready
             time.sleep(0.02)
     raise RuntimeError(f"the service did not start:\n{log.read_text(errors='replace')}")
 
 
 def _await_workers(one: Service, log: Path) -> None:
-    """All of them are there: the first answers before the last is forked."""
+    """Wait for all workers, because the first accepts requests before the last is forked."""
     deadline = time.monotonic() + STARTS_WITHIN
     while len(one.workers) < Settings.from_env().workers:
         if time.monotonic() > deadline:

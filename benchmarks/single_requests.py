@@ -1,7 +1,7 @@
 """one message a request, over 1, 16 and 64 keep-alive connections, against a route that does nothing.
 
-A write (`POST`), a pop (a plain `GET`), and a lease and its ack (`GET` and `DELETE`, each counted as a request), all
-durable before their replies. The other is `GET /health` on as many connections, in turns.
+A write (`POST`), a pop (a plain `GET`), and a lease and its ack (`GET` and `DELETE`, two requests), all durable before
+their replies. In turn with `GET /health` on as many connections.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import NamedTuple
 from benchmarks.call import Caller, batch_of
 from benchmarks.load import Load, Script, request, run
 from benchmarks.processes import TICK, cpu_of_tree
-from benchmarks.report import Figure, Found, compare, ms, ours_to_other, per_second, percentile, us
+from benchmarks.report import Figure, Result, compare, ms, ours_to_other, per_second, percentile, us
 from benchmarks.server import Service, service
 
 CONNECTIONS = (1, 16, 64)
 ROUNDS = 3
 SECONDS = 1.0  # of each in a round
-READY = 20_000  # messages that wait before each round of reads: more than it reads
-LEAST_RATE = {1: 0.7, 64: 0.8}  # times that of the route that does nothing, by connections
+READY = 20_000  # messages before each round of reads: more than it reads
+LEAST_RATE = {1: 0.7, 64: 0.8}  # times the rate of the route that does nothing, by connections
 MOST_P99 = {64: 3.0}  # times its latency
-ONE_REQUEST = ("write", "pop")  # what is done with a message by one request
+ONE_REQUEST = ("write", "pop")  # operations of one request
 WRITE = request("POST", "/queues/written/messages", json.dumps({"text": "x" * 60}).encode())
 POP = request("GET", "/queues/popped/messages")
 LEASE = request("GET", "/queues/leased/messages?lease=600")
@@ -31,26 +31,26 @@ NOTHING = request("GET", "/health")
 
 class Sample(NamedTuple):
     load: Load
-    cpu: float  # seconds the service used for a request
+    cpu: float  # seconds of the service's CPU per request
 
 
-Round = dict[str, Sample]  # by what was asked
+Round = dict[str, Sample]  # by operation
 Rounds = dict[int, list[Round]]  # by connections
 
 
-def single_requests() -> list[Found]:
+def single_requests() -> list[Result]:
     with service() as server, closing(Caller(server.port)) as caller:
         rounds = {count: [_round(server, caller, count) for _ in range(ROUNDS + 1)][1:] for count in CONNECTIONS}
-    plot = "a message a request: {} to that of a no-op"
+    plot = "a message a request: {} relative to a no-op"
     return [
-        Found("ours", "GET /health", _rates(rounds), "requests", plot=plot.format("rate (more is better)")),
-        Found("ours", "GET /health", _latencies(rounds), "latency", plot=plot.format("latency (less is better)")),
-        Found("ours", "GET /health", _cpu(rounds), "CPU of the service, a request"),
+        Result("ours", "GET /health", _rates(rounds), "requests", plot=plot.format("rate (more is better)")),
+        Result("ours", "GET /health", _latencies(rounds), "latency", plot=plot.format("latency (less is better)")),
+        Result("ours", "GET /health", _cpu(rounds), "CPU of the service, a request"),
     ]
 
 
 def lease_and_ack(reply: bytes) -> bytes:
-    """The request that follows: the ack of what was leased, or else a lease."""
+    """Return the next request: the ack of a leased message, or else a lease."""
     receipt = reply.partition(b'"receipt":"')[2].partition(b'"')[0].decode()
     return request("DELETE", f"/messages/{receipt}") if receipt else LEASE
 
@@ -62,7 +62,7 @@ def _round(server: Service, caller: Caller, connections: int) -> Round:
     kinds: dict[str, Script] = {"write": WRITE, "pop": POP, "lease, ack": lease_and_ack, "nothing": NOTHING}
     found = {what: _sample(server, script, connections) for what, script in kinds.items()}
     if 204 in found["pop"].load.statuses:
-        raise RuntimeError(f"a reader found nothing: {READY} messages are too few for a round")
+        raise RuntimeError(f"a read found no message: {READY} messages are too few for a round")
     for queue in ("written", "popped", "leased"):
         caller.call("POST", f"/queues/{queue}/purge")
     return found
@@ -72,14 +72,14 @@ def _sample(server: Service, script: Script, connections: int) -> Sample:
     before = cpu_of_tree(server.pid)
     load = run(server.port, script, connections, SECONDS)
     if load.failed:
-        raise RuntimeError(f"{load.failed} of {load.done + load.failed} requests were refused")
+        raise RuntimeError(f"{load.failed} of {load.done + load.failed} requests failed")
     return Sample(load, max(TICK, cpu_of_tree(server.pid) - before) / load.done)
 
 
 def _rates(rounds: Rounds) -> list[Figure]:
     return [
         compare(
-            f"{what}, {_told(connections)}",
+            f"{what}, {_label(connections)}",
             [(r[what].load.rate, r["nothing"].load.rate) for r in found],
             per_second,
             ratio=ours_to_other,
@@ -93,7 +93,7 @@ def _rates(rounds: Rounds) -> list[Figure]:
 def _latencies(rounds: Rounds) -> list[Figure]:
     return [
         compare(
-            f"{what}, {_told(connections)}: {name}",
+            f"{what}, {_label(connections)}: {name}",
             [
                 (percentile(r[what].load.latencies, share), percentile(r["nothing"].load.latencies, share))
                 for r in found
@@ -111,7 +111,7 @@ def _latencies(rounds: Rounds) -> list[Figure]:
 def _cpu(rounds: Rounds) -> list[Figure]:
     return [
         compare(
-            f"{what}, {_told(connections)}",
+            f"{what}, {_label(connections)}",
             [(r[what].cpu, r["nothing"].cpu) for r in found],
             us,
             ratio=ours_to_other,
@@ -121,5 +121,5 @@ def _cpu(rounds: Rounds) -> list[Figure]:
     ]
 
 
-def _told(connections: int) -> str:
+def _label(connections: int) -> str:
     return f"{connections} connection{'s' if connections > 1 else ''}"

@@ -1,8 +1,8 @@
 """receive with a lease, one message at a time, while a million messages pass through PostgreSQL.
 
-Sent, leased and acked in batches; after each 10,000 some are received one by one and timed. From 300,000 to 700,000
-another session holds a transaction open, so that PostgreSQL can clear away nothing of what the messages leave behind.
-Each 100,000 against the second 100,000, before that transaction.
+Messages are sent, leased and acked in batches; after each 10,000 some are received one by one and timed. From 300,000
+to 700,000 another session keeps a transaction open, so that PostgreSQL can remove no dead rows. Each 100,000 messages
+are compared with the second 100,000, before that transaction.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 
 import psycopg
 
-from benchmarks.report import Figure, Found, us
+from benchmarks.report import Figure, Result, us
 from storage import open_store
 from storage.model import NewMessage, Receive
 from storage.store import Store
@@ -25,14 +25,14 @@ WINDOW = 100_000
 STEP = 10_000  # messages
 TIMED = 30  # receives in a step
 PINNED = range(300_000, 700_000)
-BACKLOG = 20_000  # messages that are always there
-MOST = 1.3  # times the cost before
+BACKLOG = 20_000  # messages that always wait
+MOST = 1.3  # times the cost before the transaction
 
 ONE = Receive(lease=600.0)
 MANY = Receive(limit=MAX_LIMIT, lease=600.0)
 
 
-def sustained() -> list[Found]:
+def sustained() -> list[Result]:
     with ExitStack() as stack:
         url = stack.enter_context(Postgres()).create_database("queue")
         store = stack.enter_context(closing(open_store(url)))
@@ -48,9 +48,9 @@ def sustained() -> list[Found]:
             _drain(store, STEP - TIMED)
     costs = {first: statistics.median(seconds) for first, seconds in windows.items()}
     before = costs.pop(WINDOW)
-    del costs[0]  # caches fill
+    del costs[0]  # caches still fill
     return [
-        Found(
+        Result(
             "receive",
             f"from {WINDOW:,} on",
             [
@@ -77,7 +77,7 @@ def _send(store: Store, count: int) -> None:
 
 
 def _receive(store: Store) -> float:
-    """Seconds."""
+    """Receive and settle one message; return the seconds of the receive."""
     start = time.perf_counter()
     (message,) = store.receive(ONE)
     taken = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Durable queues. `open_store(url)` gives a Store; what it promises stands in storage/store.py."""
+"""Durable queues: `open_store(url)` opens a Store, the protocol in storage/store.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["care_of", "is_postgres", "location_of", "open_source", "open_store",
 
 
 def open_store(url: str, *, pollers: int = 32, wakeup_pipe: WakeupPipe | None = None) -> Engine:
-    """The store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
+    """Open the store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
 
-    `pollers` readers may wait at once; `wakeup_pipe` is this process's, where several serve together. Open it in each
-    process for itself, after any fork. Raises UnusableDatabase with the reason.
+    At most `pollers` readers wait at once. `wakeup_pipe` belongs to this process and reaches the others. Open the store
+    in each process, after any fork. Raises UnusableDatabase with the reason.
     """
     if is_postgres(url):
         try:
-            from storage.postgres.store import PostgresStore  # an engine is loaded when a URL asks for it
+            from storage.postgres.store import PostgresStore  # load an engine only when a URL names it
         except ModuleNotFoundError as fault:
             raise UnusableDatabase(f"PostgreSQL needs '{fault.name}', which is not installed") from fault
         return PostgresStore(url, pollers=pollers, wakeup_pipe=wakeup_pipe)
@@ -33,7 +33,7 @@ def open_store(url: str, *, pollers: int = 32, wakeup_pipe: WakeupPipe | None = 
 
 
 def open_source(url: str) -> Source:
-    """The database at this URL, to be moved from. Raises UnusableDatabase."""
+    """Open the database at this URL as the source of a migration. Raises UnusableDatabase."""
     if is_postgres(url):
         raise UnusableDatabase("cannot move from a PostgreSQL database, only to one")
     path = path_of(url)
@@ -43,7 +43,7 @@ def open_source(url: str) -> Source:
 
 
 def open_target(url: str) -> Target:
-    """The database at this URL, to be moved to. Raises UnusableDatabase."""
+    """Open the database at this URL as the target of a migration. Raises UnusableDatabase."""
     if is_postgres(url):
         from storage.postgres.migration import PostgresTarget
 
@@ -55,7 +55,7 @@ def open_target(url: str) -> Target:
 
 
 def care_of(url: str) -> tuple[Any, Path | str]:
-    """The module whose info, check, backup and vacuum look after the database at this URL, and what they call it."""
+    """Return the module with info, check, backup and vacuum for this database, and the argument that they take."""
     if is_postgres(url):
         from storage.postgres import maintenance as postgres_maintenance
 
@@ -67,7 +67,7 @@ def care_of(url: str) -> tuple[Any, Path | str]:
 
 
 def location_of(url: str) -> str:
-    """Return where the database at this URL is: a file's absolute path, or a server and database without password."""
+    """Return a file's absolute path, or a server and database without the password."""
     if not is_postgres(url):
         return str(path_of(url).resolve())
     parts = urlsplit(url)
@@ -75,12 +75,12 @@ def location_of(url: str) -> str:
 
 
 def is_postgres(url: str) -> bool:
-    """Whether a URL names a PostgreSQL database."""
+    """Return whether a URL names a PostgreSQL database."""
     return url.startswith(("postgresql://", "postgres://"))
 
 
 def path_of(url: str) -> Path:
-    """The file a sqlite:/// URL names. Raises UnusableDatabase."""
+    """Return the path in a sqlite:/// URL. Raises UnusableDatabase."""
     scheme, _, path = url.partition("://")
     if scheme != "sqlite" or not path.startswith("/") or len(path) < 2:
         raise UnusableDatabase(

@@ -20,7 +20,7 @@ from storage.migration import Tally, migrate, reopen
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m storage") -> int:
-    """Run a command. Print its result on stdout, and faults on stderr; return the exit code."""
+    """Run a command. Print its result on stdout and faults on stderr; return the exit code."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""The service's time: milliseconds since 1970 that only go forward, whatever is done to the wall clock.
+"""The service's time: milliseconds since 1970 that never go backwards, even if the wall clock is changed.
 
-Lease deadlines, delays and expiries are compared with this time alone. It is the wall clock as first read
-after the machine's boot, carried on by the boot-time clock, so that an hour forward or back (NTP, an
-operator, daylight tables gone wrong) neither ends a lease early nor makes one twice as long. The offset
-between the two is kept with the data, so that all processes and restarts share it until the next boot.
+Lease deadlines, delays and expiries use only this time. It starts as the wall clock's time at the first reading after
+the machine's boot, and continues by the boot-time clock. A wall clock that jumps by an hour (NTP, an operator, a wrong
+time zone) therefore neither ends a lease early nor makes it longer. The offset between the two clocks is stored with
+the data, so all processes share it until the next boot.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Protocol
 
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-_STEP = 1_000  # ms; a smaller difference between wall clock and service time is slew and rounding, not a step
+_STEP = 1_000  # ms; a smaller difference from the wall clock is slew and rounding
 
 
 class Clock(Protocol):
     def now(self) -> int:
-        """The service's time in ms since 1970; never goes backwards."""
+        """Return the service's time in ms since 1970; it never goes backwards."""
 
     def wall(self, moment: int) -> int:
-        """A moment of the service's time (ms) as the wall clock would show it now (ms since 1970)."""
+        """Convert a moment of the service's time (ms) to what the wall clock would show now (ms since 1970)."""
 
 
 class BootClock:
@@ -42,12 +42,12 @@ class BootClock:
 
 
 def since_boot() -> int:
-    """Milliseconds since the machine's boot; the same in every process."""
+    """Return the milliseconds since the machine's boot; all processes get the same value."""
     return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
 
 
 def boot_id() -> str:
-    """Names this boot of the machine; "" where the system does not name it (then each opening sets the clock)."""
+    """Return the id of this boot of the machine, or "" if the system has none: then each opening sets the clock."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -55,5 +55,5 @@ def boot_id() -> str:
 
 
 def first_offset(not_before: int) -> int:
-    """The offset (ms) for a clock that shows the wall clock's time now, or `not_before` (ms) if that is later."""
+    """Return the offset (ms) of a clock that now shows the wall clock's time, or `not_before` (ms) if that is later."""
     return max(round(time.time() * 1000), not_before) - since_boot()

@@ -1,4 +1,4 @@
-"""The JSON that every engine keeps: a queue's settings, and the deaths of a dead letter beside its own fields."""
+"""The JSON that every engine stores: a queue's settings, and a dead letter's history beside its fields."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from storage.model import QueueSettings
 
 @lru_cache(maxsize=1024)
 def read_settings(text: str) -> QueueSettings:
-    """The settings kept as JSON."""
+    """Parse stored settings."""
     return QueueSettings(**json.loads(text))
 
 
 def write_settings(settings: QueueSettings) -> str:
-    """As JSON, the defaults left out."""
+    """Serialize settings as JSON, without those that have their default values."""
     default = asdict(QueueSettings())
     return json.dumps({name: value for name, value in asdict(settings).items() if value != default[name]})
 
 
 def with_dead_letter_history(fields: str | None, deaths: str | None) -> str | None:
-    """Return the optional fields as a reader gets them: those of a dead letter have its deaths among the attributes.
+    """Return a message's optional fields as a reader receives them: a dead letter's attributes include its history.
 
-    `deaths` is a JSON array of objects, the last death at its end, each with dead_letter_from, dead_letter_reason,
-    dead_letter_at, dead_letter_id and dead_letter_receive_count. Those of the last one become attributes, and the
-    earlier ones, if any, dead_letter_history: a string that holds their JSON array.
+    `deaths` is a JSON array of objects in order of time. Each has dead_letter_from, dead_letter_reason, dead_letter_at,
+    dead_letter_id and dead_letter_receive_count. The last object's values become attributes. Earlier objects become
+    dead_letter_history: a string that holds their JSON array.
     """
     if deaths is None:
         return fields

@@ -1,7 +1,7 @@
-"""Runs: successive plain messages in columns, so that a batch costs little more than one message.
+"""Column batches: successive plain messages stored in columns, so that many cost little more than one.
 
-A plain message is small and has nothing but a text and perhaps attributes. Those of one run have attributes of the same
-names, in the same order, or none has any.
+A plain message is small and has only a text and perhaps attributes. All messages of a batch have attributes with the
+same names in the same order, or none has attributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class _Unmade(Sequence[T]):
-    """Whose items are made when they are looked at."""
+    """A sequence that creates its items when they are read."""
 
     @overload
     def __getitem__(self, place: int) -> T: ...
@@ -34,16 +34,19 @@ class _Unmade(Sequence[T]):
 
 
 class NewColumnBatch(_Unmade[NewMessage]):
-    """Plain messages to be sent; each is made only when it is looked at."""
+    """Plain messages to send. Iteration creates the NewMessage objects."""
 
     def __init__(self, texts: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None) -> None:
-        """`attributes`: by name a value for each message. Nothing is checked here: `of` and `of_documents` do."""
+        """Keep the columns unchecked; use `of` or `of_documents` to check them.
+
+        `attributes` has for each name one value per message.
+        """
         self.texts = texts
         self.attributes = attributes
 
     @classmethod
     def of(cls, texts: object, attributes: object = None) -> Self | None:
-        """None for what is no run, or has something wrong with it: each message's own check finds out what."""
+        """Return the checked batch, or None if the columns are invalid: the check of each message finds the reason."""
         if not isinstance(texts, list) or set(map(type, texts)) != {str}:
             return None
         if not (attributes is None or _is_table(attributes, len(texts))):
@@ -53,7 +56,7 @@ class NewColumnBatch(_Unmade[NewMessage]):
 
     @classmethod
     def of_documents(cls, documents: Sequence[Any]) -> Self | None:
-        """As `of`, from messages as the API has them."""
+        """Return the batch of these messages in their API form, or None as `of` does."""
         if set(map(type, documents)) != {dict}:
             return None
         form, *others = set(map(frozenset, documents))
@@ -72,7 +75,7 @@ class NewColumnBatch(_Unmade[NewMessage]):
 
     @classmethod
     def of_messages(cls, messages: Sequence[NewMessage]) -> Self:
-        """Of plain messages of one form."""
+        """Return the batch of plain messages that all have one form."""
         texts = [message.text for message in messages]
         rows = [json.loads(message.fields)["attributes"] for message in messages if message.fields is not None]
         return cls(texts, {name: [row[name] for row in rows] for name in rows[0]} if rows else None)
@@ -84,7 +87,7 @@ class NewColumnBatch(_Unmade[NewMessage]):
         return NewColumnBatch(self.texts[start:end], attributes)
 
     def lengths(self) -> list[int]:
-        """The characters of each message, about."""
+        """Return the approximate number of characters of each message."""
         lengths = list(map(len, self.texts))
         for name, values in (self.attributes or {}).items():
             extra = len(name)
@@ -93,12 +96,12 @@ class NewColumnBatch(_Unmade[NewMessage]):
 
     @cached_property
     def longest(self) -> int:
-        """The characters of the longest message, about."""
+        """Return the approximate number of characters of the longest message."""
         return max(self.lengths())
 
     @cached_property
     def size(self) -> int:
-        """Bytes the messages count for together."""
+        """Return the bytes that the messages count for together."""
         size = len("".join(self.texts).encode())
         if self.attributes is not None:
             names = len(_json({"attributes": dict.fromkeys(self.attributes, 0)}).encode()) - len(self.attributes)
@@ -108,14 +111,14 @@ class NewColumnBatch(_Unmade[NewMessage]):
         return size
 
     def columns(self) -> tuple[str, str | None]:
-        """Texts and attributes as a ColumnBatch has them."""
+        """Return texts and attributes as the JSON of a ColumnBatch."""
         if self.attributes is None:
             return _json(self.texts), None
         return _json(self.texts), f"{{{', '.join(f'{_json(name)}: {told}' for name, told in self._values.items())}}}"
 
     @cached_property
     def _values(self) -> dict[str, str]:
-        """The attributes' values as JSON arrays."""
+        """Return the attributes' values as JSON arrays, by name."""
         return {name: _json(values) for name, values in (self.attributes or {}).items()}
 
     def __len__(self) -> int:
@@ -132,21 +135,21 @@ class NewColumnBatch(_Unmade[NewMessage]):
 
 
 class ColumnBatch(NamedTuple):
-    """Plain messages given out together, with ids one after the other."""
+    """Plain messages that one read returned together, with successive ids."""
 
     id: int  # of the first
     length: int  # messages
     queue: str
     texts: str  # JSON: an array of strings
-    attributes: str | None  # JSON: an object of arrays, by name a value for each message; None: no message has any
+    attributes: str | None  # JSON: for each name an array with one value per message; None: no attributes
     sent_at: int
     receive_count: int
-    token: int | None = None  # this and the next on a leased read
+    token: int | None = None  # set, as leased_until is, on a leased read
     leased_until: int | None = None
 
     @property
     def receipt(self) -> str:
-        """One for all of them."""
+        """Return the receipt that covers all of them."""
         return str(Receipt(self.queue, self.id, self.token or 0, self.length))
 
     def messages(self) -> Iterator[Message]:
@@ -159,7 +162,7 @@ class ColumnBatch(NamedTuple):
 
 
 class Messages(_Unmade[Message]):
-    """Messages in order, of which some are still packed; equal to the list of all of them."""
+    """Messages in order, some still packed. It equals the list of all of them."""
 
     def __init__(self, parts: Sequence[Message | ColumnBatch] = ()) -> None:
         self.parts = parts
@@ -182,14 +185,14 @@ class Messages(_Unmade[Message]):
 
 
 def plain_form(message: NewMessage) -> tuple[str, ...] | None:
-    """Messages of one form can be in one run; None for one that is not plain."""
+    """Return the form of a plain message, None for any other. Messages of one form can share a batch."""
     if message[2:] != _PLAIN or len(message.text) + len(message.fields or "") > LARGEST_MESSAGE:
         return None
     return _form(message.fields)
 
 
 def packed(messages: Sequence[Message]) -> Iterator[Message | ColumnBatch]:
-    """The same leased messages, with those that are small and lie together as runs."""
+    """Yield the same leased messages, with small adjacent ones as batches."""
     known = messages.parts if isinstance(messages, Messages) else messages
     for together, group in groupby(enumerate(known), _together):
         some = [part for _, part in group]
@@ -197,7 +200,7 @@ def packed(messages: Sequence[Message]) -> Iterator[Message | ColumnBatch]:
 
 
 def _together(item: tuple[int, Message | ColumnBatch]) -> tuple[object, ...] | None:
-    """The same for messages one after the other that can be told as one run; None for what cannot be in one."""
+    """Return a key that is equal for adjacent messages of one batch; None for a message that cannot be in one."""
     place, part = item
     if isinstance(part, ColumnBatch) or part.receipt is None or len(part.text) > 2 * LARGEST_MESSAGE:
         return None
@@ -217,18 +220,21 @@ def _run_of(messages: Sequence[Any]) -> ColumnBatch:
 
 
 def _form(fields: str | None) -> tuple[str, ...] | None:
-    """The names of nothing but attributes; None for anything else, and for numbers that columns would rewrite."""
+    """Return the attribute names of a message without other fields.
+
+    Return None if it has other fields, or numbers that the columns would write differently.
+    """
     if fields is None:
         return ()
     known = json.loads(fields)
     return ("attributes", *known["attributes"]) if known.keys() == {"attributes"} and _json(known) == fields else None
 
 
-_PLAIN = NewMessage("")[2:]  # all but the text and the fields as written
+_PLAIN = NewMessage("")[2:]  # the parsed fields, without the text and their JSON
 
 
 def size_of(messages: Sequence[NewMessage]) -> int:
-    """Bytes that the messages count for together."""
+    """Return the bytes that the messages count for together."""
     return messages.size if isinstance(messages, NewColumnBatch) else total_size(messages)
 
 
@@ -240,7 +246,7 @@ def _is_table(attributes: object, rows: int) -> TypeGuard[dict[str, list[Any]]]:
 
 
 def unpacked(first: int, texts: str, attributes: str | None) -> Iterable[tuple[int, str, str | None]]:
-    """Each message's id, text and fields, of the columns of a ColumnBatch."""
+    """Yield the id, text and fields of each message in the columns of a ColumnBatch."""
     known: list[str] = json.loads(texts)
     return zip(
         range(first, first + len(known)),
@@ -251,7 +257,7 @@ def unpacked(first: int, texts: str, attributes: str | None) -> Iterable[tuple[i
 
 
 def _fields(attributes: Mapping[str, Sequence[Any]] | None) -> Iterable[str | None]:
-    """What NewMessage.fields has of each message, and perhaps more of the same."""
+    """Yield NewMessage.fields of each message. Without attributes the sequence does not end."""
     if not attributes:
         return repeat(None if attributes is None else _json({"attributes": {}}))
     return (

@@ -1,4 +1,4 @@
-"""All that a database holds, as a move reads it from one engine and writes it to another."""
+"""The contents of a database, as a migration reads them from one engine and writes them to another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 
 class MovedQueue(NamedTuple):
-    """A queue without its messages. `settings` is JSON of what was set, keys sorted; the counts are those it tells."""
+    """A queue without its messages. `settings` is the JSON of the changed settings, with sorted keys."""
 
     name: str
     version: int
@@ -22,7 +22,7 @@ class MovedQueue(NamedTuple):
     acked: int
     expired: int
     dead_lettered: int
-    used_at: int  # when it was last used, for the setting `expires`
+    used_at: int  # time of the last use, for the setting `expires`
 
 
 class MovedMessage(NamedTuple):
@@ -32,20 +32,20 @@ class MovedMessage(NamedTuple):
     priority: int
     recipient: str
     key: str | None
-    due_at: int  # the end of a lease or delay; of a ready message since when it has been ready, 0: since it arrived
-    token: int | None  # of the last delivery; negative: it was released, so its lease cannot be extended
+    due_at: int  # end of a lease or delay; for a ready message when it became ready, 0: at its arrival
+    token: int | None  # of the last delivery; negative after a release: its lease cannot be extended
     receive_count: int
     sent_at: int
-    arrived_at: int  # when its life in this queue began, by which ttl and retention are reckoned
-    ttl: int | None  # ms, as written; of a dead letter too, for which it means nothing
-    origin: str | None  # of a dead letter: where it last died
-    deaths: str | None  # of a dead letter: JSON, as with_dead_letter_history in storage/codec.py takes it
+    arrived_at: int  # arrival in this queue: ttl and retention count from it
+    ttl: int | None  # ms, as sent; a dead letter keeps it without effect
+    origin: str | None  # of a dead letter: the queue that it last left
+    deaths: str | None  # of a dead letter: JSON for codec.with_dead_letter_history
     fields: str | None
     text: str
 
 
 class MovedDedup(NamedTuple):
-    """A dedup_id that is remembered."""
+    """A remembered dedup_id."""
 
     queue: str
     dedup_id: str
@@ -54,10 +54,11 @@ class MovedDedup(NamedTuple):
 
 
 class MovedReply(NamedTuple):
-    """An Idempotency-Key of a send, a receive or a transaction; `queue` is "" for a request over several.
+    """A stored reply to a request with an Idempotency-Key; `queue` is "" for a request over several queues.
 
-    What was answered: `ids` of what was sent, if anything could be; `messages` as JSON of the first 8 of Message's
-    fields for each, if any could be received ("null": more had fallen due than one transaction deals with).
+    `ids` are those of the sent messages, None for a request that sends none. `messages` is JSON: the first 8 fields of
+    Message for each received one, None for a request that receives none. "null" means that too many messages were due
+    for one transaction.
     """
 
     queue: str
@@ -69,65 +70,65 @@ class MovedReply(NamedTuple):
 
 
 class Contents(Protocol):
-    """All that a database holds."""
+    """Read access to the contents of a database. Times are ms of the wall clock."""
 
-    fault: ClassVar[tuple[type[Exception], ...]]  # what its driver raises
+    fault: ClassVar[tuple[type[Exception], ...]]  # the exceptions of its driver
 
     def queues(self) -> list[MovedQueue]:
-        """In order of name."""
+        """Return the queues in order of name."""
 
     def messages(self, after: int) -> Iterator[MovedMessage]:
-        """Those with an id above `after`; those of a queue in order of id, and of a source all are."""
+        """Yield the messages with an id above `after`, each queue's in order of id; those of a source all in order."""
 
     def dedups(self) -> Iterator[MovedDedup]:
-        """In order of queue and dedup_id."""
+        """Yield the remembered dedup_ids in order of queue and dedup_id."""
 
     def replies(self) -> Iterator[MovedReply]:
-        """In order of queue and key."""
+        """Yield the stored replies in order of queue and key."""
 
     def last_id(self) -> int:
-        """The highest id ever given to a message."""
+        """Return the highest id ever given to a message."""
 
     def close(self) -> None: ...
 
 
 class Source(Contents, Protocol):
     def move(self) -> str | None:
-        """Names the move that was begun from it, if there is one."""
+        """Return the id of the unfinished or finished migration from it, None if there is none."""
 
     def seal(self) -> str:
-        """From now on nothing in it changes, whoever serves it, until it is unsealed; names this move of it.
+        """Refuse all writes, of every process, until `unseal`; return the id of this migration.
 
-        Where a move was begun before, it goes on.
+        If a migration has already begun, return its id, so that it continues.
         """
 
     def unseal(self) -> None:
-        """It takes writes again, and its next move is another. Raises StoreError if its messages have been moved."""
+        """Accept writes again; the next migration gets a new id. Raises StoreError if the target is complete."""
 
     def is_moved(self) -> bool:
-        """Whether `has_moved` was called."""
+        """Return whether `has_moved` was called."""
 
     def has_moved(self) -> None:
-        """Its messages are in use elsewhere now: it is never unsealed again."""
+        """Record that the target serves the messages now: `unseal` fails from now on."""
 
 
 class Target(Contents, Protocol):
-    """Nobody can serve it before it is opened."""
+    """A database to fill. No service can open it before `open`."""
 
     def move(self) -> str | None:
-        """Names the move of which it has a part; None where there is nothing in it at all."""
+        """Return the id of the migration that has begun to fill it; None if it is empty."""
 
     def begin(self, move: str) -> int:
-        """It can be added to; the highest id of a message that this move has brought already."""
+        """Prepare it for additions; return the highest id of a message that this migration has already copied."""
 
     def add_queues(self, queues: Sequence[MovedQueue]) -> None:
-        """Those that were added before stay."""
+        """Add queues; keep those that it already has."""
 
     def add_messages(self, messages: Sequence[MovedMessage]) -> None:
-        """All of them or none."""
+        """Add all the messages or none."""
 
     def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
-        """In place of all that were added before; the next message gets an id above `last_id`."""
+        """Replace the remembered dedup_ids and replies; the next message gets an id above `last_id`."""
 
     def open(self) -> None:
-        """All is there, on disk, and may be served."""
+        """Sync it to disk and make it available to the service."""

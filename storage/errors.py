@@ -1,33 +1,33 @@
-"""What can go wrong in a store. The store names the fault; each door says it in its own protocol's words.
+"""The errors of a store. Each API translates them into its own protocol.
 
 StoreError
-├── InvalidInput            the caller asked for something that cannot be (field and index say where)
+├── InvalidInput            a value breaks the API's rules (field and index name it)
 ├── QueueNotFound           no queue of this name
-├── MessageNotFound         the receipt's message is gone: settled, expired, purged or dead-lettered
-├── StaleReceipt            the message was leased again since: somebody else holds it now
-├── MessageLeased           somebody holds the message now, so that it cannot be changed by its id
-├── IdempotencyMismatch     this Idempotency-Key was used before, for another request
+├── MessageNotFound         the receipt's message was settled, expired, purged or dead-lettered
+├── StaleReceipt            the message was leased again: another reader holds it
+├── MessageLeased           a reader holds the message, so it cannot be changed by its id
+├── IdempotencyMismatch     another request has used this Idempotency-Key
 ├── PreconditionFailed      the queue's settings changed since the caller read them
 ├── QueueFull               max_messages or max_bytes would be exceeded; nothing was stored
-├── TooManyPollers          nothing to deliver, and no place left to wait for it; ask again later
-├── Unavailable             the storage failed; what became of the operation is not known
-│   ├── Busy                the write lock could not be had in time; nothing was done
-│   │   └── Moved           all of it is being moved to another database, or has been; nothing was done
-│   ├── DiskFull            the disk has no room for this write; nothing was done
-│   └── Interrupted         a request of several transactions was cut off after some of them; it says what was done
+├── TooManyPollers          no message, and too many readers are waiting; retry later
+├── Unavailable             the storage failed; the outcome is unknown
+│   ├── Busy                the write lock was not available in time; nothing was done
+│   │   └── Moved           a migration to another database has begun or ended; nothing was done
+│   ├── DiskFull            the disk has no space for this write; nothing was done
+│   └── Interrupted         a request of several transactions stopped after some of them; it says what was done
 ├── UnusableDatabase        refused at opening: wrong version, foreign file, no access; never raised later
-└── Unsound                 a check of the whole database has found something wrong; only its operator meets it
+└── Unsound                 a check of the whole database found faults; only the operator's command raises it
 """
 
 from __future__ import annotations
 
 
 class StoreError(Exception):
-    """Base of all faults a store reports; `str()` of it is one sentence that may be shown to a client."""
+    """Base of all errors of a store. `str()` returns one sentence that clients may see."""
 
 
 class InvalidInput(StoreError):
-    """A value outside the API's rules. `field` names the part, `index` the message's place in a batch."""
+    """A value that breaks the API's rules. `field` names it; `index` is the message's place in a batch."""
 
     def __init__(self, detail: str, *, field: str | None = None, index: int | None = None) -> None:
         super().__init__(detail)
@@ -36,7 +36,7 @@ class InvalidInput(StoreError):
 
 
 class QueueError(StoreError):
-    """A fault of one named queue."""
+    """An error of one named queue."""
 
     def __init__(self, detail: str, *, queue: str) -> None:
         super().__init__(detail)
@@ -49,7 +49,7 @@ class QueueNotFound(QueueError):
 
 
 class QueueFull(QueueError):
-    """`there` are in the queue and `more` were sent: messages or bytes, as the limit that is set counts."""
+    """The queue has `there` messages or bytes, and `more` would exceed the limit."""
 
     def __init__(self, queue: str, limit: str, most: int, there: int, more: int) -> None:
         super().__init__(
@@ -69,7 +69,10 @@ class MessageNotFound(StoreError):
 
 
 class StaleReceipt(StoreError):
-    """`index`: the receipt's place in a transaction, all of which it stops, also where its message is `missing`."""
+    """The lease of a receipt has ended and cannot continue.
+
+    In a transaction, `index` is the receipt's place, also if its message is `missing`.
+    """
 
     def __init__(self, index: int | None = None, *, missing: bool = False) -> None:
         super().__init__(
@@ -115,7 +118,7 @@ class DiskFull(Unavailable):
 
 
 class Interrupted(Unavailable):
-    """`done` says what was done, in a clause, as "10,000 messages were purged"."""
+    """`done` is a clause with the result so far, such as "10,000 messages were purged"."""
 
     def __init__(self, done: str, cause: Unavailable) -> None:
         super().__init__(f"{done}, then the request stopped; repeat it to continue")
@@ -127,4 +130,4 @@ class UnusableDatabase(StoreError):
 
 
 class Unsound(StoreError):
-    """`str()` tells what, a line a fault."""
+    """A check found faults; `str()` has one line for each."""

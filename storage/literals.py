@@ -1,4 +1,4 @@
-"""JSON whose numbers are written again just as they were read: 1.10, 1E5, -0, more digits than a float holds."""
+"""JSON that keeps the spelling of numbers: 1.10, 1E5, -0, more digits than a float holds."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import re
 from typing import Any
 
-_quote = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder at every call
+_quote = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create an encoder at every call
 _SIGNIFICANT = re.compile(r"[1-9]")
 
 
 class WrittenFloat(float):
-    """A number that Python would write otherwise than `literal`, as which it was read."""
+    """A number whose `literal`, as read, differs from Python's spelling."""
 
     __slots__ = ("literal",)
     literal: str
 
 
 class MinusZero(int):
-    """-0, the one whole number that Python would write otherwise."""
+    """-0, the only whole number that Python spells differently."""
 
     literal = "-0"
 
@@ -39,19 +39,19 @@ def read_float(literal: str) -> float:
 
 
 def read_int(literal: str) -> int:
-    """Return the number, for json's parse_int; only a text in which -0 stands needs it."""
+    """Return the number, for json's parse_int; only texts that contain -0 need it."""
     return MinusZero() if literal == "-0" else int(literal)
 
 
 def encode(document: dict[str, Any]) -> str:
-    """Return an object of scalars, and of objects of scalars, as JSON, its numbers as they were read."""
+    """Return an object of scalars, and of objects of scalars, as JSON with its numbers as they were read."""
     if not _has_written(document):
         return _quote(document)
     return f"{{{', '.join(f'{_quote(name)}: {_encode_value(value)}' for name, value in document.items())}}}"
 
 
 def decode(text: str) -> Any:
-    """Return what `encode` wrote."""
+    """Parse what `encode` wrote."""
     return _DECODER.decode(text)
 
 
@@ -62,7 +62,7 @@ def _encode_value(value: Any) -> str:
 
 
 def _has_written(document: dict[str, Any]) -> bool:
-    """json's own encoder is much faster, and right where there is no such number."""
+    """Return whether a value needs its own spelling; json's encoder handles all others much faster."""
     for value in document.values():
         if type(value) in _WRITTEN or (type(value) is dict and not _WRITTEN.isdisjoint(map(type, value.values()))):
             return True

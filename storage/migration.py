@@ -1,12 +1,12 @@
-"""Moving all that a database holds to another one, of whatever engine: `migrate(source, target)`.
+"""Move the contents of one database to another, of any engine: `migrate(source, target)`.
 
-1. The source is sealed: from then on, killed or not, whoever serves it is refused each write (503 `busy`).
-2. Everything is copied with its ids, in chunks. A move that was interrupted goes on behind the last chunk.
-3. Both are read from end to end, and queue by queue their counts and digests must agree.
-4. The target is opened. The source stays sealed: a service left running on it gives out nothing a second time.
+1. Seal the source: from now on every service on it refuses writes (503 `busy`), even if the migration is killed.
+2. Copy everything with its ids, in chunks. An interrupted migration continues after the last chunk.
+3. Read both databases completely and compare the counts and digests of each queue.
+4. Open the target. The source stays sealed, so a service left running on it delivers nothing a second time.
 
-An engine offers a Source and a Target (open_source and open_target choose by the URL) in storage/ENGINE/migration.py.
-Times are ms of the wall clock, for an engine's own time means nothing to another.
+An engine implements Source and Target in storage/ENGINE/migration.py; open_source and open_target choose by the URL.
+Times are ms of the wall clock, because the service's time of one engine means nothing to another.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from storage import open_source, open_target
 from storage.contents import Contents, MovedMessage, Source, Target
 from storage.errors import StoreError
 
-CHUNK = 10_000  # messages that are copied in one transaction, at most …
-CHUNK_BYTES = 16 * 1024 * 1024  # … and bytes of their texts, but for the last of them
+CHUNK = 10_000  # messages in one transaction …
+CHUNK_BYTES = 16 * 1024 * 1024  # … and bytes of their texts; the last message may exceed them
 
 
 class Tally(NamedTuple):
-    """What one queue holds. The digest is of everything a client could ever see of it."""
+    """The contents of one queue; the digest covers everything that a client can see."""
 
     messages: int
     digest: str
 
 
 class MoveFailed(StoreError):
-    """The source stays sealed, and the target is not opened."""
+    """The migration failed: the source stays sealed, and the target is not opened."""
 
 
 def migrate(source_url: str, target_url: str) -> dict[str, Tally]:
-    """All that the source holds is at the target, which may be served; what it is, by queue.
+    """Move everything from the source to the target, which may then be served; return the contents by queue.
 
-    The same call again, after it was killed or failed, goes on. Raises StoreError.
+    Call it again after an interruption to continue. Raises StoreError.
     """
     with closing(open_target(target_url)) as target, closing(open_source(source_url)) as source:
         try:
@@ -48,7 +48,7 @@ def migrate(source_url: str, target_url: str) -> dict[str, Tally]:
 
 
 def reopen(source_url: str) -> None:
-    """A move that was begun is given up: the source takes writes again. Raises StoreError once all has been moved."""
+    """Cancel an unfinished migration: the source accepts writes again. Raises StoreError if it has finished."""
     with closing(open_source(source_url)) as source:
         source.unseal()
 
@@ -65,7 +65,7 @@ def _move(source: Source, target: Target) -> dict[str, Tally]:
         target.add_messages(chunk)
     target.add_memories(source.dedups(), source.replies(), source.last_id())
     moved = _compare(source, target)
-    source.has_moved()  # first: from now on it must not be unsealed
+    source.has_moved()  # before the target opens: from then on `unseal` must fail
     target.open()
     return moved
 
@@ -92,7 +92,7 @@ def _compare(source: Contents, target: Contents) -> dict[str, Tally]:
 
 
 def _tally(contents: Contents) -> dict[str, Tally]:
-    """By queue; under "" what is remembered of requests over several."""
+    """Return the contents by queue; "" stands for stored replies to requests over several queues."""
     digests, counts = {"": hashlib.sha256()}, {"": 0}
     for queue in contents.queues():
         digests[queue.name], counts[queue.name] = hashlib.sha256(repr(queue).encode()), 0

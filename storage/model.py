@@ -1,4 +1,4 @@
-"""The domain: messages, queues and their settings."""
+"""The data model: messages, queues and their settings."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from typing import Any, NamedTuple, Protocol
 from storage.errors import InvalidInput, MessageNotFound
 from storage.validation import MAX_BATCH, MAX_CHAIN, check_fields, check_setting, check_text, milliseconds
 
-# What one transaction does at most, where a verb has no bound of its own: no request holds the others up for long.
+# The limits of one transaction for calls without limits of their own, so that no request delays the others for long.
 CHUNK = 10_000  # messages …
 CHUNK_BYTES = 32 * 1024 * 1024  # … and bytes of their texts
-REQUEST_WINDOW = 300.0  # seconds an Idempotency-Key is remembered, but for a send and a receive: see IdempotencyKey
-STATES = ("ready", "leased", "delayed", "blocked")  # a state's place is the number that engines keep for it
-_DIGEST_NAME = re.compile(r".{62}\.[0-9a-f]{12}\.dead")  # such as dead_letter_name gives
+REQUEST_WINDOW = 300.0  # seconds that an Idempotency-Key is remembered; IdempotencyKey says for what
+STATES = ("ready", "leased", "delayed", "blocked")  # engines store a state as its place here
+_DIGEST_NAME = re.compile(r".{62}\.[0-9a-f]{12}\.dead")  # a result of dead_letter_name
 _RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})(?:-([1-9][0-9]{0,18}))?~([0-9a-f]{1,16})")
 
 
 class State(StrEnum):
-    """Where a message stands. Only a ready one is delivered."""
+    """The state of a message. Only a ready one is delivered."""
 
     READY = "ready"
     LEASED = "leased"
     DELAYED = "delayed"
-    BLOCKED = "blocked"  # an earlier message of its key is not settled yet
-    DEAD = "dead"  # in the dead-letter queue; told of the queue it came from
+    BLOCKED = "blocked"  # an earlier message of its key is unsettled
+    DEAD = "dead"  # in a dead-letter queue; only a peek at the original queue shows it
 
 
 class NewMessage(NamedTuple):
-    """What a client writes, checked. Durations are in ms."""
+    """A checked message from a client. Durations are in ms."""
 
     text: str
-    fields: str | None = None  # the optional fields just as written, as a JSON object; None: only text was given
+    fields: str | None = None  # the optional fields as sent, as a JSON object; None: only a text
     key: str | None = None
     priority: int = 0
-    recipient: str = ""  # "" means unaddressed
-    delay: int | None = None  # None: the queue's own
+    recipient: str = ""  # "": no recipient
+    delay: int | None = None  # None: the queue's setting
     ttl: int | None = None
     dedup_id: str | None = None
 
     @property
     def size(self) -> int:
-        """Bytes it counts for in max_bytes and the queue's `bytes`: text and optional fields, in UTF-8."""
+        """Return the bytes that it counts for in max_bytes and the queue's `bytes`: text and fields, in UTF-8."""
         return total_size([self])
 
     @classmethod
     def from_document(cls, document: object, index: int | None = None) -> NewMessage:
-        """Checks a decoded JSON value by the API's rules; raises InvalidInput naming the field (and the index)."""
+        """Check a decoded JSON value by the API's rules. Raises InvalidInput naming the field (and the index)."""
         try:
             message = check_text(document)
             return cls(message["text"]) if len(message) == 1 else _with_fields(message)
@@ -62,7 +62,7 @@ class NewMessage(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A message as a store gives it out. Times are ms since 1970, by the wall clock."""
+    """A message that a store returns. Times are ms since 1970, by the wall clock."""
 
     id: int
     queue: str
@@ -71,15 +71,15 @@ class Message(NamedTuple):
     sent_at: int
     receive_count: int
     receipt: str | None = None  # on a leased read
-    leased_until: int | None = None  # on a leased read, and of a leased message in peek
-    state: State = State.READY  # told by peek
+    leased_until: int | None = None  # on a leased read, and in peek for a leased message
+    state: State = State.READY  # set by peek
 
 
 class IdempotencyKey(NamedTuple):
-    """Makes a request idempotent: `key` as the client named it, `fingerprint` a digest of all it asked for.
+    """Makes a request idempotent: `key` is the client's, `fingerprint` a digest of the whole request.
 
-    A send, and a receive from one queue, are remembered by that queue for its dedup_window; all other requests for
-    REQUEST_WINDOW, by the store as a whole. Only what was done is remembered: neither an error nor an empty read.
+    A queue remembers a send, and a receive from it alone, for its dedup_window. The store remembers all other requests
+    for REQUEST_WINDOW. It remembers only changes: neither an error nor an empty read.
     """
 
     key: str
@@ -87,9 +87,9 @@ class IdempotencyKey(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """The handle of one delivery. Its text names the queue, the message and a token new at every delivery.
+    """The handle of one delivery: the queue, the message and a token that is new at every delivery.
 
-    That of `length` messages given out as a run names the first and the last of them.
+    The receipt of a batch of `length` messages names the first and the last one.
     """
 
     queue: str
@@ -102,16 +102,16 @@ class Receipt(NamedTuple):
         return f"{self.queue}~{self.id}{last}~{self.token:x}"
 
     def covers(self, other: Receipt) -> bool:
-        """Whether the other, of one message, is of one of these."""
+        """Return whether the receipt `other`, of one message, is for one of these messages."""
         return (self.queue, self.token) == (other.queue, other.token) and 0 <= other.id - self.id < self.length
 
     def each(self) -> list[Receipt]:
-        """One for each message."""
+        """Return a receipt for each message."""
         return [Receipt(self.queue, number, self.token) for number in range(self.id, self.id + self.length)]
 
     @classmethod
     def parse_one(cls, text: str) -> Receipt:
-        """Of one message. Raises MessageNotFound, and InvalidInput for one of many."""
+        """Parse a receipt of one message. Raises MessageNotFound, or InvalidInput for one of several messages."""
         receipt = cls.parse(text, MAX_BATCH)
         if receipt.length > 1:
             first = receipt._replace(length=1)
@@ -122,7 +122,7 @@ class Receipt(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, most: int) -> Receipt:
-        """Raises MessageNotFound for what cannot be a receipt of ours, of at most so many messages."""
+        """Parse a receipt of at most `most` messages. Raises MessageNotFound for any other text."""
         match = _RECEIPT.fullmatch(text)
         if match is None:
             raise MessageNotFound
@@ -134,14 +134,14 @@ class Receipt(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """The ids of messages sent, in order; `duplicates` are the places of those that a known dedup_id suppressed."""
+    """The ids of sent messages, in order; `duplicates` are the places of messages with a known dedup_id."""
 
     ids: list[int]
     duplicates: list[int]
 
 
 class AckResult(NamedTuple):
-    """What became of a batch of receipts; `stale` and `missing` are the receipts that did not work, as given."""
+    """The result of a batch of receipts; `stale` and `missing` list the failed receipts, as the client sent them."""
 
     acked: int
     stale: list[str]
@@ -149,7 +149,7 @@ class AckResult(NamedTuple):
 
 
 class ExtendResult(NamedTuple):
-    """What became of a batch of receipts, as AckResult; `leased_until` in ms, by the wall clock."""
+    """The result of a batch of receipts, as AckResult; `leased_until` in ms, by the wall clock."""
 
     extended: int
     leased_until: int
@@ -161,20 +161,20 @@ class ExtendResult(NamedTuple):
 class QueueSettings:
     """A queue's settings; durations in seconds."""
 
-    lease: float = 30.0  # for readers that say lease=default
+    lease: float = 30.0  # of reads with lease=default
     max_receives: int = 0  # deliveries without an ack before a message is dead-lettered; 0: no limit
     dead_letter_queue: str | None = None  # None: "{queue}.dead"
-    retention: float | None = None  # an upper bound of every message's ttl; None: kept until read
+    retention: float | None = None  # the upper bound of every message's ttl; None: no bound
     max_messages: int | None = None
     max_bytes: int | None = None
     dedup_window: float = 300.0
     dead_letter_expired: bool = False
-    paused: bool = False  # nothing is delivered; writes go on
-    delay: float = 0.0  # of messages that name none
-    expires: float | None = None  # an empty queue that has not been used for so long is deleted; None: never
+    paused: bool = False  # deliver nothing; accept writes
+    delay: float = 0.0  # of messages without a delay
+    expires: float | None = None  # delete the queue after so long empty and unused; None: never
 
     def changed(self, changes: Mapping[str, Any]) -> QueueSettings:
-        """These settings with the changes, checked; None sets a setting back. Raises InvalidInput naming the field."""
+        """Return these settings with checked changes; None resets a setting. Raises InvalidInput naming the field."""
         for name, value in changes.items():
             check_setting(name, value)
         default = QueueSettings()
@@ -184,14 +184,14 @@ class QueueSettings:
 
 
 class QueueStats(NamedTuple):
-    """A queue now, and its running totals since it came into being."""
+    """A queue's current counts, and its totals since its creation."""
 
     ready: int
     leased: int
     delayed: int
     blocked: int
-    dead: int  # messages that came from this queue and lie in a dead-letter queue
-    oldest_age: float  # seconds that the longest-waiting ready message has been ready; 0.0 for none, or while paused
+    dead: int  # messages of this queue that are in a dead-letter queue
+    oldest_age: float  # seconds since the oldest ready message became ready; 0.0 for none, or while paused
     bytes: int
     sent: int
     received: int
@@ -202,16 +202,16 @@ class QueueStats(NamedTuple):
 
 class Queue(NamedTuple):
     name: str
-    version: int  # rises with every change of the settings
+    version: int  # increases with every change of the settings
     settings: QueueSettings
     stats: QueueStats
 
 
 class Receive(NamedTuple):
-    """What a reader asks for. `lease` in seconds, "default" for the queue's setting, None to remove and take.
+    """A reader's request. `lease` is in seconds, "default" for the queue's setting, None to receive and remove.
 
-    `recipient` "" is for unaddressed messages, None for all; of more than MAX_RECIPIENTS names in a queue, a read
-    for all takes the messages of the first so many, in order among themselves.
+    `recipient` "" selects messages without a recipient, None all messages. With None, a read of a queue with more than
+    MAX_RECIPIENTS names considers only the first MAX_RECIPIENTS of them.
     """
 
     queues: tuple[str, ...] = ("default",)  # in order of preference
@@ -222,16 +222,16 @@ class Receive(NamedTuple):
 
 
 class Transacted(NamedTuple):
-    """What a transaction brought: the ids of what was sent, and the next messages."""
+    """The result of a transaction: the ids of the sent messages, and the received messages."""
 
     ids: list[int]
     messages: Sequence[Message]
-    crowded: bool = False  # no place was left to wait for messages: ask again later
+    crowded: bool = False  # too many readers were waiting: retry later
     duplicates: Sequence[int] = ()  # as in Sent
 
 
 class Disk(NamedTuple):
-    """Bytes that the messages take and may yet take; None where an engine cannot tell."""
+    """Bytes that the database uses and may still use; None if an engine does not know."""
 
     database: int | None
     log: int | None  # the write-ahead log
@@ -239,20 +239,20 @@ class Disk(NamedTuple):
 
 
 class ReadRoom(Protocol):
-    """Memory for what large reads bring. It is called by the thread that reads."""
+    """Memory reserved for large reads. The reading thread calls it."""
 
     def take(self, size: int, *, wait: bool) -> None:
-        """Take so many bytes, in place of those this thread's read has. Raises Busy, and then it has none."""
+        """Reserve `size` bytes in place of this thread's reservation. Raises Busy, and then the thread has none."""
 
     def keep(self, size: int) -> None:
-        """Keep so many of them, until the reply has been sent, and give the others back."""
+        """Keep `size` of the reserved bytes until the reply has been sent, and free the others."""
 
 
 def dead_letter_name(queue: str, settings: QueueSettings) -> str:
-    """The dead-letter queue of a queue: the one that is set, or else `{queue}.dead`.
+    """Return the name of a queue's dead-letter queue: the one that is set, or else `{queue}.dead`.
 
-    A long name is cut to make room; of one that is itself a long dead-letter queue's a digest stands for the rest, so
-    that no queue comes round to itself by such names. A queue with a digest in its name has no other one set.
+    A long name is cut. If it is itself a long dead-letter queue's, a digest replaces the rest, so that default names
+    never form a cycle. A queue with a digest in its name cannot set another dead-letter queue.
     """
     if settings.dead_letter_queue is not None:
         return settings.dead_letter_queue
@@ -264,8 +264,8 @@ def dead_letter_name(queue: str, settings: QueueSettings) -> str:
 def check_chain(name: str, settings: QueueSettings, settings_of: Callable[[str], QueueSettings]) -> None:
     """Raise InvalidInput if dead letters of this queue, with these settings, would come back to it.
 
-    `settings_of` returns those of any other queue, the default ones where it does not exist. Engines check each change
-    of a dead-letter queue, and each deletion, which sets the default one back: so no circle is ever closed.
+    `settings_of` returns the settings of any other queue, the default ones if it does not exist. Engines check each
+    change of a dead-letter queue, and each deletion, because it restores the default. So no cycle can arise.
     """
     if settings.dead_letter_queue is not None and _DIGEST_NAME.fullmatch(name):
         raise InvalidInput("a queue with such a name keeps its default dead-letter queue", field="dead_letter_queue")
@@ -276,26 +276,26 @@ def check_chain(name: str, settings: QueueSettings, settings_of: Callable[[str],
             detail = f"with the dead-letter queue '{first}'{by_default}, dead letters of '{name}' would come back to it"
             raise InvalidInput(detail, field="dead_letter_queue")
         if _DIGEST_NAME.fullmatch(queue):
-            return  # so do all that follow have such names, each another
+            return  # all that follow have such names, each a different one
         queue = dead_letter_name(queue, settings_of(queue))
     raise InvalidInput(f"a chain has at most {MAX_CHAIN} dead-letter queues", field="dead_letter_queue")
 
 
 def check_receipts(receipts: Iterable[Receipt]) -> None:
-    """Raises InvalidInput when they are of more messages than one request may settle."""
+    """Raise InvalidInput if the receipts are for more messages than one request may settle."""
     if sum(receipt.length for receipt in receipts) > MAX_BATCH:
         raise InvalidInput(f"the receipts cover more than {MAX_BATCH} messages")
 
 
 def total_size(messages: Sequence[NewMessage]) -> int:
-    """Bytes that the messages count for together."""
+    """Return the bytes that the messages count for together."""
     parts = [message.text for message in messages] + [message.fields for message in messages if message.fields]
     return len("".join(parts).encode())
 
 
 @lru_cache(maxsize=4096)
 def rfc3339(moment: int) -> str:
-    """A time in ms since 1970 as RFC 3339, UTC, with milliseconds."""
+    """Format a time in ms since 1970 as RFC 3339, UTC, with milliseconds."""
     seconds, ms = divmod(moment, 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
 

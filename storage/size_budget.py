@@ -1,4 +1,4 @@
-"""How much one read brings, and that a large one waits for memory before it takes any message."""
+"""The size limit of one read, and the reservation of memory for a large one before it takes any message."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from storage.validation import MAX_READ_BYTES
 
 T = TypeVar("T")
 
-SMALL_READ_BYTES = 128 * 1024  # bytes of a read that needs no room: all threads together hold few of them
-USUAL_READ_BYTES = 2 * 1024 * 1024  # bytes that a read asks for without waiting, so that it mostly need not be repeated
-WIDEST = 4  # bytes of memory for a byte of UTF-8: a single wide character makes a whole text as wide
+SMALL_READ_BYTES = 128 * 1024  # bytes of a read without a reservation: few, even for all threads together
+USUAL_READ_BYTES = 2 * 1024 * 1024  # bytes that a read reserves without waiting; most reads need no more
+WIDEST = 4  # bytes of memory per byte of UTF-8: one wide character widens the whole text
 
 
 class LargeRead(Exception):
-    """A read would have brought `size` bytes, more than are reserved for it; nothing was done."""
+    """A read needs `size` bytes, more than its reservation; nothing was done."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -27,10 +27,10 @@ class LargeRead(Exception):
 
 
 class SizeBudget:
-    """The bytes of text and fields one read may bring. Its first message finds room whatever its size."""
+    """The bytes of text and fields that one read may return. The first message always fits."""
 
     def __init__(self, reserved: int, most: int = MAX_READ_BYTES) -> None:
-        """`reserved`: bytes up to which there is memory, to be asked for by `check`."""
+        """Limit the read to `most` bytes; `check` compares it with the `reserved` bytes of memory."""
         self.full = False
         self.size = 0
         self._reserved = reserved
@@ -38,22 +38,23 @@ class SizeBudget:
         self._empty = True
 
     def holds(self, size: int) -> bool:
-        """Whether a message of this size comes along; after the first that does not the room is full."""
+        """Add a message of `size` bytes and return True, or return False if it does not fit; from then on none fits."""
         self.full = self.full or (not self._empty and self.size + size > self._most)
         self._empty = False
         self.size += 0 if self.full else size
         return not self.full
 
     def check(self) -> None:
-        """Raise LargeRead when what comes along is more than is reserved."""
+        """Raise LargeRead if the messages exceed the reservation."""
         if self.size > self._reserved:
             raise LargeRead(self.size)
 
 
 def in_room(room: ReadRoom | None, read: Callable[[int], T], messages_of: Callable[[T], Sequence[Message] | None]) -> T:
-    """Return what `read` does, given the bytes reserved for it; it raises LargeRead for more, and they are waited for.
+    """Return the result of `read`, called with the bytes reserved for it.
 
-    `messages_of` finds the messages in what it returns. Raises Busy, and then nothing was read.
+    If `read` raises LargeRead, wait for more memory and call it again. `messages_of` returns the messages in its
+    result. Raises Busy, and then nothing was read.
     """
     if room is None:
         return read(sys.maxsize)
@@ -66,7 +67,7 @@ def in_room(room: ReadRoom | None, read: Callable[[int], T], messages_of: Callab
         try:
             found = read(reserved)
         except LargeRead as large:
-            # At the second time other messages have come first, and not all that may are awaited one by one.
+            # Other messages have come first meanwhile: the second time reserve the maximum, to need no third.
             reserved = awaited = max(large.size, MAX_READ_BYTES if awaited else 0)
             room.take(reserved * WIDEST, wait=True)
         except BaseException:
@@ -78,7 +79,7 @@ def in_room(room: ReadRoom | None, read: Callable[[int], T], messages_of: Callab
 
 
 def _memory_of(messages: Sequence[Message]) -> int:
-    """Bytes that the texts and fields take; 0 for those of a small read."""
+    """Return the bytes of the texts and fields; 0 for a small read."""
     parts = messages.parts if isinstance(messages, Messages) else messages
     size = sum(
         sys.getsizeof(part.texts) + sys.getsizeof(part.attributes)

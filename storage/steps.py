@@ -1,4 +1,4 @@
-"""Verbs of several transactions: bounded steps, with which a request repeated by its Idempotency-Key goes on."""
+"""Requests of several transactions: bounded steps that a repeated request with its Idempotency-Key continues."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from storage.model import IdempotencyKey, NewMessage
 from storage.validation import MAX_TRANSACTION_QUEUES
 
 T = TypeVar("T")
-Progress = dict[str, Any]  # of a verb: what JSON can hold
+Progress = dict[str, Any]  # of a request: a JSON object
 
 ASK_AGAIN_FOR = 5.0  # seconds
 
 
 class Transaction(Protocol):
-    """What a step finds in its transaction. Keys are the store's as a whole, kept for REQUEST_WINDOW."""
+    """The transaction of a step. The store as a whole keeps the keys for REQUEST_WINDOW."""
 
     def recall(self, once: IdempotencyKey) -> Any:
-        """Return what was remembered under this key, None for nothing. Raises IdempotencyMismatch."""
+        """Return the value stored under this key, None if there is none. Raises IdempotencyMismatch."""
 
     def remember(self, once: IdempotencyKey, value: Any) -> None:
-        """Keep a JSON value under this key, in place of what was kept there."""
+        """Store a JSON value under this key, in place of an earlier one."""
 
 
 C = TypeVar("C", bound=Transaction)
@@ -36,10 +36,10 @@ def in_steps(
     done: Callable[[Progress], str | None],
     once: IdempotencyKey | None = None,
 ) -> Progress:
-    """Run `step` in one transaction after the other until it returns that nothing more is left; return the progress.
+    """Run `step` in successive transactions until it returns that nothing is left; return the progress.
 
-    With `once` each transaction keeps the progress too: a repeated call goes on there, or returns the same. `done` says
-    in a clause what was done by some progress, None for nothing. Raises Interrupted where a step fails after that.
+    With `once` each transaction also stores the progress: a repeated call continues from it, or returns the result.
+    `done` describes a progress in a clause, None for nothing. Raises Interrupted if a later step fails.
     """
 
     def operation(work: C) -> tuple[Progress, bool]:
@@ -63,7 +63,7 @@ def in_steps(
 
 
 def ask_again(attempt: Callable[[], T | None]) -> T:
-    """Return what `attempt` does, called until that is not None. Raises Busy when that takes too long."""
+    """Call `attempt` until it returns a result other than None, and return that. Raises Busy after ASK_AGAIN_FOR."""
     deadline = time.monotonic() + ASK_AGAIN_FOR
     while (result := attempt()) is None:
         if time.monotonic() > deadline:
@@ -72,7 +72,7 @@ def ask_again(attempt: Callable[[], T | None]) -> T:
 
 
 def group_by_queue(messages: Sequence[tuple[str, NewMessage]]) -> dict[str, list[int]]:
-    """Return the places of each queue's messages, in order of name: all transactions take queues in this order."""
+    """Return the places of each queue's messages, in order of name: all transactions lock queues in this order."""
     places: dict[str, list[int]] = {}
     for place, (name, _) in enumerate(messages):
         places.setdefault(name, []).append(place)
@@ -80,11 +80,11 @@ def group_by_queue(messages: Sequence[tuple[str, NewMessage]]) -> dict[str, list
 
 
 def check_queues(names: Collection[str]) -> None:
-    """Raise InvalidInput for more than one transaction deals with."""
+    """Raise InvalidInput for more queues than one transaction may use."""
     if len(names) > MAX_TRANSACTION_QUEUES:
         raise InvalidInput(f"the receipts and messages belong to more than {MAX_TRANSACTION_QUEUES} queues")
 
 
 def report_of(count: int | None, deed: str) -> str | None:
-    """Return what an interrupted request reports as done, or None if that is nothing."""
+    """Return the clause that an interrupted request reports, or None if nothing was done."""
     return f"{count:,} messages were {deed}" if count else None

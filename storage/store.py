@@ -1,4 +1,4 @@
-"""The Store protocol that every engine keeps, and what the process that serves one needs."""
+"""The Store protocol that every engine implements, and what the serving process needs."""
 
 from __future__ import annotations
 
@@ -23,60 +23,60 @@ from storage.validation import MAX_PAGE
 
 
 class Observer(Protocol):
-    """Is told what a store does in this process, on the threads that do it: it must be quick, and not raise."""
+    """Receives the events of a store, on the threads that cause them: it must be quick, and must not raise."""
 
     def committed(self, operations: int, seconds: float) -> None:
-        """A transaction of so many operations has ended, so long after it was begun with."""
+        """Count a transaction of so many operations that took so many seconds."""
 
     def waiting(self, readers: int) -> None:
-        """So many readers wait now."""
+        """Note how many readers wait now."""
 
 
 class Store(Protocol):
-    """A durable set of queues. Every method that returns has its change on disk (fsync) before it does.
+    """A durable set of queues. A method that returns has its change on disk (fsync).
 
-    Any method may raise Busy or DiskFull, nothing having been done; Interrupted, which says how much was; or
-    Unavailable, when what became of it is not known. With `once`, a repeated call changes nothing and returns what the
-    first one did; one that was interrupted goes on where it was. Raises IdempotencyMismatch for another request's key.
-    All methods are safe to call from many threads and many processes at once.
+    Any method may raise Busy or DiskFull, with nothing done; Interrupted, which says what was done; or Unavailable,
+    with an unknown outcome. With `once`, a repeated call changes nothing and returns the first call's result; an
+    interrupted one continues. Raises IdempotencyMismatch if another request has used the key. All methods are safe to
+    call from many threads and processes at once.
     """
 
     def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
-        """Store all messages, in order, behind all that are there, or none.
+        """Store all messages, in order, after the existing ones, or none. Creates the queue. Raises QueueFull.
 
-        A message whose dedup_id was used within the queue's dedup window is not stored: its id is the first
-        one's, and its place is among the duplicates. Creates the queue. Raises QueueFull.
+        A message whose dedup_id was used within the queue's dedup_window is not stored: its id is the first message's,
+        and its place is among the duplicates.
         """
 
     def receive(
         self, ask: Receive, once: IdempotencyKey | None = None, present: Callable[[], bool] = ...
     ) -> Sequence[Message]:
-        """Return at most `limit` messages in delivery order, or none when `wait` seconds brought none.
+        """Return at most `limit` messages in delivery order, or none if none arrived in `wait` seconds.
 
-        Without a lease they are removed; with one they are invisible until it ends. `present` is asked right
-        before messages are taken: when it says False (the reader has gone) nothing is. With `once`, a repeated
-        call gets the same messages and receipts, as far as they have not been settled. Raises TooManyPollers.
+        Remove them, or with a lease hide them until it ends. Call `present` right before taking messages, and take none
+        if it returns False because the reader has disconnected. With `once`, a repeated call gets the same messages and
+        receipts, except settled ones. Raises TooManyPollers.
         """
 
     def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
-        """Remove the messages whose receipts hold, and report the others. Receipts not of `queue` are missing.
+        """Remove the messages of valid receipts, and report the other receipts. Receipts of other queues are missing.
 
-        A batch's receipt stands for one of each of its messages. Raises InvalidInput for more than MAX_BATCH messages.
+        A batch's receipt counts as one for each message. Raises InvalidInput for more than MAX_BATCH messages.
         """
 
     def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
         """Remove the message. Raises MessageNotFound, StaleReceipt."""
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
-        """Let the lease end `lease` seconds from now; return that moment (ms, wall clock).
+        """Set the lease to end `lease` seconds from now; return that time (ms, wall clock).
 
-        A lease that has ended holds again, one that was released does not. Raises MessageNotFound, StaleReceipt.
+        This renews a lease that has expired, but not one that was released. Raises MessageNotFound, StaleReceipt.
         """
 
     def extend_many(
         self, receipts: Sequence[str], lease: float, queue: str | None = None, once: IdempotencyKey | None = None
     ) -> ExtendResult:
-        """Extend those that hold, as `extend` does, in one transaction, and report the others. Receipts as in `ack`."""
+        """Extend the valid leases in one transaction, as `extend` does, and report the others. Receipts as in `ack`."""
 
     def release(
         self,
@@ -87,10 +87,10 @@ class Store(Protocol):
         *,
         counted: bool = True,
     ) -> None:
-        """Give the message back, to be delivered again after `delay` seconds. Raises as `settle` does.
+        """Return the message to the queue, for delivery after `delay` seconds. Raises as `settle` does.
 
-        Not `counted`: as if it had not been delivered, so that its receive_count is one less and it does not die.
-        The receipt can still settle the message, and no longer extend its lease.
+        If not `counted`, undo the delivery: its receive_count decreases by one, and the message is not dead-lettered.
+        The receipt can still settle the message, but no longer extend its lease.
         """
 
     def reject(
@@ -108,22 +108,22 @@ class Store(Protocol):
     ) -> Transacted:
         """Settle all receipts, send all messages to their queues and lease the next messages, in one commit.
 
-        Nothing happens at all when a receipt is stale or missing (StaleReceipt, with its index) or a queue full.
-        Waiting for messages, if asked for, comes after that commit. Raises InvalidInput for receipts and messages of
-        more than MAX_TRANSACTION_QUEUES queues.
+        Nothing is done if a receipt is stale or missing (StaleReceipt, with its index) or a queue is full. A wait for
+        messages follows the commit. Raises InvalidInput for receipts and messages of more than MAX_TRANSACTION_QUEUES
+        queues.
         """
 
     def message(self, queue: str, id: int) -> Message:
-        """Return a message with its state, changing nothing. Raises QueueNotFound, MessageNotFound."""
+        """Return a message with its state, without changing it. Raises QueueNotFound, MessageNotFound."""
 
     def delete_message(self, queue: str, id: int, once: IdempotencyKey | None = None) -> None:
         """Remove a message that is not leased. Raises QueueNotFound, MessageNotFound, MessageLeased."""
 
     def reschedule(self, queue: str, id: int, delay: float, once: IdempotencyKey | None = None) -> None:
-        """Let a message that is not leased be due `delay` seconds from now, whatever its delay was. Raises as above."""
+        """Make a message that is not leased due in `delay` seconds. Raises as delete_message does."""
 
     def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: IdempotencyKey | None = None) -> None:
-        """Move a message that is not leased to the dead-letter queue. Raises as above."""
+        """Move a message that is not leased to the dead-letter queue. Raises as delete_message does."""
 
     def peek(
         self,
@@ -135,34 +135,34 @@ class Store(Protocol):
         state: State | None = None,
         key: str | None = None,
     ) -> list[Message]:
-        """Return messages with an id above `after`, in order of id, changing nothing; none for a queue not there.
+        """Return messages with an id above `after`, in order of id, unchanged; none if the queue does not exist.
 
-        With `before`, those with a lower id than that, the newest first. `key`: only messages of this key.
+        With `before`, return those with a lower id, newest first. With `key`, return only messages of this key.
         """
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         """Return the queues whose names begin with `prefix` and are greater than `after`, in order of name."""
 
     def queue(self, name: str) -> Queue:
-        """Raises QueueNotFound."""
+        """Return a queue. Raises QueueNotFound."""
 
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
     ) -> Queue:
-        """Change these of QueueSettings and keep the others; touches no message. Creates the queue.
+        """Change these settings and keep the others; change no message. Creates the queue.
 
-        With `version`, only if that is still the settings' version, else PreconditionFailed. Raises InvalidInput, also
-        where dead letters would go round in a circle.
+        With `version`, raise PreconditionFailed unless it is the settings' version. Raises InvalidInput, also if dead
+        letters would move in a cycle.
         """
 
     def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
-        """Delete the queue and all in it, its settings and totals too. Raises QueueNotFound.
+        """Delete the queue with its messages, settings and totals. Raises QueueNotFound.
 
-        Raises InvalidInput where by default, without its settings, its dead letters would come back to it.
+        Raises InvalidInput if its default dead-letter queue would move its dead letters in a cycle.
         """
 
     def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
-        """Remove all messages that are in the queue at the call, and forget their dedup_ids; return their number.
+        """Remove all messages that are in the queue now, and forget their dedup_ids; return their number.
 
         Raises QueueNotFound.
         """
@@ -176,21 +176,21 @@ class Store(Protocol):
         reason: str | None = None,
         once: IdempotencyKey | None = None,
     ) -> int:
-        """Move dead letters in this queue, or from it, back where they last died, in order, with a fresh count.
+        """Move dead letters in this queue, or from it, back to the queue that each last left; return their number.
 
-        At most `limit`, only these `ids`, and only those that last died of `reason`, where these are given; return
-        how many. Leased ones stay. Raises QueueNotFound.
+        Move them in order, with a receive_count of 0; skip leased ones. Move at most `limit`, only these `ids`, and
+        only those whose last `reason` is this one, where these are set. Raises QueueNotFound.
         """
 
     def check_ready(self) -> None:
-        """Return if a write was committed within the last second, or could be just now."""
+        """Return if the store committed a write within the last second, or can commit one now."""
 
 
 class Lifecycle(Protocol):
-    """What the process that serves a store needs of it, and no request."""
+    """The methods for the process that serves a store; no request needs them."""
 
     def on_failure(self, call: Callable[[], None]) -> None:
-        """`call` is called, once, when the storage has failed so that only opening it anew can help.
+        """Set the function to call once if the storage fails so that only reopening the store can help.
 
         From then on every method raises Unavailable.
         """
@@ -199,17 +199,17 @@ class Lifecycle(Protocol):
         """Report to this observer from now on."""
 
     def limit_reads(self, room: ReadRoom) -> None:
-        """From now on ask this room for memory before a read that may need much. It then may raise Busy."""
+        """Reserve memory in `room` before a large read from now on; such a read may raise Busy."""
 
     def disk(self) -> Disk:
-        """As of now."""
+        """Return the current use of the disk."""
 
     def stop_waiting(self) -> None:
-        """Let all that wait in `receive` return empty-handed at once, and nobody wait from now on."""
+        """Return no messages to all waiting readers at once, and let no reader wait from now on."""
 
     def close(self) -> None:
-        """Free files, connections and threads; no other method may be called after."""
+        """Free files, connections and threads; call no other method after this."""
 
 
 class Engine(Store, Lifecycle, Protocol):
-    """What `open_store` returns."""
+    """The result of `open_store`."""

@@ -1,4 +1,4 @@
-"""What a request may say: its limits, and the checks of messages and settings."""
+"""The limits of a request, and the checks of messages and settings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MAX_READ_BYTES = (
     16 * 1024 * 1024
 )  # bytes of text and fields in one read; the first message always comes, whatever its size
 MAX_PAGE = 1_000  # queues in one listing
-MAX_RECIPIENTS = 1_000  # whose messages one read with `recipient=None` puts in order
-MAX_CHAIN = 1_000  # dead-letter queues one behind the other
+MAX_RECIPIENTS = 1_000  # recipients in one read with `recipient=None`
+MAX_CHAIN = 1_000  # dead-letter queues in a chain
 MAX_TRANSACTION_QUEUES = 1_000  # queues in one transaction
 
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 def check_queue_name(name: str, field: str | None = "queue") -> str:
-    """The name itself; raises InvalidInput."""
+    """Return a valid name. Raises InvalidInput."""
     if not QUEUE_NAME.fullmatch(name):
         raise InvalidInput(
             "a queue name must be 1 to 80 of A-Z a-z 0-9 . _ - and start with a letter or a digit", field=field
@@ -39,7 +39,7 @@ def check_queue_name(name: str, field: str | None = "queue") -> str:
 
 
 def milliseconds(value: object, field: str, *, least: float = 0.0, most: float = MAX_DURATION) -> int:
-    """A duration in seconds as whole ms, rounded up so that nothing greater than 0 becomes 0."""
+    """Convert a duration in seconds to whole ms, rounded up so that only 0 becomes 0. Raises InvalidInput."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise InvalidInput(f"'{field}' must be a number of seconds from {least:g} to {most:.12g}", field=field)
     return math.ceil(value * 1000)
@@ -57,7 +57,7 @@ def check_text(document: object) -> dict[str, Any]:
 
 
 def check_fields(document: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return a message's optional fields, and their JSON as it is kept. Raises InvalidInput naming the field."""
+    """Return a message's optional fields, and their JSON for storage. Raises InvalidInput naming the field."""
     fields = document.copy()
     del fields["text"]
     for name, value in fields.items():
@@ -92,7 +92,7 @@ def _no_unknown(document: Mapping[str, Any]) -> None:
 
 
 def check_name(field: str, value: object, most: int = MAX_NAME) -> str:
-    """A key, recipient or dedup_id (or reason): the string itself; raises InvalidInput."""
+    """Return a valid key, recipient, dedup_id or reason. Raises InvalidInput."""
     if not isinstance(value, str) or not 1 <= len(value) <= most:
         raise InvalidInput(f"'{field}' must be a string of 1 to {most} characters", field=field)
     _no_lone_surrogates(value, field)
@@ -163,7 +163,7 @@ _SETTINGS: dict[str, Callable[[str, Any], object]] = {
 
 
 def _no_lone_surrogates(text: str, field: str) -> None:
-    if text.isascii():  # most are, and a string knows
+    if text.isascii():  # fast: a str stores this, and most texts are ASCII
         return
     try:
         text.encode()

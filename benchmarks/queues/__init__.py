@@ -1,1 +1,1 @@
-"""The same work for this service and for others that do it: each server with its clients in Python, all durable."""
+"""The same work for this service and for other queues: each a server with Python clients, all durable."""

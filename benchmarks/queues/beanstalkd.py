@@ -1,4 +1,4 @@
-"""beanstalkd, fsync at every write to its log; greenstalk for single messages, pipelined commands for batches."""
+"""beanstalkd, with an fsync for every write to its log; greenstalk for single messages, pipelined batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import greenstalk
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, program, versions
+from benchmarks.queues.peer import BATCH, TIMEOUT, Peer, Server, program, versions
 from benchmarks.queues.process import free_port, output, running
 
 TIME_TO_RUN = 600  # seconds
@@ -36,7 +36,7 @@ class _Client:
         place = ("127.0.0.1", int(address))
         self._client = greenstalk.Client(place)
         self._job: greenstalk.Job | None = None
-        self._socket = socket.create_connection(place, timeout=PATIENCE)
+        self._socket = socket.create_connection(place, timeout=TIMEOUT)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._replies = self._socket.makefile("rb")
 
@@ -45,7 +45,7 @@ class _Client:
 
     def take(self) -> str:
         self._ack()
-        self._job = self._client.reserve(timeout=int(PATIENCE))
+        self._job = self._client.reserve(timeout=int(TIMEOUT))
         return str(self._job.body)
 
     def send_all(self, batches: Iterable[list[str]]) -> None:
@@ -60,7 +60,7 @@ class _Client:
     def take_all(self, count: int) -> Iterator[list[str]]:
         done: list[bytes] = []
         while count:
-            # Deletes of the last batch, one reserve that waits, and as many more as are there.
+            # Delete the last batch, wait with one reserve, and take as many more as are ready.
             wanted = min(BATCH, count)
             deletes = b"".join(b"delete %b\r\n" % job for job in done)
             reserves = b"reserve\r\n" + b"reserve-with-timeout 0\r\n" * (wanted - 1)

@@ -1,4 +1,4 @@
-"""litequeue, in the client's own process over one file: SQLite's WAL, synchronous=FULL where its default is NORMAL."""
+"""litequeue, a library over one file: SQLite's WAL, with synchronous=FULL instead of its default NORMAL."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import litequeue
 
-from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
+from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches, versions
 
-POLL = 0.001  # seconds until a reader that found nothing looks again
+POLL = 0.001  # seconds between two attempts of a reader
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._queue = litequeue.LiteQueue(address, timeout=PATIENCE)
+        self._queue = litequeue.LiteQueue(address, timeout=TIMEOUT)
         self._queue.conn.execute("PRAGMA synchronous = FULL")
         self._taken: list[str] = []
 
@@ -52,9 +52,9 @@ class _Client:
         self._queue.close()
 
     def _next(self, most: int) -> list[str]:
-        """Each pop is a transaction of its own: litequeue begins one inside."""
+        """Pop messages one by one, because litequeue makes each pop a transaction."""
         texts: list[str] = []
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while len(texts) < most:
             message = self._queue.pop()
             if message is not None:
@@ -62,7 +62,7 @@ class _Client:
                 texts.append(message.data)
             elif texts:
                 break
-            elif time.monotonic() > give_up:
+            elif time.monotonic() > deadline:
                 raise TimeoutError("no message")
             else:
                 time.sleep(POLL)

@@ -1,4 +1,4 @@
-"""NATS JetStream: a work-queue stream in files, fsync at every write; published asynchronously, pulled in batches."""
+"""NATS JetStream: a work-queue stream in files, an fsync for every write; asynchronous publishes, batched fetches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from nats.aio.client import Client as Connection
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, in_batches, program, versions
+from benchmarks.queues.peer import BATCH, TIMEOUT, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, output, running
 
 SUBJECT, STREAM, READERS = "bench", "BENCH", "readers"
@@ -48,7 +48,7 @@ class _Client:
         self._run(self._connect(address))
 
     def send(self, text: str) -> None:
-        self._run(self._stream.publish(SUBJECT, text.encode(), timeout=PATIENCE))
+        self._run(self._stream.publish(SUBJECT, text.encode(), timeout=TIMEOUT))
 
     def take(self) -> str:
         return str(self._run(self._next(1))[0])
@@ -88,7 +88,7 @@ class _Client:
 
     async def _next(self, most: int) -> list[str]:
         await self._ack()
-        self._taken = await self._reader.fetch(most, timeout=PATIENCE)
+        self._taken = await self._reader.fetch(most, timeout=TIMEOUT)
         return [message.data.decode() for message in self._taken]
 
     async def _ack(self) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches
+from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches
 from benchmarks.server import service
 from clients import ColumnBatch, QueueClient
 
@@ -24,7 +24,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._client = QueueClient(address, queue="bench", retry_for=PATIENCE)
+        self._client = QueueClient(address, queue="bench", retry_for=TIMEOUT)
         self._held: list[str] = []
 
     def send(self, text: str) -> None:
@@ -53,12 +53,12 @@ class _Client:
         return [text for run in runs for text in run.texts]
 
     def _poll(self, ack_and_receive: Callable[..., Any], receive: Callable[..., Any], limit: int) -> Any:
-        """What one of these brings, when there is something; what was held is acked with the first request."""
+        """Receive until there are messages, and return them; ack held ones with the first request."""
         held, self._held = self._held, []
-        _, got = ack_and_receive(held, limit=limit, wait=WAIT, lease=LEASE) if held else (None, [])
-        while not got:
-            got = receive(limit=limit, wait=WAIT, lease=LEASE)
-        return got
+        _, received = ack_and_receive(held, limit=limit, wait=WAIT, lease=LEASE) if held else (None, [])
+        while not received:
+            received = receive(limit=limit, wait=WAIT, lease=LEASE)
+        return received
 
     def _ack(self) -> None:
         if self._held:

@@ -1,4 +1,4 @@
-"""What a benchmark needs of a queue: its server, in a folder of its own, and a client as a good user writes it."""
+"""The parts of a queue in a benchmark: a server in its own folder, and a client as a good user would write it."""
 
 from __future__ import annotations
 
@@ -24,45 +24,46 @@ NAMES = (
 )
 OURS = "ours"
 BATCH = 1_000  # messages in a batch of a peer that sets no limit of its own
-PATIENCE = 30.0  # seconds without any message before a client gives up
+TIMEOUT = 30.0  # seconds without any message before a client gives up
 
 
-class Missing(Exception):
-    """The peer cannot be measured here; `str()` says why, and what to install."""
+class NotInstalled(Exception):
+    """The peer cannot be measured here; `str()` gives the reason, and what to install."""
 
 
 class Server(NamedTuple):
-    """A server that answers. `address` is what its clients are given; `pid` is None where there is no process."""
+    """A running server. `address` is for its clients; `pid` is None if it has no process."""
 
     address: str
     pid: int | None
 
 
 class Client(Protocol):
-    """One client's connection to a queue. What it has taken is acked when it asks for more, or closes."""
+    """One client's connection to a queue. A request for more messages, and `close`, ack those taken before."""
 
     def send(self, text: str) -> None:
-        """It is on disk."""
+        """Send a message and return when it is on disk."""
 
     def take(self) -> str:
-        """The next message; waits for it."""
+        """Wait for the next message and return it."""
 
     def send_all(self, batches: Iterable[list[str]]) -> None:
-        """All are on disk, in order."""
+        """Send all messages in order and return when they are on disk."""
 
     def take_all(self, count: int) -> Iterator[list[str]]:
-        """As many messages in batches as they come. Each batch is acked when the next one is asked for."""
+        """Yield so many messages in batches as they arrive. The request for the next batch acks the last."""
 
     def close(self) -> None:
-        """What was taken is acked."""
+        """Ack the taken messages and close the connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A queue that is measured.
+    """A measured queue.
 
-    `version` raises Missing where the server is. `note`: what a reader of its figures must know. `durable`: it confirms
-    after its fsync. `ordered`: one reader gets messages as they were sent. `shared`: several processes may read.
+    `version` raises NotInstalled if the server is not installed. `note` is for readers of its figures. `durable`: it
+    confirms after its fsync. `ordered`: a single reader gets messages in the order of sending. `shared`: several
+    processes may read.
     """
 
     name: str
@@ -76,24 +77,26 @@ class Peer:
 
 
 def load(name: str) -> Peer:
-    """The peer of that module. Raises Missing where its client is."""
+    """Return the peer in that module. Raises NotInstalled if its Python package is not installed."""
     try:
         peer: Peer = importlib.import_module(f"benchmarks.queues.{name}").PEER
     except ImportError as error:
-        raise Missing(f"the Python package of {error.name} is not installed (pip install --group bench)") from error
+        raise NotInstalled(
+            f"the Python package of {error.name} is not installed (pip install --group bench)"
+        ) from error
     return peer
 
 
 def program(name: str, package: str, *folders: str) -> str:
-    """The path of an executable, in these folders or else on PATH. Raises Missing."""
+    """Return the path of an executable, in these folders or else on PATH. Raises NotInstalled."""
     found = shutil.which(name, path=":".join(folders)) or shutil.which(name)
     if found is None:
-        raise Missing(f"{name} is not installed (benchmarks/get-peers, or Debian's package {package})")
+        raise NotInstalled(f"{name} is not installed (benchmarks/get-peers, or Debian's package {package})")
     return found
 
 
 def versions(*packages: str) -> str:
-    """Of Python packages, as "redis 5.0, hiredis 3.0"."""
+    """Format the versions of Python packages, as "redis 5.0, hiredis 3.0"."""
     return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
@@ -103,7 +106,7 @@ def batches(texts: list[str], size: int) -> Iterator[list[str]]:
 
 
 def in_batches(take: Callable[[int], list[str]], count: int, most: int = BATCH) -> Iterator[list[str]]:
-    """So many messages, as `take` brings them, which is told how many it may bring."""
+    """Yield `count` messages as `take`, called with the maximum number, returns them."""
     while count:
         texts = take(min(most, count))
         count -= len(texts)

@@ -1,4 +1,4 @@
-"""persist-queue's SQLiteAckQueue, in the client's own process over one file: WAL, synchronous=FULL, a commit a call."""
+"""persist-queue's SQLiteAckQueue, a library over one file: WAL, synchronous=FULL, a commit for each call."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import persistqueue
 
-from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, versions
+from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches, versions
 
-POLL = 0.001  # seconds until a reader that found nothing looks again
+POLL = 0.001  # seconds between two attempts of a reader
 
 
 @contextmanager
 def _serve(folder: Path) -> Iterator[Server]:
-    (address := folder / "queue").mkdir()  # else clients that start together fail at making it
+    (address := folder / "queue").mkdir()  # else clients that start together fail to create it
     yield Server(str(address), None)
 
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._queue = persistqueue.SQLiteAckQueue(address, auto_resume=False, timeout=PATIENCE)
+        self._queue = persistqueue.SQLiteAckQueue(address, auto_resume=False, timeout=TIMEOUT)
         self._taken: list[int] = []
 
     def send(self, text: str) -> None:
@@ -49,14 +49,14 @@ class _Client:
 
     def _next(self, most: int) -> list[str]:
         texts: list[str] = []
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while len(texts) < most:
             try:
                 item = self._queue.get(block=False, raw=True)
             except persistqueue.Empty:
                 if texts:
                     break
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(POLL)
             else:
@@ -75,6 +75,6 @@ PEER = Peer(
     version=lambda: f"{versions('persist-queue')}, SQLite {sqlite3.sqlite_version}",
     serve=_serve,
     connect=_Client,
-    note="no server: a file that all clients open; no batches; one process alone may read",
+    note="no server: a file that all clients open; no batches; only one process may read",
     shared=False,
 )

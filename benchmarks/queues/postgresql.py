@@ -1,4 +1,4 @@
-"""PostgreSQL, FOR UPDATE SKIP LOCKED: a message is deleted in a transaction whose commit is the ack; psycopg."""
+"""PostgreSQL, FOR UPDATE SKIP LOCKED: a transaction deletes a message, and its commit is the ack; psycopg."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.queues.peer import PATIENCE, Peer, Server, in_batches, program, versions
+from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, output, running
 
 USER = "postgres"  # PostgreSQL refuses to run as root
 SETTINGS = {"fsync": "on", "synchronous_commit": "on", "unix_socket_directories": "", "shared_buffers": "256MB"}
-POLL = 0.001  # seconds until a reader that found nothing looks again
+POLL = 0.001  # seconds between two attempts of a reader
 
 SCHEMA = "CREATE TABLE messages (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL)"
 SEND = "INSERT INTO messages (text) VALUES (%s)"
@@ -58,13 +58,13 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 
 def _create(address: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             with psycopg.connect(address) as connection:
                 connection.execute(SCHEMA)
             return
-        except psycopg.OperationalError:  # it takes connections a little before it answers them
+        except psycopg.OperationalError:  # it accepts connections before it can serve them
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -95,12 +95,12 @@ class _Client:
         self._writer.close()
 
     def _next(self, most: int) -> list[str]:
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
-            self._reader.commit()  # the ack of what was taken before
+            self._reader.commit()  # the ack of the messages taken before
             if rows := self._reader.execute(TAKE, (most,)).fetchall():
                 return [text for _, text in sorted(rows)]
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise TimeoutError("no message")
             time.sleep(POLL)
 

@@ -1,4 +1,4 @@
-"""A peer's server as a process on loopback: started with its data in a private folder, awaited, and stopped."""
+"""A peer's server as a process on loopback: start it with its data in a private folder, await it, and stop it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def running(
     user: str | None = None,
     stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[int]:
-    """The pid of a server that takes connections on `port`; it and its children are gone when the block ends."""
+    """Run a server that listens on `port` and yield its pid; end it and its children after the block."""
     log = folder / f"{Path(command[0]).name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 
 def output(*command: str, user: str | None = None, environment: Mapping[str, str] | None = None) -> str:
-    """What a short command printed. Raises RuntimeError with it when the command failed."""
+    """Run a short command and return its output. Raises RuntimeError with the output if the command fails."""
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -87,5 +87,5 @@ def _await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _kill_group(group: int) -> None:
-    with suppress(ProcessLookupError):  # all have gone by themselves
+    with suppress(ProcessLookupError):  # all have ended
         os.killpg(group, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""RabbitMQ: a durable queue, persistent messages, confirms by the batch, prefetch; py-amqp, which Celery uses."""
+"""RabbitMQ: a durable queue, persistent messages, confirms by the batch, prefetch; py-amqp, the library of Celery."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import amqp
 
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer, Server, in_batches, program, versions
+from benchmarks.queues.peer import BATCH, TIMEOUT, Peer, Server, in_batches, program, versions
 from benchmarks.queues.process import free_port, running
 
 QUEUE = "bench"
-PAUSE = 0.005  # seconds without a delivery after which a batch is taken as it is
-# Debian's command in /usr/sbin changes to a user and a home of its own.
+PAUSE = 0.005  # seconds without a delivery that end a batch
+# Debian's command in /usr/sbin changes the user and the home.
 FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin")
 
 
@@ -47,7 +47,7 @@ def _serve(folder: Path) -> Iterator[Server]:
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         "RABBITMQ_PID_FILE": str(folder / "pid"),
     }
-    # The port mapper as a child of ours: the one that Erlang would start stays behind.
+    # Run the port mapper as our child, because the one that Erlang starts would continue after the benchmark.
     mapper = [program("epmd", "erlang-base"), "-address", "127.0.0.1", "-port", str(mapper_port)]
     with (
         running(mapper, folder, mapper_port),
@@ -58,7 +58,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._connection = amqp.Connection(f"127.0.0.1:{address}", read_timeout=PATIENCE)
+        self._connection = amqp.Connection(f"127.0.0.1:{address}", read_timeout=TIMEOUT)
         self._connection.connect()
         self._channel = self._connection.channel()
         self._channel.queue_declare(QUEUE, durable=True, auto_delete=False)
@@ -66,8 +66,8 @@ class _Client:
         self._channel.events["basic_ack"].add(self._confirm)
         self._sent = self._confirmed = 0
         self._unconfirmed: set[int] = set()
-        self._came: deque[amqp.Message] = deque()
-        self._last: int | None = None  # the delivery that was taken last and not acked yet
+        self._deliveries: deque[amqp.Message] = deque()
+        self._last: int | None = None  # the last delivery that was taken but not acked
         self._is_reading = False
 
     def send(self, text: str) -> None:
@@ -75,7 +75,7 @@ class _Client:
 
     def take(self) -> str:
         self._ack()
-        return self._next(1)[0]  # with more on its way it would keep from others what it does not ask for yet
+        return self._next(1)[0]  # a larger prefetch would keep messages from other clients
 
     def send_all(self, batches: Iterable[list[str]]) -> None:
         for batch in batches:
@@ -83,10 +83,10 @@ class _Client:
                 self._sent += 1
                 self._unconfirmed.add(self._sent)
                 self._channel.basic_publish(amqp.Message(text, delivery_mode=2), routing_key=QUEUE)
-            while len(self._unconfirmed) > BATCH:  # one batch is confirmed while the next is sent
-                self._connection.drain_events(PATIENCE)
+            while len(self._unconfirmed) > BATCH:  # send the next batch while one is confirmed
+                self._connection.drain_events(TIMEOUT)
         while self._unconfirmed:
-            self._connection.drain_events(PATIENCE)
+            self._connection.drain_events(TIMEOUT)
 
     def take_all(self, count: int) -> Iterator[list[str]]:
         for texts in in_batches(lambda most: self._next(2 * BATCH, most), count):
@@ -101,15 +101,15 @@ class _Client:
         if not self._is_reading:
             self._is_reading = True
             self._channel.basic_qos(0, prefetch, False)
-            self._channel.basic_consume(QUEUE, callback=self._came.append)
-        while not self._came:
-            self._connection.drain_events(PATIENCE)
-        with suppress(TimeoutError):  # what is here is the batch
-            while len(self._came) < most:
+            self._channel.basic_consume(QUEUE, callback=self._deliveries.append)
+        while not self._deliveries:
+            self._connection.drain_events(TIMEOUT)
+        with suppress(TimeoutError):  # the messages so far are the batch
+            while len(self._deliveries) < most:
                 self._connection.drain_events(PAUSE)
         texts: list[str] = []
-        while self._came and len(texts) < most:
-            message = self._came.popleft()
+        while self._deliveries and len(texts) < most:
+            message = self._deliveries.popleft()
             self._last = message.delivery_tag
             texts.append(message.body)
         return texts

@@ -1,6 +1,6 @@
-"""Redis lists, the reliable-queue pattern: what is taken moves to a list of the reader's own, until it is acked.
+"""Redis lists, the reliable-queue pattern: a taken message moves to the reader's own list until it is acked.
 
-Singly by LMOVE and LREM. In batches by pipelines, and a script that moves a batch in one command.
+Single messages use LMOVE and LREM. Batches use pipelines, and a script that moves a batch in one command.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import redis
 
 from benchmarks.queues import redis_server
-from benchmarks.queues.peer import BATCH, PATIENCE, Peer
+from benchmarks.queues.peer import BATCH, TIMEOUT, Peer
 
 QUEUE = "bench"
 MOVE = """
@@ -26,7 +26,7 @@ return texts
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._redis = redis.Redis(port=int(address), decode_responses=True, socket_timeout=PATIENCE)
+        self._redis = redis.Redis(port=int(address), decode_responses=True, socket_timeout=TIMEOUT)
         self._mine = f"{QUEUE}:{os.getpid()}"
         self._taken: str | None = None
         self._move = self._redis.script_load(MOVE)
@@ -35,11 +35,11 @@ class _Client:
         self._redis.rpush(QUEUE, text)
 
     def take(self) -> str:
-        # One round trip: the last one is acked, and the next one taken.
+        # One round trip acks the last message and takes the next one.
         with self._redis.pipeline(transaction=False) as pipeline:
             if self._taken is not None:
                 pipeline.lrem(self._mine, 1, self._taken)
-            pipeline.blmove(QUEUE, self._mine, PATIENCE, "LEFT", "RIGHT")
+            pipeline.blmove(QUEUE, self._mine, TIMEOUT, "LEFT", "RIGHT")
             text = str(pipeline.execute()[-1])
         self._taken = text
         return text
@@ -55,7 +55,7 @@ class _Client:
                 pipeline.evalsha(self._move, 2, QUEUE, self._mine, min(BATCH, count))
                 texts: list[str] = pipeline.execute()[-1]
             if not texts:
-                texts = [str(self._redis.blmove(QUEUE, self._mine, PATIENCE, "LEFT", "RIGHT"))]
+                texts = [str(self._redis.blmove(QUEUE, self._mine, TIMEOUT, "LEFT", "RIGHT"))]
             count -= len(texts)
             yield texts
         self._redis.delete(self._mine)

@@ -11,8 +11,8 @@ from benchmarks.queues.process import free_port, output, running
 
 
 def version() -> str:
-    told = output(_program(), "--version").split()
-    return f"Redis {next(word[2:] for word in told if word.startswith('v='))}, {versions('redis', 'hiredis')}"
+    words = output(_program(), "--version").split()
+    return f"Redis {next(word[2:] for word in words if word.startswith('v='))}, {versions('redis', 'hiredis')}"
 
 
 @contextmanager

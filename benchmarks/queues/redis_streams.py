@@ -9,17 +9,17 @@ from contextlib import suppress
 import redis
 
 from benchmarks.queues import redis_server
-from benchmarks.queues.peer import PATIENCE, Peer, in_batches
+from benchmarks.queues.peer import TIMEOUT, Peer, in_batches
 
 QUEUE, GROUP = "bench", "readers"
 
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._redis = redis.Redis(port=int(address), decode_responses=True, socket_timeout=PATIENCE)
+        self._redis = redis.Redis(port=int(address), decode_responses=True, socket_timeout=TIMEOUT)
         self._me = str(os.getpid())
         self._taken: list[str] = []
-        with suppress(redis.ResponseError):  # it is there already
+        with suppress(redis.ResponseError):  # it exists already
             self._redis.xgroup_create(QUEUE, GROUP, "0", mkstream=True)
 
     def send(self, text: str) -> None:
@@ -48,7 +48,7 @@ class _Client:
             if self._taken:
                 pipeline.xack(QUEUE, GROUP, *self._taken)
                 pipeline.xdel(QUEUE, *self._taken)
-            pipeline.xreadgroup(GROUP, self._me, {QUEUE: ">"}, count=most, block=int(PATIENCE * 1000))
+            pipeline.xreadgroup(GROUP, self._me, {QUEUE: ">"}, count=most, block=int(TIMEOUT * 1000))
             [[_, entries]] = pipeline.execute()[-1]
         self._taken = [number for number, _ in entries]
         return [fields["text"] for _, fields in entries]

@@ -1,4 +1,4 @@
-"""Amazon's SQS as moto imitates it, in memory: nothing is on a disk; boto3, in batches of 10, as many as SQS takes."""
+"""Amazon's SQS as moto imitates it, in memory: nothing is on a disk; boto3, in batches of 10, the maximum of SQS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work that every queue is given: messages one at a time, in batches, and a file. Each run's result is checked."""
+"""The work of every queue: messages one at a time, in batches, and a file. Each run checks its result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.processes import Done, Job, Start, cpu_of_tree, together
+from benchmarks.processes import Job, JobResult, Start, cpu_of_tree, run_jobs
 from benchmarks.queues.peer import BATCH, OURS, Server, batches, load
 
 WARM_UP = 5  # messages of each client
@@ -16,7 +16,7 @@ SIZE = 60  # characters of a text
 
 
 class Run(NamedTuple):
-    """So many messages in `seconds`; CPU (s) that the clients and the server used for them."""
+    """A run of so many messages in `seconds`; CPU (s) of the clients and of the server."""
 
     messages: int
     seconds: float
@@ -29,17 +29,17 @@ class Run(NamedTuple):
 
 
 def one_at_a_time(name: str, server: Server, clients: int, seconds: float) -> Run:
-    """Each client in a process of its own: sends a message, receives one, acks it, and again."""
+    """Run each client in its own process: send a message, receive one, ack it, and repeat."""
     jobs: list[Job] = [(_singly, (name, server.address, number, seconds)) for number in range(clients)]
     done, cpu = _timed(server, jobs)
     sent = [text for one in done for text in one.result[0]]
-    got = [text for one in done for text in one.result[1]]
-    _check(name, sent, got, ordered=False)
+    received = [text for one in done for text in one.result[1]]
+    _check(name, sent, received, ordered=False)
     return _run(done, len(sent) - WARM_UP * clients, cpu)
 
 
 def batched(name: str, server: Server, count: int) -> Run:
-    """One process sends, one receives and acks at the same time, both in the largest batches that serve them best."""
+    """Run one process that sends and one that receives and acks, both in the largest suitable batches."""
     jobs: list[Job] = [(_send_all, (name, server.address, count)), (_take_all, (name, server.address, count))]
     done, cpu = _timed(server, jobs)
     _check(name, _texts(count), done[1].result, ordered=load(name).ordered)
@@ -47,7 +47,7 @@ def batched(name: str, server: Server, count: int) -> Run:
 
 
 def copied(name: str, server: Server, source: Path, target: Path) -> Run:
-    """As batched, with a file's lines: each batch is written and on disk before it is acked. The copy is the same."""
+    """Copy a file's lines as `batched` does; sync each batch to disk before its ack, and compare the copy."""
     jobs: list[Job] = [
         (_send_file, (name, server.address, source)),
         (_take_file, (name, server.address, source, target)),
@@ -60,33 +60,33 @@ def copied(name: str, server: Server, source: Path, target: Path) -> Run:
     return _run(done, count, cpu)
 
 
-def _timed(server: Server, jobs: Sequence[Job]) -> tuple[list[Done], float]:
+def _timed(server: Server, jobs: Sequence[Job]) -> tuple[list[JobResult], float]:
     before = 0.0 if server.pid is None else cpu_of_tree(server.pid)
-    done = together(jobs)
+    done = run_jobs(jobs)
     return done, 0.0 if server.pid is None else cpu_of_tree(server.pid) - before
 
 
-def _run(done: list[Done], count: int, server_cpu: float) -> Run:
+def _run(done: list[JobResult], count: int, server_cpu: float) -> Run:
     seconds = max(one.ended for one in done) - min(one.began for one in done)
     return Run(count, seconds, sum(one.cpu for one in done), server_cpu)
 
 
-def _check(name: str, sent: list[str], got: list[str], *, ordered: bool) -> None:
-    if got != sent if ordered else sorted(got) != sorted(sent):
-        lost, more = len(set(sent) - set(got)), len(got) - len(set(got))
-        raise RuntimeError(f"{name}: {len(sent)} sent, {len(got)} received; {lost} lost, {more} twice, or out of order")
+def _check(name: str, sent: list[str], taken: list[str], *, ordered: bool) -> None:
+    if taken != sent if ordered else sorted(taken) != sorted(sent):
+        lost, more = len(set(sent) - set(taken)), len(taken) - len(set(taken))
+        raise RuntimeError(f"{name}: {len(sent)} sent, {len(taken)} received; {lost} lost, {more} twice, or misordered")
 
 
 def _singly(start: Start, name: str, address: str, number: int, seconds: float) -> tuple[list[str], list[str]]:
     client = load(name).connect(address)
     sent: list[str] = []
-    got: list[str] = []
+    received: list[str] = []
 
     def pass_one() -> None:
         text = f"{number}-{len(sent)}".ljust(SIZE, ".")
         client.send(text)
         sent.append(text)
-        got.append(client.take())
+        received.append(client.take())
 
     for _ in range(WARM_UP):
         pass_one()
@@ -96,7 +96,7 @@ def _singly(start: Start, name: str, address: str, number: int, seconds: float) 
     while time.monotonic() < end:
         pass_one()
     client.close()
-    return sent, got
+    return sent, received
 
 
 def _send_all(start: Start, name: str, address: str, count: int) -> None:
@@ -109,12 +109,12 @@ def _send_all(start: Start, name: str, address: str, count: int) -> None:
 
 def _take_all(start: Start, name: str, address: str, count: int) -> list[str]:
     client = load(name).connect(address)
-    got: list[str] = []
+    received: list[str] = []
     start()
     for texts in client.take_all(count):
-        got += texts
+        received += texts
     client.close()
-    return got
+    return received
 
 
 def _send_file(start: Start, name: str, address: str, source: Path) -> None:
@@ -143,7 +143,7 @@ def _take_file(start: Start, name: str, address: str, source: Path, target: Path
 
 
 def _our_half(start: Start, address: str, half: str, path: Path) -> None:
-    """Half of our own command. It does more: goes on where it was killed, takes any bytes, proves it by SHA-256."""
+    """Run half of our own command. It does more: it resumes after a kill, accepts any bytes and checks a SHA-256."""
     from clients import copy_file
 
     start()

@@ -1,1 +1,1 @@
-"""The engine on one PostgreSQL database, which many machines may share."""
+"""The engine for one PostgreSQL database, which many machines may share."""

@@ -1,9 +1,9 @@
-"""The service's time on many machines: each node's boot-time clock, set by the one clock they share.
+"""The service's time on many machines: each node's boot-time clock, adjusted to one shared clock.
 
-The shared time is the database server's wall clock plus what the table `clock` says it is behind. A node takes it
-when it begins, goes on by its own boot-time clock, and follows the shared one in small steps. When the two come apart
-by a second or more, somebody has set the server's clock, or another server has taken over: the first node to notice
-corrects the table, so that the service's time goes on as if nothing had happened, and the others follow the table.
+The shared time is the database server's wall clock plus the offset in the table `clock`. A node reads it at the start,
+continues by its own boot-time clock, and follows the shared time in small steps. A difference of a second or more means
+that the server's clock was set, or that another server took over. The first node that notices corrects the table, so
+that the service's time continues undisturbed, and the other nodes follow the table.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from storage.clock import BootClock, since_boot
 from storage.postgres.pool import Pool, flat
 
-STEP = 1_000  # ms; a smaller difference is drift and the time a question takes …
-SLEW = 20  # ms: … and is followed by so much at a time
-PATIENCE = 250  # ms a question may take for its answer to count
+STEP = 1_000  # ms; a smaller difference is drift and the duration of the query …
+SLEW = 20  # ms: … and is corrected by at most so much at a time
+PATIENCE = 250  # ms; ignore the result of a slower query
 
 _SERVER = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
@@ -28,17 +28,17 @@ class SharedClock(BootClock):
         self._shown = 0
 
     def now(self) -> int:
-        # A correction backwards stops time for a moment.
+        # A correction backwards stops the time for a moment.
         self._shown = max(self._shown, super().now())
         return self._shown
 
     def adjust(self) -> None:
-        """Follows the shared time; called every second or so."""
+        """Follow the shared time; call this about every second."""
         before = since_boot()
         ((ahead, server),) = self._pool.read(f"SELECT ahead, {_SERVER} FROM queue_service.clock")
         after = since_boot()
         if after - before > PATIENCE:
-            return  # this process or the server was held up, so the answer says little
+            return  # this process or the server was delayed, so the result is inexact
         apart = server + ahead - (self._offset + after)
         if abs(apart) < STEP:
             self._offset += max(-SLEW, min(SLEW, apart))
@@ -50,11 +50,11 @@ class SharedClock(BootClock):
                 ahead - apart,
                 ahead,
             )
-            ahead = flat(corrected) if corrected else ahead  # else another node was first, and next time is followed
+            ahead = flat(corrected) if corrected else ahead  # else another node was first: the next call follows it
         self._ahead = ahead
 
     def _difference(self) -> int:
-        """ms from the boot-time clock to the server's; of three tries the one that took least time."""
+        """Return the ms from the boot-time clock to the server's clock, by the fastest of three queries."""
         tries: list[tuple[int, int]] = []
         for _ in range(3):
             before = since_boot()

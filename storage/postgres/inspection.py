@@ -1,4 +1,4 @@
-"""The verbs that only look: at messages, and at queues and their counts."""
+"""Reading without changes: messages, queues and their counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def peek(
     pool: Pool, clock: Clock, queue: str, limit: int, after: int, before: int | None, state: State | None,
     key: str | None, reserved: int,
 ) -> list[Message]:  # fmt: skip
-    """As Store.peek, of a queue brought up to date. Raises LargeRead."""
+    """Implement Store.peek for a queue that is up to date. Raises LargeRead."""
     order = "ASC" if before is None else "DESC"
     wanted = "place.name = $1::text"
     if state is State.DEAD:
@@ -70,7 +70,7 @@ def peek(
 
 
 def message(pool: Pool, clock: Clock, queue: str, id: int, reserved: int) -> Message:
-    """As Store.message, of a queue brought up to date. Raises LargeRead."""
+    """Implement Store.message for a queue that is up to date. Raises LargeRead."""
     found = peek(pool, clock, queue, 1, id - 1, id + 1, None, None, reserved)
     if found and found[0].id == id:
         return found[0]
@@ -80,8 +80,8 @@ def message(pool: Pool, clock: Clock, queue: str, id: int, reserved: int) -> Mes
 
 
 def names(pool: Pool, prefix: str, after: str, limit: int) -> list[str]:
-    """Of the queues, in order."""
-    # No character of a name comes behind "z".
+    """Return the queues' names, in order."""
+    # No character of a name sorts after "z".
     statement = """
         SELECT name FROM queue_service.queues
          WHERE name > $1::text AND name >= $2::text AND name < $2::text || '~' ORDER BY name LIMIT $3::int
@@ -90,7 +90,7 @@ def names(pool: Pool, prefix: str, after: str, limit: int) -> list[str]:
 
 
 def describe(read: Callable[..., list[Any]], now: int, names: list[str]) -> list[Queue]:
-    """Those of these queues that exist, in order of name. `read` runs a statement."""
+    """Return the existing ones of these queues, in order of name. `read` runs a statement."""
     rows = read(
         """
         SELECT name, version, settings::text, counted.*,

@@ -1,4 +1,4 @@
-"""What an operator does to a PostgreSQL database: look at it and check it. The rest PostgreSQL's own tools do."""
+"""The operator's commands for a PostgreSQL database: info and check. PostgreSQL's own tools do the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage.postgres.schema import prepare
 
 
 def info(url: str) -> str:
-    """What is in the database, a line a fact."""
+    """Return the contents of the database, one fact a line."""
     with _opened(url) as connection:
         ((server, checksums, size),) = connection.execute(
             """
@@ -46,7 +46,7 @@ def info(url: str) -> str:
 
 
 def check(url: str) -> str:
-    """Says that the counts are those of the messages, all of them having been read. Raises Unsound."""
+    """Read all messages and compare them with the counts; return a summary. Raises Unsound."""
     with _opened(url) as connection:
         faults = [
             f"queue '{name}' counts {told} {what} but has {real}"
@@ -72,16 +72,16 @@ def check(url: str) -> str:
 
 
 def backup(url: str, target: Path) -> str:
-    """Raises UnusableDatabase: another program does it."""
+    """Raise UnusableDatabase, which names PostgreSQL's own tool."""
     raise UnusableDatabase("back up PostgreSQL with pg_dump --schema=queue_service, or back up the whole server")
 
 
 def vacuum(url: str) -> str:
-    """Raises UnusableDatabase: another program does it."""
+    """Raise UnusableDatabase, which names PostgreSQL's own tool."""
     raise UnusableDatabase("PostgreSQL vacuums by itself (autovacuum); to return space to the disk, run VACUUM FULL")
 
 
-# The counts of each queue beside those of the messages themselves; rows only where they differ.
+# The stored counts of each queue beside the counted messages; rows only for differences.
 _RECOUNT = f"""
     WITH counted AS (
         SELECT queue_id, {", ".join(f"sum({what})::bigint AS {what}" for what in (*STATES, "bytes"))}
@@ -98,7 +98,7 @@ _RECOUNT = f"""
      WHERE name IS NOT NULL AND coalesce(told, 0) <> coalesce(is_there, 0)
 """
 
-# Keys of which more than one message, or one beside those of one reader, could be given out.
+# Keys with more than one deliverable message, or with a deliverable one beside a leased one, or with two readers.
 _KEYS = """
     SELECT name, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state IN (0, 2))
       FROM queue_service.messages JOIN queue_service.queues ON queues.id = queue_id
@@ -111,7 +111,7 @@ _KEYS = """
 
 @contextmanager
 def _opened(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a database that must be there, in one snapshot of it; it is not made one."""
+    """Connect to an existing service's database, read-only and in one snapshot. Raises UnusableDatabase."""
     try:
         with psycopg.connect(prepare(url, create_it=False)) as connection:
             connection.isolation_level = IsolationLevel.REPEATABLE_READ

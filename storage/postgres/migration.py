@@ -1,7 +1,7 @@
-"""A PostgreSQL database as the target of a move: storage/migration.py tells what is promised.
+"""A PostgreSQL database as the target of a migration; storage/contents.py describes the protocol.
 
-It is filled in a schema of another name than the one that is served, which it gets when all is there. Until then that
-name is held by a schema whose version says nothing, so that a node started too early opens nothing and makes nothing.
+The migration fills a schema with another name, and renames it at the end. Until then a schema with a NULL version
+occupies the service's name, so that a node that starts too early refuses to run.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ from storage.postgres.schema import LOCK, check_server, create
 
 _DELIVERY = ("note", "ids", "duplicates", "queue", "id", "text", "fields", "deaths", "sent_at", "receive_count",
              "token", "leased_until")  # fmt: skip
-_ITEMS = 2_000  # rows that are fetched at once
+_ITEMS = 2_000  # rows in one fetch
 
 
 class PostgresTarget:
     fault: ClassVar[tuple[type[Exception], ...]] = (psycopg.Error,)
 
     def __init__(self, url: str) -> None:
-        """Raises UnusableDatabase."""
+        """Connect. Raises UnusableDatabase."""
         try:
             self._connection = psycopg.connect(connection_string(url), autocommit=True, prepare_threshold=None)
         except psycopg.Error as fault:
             raise UnusableDatabase(f"no connection to the database: {str(fault).splitlines()[0]}") from fault
 
     def move(self) -> str | None:
-        """Raises UnusableDatabase too if no node would open what is brought here, or nothing can be."""
+        """Return the id of the migration that has begun to fill it; None if it is empty.
+
+        Raises UnusableDatabase also if no node could open the result, or the role may not create it.
+        """
         check_server(self._connection)
         if not self._one("SELECT has_database_privilege(current_database(), 'CREATE')"):
             raise UnusableDatabase("the role has no right to CREATE in the database")
@@ -50,7 +53,7 @@ class PostgresTarget:
 
     def begin(self, move: str) -> int:
         with self._transaction():
-            self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))  # a node may be making its schema
+            self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))  # a node may be creating its schema
             if not self._is_there("queue_service_arriving"):
                 create(self._connection)
                 self._connection.execute("ALTER SCHEMA queue_service RENAME TO queue_service_arriving")
@@ -173,14 +176,14 @@ class PostgresTarget:
         return bool(self._one("SELECT count(*) FROM pg_namespace WHERE nspname = %s", schema))
 
     def _is_held(self) -> bool:
-        """Whether the name is only kept for what arrives."""
+        """Return whether the service's schema is only a placeholder."""
         if not self._one("SELECT to_regclass('queue_service.version') IS NOT NULL"):
             return False
         return bool(self._one("SELECT count(*) = 1 AND count(version) = 0 FROM queue_service.version"))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """A pooler lends the session to others after it, so it alone has the search path."""
+        """Set the search path inside the transaction only, because a pooler lends the session to other clients."""
         with self._connection.transaction():
             self._connection.execute("SET LOCAL search_path = queue_service_arriving")
             yield
@@ -196,14 +199,14 @@ class PostgresTarget:
         return row[0]
 
     def _rows(self, sql: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        """Fetched in pieces, so that they need not fit into memory."""
+        """Yield the rows, fetched in pieces, because they may not fit into memory."""
         with self._transaction(), self._connection.cursor(name="moving") as cursor:
             cursor.itersize = _ITEMS
             yield from cursor.execute(sql, values)
 
 
 def _kept(reply: MovedReply) -> Any:
-    """A reply as sql/verbs.sql keeps it: of a send what it returned, else deliveries, the first with sent ids."""
+    """Convert a reply to the form of sql/verbs.sql: a send's result, or deliveries, the first with the sent ids."""
     if reply.messages is None:
         return {"ids": reply.ids, "duplicates": []}
     rows: list[Any] = []
@@ -221,7 +224,7 @@ def _kept(reply: MovedReply) -> Any:
 
 
 def _parts(reply: Any) -> tuple[list[int] | None, str | None]:
-    """What was sent, and what was received, of a reply as it is kept."""
+    """Return the ids and the messages, as in MovedReply, of a stored reply."""
     if isinstance(reply, dict):
         return reply["ids"], None
     ids = reply.pop(0)["ids"] if reply and reply[0]["ids"] is not None else None

@@ -1,4 +1,4 @@
-"""How the values of a verb are given to the functions in PostgreSQL, and what these say of receipts."""
+"""Conversion of values to the parameters of the functions in PostgreSQL, and of their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.validation import MAX_BATCH
 
 
 def fields_of(messages: Sequence[NewMessage]) -> str | None:
-    """All but the texts, as `store` in sql/sending.sql reads it; None for messages that are nothing but text."""
+    """Return everything but the texts, for `store` in sql/sending.sql; None if the messages have only texts."""
     if all(message.fields is None for message in messages):
         return None
     rows = [
@@ -48,7 +48,7 @@ def once_of(once: IdempotencyKey | None) -> tuple[str | None, bytes | None]:
 
 
 def receipt_of(text: str, queue: str | None, parse: Callable[[str], Receipt] = Receipt.parse_one) -> Receipt:
-    """Raises MessageNotFound for what is no receipt (of this queue)."""
+    """Parse a receipt (of this queue). Raises MessageNotFound for any other text."""
     receipt = parse(text)
     if queue is not None and receipt.queue != queue:
         raise MessageNotFound
@@ -56,7 +56,7 @@ def receipt_of(text: str, queue: str | None, parse: Callable[[str], Receipt] = R
 
 
 def parsed(texts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:
-    """What each receipt of one message is reported as, and the texts that are no receipts (of this queue).
+    """Return each receipt of one message with its text in the result, and the texts that are none (of this queue).
 
     Raises InvalidInput for receipts of too many messages.
     """
@@ -74,9 +74,9 @@ def parsed(texts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str],
 
 
 def receipts_of(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
-    """A receipt for each message, and the place of the text it stands in.
+    """Return a receipt for each message, and the place of its text.
 
-    Raises StaleReceipt, with its index, for what is no receipt.
+    Raises StaleReceipt, with its index, for a text that is no receipt.
     """
     parsed: list[Receipt] = []
     for index, text in enumerate(texts):
@@ -94,7 +94,7 @@ def columns(receipts: Sequence[Receipt]) -> tuple[list[str], list[int], list[int
 
 
 def unsettled(known: Mapping[Receipt, str], statuses: Sequence[str], missing: list[str]) -> tuple[list[str], list[str]]:
-    """Those that are stale, and those that are missing."""
+    """Return the stale and the missing receipts."""
     by_status: dict[str, list[str]] = {"held": [], "stale": [], "missing": missing}
     for text, status in zip(known.values(), statuses, strict=True):
         by_status[status].append(text)
@@ -102,8 +102,8 @@ def unsettled(known: Mapping[Receipt, str], statuses: Sequence[str], missing: li
 
 
 def messages_of(rows: Sequence[Any], clock: Clock) -> list[Message]:
-    """Return the messages that a function has leased or taken."""
-    ahead = clock.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
+    """Return the messages in the rows of a function that leases or removes them."""
+    ahead = clock.wall(0)  # computed once: the wall clock's lead over the service's time
     return [
         Message(
             number, queue, text.decode(), with_dead_letter_history(fields, deaths), sent_at + ahead, count,
@@ -115,7 +115,7 @@ def messages_of(rows: Sequence[Any], clock: Clock) -> list[Message]:
 
 
 def is_late(rows: Sequence[Any]) -> bool:
-    """Return whether these rows say that a queue has yet to be caught up with."""
+    """Return whether these rows report that a queue is not up to date."""
     return bool(rows) and rows[0][0] is not None
 
 

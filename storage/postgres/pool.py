@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: how they are made, lent and lost, and its faults in the store's words."""
+"""Connections to PostgreSQL: their creation, use and loss, and the translation of PostgreSQL's errors."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ from storage.size_budget import LargeRead
 
 T = TypeVar("T")
 
-CONNECTIONS = 8  # of a process: so many transactions keep a server's core busy, and 12 such processes fit in its 100
-LEND_WITHIN = 4.0  # seconds a request waits for one of them before it is refused as Busy
-ANSWER_WITHIN = 15.0  # seconds a statement may take: the longest waits 4 s for locks, and moves 10,000 messages
-ATTEMPTS = 3  # at a statement that certainly did nothing, as the victim of a deadlock or on a lost connection
+CONNECTIONS = 8  # in a process: enough to keep a server's core busy, and 12 processes fit in its 100
+LEND_WITHIN = 4.0  # seconds that a request waits for a connection before it fails as Busy
+ANSWER_WITHIN = 15.0  # seconds that a statement may take: the longest waits 4 s for locks and moves 10,000 messages
+ATTEMPTS = 3  # for a statement that certainly did nothing: a deadlock's victim, or a lost connection
 
-# What a URL may say otherwise. A peer that is gone is noticed within seconds, and of several hosts the one that takes
-# writes is found.
+# Defaults that a URL may override: notice a dead server within seconds; of several hosts, use the writable one.
 _DEFAULTS: dict[str, Any] = {
     "application_name": "queue_service",
     "client_encoding": "UTF8",
@@ -52,24 +51,24 @@ _DEFAULTS: dict[str, Any] = {
     "target_session_attrs": "read-write",
 }
 
-logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each attempt while a server is down is a line else
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # else it logs each attempt while a server is down
 
 
 class Connection(psycopg.Connection[Any]):
-    """One that gives a server up that does not answer, be it stopped or cut off."""
+    """A connection that gives up waiting for a server that is stopped or cut off."""
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         return super().wait(gen, interval, ANSWER_WITHIN if timeout is None else timeout)
 
 
 def connection_string(url: str) -> str:
-    """What a URL says, and for the rest this service's own defaults. Raises psycopg.ProgrammingError."""
+    """Return the connection string of a URL, with this service's defaults. Raises psycopg.ProgrammingError."""
     said: dict[str, Any] = conninfo.conninfo_to_dict(url)
     return conninfo.make_conninfo("", **(_DEFAULTS | said))
 
 
 class WriteTransaction:
-    """A transaction of several statements, at a moment of the service's time (ms)."""
+    """A transaction of several statements at one service time, `now` (ms)."""
 
     def __init__(self, connection: Connection, now: int) -> None:
         self.now = now
@@ -82,7 +81,7 @@ class WriteTransaction:
         return self._connection.execute(statement, values, binary=True).fetchall()
 
     def recall(self, once: IdempotencyKey) -> Any:
-        """What was remembered under this key, None for nothing. Raises IdempotencyMismatch."""
+        """Return the value stored under this key, None if there is none. Raises IdempotencyMismatch."""
         return flat(self.run("SELECT remembered($1::bigint, 0, $2::text, $3::bytea)", self.now, *once))
 
     def remember(self, once: IdempotencyKey, value: Any) -> None:
@@ -90,7 +89,7 @@ class WriteTransaction:
         self.run("SELECT remember(0, $1::text, $2::bytea, $3::bigint, $4::jsonb)", *once, until, Jsonb(value))
 
     def once(self, once: IdempotencyKey | None, operation: Callable[[], Any]) -> Any:
-        """Return the JSON value of an operation, or of its first call with this key."""
+        """Return the JSON value of an operation, or of the first call with this key."""
         if once is None:
             return operation()
         if (known := self.recall(once)) is None:
@@ -99,33 +98,33 @@ class WriteTransaction:
 
 
 class Pool:
-    """This process's connections. `run` and `transact` may be called by any thread."""
+    """This process's connections. Any thread may call `run`, `read` and `transact`."""
 
     def __init__(self, url: str) -> None:
-        self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # after each transaction
+        self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # called after each transaction
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             connection_string(url),
             connection_class=Connection,
-            # Statements prepared by one session would not be there in the next that a pooler hands out.
+            # A pooler may give the next transaction another session, which has no statements of this one.
             kwargs={"autocommit": True, "prepare_threshold": None, "cursor_factory": psycopg.RawCursor},
             min_size=1,
             max_size=CONNECTIONS,
             timeout=LEND_WITHIN,
-            reconnect_timeout=3.0,  # then the next request asks for an attempt: back within seconds after any outage
+            reconnect_timeout=3.0,  # s; then the next request starts an attempt: back within seconds after any outage
             check=_check_alive,
             open=True,
         )
 
     def run(self, statement: str, *values: Any) -> list[Any]:
-        """The rows of a statement that is a transaction of its own.
+        """Run a statement as a transaction of its own and return its rows.
 
-        Raises Busy or DiskFull, nothing having been done, Unavailable when its outcome is not known, and the
-        faults of the store that its functions raise.
+        Raises Busy or DiskFull, with nothing done; Unavailable, with an unknown outcome; or the StoreError of the
+        function.
         """
         return self._observed(lambda connection: connection.execute(statement, values, binary=True).fetchall())
 
     def transact(self, now: int, operation: Callable[[WriteTransaction], T]) -> T:
-        """What an operation returns that is one transaction; it may be called again. Raises as `run` does."""
+        """Run an operation as one transaction, perhaps several times, and return its result. Raises as `run` does."""
 
         def whole(connection: Connection) -> T:
             with connection.transaction():
@@ -134,7 +133,7 @@ class Pool:
         return self._observed(whole)
 
     def read(self, statement: str, *values: Any) -> list[Any]:
-        """As `run`, of one that only reads, and so may be asked again when a connection was lost."""
+        """Run a statement that only reads, and repeat it after a lost connection. Raises as `run` does."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._do(lambda connection: connection.execute(statement, values, binary=True).fetchall())
@@ -176,7 +175,7 @@ class Pool:
 
 
 def _check_alive(connection: Connection) -> None:
-    """A server that has ended an idle connection has said so: it can be seen without asking."""
+    """Raise psycopg.OperationalError if the server has ended this idle connection; needs no query."""
     watch = select.poll()
     watch.register(connection.fileno(), select.POLLIN)
     if watch.poll(0):
@@ -185,7 +184,7 @@ def _check_alive(connection: Connection) -> None:
 
 
 def _abandon(connection: Connection) -> None:
-    """What the server still does for nobody is cancelled, if it can be reached; the pool makes a new connection."""
+    """Cancel an unfinished statement if the server is reachable, and close its connection; the pool opens another."""
     if connection.info.transaction_status is TransactionStatus.ACTIVE:
         with suppress(psycopg.Error):
             connection.cancel_safe(timeout=2)
@@ -205,7 +204,7 @@ _DID_NOTHING = (
 )
 
 
-# By the code that a function raises, with its message.
+# The errors by the code that a function raises; its message has the details.
 _REFUSALS: dict[str | None, Callable[[str], StoreError | LargeRead]] = {
     "QS404": QueueNotFound,
     "QS409": lambda message: _stale(*message.split()),
@@ -222,7 +221,7 @@ def _stale(status: str, index: str | None = None) -> StaleReceipt:
 
 
 def translate(fault: psycopg.Error) -> StoreError | LargeRead | None:
-    """PostgreSQL's faults in the store's words; None for one that is a fault of this program."""
+    """Translate an error of PostgreSQL; return None for a bug in this program."""
     state, message = fault.sqlstate, fault.diag.message_primary or ""
     if state in _REFUSALS:
         return _REFUSALS[state](message)
@@ -230,12 +229,12 @@ def translate(fault: psycopg.Error) -> StoreError | LargeRead | None:
         return DiskFull()
     if isinstance(fault, _DID_NOTHING):
         return Busy()
-    # An ERROR has undone its transaction; whatever ended the connection may have come behind the commit.
+    # An ERROR has rolled its transaction back; a lost connection may have been lost after the commit.
     if fault.diag.severity_nonlocalized == "ERROR":
         return None
     return Unavailable("the connection to the database was lost; the outcome is unknown")
 
 
 def flat(rows: Sequence[Any]) -> Any:
-    """The one value of one row."""
+    """Return the single value of a single row."""
     return rows[0][0]

@@ -1,4 +1,4 @@
-"""Settings of queues and what resets them: changed and deleted so that dead letters go round in no circle."""
+"""Changing and deleting queues so that dead letters never move in a cycle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SETTINGS = "SELECT version, settings::text FROM queues WHERE name = $1::text"
 
 
 def configure(work: WriteTransaction, name: str, changes: Mapping[str, Any], version: int | None) -> tuple[int, str]:
-    """Return the new version and settings."""
+    """Change the settings; return the new version and the settings' JSON. Raises PreconditionFailed, InvalidInput."""
     if "dead_letter_queue" in changes:
         _lock_chains(work)
     if version is None:
@@ -35,7 +35,7 @@ def configure(work: WriteTransaction, name: str, changes: Mapping[str, Any], ver
 
 
 def delete_queue(work: WriteTransaction, name: str) -> bool:
-    """Raises QueueNotFound, InvalidInput."""
+    """Delete the queue and return True. Raises QueueNotFound, InvalidInput."""
     _lock_chains(work)
     if flat(work.run("SELECT delete_queue($1::bigint, $2::text)", work.now, name)):
         _check_chain(work, name, QueueSettings())
@@ -43,7 +43,7 @@ def delete_queue(work: WriteTransaction, name: str) -> bool:
 
 
 def expire_queue(work: WriteTransaction, number: int) -> None:
-    """Delete the queue if its setting `expires` says so. Raises InvalidInput."""
+    """Delete the queue if it is unused for as long as its setting `expires`. Raises InvalidInput."""
     _lock_chains(work)
     name = flat(work.run("SELECT expire_queue($1::bigint, $2::bigint)", work.now, number))
     if name is not None:
@@ -51,7 +51,7 @@ def expire_queue(work: WriteTransaction, number: int) -> None:
 
 
 def _lock_chains(work: WriteTransaction) -> None:
-    """Wait for other changes of chains of dead-letter queues: two at once could close a circle."""
+    """Wait for other changes of dead-letter queues, because two at once could form a cycle."""
     work.run("SELECT pg_advisory_xact_lock(-2, 0)")
 
 

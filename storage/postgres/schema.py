@@ -1,4 +1,4 @@
-"""The database as a service finds it: checked, created or brought to this version, by one of all that come at once."""
+"""Checking, creating and upgrading the schema; a lock lets one of several starting processes do it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from storage.errors import UnusableDatabase
 from storage.postgres.pool import connection_string
 
 SCHEMA_VERSION = 2
-OLDEST_SERVER = 13  # tested from 15 on; 13 is the oldest that its makers still knew when this was written
+OLDEST_SERVER = 13  # tested from 15 on; 13 was the oldest supported release
 _FUNCTIONS = ("changes", "expiry", "sending", "receiving", "verbs", "queues")
-LOCK = 0x71756575  # "queu": held while the schema is looked at and made
+LOCK = 0x71756575  # "queu": held while the schema is checked and created
 
-# What the functions count on, and a database or a role may have otherwise.
+# Settings that the functions rely on; a database or a role may override them.
 _NEEDED = {
     "default_transaction_isolation": "read committed",
     "standard_conforming_strings": "on",
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def prepare(url: str, *, create_it: bool = True) -> str:
-    """The database holds this version's schema; returns the connection string. Raises UnusableDatabase."""
+    """Create or upgrade the schema if needed; return the connection string. Raises UnusableDatabase."""
     try:
         connection_info = connection_string(url)
         with psycopg.connect(connection_info, prepare_threshold=None) as connection:
@@ -50,12 +50,12 @@ def prepare(url: str, *, create_it: bool = True) -> str:
 
 
 def create(connection: psycopg.Connection[Any]) -> None:
-    """Create the schema, in the transaction under way."""
+    """Create the schema in the current transaction."""
     _execute(connection, "tables", *_FUNCTIONS)
 
 
 def check_server(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """Its settings. Raises UnusableDatabase where a service would not keep its promises."""
+    """Return the server's settings. Raises UnusableDatabase if they break the service's guarantees."""
     if connection.info.server_version < OLDEST_SERVER * 10_000:
         raise UnusableDatabase(f"the service needs PostgreSQL {OLDEST_SERVER} or newer")
     settings: dict[str, str] = dict(
@@ -65,7 +65,7 @@ def check_server(connection: psycopg.Connection[Any]) -> dict[str, str]:
         raise UnusableDatabase(f"the database's encoding is {settings['server_encoding']}; it must be UTF8")
     if settings["synchronous_commit"] == "off":
         raise UnusableDatabase("synchronous_commit is off: acknowledged writes would not be on disk")
-    for name, needed in _NEEDED.items():  # of the server, the database or the role
+    for name, needed in _NEEDED.items():  # set for the server, the database or the role
         if settings[name] != needed:
             raise UnusableDatabase(f"{name} is {settings[name]}; it must be {needed}")
     return settings
@@ -77,7 +77,7 @@ def _execute(connection: psycopg.Connection[Any], *files: str) -> None:
 
 
 def _version(connection: psycopg.Connection[Any]) -> int | None:
-    """Of the schema; None where there is none."""
+    """Return the schema's version, None if there is no schema."""
     there = connection.execute("SELECT to_regclass('queue_service.version') IS NOT NULL").fetchone()
     if there != (True,):
         return None

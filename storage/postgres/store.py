@@ -52,9 +52,9 @@ from storage.validation import MAX_PAGE
 from storage.waiting import Subscription, Waiting, receive_after
 from storage.wakeup_pipes import WakeupPipe
 
-LOOK_FOR = 0.5  # seconds that a verb which only looks drops first what is not to be delivered any more …
-WAIT_FOR_DUE = 3.0  # … and gives back what is due
-READY_FOR = 1.0  # seconds that a write once done says that another can be
+LOOK_FOR = 0.5  # seconds that a read-only call first removes expired and spent messages …
+WAIT_FOR_DUE = 3.0  # … and returns ended leases and delays
+READY_FOR = 1.0  # seconds that one write proves that writes work
 
 
 class PostgresStore:
@@ -63,7 +63,7 @@ class PostgresStore:
     def __init__(
         self, url: str, *, pollers: int = 32, clock: Clock | None = None, wakeup_pipe: WakeupPipe | None = None
     ) -> None:
-        """`pollers` readers may wait at once in this process, whose `wakeup_pipe` it is. Raises UnusableDatabase."""
+        """Open the database. At most `pollers` readers wait at once. Raises UnusableDatabase."""
         connection_info = prepare(url)
         self._pool = Pool(connection_info)
         self._clock: Clock = clock or SharedClock(self._pool)
@@ -73,7 +73,7 @@ class PostgresStore:
         self._room: ReadRoom | None = None
         self._ready_until = 0.0
 
-    # -- the verbs on messages
+    # -- messages
 
     def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
         texts = [message.text.encode() for message in messages]
@@ -210,7 +210,7 @@ class PostgresStore:
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
         return Transacted(ids, found, duplicates=duplicates)
 
-    # -- the verbs on messages by their ids
+    # -- messages by their ids
 
     def message(self, queue: str, id: int) -> Message:
         self._bring_up_to_date([queue])
@@ -255,7 +255,7 @@ class PostgresStore:
         which = queue, limit, after, before, state, key
         return in_room(self._room, partial(inspection.peek, self._pool, self._clock, *which), lambda found: found)
 
-    # -- the verbs on queues
+    # -- queues
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         names = inspection.names(self._pool, prefix, after, limit)
@@ -281,7 +281,7 @@ class PostgresStore:
 
         found = self._pool.transact(self._clock.now(), operation)
         self._became_ready([name])
-        if not found:  # a repeated request, whose queue was deleted since
+        if not found:  # a repeated request; the queue was deleted since
             raise QueueNotFound(name)
         return found[0]
 
@@ -312,7 +312,7 @@ class PostgresStore:
         self._became_ready([queue])
         return moved
 
-    # -- the service's own needs
+    # -- the serving process
 
     def check_ready(self) -> None:
         if time.monotonic() >= self._ready_until:
@@ -320,7 +320,7 @@ class PostgresStore:
             self._ready_until = time.monotonic() + READY_FOR
 
     def on_failure(self, call: Callable[[], None]) -> None:
-        """It is never called: a connection that was lost is replaced, and no other failure is this process's."""
+        """Ignore `call`: the pool replaces lost connections, and no other failure needs a new process."""
 
     def observe(self, observer: Observer) -> None:
         self._pool.observe = observer.committed
@@ -342,23 +342,23 @@ class PostgresStore:
         self._pool.close()
 
     def _moment(self) -> tuple[int, str]:
-        """The service's time, and the wall clock's as RFC 3339."""
+        """Return the service's time (ms), and the wall clock's as RFC 3339."""
         now = self._clock.now()
         return now, rfc3339(self._clock.wall(now))
 
     def _change(self, once: IdempotencyKey | None, call: str, *values: Any) -> Any:
-        """What a function returns that is a transaction of its own, or (repeated) returned the first time."""
+        """Call a function as a transaction of its own and return its result, or with `once` the first call's."""
         statement = f"SELECT to_jsonb(queue_service.{call})"
         if once is None:
             return flat(self._pool.run(statement, *values))
         return self._once(once, lambda work: flat(work.run(statement, *values)))
 
     def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], Any]) -> Any:
-        """Return the JSON value of an operation of one transaction, or of its first call with this key."""
+        """Return the JSON value of an operation of one transaction, or of the first call with this key."""
         return self._pool.transact(self._clock.now(), lambda work: work.once(once, lambda: operation(work)))
 
     def _in_steps(self, once: IdempotencyKey | None, deed: str, call: str, queue: str, *values: Any) -> int:
-        """The count of a function that does a step at each call, given what it returned at the one before."""
+        """Call a function that does one step, with its previous result, until it is done; return its count."""
 
         def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
             state = json.dumps(at) if at else None
@@ -372,13 +372,13 @@ class PostgresStore:
         return count
 
     def _became_ready(self, names: Collection[str], hint: bool = True) -> None:
-        """Something may have, in these queues: readers of this process and of the others look."""
+        """Wake the readers of these queues in this process, and with `hint` in the others, to look for messages."""
         self._waiting.notify(names)
         if hint:
             self._hints.give()
 
     def _bring_up_to_date(self, names: list[str]) -> None:
-        """Let a verb see what time has done, as far as that can be done soon."""
+        """Apply what is due to these queues, within LOOK_FOR or WAIT_FOR_DUE."""
         began = time.monotonic()
         for name in late_queues(self._pool, self._clock.now(), names):
             while (done := self._catch_up(name)) >= STEP:
@@ -386,7 +386,7 @@ class PostgresStore:
                     break
 
     def _catch_up(self, name: str) -> int:
-        """Let a queue have a step of what time has done; below STEP no more is left, from CHUNK on more is due."""
+        """Apply one step of what is due to a queue; return its size: below STEP none is left, from CHUNK on more is."""
         statement = "SELECT queue_service.catch_up($1::bigint, $2::text, $3::text, $4::int)"
         done: int = flat(self._pool.run(statement, *self._moment(), name, STEP))
         self._became_ready([name])

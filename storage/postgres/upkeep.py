@@ -1,4 +1,4 @@
-"""What looks into PostgreSQL without being asked by a request: the sight of long polls, hints to others, upkeep."""
+"""Background work on PostgreSQL: the snapshot for long polls, hints to other processes, upkeep."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from storage.postgres.queues import expire_queue
 from storage.waiting import Availability, Subscription
 
 CHANNEL = "queue_service"
-POLL_EVERY = 1.0  # seconds between looks while hints come …
-POLL_WITHOUT = 0.1  # … and where they do not, as through a pooler in transaction mode
-HINT_EVERY = 0.05  # seconds between two hints of a process: each takes a lock that all commits with one share
+POLL_EVERY = 1.0  # seconds between queries while hints arrive …
+POLL_WITHOUT = 0.1  # … and where they do not arrive, as through a pooler in transaction mode
+HINT_EVERY = 0.05  # seconds between two hints of a process: all commits with a hint share a lock
 UPKEEP_EVERY = 1.0  # seconds
-UPKEEP_FOR = 0.8  # seconds that it does so before it gives others, and the clock, their turn
-WINDOW = 1_000  # queues that it looks at each time, going round
-STEP = 2_000  # messages that one transaction of it drops: requests wait for it
+UPKEEP_FOR = 0.8  # seconds of one pass, before other nodes and the clock get their turn
+WINDOW = 1_000  # queues in one pass; the next pass continues after them
+STEP = 2_000  # messages that one transaction removes: requests wait for it
 
-GRACE = 60_000  # ms: whatever found a queue just before it was deleted, and may still count in it, has ended by then
+GRACE = 60_000  # ms after which no transaction can still use a deleted queue
 
 _log = logging.getLogger(__name__)
 
 
 class QueueSnapshot:
-    """Lets storage/waiting.py see what could be taken. Holds one connection of its own, on which hints arrive."""
+    """Shows storage/waiting.py the available messages. It has its own connection, on which hints arrive."""
 
     def __init__(self, connection_info: str, pool: Pool, clock: Clock) -> None:
         self._connection_info = connection_info
         self._pool = pool
         self._clock = clock
         self._listening: psycopg.Connection[Any] | None = None
-        self._heard = False  # whether hints come at all; the first is its own
+        self._heard = False  # whether hints arrive at all; the first is its own
         self._listen_at = self._look_at = 0.0
 
     def changed(self) -> bool:
@@ -66,7 +66,7 @@ class QueueSnapshot:
             self._listening.close()
 
     def _hints(self) -> int:
-        """How many have come since the last call."""
+        """Return the number of hints since the last call."""
         try:
             if self._listening is None:
                 self._listen()
@@ -85,11 +85,11 @@ class QueueSnapshot:
             self._listen_at = time.monotonic() + POLL_EVERY
             self._listening = psycopg.connect(self._connection_info, autocommit=True, prepare_threshold=None)
             self._listening.execute(f"LISTEN {CHANNEL}".encode())
-            self._listening.execute(f"NOTIFY {CHANNEL}".encode())  # to learn whether hints come
+            self._listening.execute(f"NOTIFY {CHANNEL}".encode())  # to learn whether hints arrive
 
 
 class Hints:
-    """Tells other processes, in a thread of its own, that something became ready: soon, but not each time."""
+    """A thread that notifies other processes that messages became ready: soon, but combined into few hints."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -111,24 +111,23 @@ class Hints:
             self._wanted.clear()
             try:
                 self._pool.run(f"SELECT pg_notify('{CHANNEL}', '')")
-            except Exception as fault:  # it is a hint: others look by themselves every second
+            except Exception as fault:  # only a hint: others query every second anyway
                 _log.debug("could not send a hint: %s", fault)
             self._closing.wait(HINT_EVERY)
 
 
 class Upkeep:
-    """A thread that does, every second, what no request need wait for; of all nodes one does it at a time.
+    """A thread that does every second the work that no request need wait for, on one node at a time.
 
-    Expired messages leave, dead letters get where they are read, remembered keys are forgotten, queues that nobody uses
-    are deleted, deleted ones cleared; and the clock follows the shared one. `catch_up` does a step of what time has
-    done to a queue; below STEP no more is left.
+    It removes expired messages, moves dead letters, forgets remembered keys, deletes unused queues, clears deleted
+    ones, and adjusts the clock. `catch_up` applies one step of what is due to a queue; below STEP none is left.
     """
 
     def __init__(self, pool: Pool, clock: Clock, catch_up: Callable[[str], int]) -> None:
         self._pool = pool
         self._clock = clock
         self._catch_up = catch_up
-        self._after = 0  # the last queue of the window before
+        self._after = 0  # the last queue of the previous pass
         self._until = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
@@ -145,7 +144,7 @@ class Upkeep:
                     self._clock.adjust()
                 if self._is_its_turn():
                     self._once()
-            except Exception as fault:  # whatever it was, the next second may go better, and no request depends on it
+            except Exception as fault:  # the next second may succeed, and no request depends on it
                 _log.warning("upkeep failed: %s", fault)
 
     def _is_its_turn(self) -> bool:
@@ -175,12 +174,12 @@ class Upkeep:
             if name is None:
                 self._clear(number, now)
             elif unused:
-                with suppress(InvalidInput):  # without its settings a circle of dead-letter queues would be closed
+                with suppress(InvalidInput):  # without its settings its dead letters would move in a cycle
                     self._pool.transact(now, lambda work, number=number: expire_queue(work, number))  # type: ignore[misc]
         self._after = window[-1][0] if len(window) == WINDOW else 0
 
     def _repeat(self, step: Callable[[], bool]) -> bool:
-        """Do the step until it returns that no more is left; False when the time is over before."""
+        """Repeat the step until it returns False, and return True; return False if the pass's time is over before."""
         while time.monotonic() < self._until and not self._closing.is_set():
             if not step():
                 return True
@@ -202,14 +201,14 @@ class Upkeep:
             self._repeat(lambda statement=statement: flat(self._pool.run(statement, queues, now)) == CHUNK)  # type: ignore[misc]
 
     def _clear(self, queue_id: int, now: int) -> None:
-        """Remove what is left of a deleted queue; in the end, when nothing can be adding to it any more, itself."""
+        """Remove the rest of a deleted queue, and finally the queue, when no transaction can add to it any more."""
         for table, key in (("messages", "id"), ("replies", "key"), ("dedup", "dedup_id"), ("counts", "slot"),
                            ("graves", "origin")):  # fmt: skip
             statement = f"""
                 WITH gone AS (
                     DELETE FROM queue_service.{table} WHERE queue_id = $1::bigint AND {key} IN (
                         SELECT {key} FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK}
-                           FOR UPDATE SKIP LOCKED)  -- another node may be at it, in another order
+                           FOR UPDATE SKIP LOCKED)  -- another node may lock them in another order
                     RETURNING 1
                 ) SELECT count(*) FROM gone
             """
@@ -224,5 +223,5 @@ class Upkeep:
 
 
 def late_queues(pool: Pool, now: int, names: list[str]) -> list[str]:
-    """Those of these queues to which time has done something that is yet to be seen to."""
+    """Return those of these queues for which something is due."""
     return flat(pool.read("SELECT ARRAY(SELECT queue_service.late_queues($1::bigint, $2::text[]))", now, names))  # type: ignore[no-any-return]

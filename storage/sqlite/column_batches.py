@@ -1,7 +1,7 @@
-"""Runs as they lie in the database: batches of plain messages, packed many in a row.
+"""Column batches in the database: many plain messages packed in one row.
 
-Sent, leased, extended and settled whole, by its own receipt, a run costs little more than one message. Whatever treats
-one of its messages in a way of its own, or reads a part of it, unpacks it first, into a row for each.
+Sending, leasing, extending or settling a whole batch costs little more than one message. An operation on a part of a
+batch first unpacks it into a row for each message.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from storage.model import CHUNK_BYTES, STATES, Receipt
 from storage.size_budget import SizeBudget
 from storage.sqlite.transaction import QueueRow, WriteTransaction, int_array
 
-LONGEST = 100  # messages: as many may have to be unpacked for the sake of one; and a few more at a batch's end
-SHORTEST = 8  # messages: fewer are as well off in rows of their own
+LONGEST = 100  # messages in a batch (the last has a few more): one of them may cause the unpacking of all
+SHORTEST = 8  # messages in a batch: for fewer, rows of their own cost the same
 LARGEST = 64 * 1024  # characters of text, about
 MANY = 1 << 62
 
@@ -34,7 +34,7 @@ class BatchRow(NamedTuple):
     token: int | None
     queue_id: int
     sent_at: int
-    brings: int  # bytes of its columns, which a read gets
+    brings: int  # bytes of its columns, as a read returns them
 
     @property
     def ids(self) -> range:
@@ -47,12 +47,12 @@ class BatchRow(NamedTuple):
 
 _BRINGS = "octet_length(texts) + coalesce(octet_length(attributes), 0)"
 _BATCH = f"id, count, bytes, receive_count, token, queue_id, sent_at, {_BRINGS}"
-# SQL. Unless it is told, SQLite takes the index of all runs, and walks over those that are leased.
+# SQL. Without INDEXED BY, SQLite uses the index of all batches and walks over leased ones.
 READY_BATCHES = "INDEXED BY deliverable_runs WHERE queue_id = ?1 AND state = 0"
 
 
 def pack(work: WriteTransaction, queue: QueueRow, run: NewColumnBatch) -> int:
-    """Stores the messages, in order and ready, as runs; the last one's id. Counting them is the caller's."""
+    """Store the messages, in order and ready, as batches; return the last id. The caller counts them."""
     last: int = work.execute(
         "UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'messages' RETURNING seq", (len(run),)
     ).get
@@ -68,24 +68,24 @@ def pack(work: WriteTransaction, queue: QueueRow, run: NewColumnBatch) -> int:
 
 
 def ready(work: WriteTransaction, queue: QueueRow, recipient: str | None, after: int = -1) -> Generator[BatchRow]:
-    """The runs that can be given out to this reader, in order: those that arrived after a moment."""
+    """Yield the batches that this reader can take, in order, that arrived after a time."""
     if recipient:
         return
     rows = work.execute(
         f"SELECT {_BATCH} FROM runs {READY_BATCHES} AND sent_at > ?2 AND receive_count < ?3 ORDER BY id",
         (queue.id, after, queue.settings.max_receives or MANY),
     )
-    with closing(rows):  # it may not be read to its end
+    with closing(rows):  # the caller may not read to the end
         yield from map(BatchRow._make, rows)
 
 
 def select_ready(work: WriteTransaction, queue: QueueRow, limit: int, receives: int = 0) -> list[BatchRow]:
-    """The first ready runs, of those that have been received so often."""
+    """Return the first ready batches with at least so many receives."""
     return _select(work, f"{READY_BATCHES} AND receive_count >= ?2 ORDER BY id LIMIT ?3", queue.id, receives, limit)
 
 
 def whole(work: WriteTransaction, receipts: Iterable[Receipt]) -> tuple[list[tuple[QueueRow, BatchRow]], list[Receipt]]:
-    """The runs of which one of these is the receipt; and for all other receipts one of each message."""
+    """Return the batches that one of these receipts covers, and the other receipts, each split into single messages."""
     spans = [one for one in receipts if one.length > 1]
     rest = dict.fromkeys(one for one in receipts if one.length == 1)
     if not spans:
@@ -98,13 +98,13 @@ def whole(work: WriteTransaction, receipts: Iterable[Receipt]) -> tuple[list[tup
             found[run.id] = queue, run
         else:
             rest |= dict.fromkeys(span.each())
-    # A receipt of one message of a run that is dealt with whole says nothing more.
+    # Drop receipts of single messages in a batch that is settled whole.
     settled = {Receipt(queue.name, n, run.token or 0) for queue, run in found.values() for n in run.ids} if rest else ()
     return list(found.values()), [one for one in rest if one not in settled]
 
 
 def containing(work: WriteTransaction, ids: Iterable[int]) -> dict[int, BatchRow]:
-    """The run that each of these messages is in, of those that are in one."""
+    """Return the batch of each of these messages that is in one."""
     found: dict[int, BatchRow] = {}
     last: BatchRow | None = None
     for number in sorted(ids):
@@ -116,14 +116,14 @@ def containing(work: WriteTransaction, ids: Iterable[int]) -> dict[int, BatchRow
 
 
 def extend(work: WriteTransaction, queue: QueueRow, run: BatchRow, until: int) -> None:
-    """The lease of all of it ends then; one that had ended holds again."""
+    """Set the lease of a batch to end at `until`, also one that has expired."""
     was = work.execute("SELECT state FROM runs WHERE id = ?", (run.id,)).get
     work.execute("UPDATE runs SET state = 1, due_at = ? WHERE id = ?", (until, run.id))
     work.count(queue, **{STATES[was]: -run.length, "leased": run.length} if STATES[was] != "leased" else {})
 
 
 def unpack(work: WriteTransaction, queue: QueueRow, runs: Collection[BatchRow]) -> None:
-    """Each message of these runs of the queue has a row of its own."""
+    """Give each message of these batches a row of its own."""
     if not runs:
         return
     ids = _ids(runs)
@@ -147,7 +147,7 @@ def unpack(work: WriteTransaction, queue: QueueRow, runs: Collection[BatchRow]) 
 
 
 def return_due(work: WriteTransaction, queue: QueueRow) -> bool:
-    """Runs whose lease has ended are ready again, those received too often unpacked; True when more are left."""
+    """Make batches with expired leases ready again, and unpack spent ones; return whether more are left."""
     most = max(1, work.budget // LONGEST)
     ended = "WHERE queue_id = ? AND state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
     due = _select(work, ended, queue.id, work.now, most)
@@ -160,17 +160,17 @@ def return_due(work: WriteTransaction, queue: QueueRow) -> bool:
         count = count_messages(back)
         work.count(queue, ready=count, leased=-count)
         work.swept.discard(queue.id)
-    work.budget = max(0, work.budget - count_messages(back))  # those that were unpacked come next
+    work.budget = max(0, work.budget - count_messages(back))  # the unpacked ones are counted later
     return len(due) == most
 
 
 def purge(work: WriteTransaction, queue: QueueRow, last: int, most: int) -> int:
-    """Removes some of the runs that begin up to id `last`, the newest first; how many messages."""
+    """Remove some of the batches that begin up to id `last`, newest first; return the number of messages."""
     return remove(work, queue, _some(work, queue.id, last, most))
 
 
 def clear(work: WriteTransaction, queue_id: int, most: int) -> bool:
-    """Removes some of a disowned queue's runs; False when there were none."""
+    """Remove some of a deleted queue's batches; return False if it had none."""
     runs = _some(work, queue_id, MANY, most)
     if runs:
         work.execute("DELETE FROM runs WHERE id IN carray(?)", (_ids(runs),))
@@ -186,10 +186,10 @@ def peek(
     newest: bool,
     reserved: int,
 ) -> dict[int, tuple[Any, ...]]:
-    """The first (or the newest) messages in runs, by id, as rows of what `messages` has of them.
+    """Return the first (or the newest) messages in batches, by id, as rows of the columns that a peek selects.
 
-    `bounds`: those with an id between the first two, that arrived after the third or are leased. Of each row: id, text,
-    fields, deaths (they have none), sent_at, receive_count, due_at, state. Raises LargeRead, see Room.
+    `bounds` selects ids between the first two, and messages that arrived after the third or are leased. A row has id,
+    text, fields, deaths (None), sent_at, receive_count, due_at, state. Raises LargeRead, as SizeBudget.check does.
     """
     after, before, moment = bounds
     found: list[tuple[Any, ...]] = []
@@ -218,12 +218,12 @@ def peek(
 
 
 def _cut(run: NewColumnBatch) -> Iterator[NewColumnBatch]:
-    # A rest that is too short goes with what is before it.
+    # Messages too few for a last batch go to the one before it.
     if run.longest * LONGEST <= LARGEST:
         starts = range(0, max(1, len(run) - SHORTEST + 1), LONGEST)
         yield from starmap(run.cut, pairwise([*starts, len(run)]))
         return
-    lengths = list(accumulate(run.lengths()))  # of each and all before it
+    lengths = list(accumulate(run.lengths()))  # cumulative
     start = 0
     while start < len(run):
         before = lengths[start - 1] if start else 0
@@ -235,7 +235,7 @@ def _cut(run: NewColumnBatch) -> Iterator[NewColumnBatch]:
 
 
 def take_away(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow]) -> dict[int, ColumnBatch]:
-    """By the id of its first message."""
+    """Remove these batches and return them, by their first id."""
     rows = work.all(
         "SELECT id, count, texts, attributes, sent_at, receive_count + 1 FROM runs WHERE id IN carray(?)",
         (_ids(runs),),
@@ -249,7 +249,7 @@ def take_away(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow])
 
 
 def lease(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow], lease: int) -> dict[int, ColumnBatch]:
-    """By the id of its first message."""
+    """Lease these batches and return them, by their first id."""
     token, until = secrets.randbits(63) | 1, work.now + lease
     rows = work.all(
         "UPDATE runs SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 WHERE id IN carray(?) "
@@ -268,7 +268,7 @@ def lease(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow], lea
 
 
 def size_leased_again(work: WriteTransaction, bounds: tuple[int, int, int, int]) -> int:
-    """Bytes of what `leased_again` finds."""
+    """Return the bytes of the batches that `leased_again` returns."""
     return sum(
         row[0]
         for row in work.all(
@@ -278,7 +278,7 @@ def size_leased_again(work: WriteTransaction, bounds: tuple[int, int, int, int])
 
 
 def leased_again(work: WriteTransaction, queue: QueueRow, bounds: tuple[int, int, int, int]) -> list[ColumnBatch]:
-    """The runs of a queue's id with ids between these two that were leased by this token."""
+    """Return the batches of a queue's id, with ids between these two, that have this token."""
     ahead = work.wall(0)
     return [
         ColumnBatch(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, due_at + ahead)
@@ -291,7 +291,7 @@ def leased_again(work: WriteTransaction, queue: QueueRow, bounds: tuple[int, int
 
 
 def remove(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow], **totals: int) -> int:
-    """The runs are gone; how many messages that was."""
+    """Remove the batches; return the number of their messages."""
     if not runs:
         return 0
     rows = work.all("DELETE FROM runs WHERE id IN carray(?) RETURNING state, count, bytes", (_ids(runs),))
@@ -301,12 +301,12 @@ def remove(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow], **
 
 
 def count_messages(runs: Iterable[BatchRow]) -> int:
-    """How many messages they hold."""
+    """Return the number of messages in these batches."""
     return sum(run.length for run in runs)
 
 
 def _some(work: WriteTransaction, queue_id: int, last: int, most: int) -> list[BatchRow]:
-    """The newest of a queue's runs up to `last`, as many as one transaction may remove."""
+    """Return the newest of a queue's batches up to `last`, as many as one transaction may remove."""
     chosen, size = [], 0
     for run in _select(
         work, "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?", queue_id, last, max(1, most // LONGEST)
@@ -319,10 +319,10 @@ def _some(work: WriteTransaction, queue_id: int, last: int, most: int) -> list[B
 
 
 def _select(work: WriteTransaction, which: str, *values: Any) -> list[BatchRow]:
-    """Runs, by the end of a SELECT."""
+    """Return the batches that the rest of a SELECT selects."""
     return [BatchRow(*row) for row in work.all(f"SELECT {_BATCH} FROM runs {which}", values)]
 
 
 def _ids(runs: Iterable[BatchRow]) -> Any:
-    """Bound as one value, for `IN carray(?)`."""
+    """Bind their ids as one value, for `IN carray(?)`."""
     return int_array([run.id for run in runs])

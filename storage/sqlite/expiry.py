@@ -1,4 +1,4 @@
-"""What time does to a queue: leases and delays end, messages expire, and some have been received too often."""
+"""Changes that become due: leases and delays end, messages expire or reach max_receives."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from storage.model import CHUNK_BYTES
 from storage.sqlite import column_batches
 from storage.sqlite.transaction import ARRIVED, LEASED, LETTER, SIZE, QueueRow, WriteTransaction
 
-SHARE = 1_000  # messages that a read moves at most of what can also be done later
+SHARE = 1_000  # deferrable removals that one read does at most
 
 
 class Front(NamedTuple):
-    """Where a queue begins: what is up to `id`, or arrived by `moment`, is past the queue's retention."""
+    """The limit of retention: messages up to `id`, and those that arrived by `moment`, are past it."""
 
     id: int
     moment: int
 
 
 def bring_up_to_date(work: WriteTransaction, queue: QueueRow) -> bool:
-    """Do what must be done before messages are chosen: leases and delays end, messages pass their ttl.
+    """Apply what must precede the choice of messages: ended leases and delays, messages past their ttl.
 
-    Return whether more is left than one transaction deals with: it is to be called in another.
+    Return whether more is due than one transaction processes; then call this again in another.
     """
     if queue.id in work.up_to_date:
         return False
@@ -34,7 +34,7 @@ def bring_up_to_date(work: WriteTransaction, queue: QueueRow) -> bool:
     more = False
     if due is not None and due <= work.now:
         more = _return_due(work, queue)
-        expires = 0  # one whose lease ended may have expired meanwhile
+        expires = 0  # a message whose lease ended may have expired meanwhile
     if expires is not None and expires <= work.now:
         more = _drop_expired(work, queue) or more
     if not more:
@@ -43,11 +43,11 @@ def bring_up_to_date(work: WriteTransaction, queue: QueueRow) -> bool:
 
 
 def clear_out(work: WriteTransaction, queue: QueueRow, most: int = SHARE) -> bool:
-    """Remove some of what a read passes over: messages past retention, and received too often for a lowered limit.
+    """Remove some of the messages that reads skip: past retention, or spent because max_receives was lowered.
 
-    Return whether more is left.
+    Return whether more are left.
     """
-    if queue.id in work.swept:  # many reads in one transaction have one share
+    if queue.id in work.swept:  # all reads of one transaction share the limit
         return True
     more = False
     if queue.retention is not None:
@@ -59,7 +59,7 @@ def clear_out(work: WriteTransaction, queue: QueueRow, most: int = SHARE) -> boo
 
 
 def catch_up(work: WriteTransaction, name: str, most: int) -> bool:
-    """Do both, for a queue that may have been deleted meanwhile; return whether more is left."""
+    """Call both for a queue that may not exist; return whether more is left."""
     queue = work.find_queue(name)
     if queue is None:
         return False
@@ -68,7 +68,7 @@ def catch_up(work: WriteTransaction, name: str, most: int) -> bool:
 
 
 def is_late(work: WriteTransaction, queue: QueueRow) -> bool:
-    """Whether there is something for catch_up to do."""
+    """Return whether catch_up would change anything."""
     if any(at is not None and at <= work.now for at in next_due(work, queue.id)):
         return True
     most = queue.settings.max_receives
@@ -93,7 +93,7 @@ def is_late(work: WriteTransaction, queue: QueueRow) -> bool:
 
 
 def late_queues(work: WriteTransaction, names: Sequence[str]) -> list[str]:
-    """Return those of these queues that are late. One statement rules most out: a page of /metrics has 1,000."""
+    """Return those of these queues for which something is due; one statement skips most of a page of 1,000."""
     rows = work.all(
         """
         SELECT name FROM queues
@@ -110,7 +110,7 @@ def late_queues(work: WriteTransaction, names: Sequence[str]) -> list[str]:
 
 
 def next_due(work: WriteTransaction, queue_id: int) -> tuple[int | None, int | None]:
-    """When the next lease or delay ends, and when the next message passes its ttl."""
+    """Return when the next lease or delay ends, and when the next message passes its ttl."""
     row: tuple[int | None, int | None] = work.execute(
         """
         SELECT (SELECT min(due_at)
@@ -126,7 +126,7 @@ def next_due(work: WriteTransaction, queue_id: int) -> tuple[int | None, int | N
 
 
 def front(work: WriteTransaction, queue: QueueRow) -> Front:
-    """Find where the queue begins, in a few steps however much lies before that."""
+    """Find the limit of retention by binary search, so that many expired messages cost little."""
     if queue.retention is None:
         return Front(0, -1)
     cutoff = work.now - queue.retention
@@ -135,7 +135,7 @@ def front(work: WriteTransaction, queue: QueueRow) -> Front:
     if first is None or first[1] > cutoff:
         return Front(0, cutoff)
     low, high = first[0], work.execute("SELECT max(id) FROM messages WHERE queue_id = ?", (queue.id,)).get
-    while low < high:  # arrival rises with id: low has expired, and what is above high has not
+    while low < high:  # arrival increases with id: low has expired, and ids above high have not
         middle = (low + high) // 2
         found = _first(work, queue.id, middle)
         if found is not None and found[1] <= cutoff:
@@ -146,7 +146,7 @@ def front(work: WriteTransaction, queue: QueueRow) -> Front:
 
 
 def _first(work: WriteTransaction, queue_id: int, after: int) -> tuple[int, int] | None:
-    """Return id and arrival of the first message with a row of its own and an id above `after`."""
+    """Return the id and arrival of the first single message with an id above `after`."""
     found: tuple[int, int] | None = work.execute(
         f"SELECT id, {ARRIVED} FROM messages WHERE queue_id = ? AND id > ? ORDER BY id LIMIT 1", (queue_id, after)
     ).get
@@ -182,12 +182,12 @@ def _drop_expired(work: WriteTransaction, queue: QueueRow) -> bool:
 
 
 def _limit(work: WriteTransaction, letters: bool, most: int = column_batches.MANY) -> int:
-    """Return how many messages this transaction may still move, `most` at most, where all may become dead letters."""
+    """Return how many messages, at most `most`, this transaction may still move; fewer if they become dead letters."""
     return min(most, max(1, work.budget // LETTER) if letters and work.budget else work.budget)
 
 
 def _some(work: WriteTransaction, rows: list[Any]) -> list[Any]:
-    """As many of these, whose second column is a size, as this transaction may still move."""
+    """Return as many of these rows as this transaction may still move; the second column is a size."""
     size = 0
     for count, row in enumerate(rows, 1):
         size += row[1]
@@ -199,7 +199,7 @@ def _some(work: WriteTransaction, rows: list[Any]) -> list[Any]:
 
 
 def _sweep(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
-    """Drop the messages past retention, in order of id, and note up to where that was done."""
+    """Remove messages past retention, in order of id, and store how far it got."""
     cutoff = work.now - (queue.retention or 0)
     swept = work.queue(queue.name).swept
     first = _first(work, queue.id, swept)
@@ -219,7 +219,7 @@ def _sweep(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
 
 
 def _sweep_runs(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
-    """As _sweep; of those that are leased none is looked at."""
+    """Remove batches past retention, except leased ones."""
     cutoff = work.now - (queue.retention or 0)
     limit = _limit(work, queue.settings.dead_letter_expired, most)
     limit = max(1, limit // column_batches.LONGEST) if limit else 0
@@ -234,7 +234,7 @@ def _sweep_runs(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
 
 
 def _bury_spent(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
-    """Dead-letter ready messages that were received too often, since max_receives was lowered after that."""
+    """Dead-letter ready messages that reached max_receives because it was lowered."""
     limit = _limit(work, True, most)
     receives = queue.settings.max_receives
     packed = column_batches.select_ready(work, queue, max(1, limit // column_batches.LONGEST) if limit else 0, receives)
@@ -249,5 +249,5 @@ def _bury_spent(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
             return bool(packed)
         some = _some(work, rows)
         work.dead_letter(queue, sorted(row[0] for row in some), "max_receives")
-        limit = min(limit - len(some), work.budget)  # of a key the next may have come up, received too often as well
+        limit = min(limit - len(some), work.budget)  # the next message of a key may be spent too
     return True

@@ -1,4 +1,4 @@
-"""What is shown of messages and queues, changing nothing."""
+"""Reading without changes: messages, queues and their counts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from storage.sqlite import column_batches
 from storage.sqlite.expiry import Front, front
 from storage.sqlite.transaction import ARRIVED, SIZE_READ, WriteTransaction
 
-MAX_DEAD_LETTER_QUEUES = 100  # queues in which the dead letters of one are looked for
-WALKED = 100_000  # messages that one look at the oldest ready one passes over at most
+MAX_DEAD_LETTER_QUEUES = 100  # dead-letter queues that are searched for one queue's dead letters
+WALKED = 100_000  # messages that one search for the oldest ready one reads at most
 MAX_ID = (1 << 63) - 1
 
 _MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state"
@@ -29,12 +29,12 @@ class Peek(NamedTuple):
     before: int | None = None
     state: State | None = None
     key: str | None = None
-    reserved: int = sys.maxsize  # bytes, see Room
+    reserved: int = sys.maxsize  # bytes, as in SizeBudget
 
 
 def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> list[Message]:
-    """Raises LargeRead."""
-    with connection:  # one snapshot for all of it: meanwhile runs may be unpacked
+    """Return messages of a queue. Raises LargeRead."""
+    with connection:  # one snapshot, because batches may be unpacked meanwhile
         work = WriteTransaction(connection, clock)
         found = work.find_queue(name)
         if found is None:
@@ -47,7 +47,7 @@ def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> lis
 
 
 def dead_letter_queues(connection: apsw.Connection, name: str) -> list[int]:
-    """The numbers of the queues in which dead letters from this one lie."""
+    """Return the ids of the queues that have dead letters from this one."""
     rows: list[Any] = connection.execute(
         """
         WITH RECURSIVE known(id) AS (
@@ -63,7 +63,7 @@ def dead_letter_queues(connection: apsw.Connection, name: str) -> list[int]:
 
 
 def names(connection: apsw.Connection, prefix: str, after: str, limit: int) -> list[str]:
-    """Of queues, in order. No name has a character above "z"."""
+    """Return names of queues, in order. No name has a character above "z"."""
     rows: list[Any] = connection.execute(
         "SELECT name FROM queues WHERE name > ?1 AND name >= ?2 AND name < ?2 || '{' ORDER BY name LIMIT ?3",
         (after, prefix, limit),
@@ -72,10 +72,10 @@ def names(connection: apsw.Connection, prefix: str, after: str, limit: int) -> l
 
 
 def describe(connection: apsw.Connection, clock: Clock, names: Sequence[str], fresh: dict[int, int]) -> list[Queue]:
-    """Those of these queues that exist.
+    """Return the existing ones of these queues.
 
-    `fresh`: by queue an id up to which no message is ready that never was before. None will be again, so that the
-    oldest ready one is not looked for there a second time.
+    `fresh` caches for each queue an id: no message up to it is ready for the first time, now or later, so the search
+    for the oldest ready message skips it.
     """
     connection.execute("BEGIN")  # one snapshot
     try:
@@ -111,7 +111,7 @@ def _describe(connection: apsw.Connection, clock: Clock, name: str, fresh: dict[
 
 
 def _ready_since(work: WriteTransaction, name: str, number: int, fresh: dict[int, int]) -> int | None:
-    """Since when the one of the ready messages has been ready that has been for longest."""
+    """Return when the oldest ready message became ready, None if none is ready."""
     begin = front(work, work.queue(name))
     moments = [
         work.execute("SELECT min(due_at) FROM messages WHERE queue_id = ? AND state = 0 AND due_at > 0", (number,)).get,
@@ -135,7 +135,7 @@ def _ready_since(work: WriteTransaction, name: str, number: int, fresh: dict[int
 
 
 def _peek(connection: apsw.Connection, number: int, ask: Peek, begin: Front) -> list[Any]:
-    # What is before the front is as good as gone, but for what is leased.
+    # Only leased messages before the limit of retention are shown.
     after = ask.after if ask.state is State.LEASED else max(ask.after, begin.id)
     bounds = after, MAX_ID if ask.before is None else ask.before
     newest = ask.before is not None
@@ -167,7 +167,7 @@ def _peek(connection: apsw.Connection, number: int, ask: Peek, begin: Front) -> 
 
 
 def _peek_dead(connection: apsw.Connection, name: str, ask: Peek) -> list[Any]:
-    """Dead letters have rows of their own."""
+    """Return dead letters from a queue; they are never in batches."""
     newest = ask.before is not None
     bounds = ask.after, MAX_ID if ask.before is None else ask.before
     which = "origin = ?1 AND queue_id = ?2 AND id > ?3 AND id < ?4" + ("" if ask.key is None else " AND key = ?5")

@@ -1,4 +1,4 @@
-"""What an operator does to a SQLite file: look at it, check it, back it up, compact it."""
+"""The operator's commands for a SQLite file: info, check, backup, vacuum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage.sqlite.disk.file import DatabaseFile
 
 
 def info(path: Path) -> str:
-    """What is in the database, a line a fact."""
+    """Return the contents of the database, one fact a line."""
     with _opened(path) as connection:
         page, pages, free = map(connection.pragma, ("page_size", "page_count", "freelist_count"))
         lines = [
@@ -34,8 +34,8 @@ def info(path: Path) -> str:
 
 
 def check(path: Path) -> str:
-    """Says that the file is sound, all of it having been read. Raises Unsound."""
-    with _opened(path) as connection, connection:  # one snapshot for all of it
+    """Read the whole file and check it; return a summary. Raises Unsound."""
+    with _opened(path) as connection, connection:  # one snapshot
         if (version := connection.pragma("user_version")) != sqlite_file.SCHEMA_VERSION:
             raise UnusableDatabase(
                 f"{path} has schema version {version}, but this check needs {sqlite_file.SCHEMA_VERSION}: "
@@ -59,9 +59,9 @@ def check(path: Path) -> str:
 
 
 def backup(path: Path, target: Path) -> str:
-    """A consistent copy at `target`, as of one moment, safe on disk. The service may go on meanwhile.
+    """Copy one snapshot to `target`, synced to disk, while the service continues; return a summary.
 
-    Raises UnusableDatabase if `target` is there or cannot be written.
+    Raises UnusableDatabase if `target` exists or cannot be written.
     """
     if target.exists():
         raise UnusableDatabase(f"{target} already exists")
@@ -69,10 +69,10 @@ def backup(path: Path, target: Path) -> str:
     with _opened(path) as connection:
         try:
             part.unlink(missing_ok=True)
-            # Not the backup API: that begins anew whenever another process writes, so it may never end under load.
+            # Not the backup API: it restarts after each write of another process, so under load it may never end.
             connection.execute("VACUUM INTO ?", (str(part),))
             sync(part)
-            os.link(part, target)  # unlike a rename, does not replace what came there meanwhile
+            os.link(part, target)  # unlike a rename, does not replace a new file
         except (OSError, apsw.Error) as fault:
             raise UnusableDatabase(f"the backup failed: {_told(fault)}") from fault
         finally:
@@ -83,19 +83,19 @@ def backup(path: Path, target: Path) -> str:
 
 
 def vacuum(path: Path) -> str:
-    """The file has no free pages left. Meanwhile writers wait, and are told they are too late after 5 s."""
+    """Remove all free pages from the file; return a summary. Meanwhile writers wait, and fail as Busy after 5 s."""
     with _opened(path) as connection:
         before = path.stat().st_size
-        connection.pragma("temp_store", 1)  # a file: the copy may be larger than memory
-        connection.pragma("auto_vacuum", "incremental")  # so that an older file shrinks by itself, too
+        connection.pragma("temp_store", 1)  # in a file: the copy may be larger than memory
+        connection.pragma("auto_vacuum", "incremental")  # so that upkeep can shrink an older file too
         connection.execute("VACUUM")
-        with suppress(apsw.BusyError):  # somebody reads on: the service will fold the log in later
+        with suppress(apsw.BusyError):  # a reader needs the log: the service truncates it later
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     return f"{path}: from {before:,} to {path.stat().st_size:,} bytes"
 
 
 def sync(path: Path) -> None:
-    """A file, or the names in a directory, are on disk."""
+    """Sync a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,7 +104,7 @@ def sync(path: Path) -> None:
 
 
 _MESSAGES = "SELECT queue_id, 1 AS count FROM messages UNION ALL SELECT queue_id, count FROM runs"
-# The counts in each queue's row beside those of the messages themselves; rows only where they differ.
+# The stored counts of each queue beside the counted messages; rows only for differences.
 _RECOUNT = " UNION ALL ".join(
     f"""
     SELECT name, '{what}', {what}, coalesce(real, 0)
@@ -125,7 +125,7 @@ _RECOUNT = " UNION ALL ".join(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[apsw.Connection]:
-    """A connection to a file that must be there; it is not made one."""
+    """Connect to an existing file; never create one. Raises UnusableDatabase."""
     try:
         if not path.exists():
             raise UnusableDatabase(f"{path} does not exist")

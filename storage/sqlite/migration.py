@@ -1,4 +1,4 @@
-"""A SQLite file as the source of a move, and as its target: storage/migration.py tells what is promised."""
+"""A SQLite file as the source and the target of a migration; storage/contents.py describes the protocol."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SqliteContents:
         self._file = file
         self._connection = file.connect()
         self._closed = False
-        self._step = 0  # ms: added to the file's own times it gives the wall clock's
+        self._step = 0  # ms from the file's own times to the wall clock's
 
     def queues(self) -> list[MovedQueue]:
         rows = self._connection.execute(
@@ -113,7 +113,7 @@ class SqliteContents:
         return self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get or 0
 
     def close(self) -> None:
-        """May be called again."""
+        """Close the file; do nothing if it is closed."""
         if not self._closed:
             self._closed = True
             self._connection.close()
@@ -121,16 +121,16 @@ class SqliteContents:
 
 
 class SqliteSource(SqliteContents):
-    """Sealed by triggers, which every process that has the file open meets at its next write, without asking."""
+    """A source sealed by triggers, which fail the next write of every process that has the file open."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UnusableDatabase."""
+        """Open an existing file. Raises UnusableDatabase."""
         if not path.exists():
             raise UnusableDatabase(f"{path} does not exist")
         super().__init__(DatabaseFile(path))
 
     def move(self) -> str | None:
-        with suppress(apsw.SQLError):  # there is no such table
+        with suppress(apsw.SQLError):  # no such table
             name: str = self._connection.execute("SELECT name FROM move").get
             return name
         return None
@@ -139,7 +139,7 @@ class SqliteSource(SqliteContents):
         with self._file.lock.held(), self._connection:
             self._connection.execute("CREATE TABLE IF NOT EXISTS move (name TEXT, step INTEGER, done INTEGER) STRICT")
             if not self._connection.execute("SELECT count(*) FROM move").get:
-                # Once and for all: a clock that is set while a move is interrupted must not make the two differ.
+                # Store it: a clock set during an interruption must not make the two databases differ.
                 moment = self._file.clock.now()
                 step = self._file.clock.wall(moment) - moment
                 self._connection.execute("INSERT INTO move VALUES (?, ?, 0)", (secrets.token_hex(8), step))
@@ -162,7 +162,7 @@ class SqliteSource(SqliteContents):
             self._connection.execute("DROP TABLE move")
 
     def is_moved(self) -> bool:
-        with suppress(apsw.SQLError):  # there is no such table
+        with suppress(apsw.SQLError):  # no such table
             return bool(self._connection.execute("SELECT done FROM move").get)
         return False
 
@@ -172,10 +172,10 @@ class SqliteSource(SqliteContents):
 
 
 class SqliteTarget(SqliteContents):
-    """Written beside its name, which it gets when all is there."""
+    """A target written to a `.part` file, which gets its name when it is complete."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UnusableDatabase."""
+        """Create or reopen the `.part` file. Raises UnusableDatabase."""
         if path.exists():
             raise UnusableDatabase(f"{path} already exists")
         self._path = path
@@ -183,7 +183,7 @@ class SqliteTarget(SqliteContents):
         super().__init__(DatabaseFile(self._part))
 
     def move(self) -> str | None:
-        with suppress(apsw.SQLError):  # there is no such table
+        with suppress(apsw.SQLError):  # no such table
             name: str = self._connection.execute("SELECT move FROM arriving").get
             return name
         if self._connection.execute("SELECT count(*) FROM queues").get:
@@ -235,20 +235,20 @@ class SqliteTarget(SqliteContents):
             self._connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('messages', ?)", (last_id,))
 
     def open(self) -> None:
-        self._connection.pragma("journal_mode", "delete")  # all of it is in the file, and no log stays behind
+        self._connection.pragma("journal_mode", "delete")  # moves everything into the file and deletes the log
         self.close()
-        os.link(self._part, self._path)  # unlike a rename, does not replace what came there meanwhile
+        os.link(self._part, self._path)  # unlike a rename, does not replace a new file
         self._part.unlink()
         Path(f"{self._part}-lock").unlink()
         sync(self._path.parent)
-        # Only now: one who is killed before must find it.
+        # Last: after an interruption `move` must still find this table.
         file = DatabaseFile(self._path)
         with closing(file), closing(file.connect()) as connection:
             connection.execute("DROP TABLE arriving")
 
 
 class _Ahead(NamedTuple):
-    """A Clock that stands still, so many ms behind the wall clock."""
+    """A stopped Clock, `step` ms behind the wall clock."""
 
     step: int
 
@@ -260,7 +260,7 @@ class _Ahead(NamedTuple):
 
 
 def _parts(work: WriteTransaction, reply: dict[str, Any]) -> tuple[list[int] | None, str | None]:
-    """The ids and the messages of a reply as it is kept, those that were leased as they are now."""
+    """Return the ids and messages of a stored reply; leased messages as they are now."""
     ids = replies.sent(reply).ids if "ids" in reply else None
     if "leased" not in reply and "messages" not in reply:
         return ids, None
@@ -274,10 +274,10 @@ def _kept(reply: MovedReply) -> dict[str, Any]:
 
 
 def _seals(connection: apsw.Connection) -> Iterator[tuple[str, str]]:
-    """Triggers by name, and what sets them off: any change, in any table.
+    """Yield the name and event of each trigger: every change of every table.
 
-    Of the clock's only the write that changes nothing, by which a service learns whether it is ready: the first to
-    open the file after a boot sets it.
+    For `clock` only the update with which a service checks its readiness, because the first process that opens the file
+    after a boot must insert a row.
     """
     for (table,) in connection.execute(
         "SELECT name FROM sqlite_schema "

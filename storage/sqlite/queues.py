@@ -1,4 +1,4 @@
-"""What is done to whole queues, and to messages by id: settings, purge, deletion, redrive; and what upkeep clears."""
+"""Changes of whole queues, and of messages by id: settings, purge, deletion, redrive; and the steps of upkeep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHRUNK = 500  # pages
 
 
 def configure(work: WriteTransaction, queue: QueueRow, changes: Mapping[str, Any]) -> tuple[int, str]:
-    """Changes settings, and touches no message; their version and JSON. Raises InvalidInput."""
+    """Change the settings; return their version and JSON. Raises InvalidInput."""
     settings = queue.settings.changed(changes)
     _check_chain(work, queue, settings)
     kept = write_settings(settings)
@@ -40,19 +40,22 @@ def _check_chain(work: WriteTransaction, queue: QueueRow, settings: QueueSetting
 
 
 def version(work: WriteTransaction, queue: QueueRow) -> int:
-    """Of the settings."""
+    """Return the version of the settings."""
     version: int = work.execute("SELECT version FROM queues WHERE id = ?", (queue.id,)).get
     return version
 
 
 def last_id(work: WriteTransaction) -> int:
-    """The highest id ever given to a message."""
+    """Return the highest id ever given to a message."""
     last: int = work.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get
     return last
 
 
 def purge(work: WriteTransaction, queue: QueueRow, last: int) -> int:
-    """Removes some of the messages up to id `last`, newest first: no key's next one shows up. How many."""
+    """Remove some of the messages up to id `last`; return their number.
+
+    Begin with the newest, so that no next message of a key becomes ready.
+    """
     if removed := column_batches.purge(work, queue, last, CHUNK):
         return removed
     rows = work.remove(queue, _chunk(work, queue.id, last), "id, fields ->> 'dedup_id'")
@@ -67,24 +70,24 @@ def purge(work: WriteTransaction, queue: QueueRow, last: int) -> int:
 
 
 def disown(work: WriteTransaction, queue: QueueRow) -> None:
-    """The queue does not exist any more; upkeep removes what is left of it by `clear`. Raises InvalidInput."""
+    """Mark the queue as deleted; upkeep removes its contents by `clear`. Raises InvalidInput."""
     _check_chain(work, queue, QueueSettings())
     work.execute("UPDATE queues SET name = NULL WHERE id = ?", (queue.id,))
     work.forget_queue(queue)
 
 
 def disown_unused(work: WriteTransaction, name: str) -> None:
-    """As disown, if the queue is empty, has not been used for as long as its setting `expires` says, and may go."""
+    """Mark the queue as deleted if it has been empty and unused for as long as its setting `expires`."""
     queue = work.find_queue(name)
     if queue is None or queue.settings.expires is None or queue.messages:
         return
     if queue.used_at + queue.settings.expires * 1000 <= work.now:
-        with suppress(InvalidInput):  # without its settings a circle of dead-letter queues would be closed
+        with suppress(InvalidInput):  # without its settings its dead letters would move in a cycle
             disown(work, queue)
 
 
 def clear(work: WriteTransaction, queue_id: int) -> bool:
-    """Removes some of what is left of a disowned queue, in the end itself; True when more is left."""
+    """Remove some of a deleted queue's contents, finally the queue itself; return whether more is left."""
     if column_batches.clear(work, queue_id, CHUNK):
         return True
     if ids := _chunk(work, queue_id, column_batches.MANY):
@@ -100,7 +103,7 @@ def clear(work: WriteTransaction, queue_id: int) -> bool:
 
 
 def _chunk(work: WriteTransaction, queue_id: int, last: int) -> list[int]:
-    """Ids of the newest messages up to `last`, as many as one step may remove."""
+    """Return ids of the newest messages up to `last`, as many as one step may remove."""
     ids, size = [], 0
     for number, length in work.all(
         f"SELECT id, {SIZE} FROM messages WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?",
@@ -117,7 +120,7 @@ def _chunk(work: WriteTransaction, queue_id: int, last: int) -> list[int]:
 
 
 def redrive_ids(work: WriteTransaction, queue: QueueRow, ids: Sequence[int], reason: str | None) -> int:
-    """Of these, dead letters that lie in this queue or came from it go back; how many."""
+    """Move those of these messages back that are dead letters in this queue or from it; return their number."""
     if not ids:
         return 0
     rows = work.all(
@@ -131,10 +134,10 @@ def redrive_ids(work: WriteTransaction, queue: QueueRow, ids: Sequence[int], rea
 def redrive(
     work: WriteTransaction, queue: QueueRow, limit: int, bounds: tuple[int, int], reason: str | None
 ) -> tuple[int, int]:
-    """Dead letters with an id between these (the last one included) that lie in this queue or came from it go back.
+    """Move dead letters in this queue, or from it, with ids above the first bound and up to the second, back.
 
-    In order of death, `limit` and MOVED at most, and only a bounded number is looked at. Returns how many went, and the
-    id of the last that was looked at; that of the last there is, when it was the end.
+    Move at most `limit` and MOVED, in order of id, and read a bounded number. Return how many moved, and the last id
+    that was read; at the end, the second bound.
     """
     most = min(limit, MOVED)
     looked_at = MOVED if reason is not None else most + 100
@@ -143,7 +146,7 @@ def redrive(
         ("queue_id = ?1 AND origin = ?2", (dead_letter_queue, queue.name))
         for dead_letter_queue in dead_letter_queues(work.connection, queue.name)
     ]
-    with ExitStack() as stack:  # of each source only as many rows are read as are looked at
+    with ExitStack() as stack:  # each source reads only the rows that are used
         found = [
             stack.enter_context(
                 closing(
@@ -183,7 +186,7 @@ def _send_back(work: WriteTransaction, rows: Sequence[Any]) -> int:
     count = 0
     for (grave_id, origin), ids in ways.items():
         name = work.execute("SELECT name FROM queues WHERE id = ?", (grave_id,)).get
-        if name is not None:  # else it is being cleared away
+        if name is not None:  # else upkeep is removing the queue
             _undo_dead_lettering(work, work.queue(name), work.queue_for_writing(origin), ids)
             count += len(ids)
     return count
@@ -218,7 +221,7 @@ def _undo_dead_lettering(
         for number, fields, deaths in named
     ]
     work.remove(dead_letter_queue, ids)
-    work.execute(  # what is remembered of a message goes along with it
+    work.execute(  # its dedup_id moves with it
         "UPDATE dedup SET message_id = value ->> 2 FROM json_each(?2) "
         "WHERE queue_id = ?1 AND dedup_id = value ->> 0 AND message_id = value ->> 1",
         (home.id, json.dumps(known, ensure_ascii=False)),
@@ -244,7 +247,7 @@ def reschedule(work: WriteTransaction, queue: QueueRow, number: int, delay: int)
         return
     due = work.now + delay
     to = BLOCKED if state == BLOCKED else DELAYED if delay else READY
-    work.execute(  # a lease that ended is not to hold again
+    work.execute(  # an expired lease must not be extended
         "UPDATE messages SET state = ?, due_at = ?, token = -abs(token) WHERE id = ?", (to, due, number)
     )
     if to != state:
@@ -252,7 +255,7 @@ def reschedule(work: WriteTransaction, queue: QueueRow, number: int, delay: int)
 
 
 def _waiting(work: WriteTransaction, queue: QueueRow, number: int) -> int:
-    """The state of a message that is not leased. Raises MessageNotFound, MessageLeased."""
+    """Return the state of a message that is not leased; unpack its batch. Raises MessageNotFound, MessageLeased."""
     packed = column_batches.containing(work, [number])
     column_batches.unpack(work, queue, [run for run in packed.values() if run.queue_id == queue.id])
     found: int | None = work.execute("SELECT state FROM messages WHERE id = ? AND queue_id = ?", (number, queue.id)).get
@@ -268,7 +271,7 @@ def _waiting(work: WriteTransaction, queue: QueueRow, number: int) -> int:
 
 
 def forget(work: WriteTransaction) -> None:
-    """Forgets (CHUNK of each at most) the keys and dedup_ids whose window has passed."""
+    """Delete expired Idempotency-Keys and dedup_ids, at most CHUNK of each."""
     work.execute(
         "DELETE FROM replies WHERE (queue_id, key) IN "
         "(SELECT queue_id, key FROM replies WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
@@ -282,15 +285,15 @@ def forget(work: WriteTransaction) -> None:
 
 
 def shrink(work: WriteTransaction) -> None:
-    """Gives up to SHRUNK free pages back to the disk, moving pages in use from the file's end into other free ones."""
+    """Return up to SHRUNK free pages to the disk; SQLite moves used pages from the file's end into other free ones."""
     work.all(f"PRAGMA incremental_vacuum({SHRUNK})", ())
 
 
 def note_time(work: WriteTransaction) -> None:
-    """Keep the service's time, which is not to run back when the next boot finds the wall clock set back."""
+    """Store the service's time, so that it does not go back at the next boot if the wall clock was set back."""
     work.execute("UPDATE clock SET last_ms = max(last_ms, ?)", (work.now,))
 
 
 def touch(work: WriteTransaction) -> None:
-    """Writes without changing anything, to learn whether a write can be committed."""
+    """Write without a change, to check whether a write can be committed."""
     work.execute("UPDATE clock SET offset_ms = offset_ms")

@@ -1,4 +1,4 @@
-"""Giving messages out: which come next, and how they are leased or removed."""
+"""Delivering messages: which come next, and how they are leased or removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage.validation import MAX_BATCH, MAX_RECIPIENTS
 
 
 class Candidate(NamedTuple):
-    """A message that could be taken now. `followed`: later ones of its key wait behind it."""
+    """A message that could be taken now. `followed`: later messages of its key are blocked behind it."""
 
     id: int
     priority: int
@@ -38,7 +38,7 @@ class Candidate(NamedTuple):
 def take_from_queues(
     work: WriteTransaction, rows: Sequence[QueueRow], ask: Receive, room: SizeBudget
 ) -> Messages | None:
-    """What these queues have for the reader, in its order of preference; None when one has yet to be caught up with."""
+    """Take the next messages of these queues, in order of preference; None if too many are due for one transaction."""
     taken: list[Message | ColumnBatch] = []
     left = ask.limit
     for row in rows:
@@ -56,7 +56,10 @@ def take_from_queues(
 def take(
     work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, lease: int | None, room: SizeBudget
 ) -> list[Message | ColumnBatch]:
-    """The next messages, leased for `lease` ms or (None) removed. The queue must be up to date. Raises LargeRead."""
+    """Take the next messages: lease them for `lease` ms, or (None) remove them. Raises LargeRead.
+
+    The queue must be up to date.
+    """
     if queue.settings.paused:
         return []
     chosen = _choose(work, queue, limit, recipient, room)
@@ -76,7 +79,7 @@ def take(
 
 
 def available(work: WriteTransaction, queue: QueueRow, recipient: str | None, most: int) -> int:
-    """How many messages `take` would find, counted up to `most`."""
+    """Return how many messages `take` would return, at most `most`."""
     if queue.settings.paused:
         return 0
     begin = front(work, queue)
@@ -93,9 +96,9 @@ def available(work: WriteTransaction, queue: QueueRow, recipient: str | None, mo
 def leased_again(
     work: WriteTransaction, spans: Sequence[tuple[str, int, int, int]], reserved: int
 ) -> list[Message | ColumnBatch]:
-    """What is left of the messages leased as (queue, first id, how many, token), as it was given out then.
+    """Return the messages leased as (queue, first id, number, token), except those settled since, as first returned.
 
-    Raises LargeRead for more bytes than are reserved for it.
+    Raises LargeRead for more bytes than are reserved.
     """
     found: list[Message | ColumnBatch] = []
     ahead, size = work.wall(0), 0
@@ -121,7 +124,7 @@ def leased_again(
 
 
 def spans_of(found: Messages) -> list[tuple[str, int, int, int]]:
-    """Leased messages as `leased_again` takes them."""
+    """Return the spans of leased messages for `leased_again`."""
     spans: list[tuple[str, int, int, int]] = []
     for part in found.parts:
         one = Receipt.parse(part.receipt or "", MAX_BATCH)
@@ -156,14 +159,14 @@ def _choose(
         else:
             return chosen
     assert isinstance(one, BatchRow)
-    column_batches.unpack(work, queue, [one])  # a reader that takes a part of it will want the rest in parts, too
+    column_batches.unpack(work, queue, [one])  # the next read will probably take a part too
     return [*chosen, *(Candidate(number, 0, None, 0, one.receive_count, False) for number in one.ids[:left])]
 
 
 def _in_order(
     work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, *sources: Iterator[Candidate | BatchRow]
 ) -> Iterator[Candidate | BatchRow]:
-    """What is taken one by one: a key's next competes with the others once the one before it is taken."""
+    """Yield the messages in order of delivery: after a key's message, the key's next one competes with the others."""
     heap: list[tuple[int, int, Candidate | BatchRow, Iterator[Candidate | BatchRow]]] = []
 
     def compete(source: Iterator[Candidate | BatchRow]) -> None:
@@ -186,7 +189,7 @@ def _in_order(
 def _candidates(
     work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, begin: Front
 ) -> Iterator[Iterator[Candidate]]:
-    """The ready messages with rows of their own, in order, `limit` at most (or more)."""
+    """Yield an iterator of ready single messages, in order, `limit` or more."""
     if recipient is not None:
         yield iter(_heads(work, queue, limit, recipient, begin))
         return
@@ -204,7 +207,7 @@ def _candidates(
             (queue.id, MAX_RECIPIENTS),
         )
     ]
-    if len(names) < 2:  # as mostly
+    if len(names) < 2:  # the usual case
         yield iter(_heads(work, queue, limit, names[0], begin) if names else [])
         return
     sources = [_paged_heads(work, queue, limit, name, begin) for name in names]
@@ -214,7 +217,7 @@ def _candidates(
 def _paged_heads(
     work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, begin: Front
 ) -> Iterator[Candidate]:
-    """One first, and more only when that was taken: there may be a thousand recipients."""
+    """Yield a recipient's messages, read in growing pages: with a thousand recipients most need only the first."""
     known, size = 0, 1
     while known < limit:
         heads = _heads(work, queue, min(size, limit), recipient, begin)
@@ -228,7 +231,7 @@ def _heads(work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, 
     if not begin.id:
         return _select_heads(work, queue, "ORDER BY priority DESC, id LIMIT ?4", recipient, limit)
     heads: list[Candidate] = []
-    for priority in range(9, -1, -1):  # a seek each, however many lie before
+    for priority in range(9, -1, -1):  # one index lookup each, however many expired messages precede
         if len(heads) < limit:
             behind = "AND priority = ?5 AND id > ?6 ORDER BY id LIMIT ?4"
             heads += _select_heads(work, queue, behind, recipient, limit - len(heads), priority, begin.id)
@@ -253,7 +256,7 @@ def _select_heads(work: WriteTransaction, queue: QueueRow, which: str, *values: 
 def _followers(
     work: WriteTransaction, queue: QueueRow, head: Candidate, limit: int, recipient: str | None
 ) -> Iterator[Candidate]:
-    """The messages behind `head` in its key, as far as this reader may have them."""
+    """Yield the messages after `head` in its key, up to the first that this reader cannot take."""
     most = queue.settings.max_receives
     for *row, addressee, due_at in work.all(
         f"SELECT id, priority, key, {SIZE_READ}, receive_count, 0, recipient, due_at FROM messages "
@@ -267,10 +270,10 @@ def _followers(
 
 
 def _take_away(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate]) -> dict[int, Message]:
-    """By id."""
+    """Remove the messages and return them, by id."""
     columns = "id, text, fields, deaths, sent_at, receive_count"
     rows = work.remove(queue, [one.id for one in chosen], columns, received=len(chosen))
-    ahead = work.wall(0)  # asked once for all: how far the wall clock is ahead of the service's time
+    ahead = work.wall(0)  # computed once: the wall clock's lead over the service's time
     return {
         number: Message(number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count + 1)
         for *_, number, text, fields, deaths, sent_at, count in rows
@@ -278,11 +281,11 @@ def _take_away(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate])
 
 
 def _lease(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate], lease: int) -> dict[int, Message]:
-    """By id."""
+    """Lease the messages and return them, by id."""
     token = secrets.randbits(63) | 1
     until = work.now + lease
     ids = [one.id for one in chosen]
-    # The keys' followers that come along were blocked, all others ready.
+    # A key's followers were blocked, all others ready.
     rows = work.all(
         "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 "
         "WHERE id IN carray(?) RETURNING id, text, fields, deaths, sent_at, receive_count",
@@ -302,7 +305,7 @@ def _lease(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate], lea
 
 
 def _asked_lease(ask: Receive, settings: QueueSettings) -> int | None:
-    """The lease in ms that a reader asks for, None for none."""
+    """Return the lease in ms that a reader asks for, None for none."""
     if ask.lease is None:
         return None
     return round(1000 * (settings.lease if isinstance(ask.lease, str) else ask.lease))

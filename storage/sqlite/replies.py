@@ -1,7 +1,7 @@
-"""What is remembered under an Idempotency-Key of a send, a receive or a transaction: JSON objects.
+"""The stored replies to sends, receives and transactions with an Idempotency-Key: JSON objects.
 
-`ids` are [first, count] of each span of successive ids; `duplicates` as in Sent. Messages that were leased are there
-as they lie, so that of those only the `leased` spans are kept; others are in `messages`, as the fields of Message.
+`ids` is a list of [first, count] for spans of successive ids; `duplicates` is as in Sent. Leased messages stay in the
+database, so the reply has only their spans, in `leased`. Others are in `messages`, as the fields of Message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def sent(reply: Reply) -> Sent:
 
 
 def of_messages(found: Messages | None) -> Reply:
-    """None: more had fallen due than one transaction deals with."""
+    """Return the reply for these messages; None means that too many messages were due for one transaction."""
     if found is None:
         return {"messages": None}
     if found.parts and found.parts[0].leased_until is not None:
@@ -36,7 +36,7 @@ def of_messages(found: Messages | None) -> Reply:
 
 
 def messages(work: WriteTransaction, reply: Reply, reserved: int = sys.maxsize) -> Messages | None:
-    """Those that were given out then, as far as they have not been settled since. Raises LargeRead."""
+    """Return the messages of a reply, except those settled since. Raises LargeRead."""
     if "leased" in reply:
         return Messages(leased_again(work, reply["leased"], reserved))
     if reply["messages"] is None:

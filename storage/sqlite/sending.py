@@ -1,4 +1,4 @@
-"""Storing new messages: room, dedup, order."""
+"""Storing new messages: limits, deduplication, order."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ from storage.sqlite.expiry import bring_up_to_date, clear_out
 from storage.sqlite.transaction import BLOCKED, DELAYED, READY, QueueRow, WriteTransaction, by_state
 from storage.steps import group_by_queue
 
-SKIPPED = len(STATES)  # no state: the message is not stored
+SKIPPED = len(STATES)  # in place of a state: do not store the message
 
 _COLUMNS = "queue_id, sent_at, state, priority, recipient, key, due_at, expires_at, fields, text"
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Rows(NamedTuple):
-    """Messages that get rows of their own, as JSON: what the rows hold, and the keys, each once and in order."""
+    """Messages in rows of their own, as JSON: the columns, and the keys, each once and in order."""
 
     messages: list[NewMessage]
     columns: str
-    keys: str | None  # None: none has a key
+    keys: str | None  # None: no message has a key
 
 
 class Batch(NamedTuple):
-    """Messages for one queue. All that takes long and can be done without the lock has been done."""
+    """Messages for one queue, prepared as far as possible without the lock."""
 
     messages: Sequence[NewMessage]
-    parts: list[
-        NewColumnBatch | Rows
-    ]  # the messages in order: those that are packed, and those that get rows of their own
+    parts: list[NewColumnBatch | Rows]  # the messages in order: packed ones, and those in rows of their own
     size: int
     named: list[tuple[int, str]]  # places and dedup_ids
-    firsts: dict[str, int]  # the first place of each dedup_id; in order of these, as they lie in the database
+    firsts: dict[str, int]  # the first place of each dedup_id, in the order of the database
 
 
 def prepare(messages: Sequence[NewMessage]) -> Batch:
@@ -58,7 +56,7 @@ def prepare_for_queues(messages: Sequence[tuple[str, NewMessage]]) -> list[tuple
 
 
 def send_to_queues(work: WriteTransaction, batches: Sequence[tuple[str, list[int], Batch]]) -> Sent:
-    """Stores each queue's messages; the ids, by their places."""
+    """Store each queue's messages; return the ids in the order of the request."""
     ids: dict[int, int] = {}
     duplicates: list[int] = []
     if len(batches) > 1:
@@ -71,7 +69,7 @@ def send_to_queues(work: WriteTransaction, batches: Sequence[tuple[str, list[int
 
 
 def send(work: WriteTransaction, queue: QueueRow, batch: Batch) -> Sent:
-    """Stores the messages in order; their ids, for a dedup_id known already the first message's."""
+    """Store the messages in order; return their ids: for a known dedup_id, the id of its first message."""
     if not batch.named:
         return Sent(_insert(work, queue, batch, ()), [])
     firsts = batch.firsts
@@ -99,7 +97,7 @@ def send(work: WriteTransaction, queue: QueueRow, batch: Batch) -> Sent:
 
 
 def _insert(work: WriteTransaction, queue: QueueRow, batch: Batch, skipped: Collection[int]) -> list[int]:
-    """Stores the messages; their ids, 0 for those at the places that are to be skipped."""
+    """Store the messages except those at the `skipped` places; return the ids, 0 for skipped ones."""
     stored: Sequence[NewMessage] = batch.messages
     size = batch.size
     if skipped:
@@ -157,7 +155,7 @@ def _make_room(work: WriteTransaction, queue: QueueRow, count: int, size: int) -
         raise DiskFull
     if queue.settings.max_messages is None and queue.settings.max_bytes is None:
         return queue
-    if _excess(queue, count, size):  # what has expired by now leaves its place; of very much, upkeep goes on with it
+    if _excess(queue, count, size):  # remove expired messages first; upkeep removes the rest of very many
         bring_up_to_date(work, queue)
         clear_out(work, work.queue(queue.name), CHUNK)
         queue = work.queue(queue.name)
@@ -167,7 +165,7 @@ def _make_room(work: WriteTransaction, queue: QueueRow, count: int, size: int) -
 
 
 def _excess(queue: QueueRow, count: int, size: int) -> QueueFull | None:
-    """Return the limit that so many more messages, of so many bytes, would exceed."""
+    """Return the error for the limit that so many more messages, of so many bytes, would exceed."""
     settings = queue.settings
     if settings.max_messages is not None and queue.messages + count > settings.max_messages:
         return QueueFull(queue.name, "max_messages", settings.max_messages, queue.messages, count)
@@ -177,7 +175,7 @@ def _excess(queue: QueueRow, count: int, size: int) -> QueueFull | None:
 
 
 def _states(work: WriteTransaction, queue: QueueRow, rows: Rows, skipped: Collection[int]) -> list[int]:
-    """The state that each begins in: a key's first may go, and the others wait behind it."""
+    """Return the initial state of each message: a key's first may be ready, and later ones are blocked."""
     held: set[str | None] = set()
     if rows.keys is not None:
         found = "EXISTS (SELECT 1 FROM messages WHERE queue_id = ? AND key = value)"
@@ -197,9 +195,9 @@ def _states(work: WriteTransaction, queue: QueueRow, rows: Rows, skipped: Collec
 
 
 def _insert_rows(work: WriteTransaction, queue: QueueRow, rows: Rows, states: list[int]) -> int:
-    """The last one's id. The states are bound as one digit each."""
+    """Insert the messages and return the last id. The states are bound as one digit each."""
     delay = round(queue.settings.delay * 1000)
-    if len(states) == 1:  # by the statement for many, one would cost a third more
+    if len(states) == 1:  # the statement for many would cost a third more
         one = rows.messages[0]
         delay = delay if one.delay is None else one.delay
         due_at, expires_at = work.now + delay if delay else 0, None if one.ttl is None else work.now + one.ttl

@@ -1,4 +1,4 @@
-"""What the holder of a receipt may do with its message: ack, extend, release, reject."""
+"""The operations on a receipt: ack, extend, release, reject."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from storage.sqlite import column_batches
 from storage.sqlite.transaction import BLOCKED, LEASED, QueueRow, WriteTransaction, by_state, int_array
 from storage.validation import MAX_BATCH
 
-UNPACKED = 100  # runs that one transaction unpacks at most for the sake of single messages
+UNPACKED = 100  # batches that one transaction unpacks at most, to settle single messages
 
 
 class Held(NamedTuple):
-    """A message found by a receipt that holds."""
+    """The message of a valid receipt."""
 
     id: int
     queue: QueueRow
     state: int
     key: str | None
-    token: int  # negative: it was released
+    token: int  # negative after a release
     receive_count: int
 
 
@@ -30,7 +30,7 @@ Found = Held | MessageNotFound | StaleReceipt
 
 
 def hold(work: WriteTransaction, receipt: str, queue: str | None = None) -> Held:
-    """The message of a receipt (of this queue). Raises MessageNotFound, StaleReceipt, InvalidInput."""
+    """Return the message of a receipt (of this queue). Raises MessageNotFound, StaleReceipt, InvalidInput."""
     parsed = Receipt.parse_one(receipt)
     if queue is not None and parsed.queue != queue:
         raise MessageNotFound
@@ -42,7 +42,10 @@ def hold(work: WriteTransaction, receipt: str, queue: str | None = None) -> Held
 
 
 def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
-    """Each receipt with its place. Raises StaleReceipt, with its index, for what is none; InvalidInput for too many."""
+    """Return each receipt with its place. Raises InvalidInput for too many.
+
+    Raises StaleReceipt, with its index, for a text that is no receipt.
+    """
     places: dict[Receipt, int] = {}
     for index, text in enumerate(receipts):
         try:
@@ -54,9 +57,9 @@ def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
 
 
 def ack_all(work: WriteTransaction, places: dict[Receipt, int]) -> bool:
-    """The messages of all these receipts are settled. Raises StaleReceipt, with its index, if one does not hold.
+    """Settle the messages of all these receipts. Raises StaleReceipt, with its index, if one is invalid.
 
-    False: first more runs are to be unpacked, in further transactions; nothing else was done.
+    Return False, with nothing settled, if more batches must first be unpacked in further transactions.
     """
     whole, rest = column_batches.whole(work, places)
     found = _find(work, rest)
@@ -77,7 +80,7 @@ def settle(work: WriteTransaction, held: Held) -> None:
 
 
 def parse(receipts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:
-    """The receipts (of this queue), with its text, and the texts that are none. Raises InvalidInput for too many."""
+    """Return the receipts (of this queue) with their texts, and the other texts. Raises InvalidInput for too many."""
     parsed: list[Receipt] = []
     known: dict[Receipt, str] = {}
     missing: dict[str, None] = {}
@@ -96,7 +99,7 @@ def parse(receipts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str
 
 
 def ack(work: WriteTransaction, receipts: Mapping[Receipt, str]) -> AckResult | None:
-    """Settles the messages of those receipts that hold, and reports the others. None: as False of ack_all."""
+    """Settle the messages of valid receipts, and report the others. Return None as ack_all returns False."""
     sorted_out = _sort_out(work, receipts)
     if sorted_out is None:
         return None
@@ -105,7 +108,7 @@ def ack(work: WriteTransaction, receipts: Mapping[Receipt, str]) -> AckResult | 
 
 
 def extend_many(work: WriteTransaction, receipts: Mapping[Receipt, str], lease: int) -> ExtendResult | None:
-    """The leases of those receipts that hold end in `lease` ms; the others are reported. None: as False of ack_all."""
+    """Extend the leases of valid receipts by `lease` ms, report the others. Return None as ack_all returns False."""
     sorted_out = _sort_out(work, receipts)
     if sorted_out is None:
         return None
@@ -120,13 +123,13 @@ def extend_many(work: WriteTransaction, receipts: Mapping[Receipt, str], lease: 
 
 
 def extend(work: WriteTransaction, held: Held, until: int) -> None:
-    """The lease ends at `until`; one that had ended holds again. Raises StaleReceipt for one that was released."""
+    """Set the lease to end at `until`, also one that has expired. Raises StaleReceipt for one that was released."""
     if not _extend(work, [held], until):
         raise StaleReceipt
 
 
 def _extend(work: WriteTransaction, helds: Sequence[Held], until: int) -> set[int]:
-    """Extend the leases that were not released and whose key no other lease has; return the ids of their messages."""
+    """Extend the leases unless they were released or another lease has their key; return the ids of their messages."""
     extended = {held.id for held in helds if held.state == LEASED and held.token > 0}
     ended: dict[str, list[Held]] = {}
     for held in sorted(helds, key=lambda held: held.id):
@@ -137,7 +140,7 @@ def _extend(work: WriteTransaction, helds: Sequence[Held], until: int) -> set[in
         keys = json.dumps(list({held.key for held in some if held.key is not None}), ensure_ascii=False)
         leased = "queue_id = ? AND state = 1 AND key IN (SELECT value FROM json_each(?))"
         tokens = dict(work.all(f"SELECT key, token FROM messages WHERE {leased}", (queue.id, keys)))
-        # The first of a key has it, together with what was leased by the same read.
+        # The key's first message wins, together with all of the same read.
         again = [one for one in some if one.key is None or tokens.setdefault(one.key, one.token) == one.token]
         extended.update(held.id for held in again)
         work.count(queue, leased=len(again), **by_state([held.state for held in again], each=-1))
@@ -150,7 +153,7 @@ def _extend(work: WriteTransaction, helds: Sequence[Held], until: int) -> set[in
 
 
 def release(work: WriteTransaction, held: Held, delay: int, counted: bool) -> None:
-    """The message is given back for delivery after `delay` ms, or buried when it has been received too often."""
+    """Return the message to the queue for delivery after `delay` ms, or dead-letter it at max_receives."""
     most = held.queue.settings.max_receives
     if counted and most and held.receive_count >= most:
         work.dead_letter(held.queue, [held.id], "max_receives")
@@ -162,7 +165,7 @@ def release(work: WriteTransaction, held: Held, delay: int, counted: bool) -> No
 def _sort_out(
     work: WriteTransaction, receipts: Mapping[Receipt, str]
 ) -> tuple[list[Held], list[tuple[QueueRow, column_batches.BatchRow]], list[str], list[str]] | None:
-    """What holds, message by message and run by run, and the receipts that are stale, and missing. None: see _find."""
+    """Sort receipts into valid ones, by message and by batch, stale and missing ones. Return None as _find does."""
     whole, rest = column_batches.whole(work, receipts)
     found = _find(work, rest)
     if found is None:
@@ -181,7 +184,7 @@ def _sort_out(
 def _remove(
     work: WriteTransaction, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, column_batches.BatchRow]]
 ) -> int:
-    """The messages are settled, whichever queues they are in, those of whole runs too; how many there were."""
+    """Settle these messages and batches, of any queues; return the number of messages."""
     packed: dict[str, tuple[QueueRow, list[column_batches.BatchRow]]] = {}
     for row, run in whole:
         packed.setdefault(row.name, (row, []))[1].append(run)
@@ -198,7 +201,10 @@ def _remove(
 
 
 def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | None:
-    """What these are of, each of one message. None: some runs were unpacked for that, and more are to be."""
+    """Return the result for each receipt of one message.
+
+    Return None after unpacking some batches if more must be unpacked.
+    """
     if not receipts:
         return []
     queues = {name: work.find_queue(name) for name in {receipt.queue for receipt in receipts}}
@@ -232,7 +238,7 @@ def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | 
 
 
 def _rows(work: WriteTransaction, receipts: Sequence[Receipt]) -> dict[int, Any]:
-    """By id: id, queue_id, token, state, key and receive_count of these messages."""
+    """Return the id, queue_id, token, state, key and receive_count of these messages, by id."""
     if not receipts:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What could be taken from queues now, for storage/waiting.py."""
+"""The messages available now, for storage/waiting.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.waiting import Availability, Subscription
 
 
 class QueueSnapshot:
-    """Lets storage/waiting.py see what could be taken."""
+    """Shows storage/waiting.py the available messages."""
 
     def __init__(self, connection: apsw.Connection, clock: Clock) -> None:
         self._connection = connection
@@ -41,7 +41,7 @@ class QueueSnapshot:
 
 
 def _due(work: WriteTransaction, queue_id: int, most: int) -> tuple[int, int | None]:
-    """How many leases and delays have ended (counted up to `most`), and when the next one does."""
+    """Return how many leases and delays have ended (at most `most`), and when the next one ends."""
     row: tuple[float, int | None] = work.execute(
         """
         SELECT (SELECT count(*) FROM (SELECT 1 FROM messages

@@ -50,9 +50,9 @@ from storage.wakeup_pipes import WakeupPipe
 T = TypeVar("T")
 
 SMALL_READ = 1024 * 1024  # bytes in one read while the disk is nearly full
-KEPT_READ = 4 * 1024 * 1024  # bytes in one read without a lease that has an Idempotency-Key: it is written as JSON
+KEPT_READ = 4 * 1024 * 1024  # bytes in one read with an Idempotency-Key but no lease: its reply is stored
 ACKED_AT_ONCE = 1_000  # receipts in one transaction of an ack
-CATCH_UP_FOR = 2.5  # seconds that a verb which only reads goes on with what time has done
+CATCH_UP_FOR = 2.5  # seconds that a read-only call applies what is due
 
 
 class SqliteStore:
@@ -61,11 +61,11 @@ class SqliteStore:
     def __init__(
         self, path: Path, *, pollers: int = 32, clock: Clock | None = None, wakeup_pipe: WakeupPipe | None = None
     ) -> None:
-        """`pollers` readers may wait at once in this process, whose `wakeup_pipe` it is. Raises UnusableDatabase."""
+        """Open the database. At most `pollers` readers wait at once. Raises UnusableDatabase."""
         self._file = DatabaseFile(path)
         self._clock: Clock = clock or self._file.clock
         self._failed: Callable[[], None] = lambda: None
-        self._fresh: dict[int, int] = {}  # see showing.describe
+        self._fresh: dict[int, int] = {}  # see inspection.describe
         self._room: ReadRoom | None = None
         look_every = LOOK_SELDOM if wakeup_pipe and wakeup_pipe.is_shared else LOOK_EVERY
         self._waiting = Waiting(
@@ -76,7 +76,7 @@ class SqliteStore:
         self._commits: GroupCommit[WriteTransaction] = GroupCommit(self._committer.run_group)
         self._upkeep = Upkeep(self._file.connect, self._clock, self._commits, self._committer.give_up)
 
-    # -- the verbs on messages
+    # -- messages
 
     def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
         batch = prepare(messages)
@@ -108,16 +108,16 @@ class SqliteStore:
     def _claim(
         self, work: WriteTransaction, ask: Receive, once: IdempotencyKey | None, reserved: int = sys.maxsize
     ) -> Messages | None:
-        """None: ask again, more has fallen due than one transaction deals with. Raises LargeRead."""
+        """Take messages; return None if too many are due for one transaction. Raises LargeRead."""
         rows = [row for row in map(work.find_queue, ask.queues) if row is not None]
-        # A key over several queues is no one queue's: what came from which must not depend on which is there now.
+        # The store remembers a key over several queues: the result must not depend on which of them exist now.
         scope, window = (
             (rows[0].id, rows[0].settings.dedup_window) if rows and len(ask.queues) == 1 else (NO_QUEUE, REQUEST_WINDOW)
         )
         if once is not None and (known := work.recall(once, scope, reserved)) is not None:
             return replies.messages(work, known, reserved)
         most = KEPT_READ if once is not None and ask.lease is None else MAX_READ_BYTES
-        most = SMALL_READ if work.nearly_full else most  # a lease writes what it gives out
+        most = SMALL_READ if work.nearly_full else most  # a lease writes to the messages
         found = take_from_queues(work, rows, ask, SizeBudget(reserved, most))
         if once is not None and found:
             work.remember(once, replies.of_messages(found), scope, window)
@@ -225,7 +225,7 @@ class SqliteStore:
             done = Transacted(sent.ids, found or Messages())
         return done._replace(duplicates=tuple(sent.duplicates))
 
-    # -- the verbs on one message by its id
+    # -- one message by its id
 
     def message(self, queue: str, id: int) -> Message:
         self._bring_up_to_date([queue])
@@ -248,7 +248,7 @@ class SqliteStore:
         self._bring_up_to_date([queue])
         self._once(once, lambda work: queues.dead_letter(work, work.queue(queue), id, reason))
 
-    # -- the verbs on queues
+    # -- queues
 
     def peek(
         self,
@@ -284,7 +284,7 @@ class SqliteStore:
             return queues.configure(work, found or work.queue_for_writing(name), changes)
 
         number, settings = self._once(once, operation)
-        # Without what the change lets time do: that may be very much.
+        # Describe the queue without applying what the change makes due: that may be very much.
         return self._describe(name)._replace(version=number, settings=read_settings(settings))
 
     def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
@@ -295,7 +295,7 @@ class SqliteStore:
             if not at:
                 at = {"queue": work.queue(queue).id, "last": queues.last_id(work), "count": 0}
             row = work.find_queue(queue)
-            if row is None or row.id != at["queue"]:  # it was deleted meanwhile, and all in it
+            if row is None or row.id != at["queue"]:  # it was deleted meanwhile, with its messages
                 return at, False
             count = queues.purge(work, row, at["last"])
             return at | {"count": at["count"] + count}, count > 0
@@ -334,7 +334,7 @@ class SqliteStore:
         count: int = done["count"]
         return count
 
-    # -- the service's own needs
+    # -- the serving process
 
     def check_ready(self) -> None:
         if not self._committer.has_just_committed():
@@ -343,7 +343,7 @@ class SqliteStore:
     def on_failure(self, call: Callable[[], None]) -> None:
         self._failed = call
         if self._committer.broken:
-            call()  # it failed before anybody wanted to know
+            call()  # it failed before this call
 
     def observe(self, observer: Observer) -> None:
         self._commits.observe = observer.committed
@@ -373,7 +373,7 @@ class SqliteStore:
         return in_room(self._room, read, lambda found: found)
 
     def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], T]) -> T:
-        """What an operation of one transaction returns, a JSON value or None; at its first call with this key."""
+        """Run an operation as one transaction and return its JSON value or None, or the first call's with this key."""
 
         def run(work: WriteTransaction) -> Any:
             return work.once(NO_QUEUE, once, REQUEST_WINDOW, lambda: [operation(work)])[0]
@@ -389,7 +389,7 @@ class SqliteStore:
         return found[0]
 
     def _bring_up_to_date(self, names: Sequence[str]) -> None:
-        """Let a reading verb see what time has done; where that is very much, as far as it has come in PATIENCE."""
+        """Apply what is due to these queues, as far as CATCH_UP_FOR allows."""
         with self._readers.reading() as connection:
             late = late_queues(WriteTransaction(connection, self._clock), names)
         deadline = time.monotonic() + CATCH_UP_FOR

@@ -1,6 +1,6 @@
-"""One SQLite transaction on the queues: the changes of state every verb is made of.
+"""One SQLite transaction on the queues: the changes of state that all requests use.
 
-Whatever changes the state of a message goes through here, together with the counts of it in its queue's row.
+Every change of a message's state is made here, with its change of the counts in the queue's row.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from storage.model import CHUNK, REQUEST_WINDOW, STATES, IdempotencyKey, QueueSe
 from storage.size_budget import LargeRead
 
 READY, LEASED, DELAYED, BLOCKED = range(len(STATES))
-LETTER = 5  # to dead-letter a message costs about as much as to drop so many
-NO_QUEUE = 0  # the scope of an Idempotency-Key that the store as a whole remembers
+LETTER = 5  # dead-lettering one message costs as much as removing so many
+NO_QUEUE = 0  # scope of an Idempotency-Key that the store as a whole remembers
 ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
 SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
-SIZE_READ = f"{SIZE} + coalesce(octet_length(deaths), 0)"  # SQL: bytes that a read brings
+SIZE_READ = f"{SIZE} + coalesce(octet_length(deaths), 0)"  # SQL: bytes that a read returns
 
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
 _COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
@@ -42,12 +42,12 @@ class QueueRow(NamedTuple):
     settings: QueueSettings
     messages: int
     bytes: int
-    swept: int = 0  # up to this id all messages with rows of their own, but the leased, were dropped as past retention
+    swept: int = 0  # retention has removed all single messages up to this id, except leased ones
     used_at: int = 0
 
     @property
     def retention(self) -> int | None:
-        """In ms."""
+        """Return the retention in ms."""
         return None if self.settings.retention is None else math.ceil(self.settings.retention * 1000)
 
 
@@ -56,9 +56,9 @@ def _queue(row: Any) -> QueueRow:
 
 
 class WriteTransaction:
-    """One transaction. `now` is its time; `woken` gathers the queues in which something became ready.
+    """One transaction at the time `now`; `woken` collects the queues in which messages became ready.
 
-    What its operations need again and again is looked up once, and their counts are written once: `write_counts`.
+    It caches the queues' rows and collects the changes of their counts for `write_counts`.
     """
 
     def __init__(self, connection: apsw.Connection, clock: Clock, nearly_full: bool = False) -> None:
@@ -68,16 +68,16 @@ class WriteTransaction:
         self.now = clock.now()
         self.wall = clock.wall
         self.woken: set[str] = set()
-        self.up_to_date: set[int] = set()  # queues that have nothing left to be done by `now`
-        self.swept: set[int] = set()  # queues that had their share of what may also be done later
-        self.budget = CHUNK  # messages that this transaction may still move because of the time
+        self.up_to_date: set[int] = set()  # queues for which nothing is due at `now`
+        self.swept: set[int] = set()  # queues that had their share of deferrable work
+        self.budget = CHUNK  # due messages that this transaction may still move
         self._queues: dict[str, QueueRow] = {}
-        self._counts: dict[int, list[int]] = {}  # what is to be added, by queue
+        self._counts: dict[int, list[int]] = {}  # changes to write, by queue
         self._counted = 0
 
     @property
     def changes(self) -> tuple[int, int]:
-        """The same as before, as long as nothing was changed."""
+        """Return a value that is the same as long as nothing was changed."""
         return self.connection.total_changes(), self._counted
 
     def write_counts(self) -> None:
@@ -86,21 +86,21 @@ class WriteTransaction:
             self._counts.clear()
 
     def forget(self) -> None:
-        """The transaction goes on from an earlier state: counts that were not written are gone."""
+        """Discard cached state after a rollback to a savepoint; unwritten counts are lost."""
         self.up_to_date.clear()
         self.swept.clear()
         self._queues.clear()
         self._counts.clear()
 
     def forget_queue(self, queue: QueueRow) -> None:
-        """Its row was changed by another way than `count`, or what falls due in it."""
+        """Discard the cached row of a queue after a change that bypassed `count` or made something due."""
         self.write_counts()
         self.up_to_date.discard(queue.id)
         self.swept.discard(queue.id)
         self._queues.pop(queue.name, None)
 
     def all(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
-        """All rows at once: a cursor left open would hold the transaction, and RETURNING has no order anyway."""
+        """Return all rows at once: an open cursor would hold the transaction, and RETURNING has no order."""
         return self.execute(sql, values).fetchall()
 
     # -- queues
@@ -120,17 +120,17 @@ class WriteTransaction:
         return found
 
     def create_queues(self, names: Sequence[str]) -> None:
-        """Create those of many queues that do not exist, and look all of them up, by one statement each."""
+        """Create the missing ones of many queues and cache all, with one statement each."""
         wanted = json.dumps(names)
         self.execute(
             "INSERT INTO queues (name, used_at) SELECT value, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
             (self.now, wanted),
         )
         rows = self.all(f"{_QUEUE} WHERE name IN (SELECT value FROM json_each(?))", (wanted,))
-        self._queues = {row[1]: _queue(row) for row in rows} | self._queues  # what has been counted since is in these
+        self._queues = {row[1]: _queue(row) for row in rows} | self._queues  # these include counts not yet written
 
     def queue_for_writing(self, name: str) -> QueueRow:
-        """The queue, which is created if it does not exist."""
+        """Return the queue; create it if it does not exist."""
         found = self.find_queue(name)
         if found is None:
             self.execute("INSERT INTO queues (name, used_at) VALUES (?, ?)", (name, self.now))
@@ -140,14 +140,14 @@ class WriteTransaction:
         return found
 
     def note_use(self, queue: QueueRow) -> None:
-        """Keep the time of this use, to within a second, for the setting `expires`: of each would be a write a read."""
+        """Store the time of this use for the setting `expires`, at most once a second to avoid a write at each read."""
         expires = queue.settings.expires
         if expires is not None and self.now - queue.used_at >= min(1_000, expires * 1000 / 10):
             self.execute("UPDATE queues SET used_at = ? WHERE id = ?", (self.now, queue.id))
             self._replace(queue, used_at=self.now)
 
     def lower_swept(self, queue: QueueRow, least: int) -> None:
-        """A message of this id is not leased any more, and may be past retention."""
+        """Lower `swept` below this message, which is no longer leased and may be past retention."""
         current = self._queues.get(queue.name, queue)
         if least <= current.swept:
             self.swept_to(queue, least - 1)
@@ -162,7 +162,7 @@ class WriteTransaction:
             self._queues[queue.name] = known._replace(**changes)
 
     def count(self, queue: QueueRow, **changes: int) -> None:
-        """Adds to the queue's counts of states and its totals."""
+        """Add to the queue's counts of states and its totals."""
         if changes.get("ready", 0) > 0:
             self.woken.add(queue.name)
         self._counted += 1
@@ -178,7 +178,7 @@ class WriteTransaction:
     # -- idempotency
 
     def once(self, scope: int, once: IdempotencyKey | None, window: float, do: Callable[[], Any]) -> Any:
-        """What `do` returned (a JSON value; None: nothing was done) when this key was first used within `window` s."""
+        """Return the JSON value of `do`, or of the first call with this key within `window` s. None: no change."""
         if once is None:
             return do()
         reply = self.recall(once, scope)
@@ -187,7 +187,7 @@ class WriteTransaction:
         return reply
 
     def recall(self, once: IdempotencyKey, scope: int = NO_QUEUE, reserved: int = sys.maxsize) -> Any:
-        """Raises LargeRead for a reply of more bytes than are reserved for it."""
+        """Return the stored reply, None if there is none. Raises LargeRead if it exceeds the reserved bytes."""
         known = self.execute(
             "SELECT fingerprint, octet_length(reply) FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
             (scope, once.key, self.now),
@@ -219,14 +219,14 @@ class WriteTransaction:
         due_at: int | None = None,
         uncounted: int = 0,
     ) -> None:
-        """Leased or delayed messages, with these keys, wait for delivery again.
+        """Return leased or delayed messages, with these keys, to the queue.
 
-        With `due_at` they were released, until then: their leases cannot be extended any more. None: their time came.
-        One with a key waits blocked until the key's other leases are settled too (promote sees to that).
+        With `due_at` they were released until then, so their leases cannot be extended. None: their lease or delay has
+        ended. A message with a key stays blocked until the key's other leases are settled; promote ensures it.
         """
         if not ids:
             return
-        self.up_to_date.discard(queue.id)  # what was leased does not expire; now it may have
+        self.up_to_date.discard(queue.id)  # leased messages do not expire; these may have
         self.swept.discard(queue.id)
         was = Counter(self.all("SELECT state FROM messages WHERE id IN carray(?)", (int_array(ids),)))
         rows = self.all(
@@ -245,16 +245,16 @@ class WriteTransaction:
         self.promote(queue, keys)
 
     def expire(self, queue: QueueRow, ids: Sequence[int]) -> None:
-        """Drop the messages, or move them to the dead-letter queue, by the queue's setting."""
+        """Remove expired messages, or move them to the dead-letter queue, by the queue's setting."""
         if queue.settings.dead_letter_expired:
             self.dead_letter(queue, ids, "expired", expired=len(ids))
         else:
             self.remove(queue, ids, expired=len(ids))
 
     def remove(self, queue: QueueRow, ids: Sequence[int], columns: str = "", /, **totals: int) -> list[tuple[Any, ...]]:
-        """The messages are gone, and the next of their keys take their places.
+        """Remove the messages and promote the next ones of their keys.
 
-        Returns rows, in no order, of state, key and size, and of these columns: texts only where they are wanted.
+        Return unordered rows of state, key, size and `columns`, so that only callers that need texts read them.
         """
         if not ids:
             return []
@@ -267,7 +267,7 @@ class WriteTransaction:
         return rows
 
     def dead_letter(self, queue: QueueRow, ids: Sequence[int], reason: str, **totals: int) -> None:
-        """The messages move to the dead-letter queue, in order, with one death more to tell of and a fresh count."""
+        """Move the messages to the dead-letter queue, in order, with one more death and a receive_count of 0."""
         if not ids:
             return
         self.budget = max(0, self.budget - (LETTER - 1) * len(ids))
@@ -296,9 +296,9 @@ class WriteTransaction:
         self.promote(queue, {row[1] for row in rows if row[1] is not None}, ready_since=0)
 
     def promote(self, queue: QueueRow, keys: Collection[str], ready_since: int | None = None) -> None:
-        """The first message of each key becomes ready (or delayed, by its own delay) if none of the key is leased.
+        """Make the first message of each key ready (or delayed, by its own delay) unless one of the key is leased.
 
-        It is ready since now, or (0) since it arrived.
+        It counts as ready since now, or with 0 since its arrival.
         """
         if not keys:
             return
@@ -324,7 +324,7 @@ class WriteTransaction:
             self.count(queue, blocked=-len(rows), ready=states[(READY,)], delayed=states[(DELAYED,)])
 
     def block(self, queue: QueueRow, keys: Collection[str]) -> None:
-        """The first message of each key waits, unless it is leased: one behind it has come to be leased again."""
+        """Block the first message of each key unless it is leased, because the lease of a later one was renewed."""
         if not keys:
             return
         heads = self.all(
@@ -342,10 +342,10 @@ class WriteTransaction:
 
 
 def by_state(states: Sequence[int], each: int = 1) -> dict[str, int]:
-    """How many there are of each state, for Work.count. Quicker than a Counter for the one message it mostly is."""
+    """Count the messages in each state for WriteTransaction.count; for one message faster than a Counter."""
     return {STATES[state]: each * states.count(state) for state in set(states)}
 
 
 def int_array(numbers: Sequence[int]) -> Any:
-    """Numbers bound as one value, for `IN carray(?)`; at least one."""
+    """Bind numbers as one value, for `IN carray(?)`; at least one."""
     return apsw.carray(array("q", numbers))

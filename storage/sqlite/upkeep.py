@@ -1,4 +1,4 @@
-"""What looks into the SQLite file without being asked by a request: the sight of long polls, and upkeep."""
+"""Background work on the SQLite file: what no request waits for."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from storage.sqlite.queues import clear, disown_unused, forget, note_time, shrin
 from storage.sqlite.transaction import QueueRow, WriteTransaction
 
 UPKEEP_EVERY = 1.0  # seconds
-WINDOW = 1_000  # queues that one second's upkeep looks at
-NOTED_EVERY = 60_000  # ms, while something is written at all
-STEP = 2_000  # messages that it drops in one transaction …
-STEPS = 25  # … and transactions for one queue
+WINDOW = 1_000  # queues in one pass; the next pass continues after them
+NOTED_EVERY = 60_000  # ms, while there are writes
+STEP = 2_000  # messages removed in one transaction …
+STEPS = 25  # … and transactions for one queue in a pass
 FREE_KEPT = 512  # pages (2 MiB) …
-SHRINKS = 10  # transactions with which a second's upkeep shrinks the file at most
+SHRINKS = 10  # transactions of one pass that shrink the file
 
 _log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """A thread that does, every second, what no request need wait for.
+    """A thread that does every second the work that no request need wait for.
 
-    Expired messages leave, dead letters get where they are read, remembered keys are forgotten, deleted queues are
-    cleared, a file that has emptied shrinks, a grown log is cut. `failed` is told when the disk fails it.
+    It removes expired messages, moves dead letters, forgets remembered keys, clears deleted queues, shrinks a file that
+    has emptied, and truncates the log. It calls `failed` when a read or write fails.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Upkeep:
         self._commits = commits
         self._failed = failed
         self._closing = threading.Event()
-        self._version: int | None = None  # what others have committed since
-        self._after = 0  # the number of the last queue that was looked at
+        self._version: int | None = None  # SQLite's data_version at the last pass
+        self._after = 0  # the id of the last queue of the previous pass
         self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
         self._thread.start()
 
@@ -67,8 +67,8 @@ class Upkeep:
                 except (apsw.IOError, apsw.CorruptError) as fault:
                     self._failed(fault)
                 except Moved:
-                    pass  # there is nothing to look after any more
-                except Exception:  # whatever it was, the next second may go better, and no request depends on it
+                    pass  # a moved database needs no upkeep
+                except Exception:  # the next second may succeed, and no request depends on it
                     _log.exception("upkeep failed")
         finally:
             if connection is not None:
@@ -90,8 +90,8 @@ class Upkeep:
             for _ in range(SHRINKS):
                 self._commits.run(shrink)
         if _is_too_long(connection):
-            with suppress(apsw.BusyError):  # another process is at it: in a second it is tried again
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # only now does the file get smaller
+            with suppress(apsw.BusyError):  # another process does it; try again in a second
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # this makes the file smaller
         if _has_grown(connection):
             _cut_log(connection)
 
@@ -109,38 +109,38 @@ class Upkeep:
             self._commits.run(lambda work: disown_unused(work, queue.name))
 
     def _repeat(self, step: Callable[[WriteTransaction], bool]) -> None:
-        """Until nothing more is left, or the next second goes on with it: other queues want to be looked after too."""
+        """Repeat the step until nothing is left, at most STEPS times, because other queues need upkeep too."""
         for _ in range(STEPS):
             if self._closing.is_set() or not self._commits.run(step):
                 return
 
 
 def _has_emptied(connection: apsw.Connection) -> bool:
-    """Whether more of the file is free than what comes next will want."""
+    """Return whether the file has more free pages than new messages will soon use."""
     free, pages, kind = map(connection.pragma, ("freelist_count", "page_count", "auto_vacuum"))
     return bool(kind == 2 and free > max(FREE_KEPT, pages // 4))  # 2: incremental
 
 
 def _is_too_long(connection: apsw.Connection) -> bool:
-    """Whether the file has shrunk, and no checkpoint has cut it yet: one may be busy, or a reader hold the old end."""
+    """Return whether the file has shrunk but is not truncated, for example because a reader held its end."""
     pages, size = map(connection.pragma, ("page_count", "page_size"))
     return bool(Path(connection.filename).stat().st_size > pages * size)
 
 
 def _has_grown(connection: apsw.Connection) -> bool:
-    """Whether the log is larger than it may stay: a long read has held it, and nothing was written since."""
+    """Return whether the log is larger than its limit, as after a long read without later writes."""
     log = Path(connection.filename_wal)
     return log.exists() and log.stat().st_size > MAX_WAL
 
 
 def _cut_log(connection: apsw.Connection) -> None:
-    """The log is empty, unless somebody reads or writes just now; nobody is made to wait for it."""
+    """Truncate the log unless another connection reads or writes, without making it wait."""
     connection.set_busy_timeout(0)
     try:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     except apsw.BusyError:
-        pass  # in a second it is tried again
+        pass  # try again in a second
     finally:
         connection.set_busy_timeout(BUSY_TIMEOUT)
 

@@ -16,9 +16,9 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import peers, plot, report
 from benchmarks.one_transaction_each import PlainApplication, PlainStore
-from benchmarks.processes import Start, together
-from benchmarks.queues.peer import Missing, program
-from benchmarks.report import Figure, Found
+from benchmarks.processes import Start, run_jobs
+from benchmarks.queues.peer import NotInstalled, program
+from benchmarks.report import Figure, Result
 from settings import Settings
 from storage.model import NewMessage
 
@@ -58,7 +58,7 @@ def test_every_benchmark_is_tried_here() -> None:
 
 @pytest.mark.parametrize("name", [name for name in TINY if name != "peers"])
 def test_a_benchmark_finds_figures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Found] = getattr(shrink(name, monkeypatch), name)()
+    found: list[Result] = getattr(shrink(name, monkeypatch), name)()
     assert found
     for one in found:
         assert one.figures
@@ -85,15 +85,15 @@ def test_the_plain_design_is_what_requests_meet(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_installed_is_told_with_the_package_that_has_it() -> None:
-    with pytest.raises(Missing, match=r"no-such-server is not installed .* such-servers"):
+    with pytest.raises(NotInstalled, match=r"no-such-server is not installed .* such-servers"):
         program("no-such-server", "such-servers", "/usr/sbin")
 
 
 def test_processes_start_together_and_what_one_of_them_raises_comes_back() -> None:
-    first, second = together([(meet, (1,)), (meet, (2,))])
+    first, second = run_jobs([(meet, (1,)), (meet, (2,))])
     assert min(first.began, second.began) >= max(first.result, second.result)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        together([(meet, (1,)), (meet, (0,))])
+        run_jobs([(meet, (1,)), (meet, (0,))])
 
 
 def meet(start: Start, number: int) -> float:
@@ -104,7 +104,7 @@ def meet(start: Start, number: int) -> float:
     return ready
 
 
-BOTH = Found(
+BOTH = Result(
     "ours",
     "other",
     [
@@ -118,7 +118,7 @@ BOTH = Found(
 
 
 def test_the_plot_has_a_bar_for_each_ratio_that_grows_with_it_and_shows_what_was_missed() -> None:
-    picture = ElementTree.fromstring(plot.svg([BOTH, Found("a", "b", [Figure("none", "1", "1", 1.0)])]))
+    picture = ElementTree.fromstring(plot.svg([BOTH, Result("a", "b", [Figure("none", "1", "1", 1.0)])]))
     bars = {bar[0].text: bar for bar in picture.iter(f"{SVG}rect")}
     good, slow = bars["good & <fast>: 9/s to 3/s"], bars["slow: 1/s to 2/s"]
     assert len(bars) == 2  # one has another unit, one is of no plot

@@ -1,26 +1,25 @@
--- The changes of state that the verbs (postgres_verbs.sql) are made of. Whatever changes the state of a message goes
--- through here, together with the counts of it. In a name, p_ is a parameter and v_ a variable; p_at is the wall
--- clock's time as RFC 3339.
+-- The changes of state that the functions in verbs.sql use. Every change of a message's state is made here, with its
+-- change of the counts. A name begins with p_ for a parameter and v_ for a variable; p_at is the wall clock's time as
+-- RFC 3339.
 --
--- Messages are handed about by where they lie (tid), once they are locked: a locked row stays where it is, and it is
--- found again without an index, whatever the planner knows or does not know of the table. Counted is what an UPDATE or
--- DELETE returned.
+-- Functions pass locked messages by their location (tid): a locked row keeps it, and a statement finds the row by it
+-- without an index, whatever plan PostgreSQL chooses. Counts come from the rows that an UPDATE or DELETE returns.
 --
--- A transaction that changes messages of a key, or adds one, holds the lock of that key until its commit, and looks at
--- them in a statement after the one that took the lock: only that sees all that was done under it before. Locks are
--- taken in this order: an Idempotency-Key's, queues' (against their deletion), a limited queue's row, dedup_ids, keys,
--- messages, counts; each kind in order of queue and name. What needs another order only tries, and passes over what it
--- does not get.
+-- A transaction that changes or adds messages of a key holds the key's lock until its commit. It reads them in a
+-- statement after the one that took the lock, because only that statement sees all earlier changes under the lock.
+-- The order of locks is: Idempotency-Key, queues (against deletion), a limited queue's row, dedup_ids, keys, messages,
+-- counts; within each kind, by queue and name. Code that needs another order only tries a lock, and skips what it
+-- cannot lock.
 
 SET LOCAL search_path = queue_service;
 
--- A message given out; or, in the first row of an answer, what else there is to say.
+-- A delivered message; the first row may instead carry a note, or the ids of sent messages.
 CREATE TYPE delivery AS (
     note text, ids bigint[], duplicates integer[], queue text, id bigint, text bytea, fields text, deaths text,
     sent_at bigint, receive_count integer, token bigint, leased_until bigint
 );
 
--- A message found by a receipt: it is 'held', or the receipt is 'stale' or the message 'missing'.
+-- The message of a receipt; status is 'held', or the receipt is 'stale' or its message 'missing'.
 CREATE TYPE held AS (
     place integer, status text, queue_id bigint, id bigint, spot tid, state smallint, key bytea, token bigint,
     receive_count integer
@@ -60,7 +59,7 @@ CREATE FUNCTION is_limited(p_queue queues) RETURNS boolean LANGUAGE sql IMMUTABL
     SELECT p_queue.settings ?| ARRAY['max_messages', 'max_bytes']
 $$;
 
--- What arrived by then has outlived the queue's retention.
+-- Returns the time up to which arrived messages are past the queue's retention.
 CREATE FUNCTION cutoff(p_now bigint, p_queue queues) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(p_now - queue_service.seconds_setting(p_queue, 'retention'), -1)
 $$;
@@ -69,7 +68,7 @@ CREATE FUNCTION has_expired(p_now bigint, p_cutoff bigint, m messages) RETURNS b
     SELECT m.state <> 1 AND (m.arrived_at <= p_cutoff OR coalesce(m.expires_at <= p_now, false))
 $$;
 
--- As dead_letter_name in storage/model.py.
+-- Returns the same as dead_letter_name in storage/model.py.
 CREATE FUNCTION grave_name(p_queue queues) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(p_queue.settings ->> 'dead_letter_queue', CASE
         WHEN length(p_queue.name) <= 75 OR right(p_queue.name, 5) <> '.dead' THEN left(p_queue.name, 75)
@@ -77,7 +76,7 @@ CREATE FUNCTION grave_name(p_queue queues) RETURNS text LANGUAGE sql IMMUTABLE A
     END || '.dead')
 $$;
 
--- Notes that the queue is in use, where that matters.
+-- Records the use of the queue if it has the setting `expires`.
 CREATE FUNCTION note_use(p_now bigint, p_queue queues) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF p_queue.used_at + least(seconds_setting(p_queue, 'expires') / 10, 1000) <= p_now THEN
@@ -86,7 +85,7 @@ BEGIN
     END IF;
 END $$;
 
--- The queue, made if it does not exist; it cannot be deleted before this transaction has ended.
+-- Returns the queue, and creates it if needed; blocks its deletion until this transaction ends.
 CREATE FUNCTION queue_for_writing(p_now bigint, p_name text) RETURNS queues LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
@@ -113,12 +112,12 @@ BEGIN
     RETURN v_queue;
 END $$;
 
--- Keys share 64 locks a queue: the server's table of locks has room for few thousand.
+-- Returns the number of the key's lock. A queue's keys share 64 locks, because the server's lock table is small.
 CREATE FUNCTION lock_of(p_queue bigint, p_key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT p_queue * 64 + (hashtext(encode(p_key, 'hex')) & 63)
 $$;
 
--- Of these queues and keys, pair by pair; all in the one order.
+-- Locks these pairs of queue and key, in the order of their lock numbers.
 CREATE FUNCTION lock_pairs(p_queues bigint[], p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(number)
@@ -133,14 +132,14 @@ BEGIN
     END IF;
 END $$;
 
--- Whether the key can be had without waiting, in its queue and (where that is not NULL) the one its dead letters go to.
+-- Tries to lock the key without waiting, in its queue and in p_grave (unless NULL); returns whether it did.
 CREATE FUNCTION try_key(p_queue bigint, p_grave bigint, p_key bytea) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN pg_try_advisory_xact_lock(lock_of(p_queue, p_key))
            AND (p_grave IS NULL OR pg_try_advisory_xact_lock(lock_of(p_grave, p_key)));
 END $$;
 
--- Before messages of these keys come in.
+-- Locks these keys and marks the queue as keyed, before messages with the keys are added.
 CREATE FUNCTION expect_keys(p_queue queues, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF p_keys IS NOT NULL THEN
@@ -151,14 +150,14 @@ BEGIN
     END IF;
 END $$;
 
--- Those of these messages that are still there, locked.
+-- Locks those of these messages that still exist, and returns their locations.
 CREATE FUNCTION locked(p_queue bigint, p_ids bigint[]) RETURNS tid[] LANGUAGE plpgsql AS $$
 BEGIN
     RETURN ARRAY(SELECT m.ctid FROM (SELECT id FROM unnest(p_ids) AS id ORDER BY id) AS one CROSS JOIN LATERAL (
                         SELECT ctid FROM messages WHERE queue_id = p_queue AND id = one.id LIMIT 1 FOR UPDATE) AS m);
 END $$;
 
--- The first message of each key becomes ready (or delayed, by its own delay) if none of the key is leased.
+-- Makes the first message of each key ready (or delayed, by its own delay) unless a message of the key is leased.
 CREATE FUNCTION promote(p_now bigint, p_queue bigint, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v_ready bigint;
@@ -173,7 +172,7 @@ BEGIN
                                           ORDER BY id LIMIT 1)
                                    FROM unnest(p_keys) AS wanted))
            AND state = 3
-           AND (SELECT id FROM messages AS other  -- LIMIT: or all leased ones might be looked at for each
+           AND (SELECT id FROM messages AS other  -- LIMIT: or the plan may read all leased messages for each
                  WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1 LIMIT 1) IS NULL
         RETURNING state
     )
@@ -183,8 +182,8 @@ BEGIN
     END IF;
 END $$;
 
--- Removes the messages, which are locked, and lets the next of their keys take their places; returns how many. They
--- are added to these totals: received, acked, expired, dead.
+-- Removes locked messages and promotes the next ones of their keys; returns their number, and adds it to these totals:
+-- received, acked, expired, dead.
 CREATE FUNCTION remove(p_now bigint, p_queue bigint, p_rows tid[], VARIADIC p_totals text[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -208,9 +207,9 @@ BEGIN
     RETURN v.count;
 END $$;
 
--- The messages, which are locked, wait for delivery again: from p_due on, and then their leases cannot be extended any
--- more, or (NULL) as their lease or delay has ended.
--- One with a key waits blocked until it is the key's first and the key's leases are settled.
+-- Returns locked messages to the queue. With p_due they were released: deliver them from then on, and end the right to
+-- extend their leases. With NULL their leases or delays have ended.
+-- A message with a key stays blocked until it is the key's first and the key has no lease.
 CREATE FUNCTION give_back(p_now bigint, p_queue bigint, p_rows tid[], p_due bigint DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -236,7 +235,7 @@ BEGIN
     RETURN v.count;
 END $$;
 
--- The key's first message waits, unless it is leased itself: one behind it has come to be leased again.
+-- Blocks the key's first message unless it is leased, because the lease of a later one was renewed.
 CREATE FUNCTION block(p_queue bigint, p_key bytea) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v_first messages;
@@ -249,20 +248,20 @@ BEGIN
     END IF;
 END $$;
 
--- What these deaths name of the last one. A reason may hold U+0000, which no function that reads JSON lets through.
+-- Returns a field of the last death. A reason may hold U+0000, which PostgreSQL's JSON functions refuse.
 CREATE FUNCTION last_death(p_deaths text, p_name text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT replace(p_deaths, '\u0000', '\ufffd')::json -> -1 ->> p_name
 $$;
 
--- These deaths without the last one; NULL when that was the only one.
+-- Returns the deaths without the last one, or NULL if it was the only one.
 CREATE FUNCTION without_last(p_deaths text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT '[' || string_agg(death::text, ', ' ORDER BY n) || ']'
       FROM json_array_elements(p_deaths::json) WITH ORDINALITY AS died (death, n)
      WHERE n < json_array_length(p_deaths::json)
 $$;
 
--- Moves the messages, which are locked as their keys are in both queues, in order and with a fresh count; returns how
--- many. p_story is the beginning of the JSON of a death; NULL undoes one death.
+-- Moves messages in order, with a receive_count of 0; returns their number. The caller has locked them, and their keys
+-- in both queues. p_story is the beginning of the JSON of a death; NULL removes the last death instead.
 CREATE FUNCTION move(p_now bigint, p_from bigint, p_to queues, p_rows tid[], p_story text, VARIADIC p_totals text[])
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
@@ -289,7 +288,7 @@ BEGIN
     SELECT count(*) FILTER (WHERE state = 0) AS ready, count(*) FILTER (WHERE state = 3) AS blocked,
            coalesce(sum(size), 0)::bigint AS bytes, array_agg(id ORDER BY id) AS ids
       INTO v FROM moved;
-    IF p_story IS NULL THEN  -- what is remembered of a message goes along; SKIP LOCKED: its holder may wait for a key
+    IF p_story IS NULL THEN  -- its dedup_id moves with it; SKIP LOCKED: the other transaction may wait for a key
         UPDATE dedup SET message_id = known.id
           FROM (SELECT one.id, place FROM unnest(v_were, v.ids) AS one (was, id) CROSS JOIN LATERAL (
                        SELECT ctid AS place FROM dedup WHERE queue_id = p_to.id AND message_id = one.was
@@ -301,7 +300,7 @@ BEGIN
     RETURN remove(p_now, p_from, p_rows, VARIADIC p_totals);
 END $$;
 
--- The messages, which are locked as their keys are in both queues, move to the dead-letter queue. The reason is JSON.
+-- Dead-letters messages. The caller has locked them, and their keys in both queues. The reason is JSON.
 CREATE FUNCTION bury(p_now bigint, p_at text, p_queue queues, p_rows tid[], p_reason text, VARIADIC p_totals text[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -316,7 +315,7 @@ BEGIN
     END IF;
 END $$;
 
--- What was answered when this Idempotency-Key was used before, or NULL; a concurrent use is waited for.
+-- Returns the reply stored under this Idempotency-Key, or NULL; waits for a concurrent request with the key.
 CREATE FUNCTION remembered(p_now bigint, p_queue bigint, p_key text, p_fingerprint bytea) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -330,7 +329,7 @@ BEGIN
     RETURN v_known.reply;
 END $$;
 
--- Remembers the reply, unless it is NULL, and returns it.
+-- Stores the reply unless it is NULL, and returns it.
 CREATE FUNCTION remember(p_queue bigint, p_key text, p_fingerprint bytea, p_until bigint, p_reply jsonb) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 BEGIN

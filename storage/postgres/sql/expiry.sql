@@ -1,14 +1,14 @@
--- What time does to messages: leases and delays end, messages expire, and are found to have been received too often.
+-- Changes that become due: leases and delays end, messages expire or reach max_receives.
 
 SET LOCAL search_path = queue_service;
 
--- Whether a lease or delay has ended: what it held back may come before all that can be seen now.
+-- Returns whether a lease or delay has ended: its message may come before all ready ones.
 CREATE FUNCTION has_due(p_now bigint, p_queue bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN EXISTS (SELECT FROM messages WHERE queue_id = p_queue AND state IN (1, 2) AND due_at <= p_now);
 END $$;
 
--- Whether messages are there that are not to be delivered any more. Reads pass over them, so this can wait.
+-- Returns whether the queue has expired or spent messages. Reads skip them, so their removal can wait.
 CREATE FUNCTION has_spent(p_now bigint, p_queue queues) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_cutoff bigint := cutoff(p_now, p_queue);
@@ -23,8 +23,8 @@ BEGIN
                                                AND receive_count >= v_most));
 END $$;
 
--- Does what is due: at most 10,000 leases and delays that ended, and p_chunk of each kind of what is not to be delivered
--- any more. What others are dealing with is left to them. Returns how many of the kind of which there were most.
+-- Returns due messages to the queue, at most 10,000, and removes expired and spent ones, at most p_chunk of each kind.
+-- Skips messages that other transactions have locked. Returns the largest number of one kind.
 CREATE FUNCTION bring_up_to_date(p_now bigint, p_at text, p_queue queues, p_chunk integer) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -75,7 +75,7 @@ BEGIN
         PERFORM remove(p_now, p_queue.id, v_expired, 'expired');
     END IF;
 
-    WHILE v_most > 0 AND v_count < p_chunk LOOP  -- behind the first of a key its next may be another
+    WHILE v_most > 0 AND v_count < p_chunk LOOP  -- the next message of a key may be spent too
         WITH spent AS MATERIALIZED (
             SELECT ctid AS spot FROM messages
              WHERE queue_id = p_queue.id AND state = 0 AND receive_count > 0 AND receive_count >= v_most
@@ -90,7 +90,7 @@ BEGIN
     RETURN greatest(v_due, cardinality(v_expired), v_count);
 END $$;
 
--- As bring_up_to_date, of a queue that may be gone meanwhile; a transaction that is at it already is waited for.
+-- Calls bring_up_to_date after a concurrent call has ended; returns 0 if the queue does not exist.
 CREATE FUNCTION catch_up(p_now bigint, p_at text, p_name text, p_chunk integer) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
@@ -103,14 +103,15 @@ BEGIN
     RETURN bring_up_to_date(p_now, p_at, v_queue, p_chunk);
 END $$;
 
--- Those of these queues that have something to be brought up to date.
+-- Returns those of these queues for which something is due.
 CREATE FUNCTION late_queues(p_now bigint, p_names text[]) RETURNS SETOF text LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY SELECT name FROM queues AS q
                   WHERE name = ANY (p_names) AND (has_due(p_now, q.id) OR has_spent(p_now, q)) ORDER BY name;
 END $$;
 
--- Deletes the queue if its setting `expires` says so and nothing is being sent to it; its name if it did.
+-- Deletes the queue if it is unused for as long as its setting `expires`, unless a send is in progress; returns its
+-- name, or NULL if it was not deleted.
 CREATE FUNCTION expire_queue(p_now bigint, p_id bigint) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_name text;

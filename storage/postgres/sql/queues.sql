@@ -1,9 +1,9 @@
--- What is done to whole queues.
+-- Changes of whole queues.
 
 SET LOCAL search_path = queue_service;
 
--- No request finds the queue from now on; upkeep clears away what is in it. Sends that are under way come first.
--- Whether it had a dead-letter queue of its own.
+-- Hides the queue from all requests, after sends in progress; upkeep removes its contents. Returns whether the setting
+-- dead_letter_queue was set.
 CREATE FUNCTION delete_queue(p_now bigint, p_name text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
@@ -14,8 +14,8 @@ BEGIN
     RETURN v_queue.settings ? 'dead_letter_queue';
 END $$;
 
--- A step of a purge: at most 10,000 messages (32 MiB of text) up to the last id that was there at the first step, newest
--- first, so that no key's next one shows up. The end is where none is left, whoever removed them.
+-- Does a step of a purge: removes at most 10,000 messages (32 MiB of text) up to the last id at the first step. Begins
+-- with the newest, so that no next message of a key becomes ready. Ends when none is left, whoever removed them.
 CREATE FUNCTION purge(p_now bigint, p_name text, p_state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues := queue_named(p_name);
@@ -48,8 +48,8 @@ END $$;
 
 CREATE TYPE dead AS (queue_id bigint, id bigint, origin text, key bytea);
 
--- The dead letters that lie in this queue or (in p_graves) died in it, of the first p_scan behind p_after in order of
--- their ids those that are wanted; and the last id that was looked at. A bitmap would be of all there are of a queue.
+-- Finds the dead letters to redrive: of the first p_scan after p_after, in order of their ids, that are in this queue
+-- or (in p_graves) came from it. Also returns the last id that it read. A bitmap scan would read all of a queue.
 CREATE FUNCTION find_dead(
     p_queue queues, p_graves bigint[], p_after bigint, p_scan bigint, p_limit bigint, p_ids bigint[], p_reason text,
     OUT wanted dead[], OUT looked_at bigint
@@ -70,7 +70,7 @@ BEGIN
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
                 WHERE queue_id = place AND id = one AND id > p_after AND origin IS NOT NULL
                   AND (place = p_queue.id OR origin = p_queue.name)
-                LIMIT 1) AS m  -- or none might be looked at by its id
+                LIMIT 1) AS m  -- LIMIT: or the plan may not use the id
         ORDER BY id LIMIT p_scan
     ), numbered AS (
         SELECT *, sum(size) OVER (ORDER BY id) - size AS before, row_number() OVER (ORDER BY id) AS n FROM scanned
@@ -84,8 +84,8 @@ BEGIN
       INTO wanted, looked_at FROM chosen;
 END $$;
 
--- A step of a redrive, of at most 10,000 dead letters. One that is leased stays, and so does what died since the first
--- step. The end is where none is left, whoever moved them.
+-- Does a step of a redrive: moves at most 10,000 dead letters. Skips leased ones, and those that were dead-lettered
+-- after the first step. Ends when none is left, whoever moved them.
 CREATE FUNCTION redrive(
     p_now bigint, p_name text, p_state jsonb, p_limit bigint, p_ids bigint[], p_reason text
 ) RETURNS jsonb LANGUAGE plpgsql AS $$
@@ -103,7 +103,7 @@ BEGIN
         v_queue, ARRAY(SELECT g.queue_id FROM graves AS g JOIN queues AS q ON q.id = g.queue_id
                         WHERE g.origin = p_name AND q.name IS NOT NULL AND q.id <> v_queue.id),
         coalesce((p_state ->> 'after')::bigint, 0),
-        -- of each dead-letter queue so many are read: for a reason more than are wanted, as not each may have it
+        -- for a reason read more than wanted from each dead-letter queue, because not every message has that reason
         CASE WHEN p_reason IS NULL OR v_left = 0 THEN v_left ELSE least(v_left + 1000, 10000) END,
         v_left, p_ids, p_reason);
     IF v_found.looked_at IS NULL THEN
@@ -127,7 +127,7 @@ BEGIN
                               'after', v_found.looked_at);
 END $$;
 
--- The verbs find their tables whatever the caller's search_path, and wait for locks as long as an answer may take.
+-- Set the search_path and the wait for locks inside the functions, so that they do not depend on the caller's session.
 DO $$
 DECLARE
     v_verb regprocedure;

@@ -1,9 +1,9 @@
--- Giving messages out: which come next, and how they are leased or removed.
+-- Delivering messages: which come next, and how they are leased or removed.
 
 SET LOCAL search_path = queue_service;
 
--- Whose messages a reader takes: this recipient's, or (NULL) those of all that have any ready in this queue, at most
--- 1,000; each is found by one look behind the one before.
+-- Returns the recipients of a read: p_recipient, or (NULL) those with ready messages in this queue, at most 1,000.
+-- Finds each by one index lookup after the one before.
 CREATE FUNCTION recipients(p_queue bigint, p_recipient bytea) RETURNS bytea[] LANGUAGE plpgsql AS $$
 BEGIN
     IF p_recipient IS NOT NULL THEN
@@ -21,20 +21,20 @@ BEGIN
         SELECT recipient FROM found LIMIT 1000);
 END $$;
 
--- A message is delivered that has been received fewer times than this.
+-- Returns the limit of a receive_count: only messages below it are delivered.
 CREATE FUNCTION fewer_than(p_queue queues) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
     SELECT least(coalesce(nullif(max_receives(p_queue), 0), 2147483647), 2147483647)::integer
 $$;
 
--- All messages with a lower id than this have outlived the queue's retention, so reads need not look at them. Ids and
--- times of arrival are in step to within a minute: senders commit late, and clocks of nodes differ.
+-- Returns an id: all messages with a lower one are past the queue's retention, so reads can skip them. The order of ids
+-- differs from the order of arrival by at most a minute, because senders commit late and the nodes' clocks differ.
 CREATE FUNCTION first_living(p_queue bigint, p_cutoff bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     RETURN coalesce((SELECT id FROM messages WHERE queue_id = p_queue AND state <> 1 AND arrived_at <= p_cutoff - 60000
                       ORDER BY arrived_at DESC LIMIT 1), 0);
 END $$;
 
--- Locks the keys of what a reader would get, once the senders that write to them just now have committed.
+-- Locks the keys of the next messages, after concurrent senders with these keys have committed.
 CREATE FUNCTION wait_for_keys(p_queue bigint, p_limit integer, p_recipient bytea) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v_keys bytea[];
@@ -47,8 +47,8 @@ BEGIN
     PERFORM lock_keys(p_queue, v_keys);
 END $$;
 
--- The messages that a reader could get now, in order of delivery, locked; of each key only the first, whose key is
--- locked too. What others hold is passed over. p_recipient NULL: whoever they are for.
+-- Locks and returns the next messages in order of delivery; of each key only the first, whose key it locks too. Skips
+-- what other transactions have locked. p_recipient NULL selects all recipients.
 CREATE FUNCTION heads(p_now bigint, p_queue queues, p_limit integer, p_recipient bytea) RETURNS tid[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -68,7 +68,7 @@ BEGIN
                     ORDER BY id LIMIT p_limit FOR UPDATE SKIP LOCKED) AS head
              LIMIT p_limit);
     END IF;
-    -- Chosen without a lock first, with some more for those that others take meanwhile.
+    -- Choose without locks first, with a surplus for messages that others take meanwhile.
     RETURN ARRAY(
         SELECT head.spot FROM (
                SELECT next.id FROM unnest(v_recipients) AS one CROSS JOIN LATERAL (
@@ -86,15 +86,15 @@ BEGIN
          LIMIT p_limit);
 END $$;
 
--- Bytes that a read of this message brings.
+-- Returns the bytes that a read of this message returns.
 CREATE FUNCTION read_size(p_message messages) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT octet_length(p_message.text)::bigint + coalesce(octet_length(p_message.fields), 0)
            + coalesce(octet_length(p_message.deaths), 0)
 $$;
 
--- The next messages in order of delivery, locked, and the bytes of their texts and fields; the first that p_room bytes do not hold
--- ends them (p_first: unless it is the first of all). Messages of a key go with its head, and compete by their own
--- priority once those before them are taken: that is, none comes before the largest rank among it and those before it.
+-- Locks the next messages in order of delivery, up to the first that exceeds p_room bytes (with p_first, at least one);
+-- returns them with the bytes of their texts and fields. A key's later messages compete by their own priority after the
+-- earlier ones are taken, so each ranks by the largest rank of it and those before it.
 CREATE FUNCTION choose(
     p_now bigint, p_queue queues, p_limit integer, p_recipient bytea, p_room bigint, p_first boolean,
     OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean
@@ -104,7 +104,7 @@ DECLARE
     v_cutoff bigint := cutoff(p_now, p_queue);
     v_heads  tid[]  := heads(p_now, p_queue, p_limit, p_recipient);
 BEGIN
-    IF p_limit = 1 THEN  -- the most usual read; else as below
+    IF p_limit = 1 THEN  -- a shorter statement for the most frequent read
         SELECT v_heads, ARRAY[id], read_size(m), read_size(m) > p_room AND NOT p_first
           INTO spots, ids, bytes, cut FROM messages AS m WHERE ctid = v_heads[1];
         IF cut THEN
@@ -112,7 +112,7 @@ BEGIN
         END IF;
         RETURN;
     END IF;
-    -- The followers of the heads' keys, in a statement of its own: see postgres_changes.sql.
+    -- Read the heads' followers in a statement of its own: changes.sql says why.
     WITH firsts AS MATERIALIZED (
         SELECT ctid AS spot, id, priority, key, read_size(m) AS size FROM messages AS m WHERE ctid = ANY (v_heads)
     ), chains AS (
@@ -144,7 +144,7 @@ BEGIN
       INTO spots, ids, bytes, cut FROM fitting;
 END $$;
 
--- The messages, leased until p_until or (NULL) removed, in order of p_ids.
+-- Leases the messages until p_until, or (NULL) removes them; returns them in order of p_ids.
 CREATE FUNCTION take(p_now bigint, p_queue queues, p_rows tid[], p_ids bigint[], p_until bigint, p_token bigint)
 RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
@@ -158,7 +158,7 @@ BEGIN
         PERFORM remove(p_now, p_queue.id, p_rows, 'received');
         RETURN;
     END IF;
-    WITH old AS MATERIALIZED (  -- ready, but for the followers of keys, which were blocked
+    WITH old AS MATERIALIZED (  -- ready, except a key's followers, which were blocked
         SELECT ctid AS spot, state FROM messages WHERE ctid = ANY (p_rows)
     ), leased AS (
         UPDATE messages AS m SET state = 1, token = p_token, due_at = p_until, receive_count = receive_count + 1
@@ -173,8 +173,9 @@ BEGIN
     RETURN QUERY SELECT * FROM unnest(v.given);
 END $$;
 
--- What these queues have for a reader, in its order of preference. Its lease is in ms, -1 for the queue's setting,
--- NULL to remove and take. More than p_reserved bytes are an error, with that many in its message. A row with the note 'late' says: ask again, a queue has yet to be caught up with.
+-- Takes the next messages of these queues, in their order. p_lease is in ms, -1 for the queue's setting, NULL to remove
+-- them. Raises QS413 for more than p_reserved bytes, with the number in its message. A row with the note 'late' means:
+-- call again, because too much is due for one transaction.
 CREATE FUNCTION claim(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
     p_wait boolean, p_reserved bigint
@@ -194,7 +195,7 @@ BEGIN
         PERFORM note_use(p_now, v_queue);
         v_due := has_due(p_now, v_queue.id);
         IF v_due OR has_spent(p_now, v_queue) THEN
-            IF v_due THEN  -- a transaction that is at it is waited for: what it gives back may come first
+            IF v_due THEN  -- wait for a concurrent call: what it returns to the queue may come first
                 PERFORM pg_advisory_xact_lock(-v_queue.id);
             END IF;
             p_wait := false;
@@ -206,9 +207,9 @@ BEGIN
             END IF;
         END IF;
         CONTINUE WHEN (v_queue.settings ->> 'paused')::boolean;
-        IF p_wait AND v_queue.keyed THEN  -- else a head would be passed over whose key is being written to just now
+        IF p_wait AND v_queue.keyed THEN  -- or the read skips a head whose key is locked by a sender
             PERFORM wait_for_keys(v_queue.id, p_limit - v_taken, p_recipient);
-            p_wait := false;  -- from now on keys are held
+            p_wait := false;  -- now this transaction holds keys and must not wait for others
         END IF;
         v_chosen := choose(p_now, v_queue, p_limit - v_taken, p_recipient, v_room, v_taken = 0);
         CONTINUE WHEN v_chosen.ids IS NULL AND v_chosen.cut IS NOT TRUE;

@@ -1,8 +1,8 @@
--- Storing new messages: room, dedup, order.
+-- Storing new messages: limits, deduplication, order.
 
 SET LOCAL search_path = queue_service;
 
--- Raises unless the messages fit. Whoever sends to a limited queue has waited for those before.
+-- Raises QS429 unless the messages fit. The caller holds the row lock of a limited queue.
 CREATE FUNCTION make_room(p_now bigint, p_at text, p_queue queues, p_count bigint, p_bytes bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -20,7 +20,7 @@ BEGIN
         IF attempt = 2 THEN
             RAISE EXCEPTION USING ERRCODE = 'QS429', MESSAGE = v_full::text;
         END IF;
-        PERFORM bring_up_to_date(p_now, p_at, p_queue, 10000);  -- what has expired leaves its place
+        PERFORM bring_up_to_date(p_now, p_at, p_queue, 10000);  -- remove expired messages first
     END LOOP;
 END $$;
 
@@ -37,7 +37,7 @@ BEGIN
     END IF;
     SELECT array_agg(DISTINCT key) INTO v_keys FROM unnest(p_new) WHERE key IS NOT NULL;
     PERFORM expect_keys(p_queue, v_keys);
-    WITH stored AS (  -- one with a key starts blocked, and is promoted at once if it turns out to be the key's first
+    WITH stored AS (  -- a message with a key starts blocked; promote then makes the key's first ready
         INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, due_at, ttl, expires_at,
                               fields, text)
         SELECT p_queue.id, p_now, p_now, CASE WHEN key IS NOT NULL THEN 3 WHEN delay > 0 THEN 2 ELSE 0 END, priority,
@@ -64,7 +64,7 @@ DECLARE
     v_ids   bigint[];
     v_sent  sent;
 BEGIN
-    -- Whoever claims an id first stores its message; who claims it at the same time waits here. 0: claimed just now.
+    -- The first claim of a dedup_id stores the message; concurrent ones wait here. 0 marks a new claim.
     INSERT INTO dedup AS known
     SELECT p_queue.id, dedup_id, 0, v_until FROM unnest(p_new) WHERE dedup_id IS NOT NULL
      GROUP BY dedup_id ORDER BY dedup_id
@@ -73,7 +73,7 @@ BEGIN
     SELECT array_agg(dedup_id IS NULL OR (nth = 1 AND message_id = 0) ORDER BY n) INTO v_fresh
       FROM (SELECT n, new.dedup_id, message_id, row_number() OVER (PARTITION BY new.dedup_id ORDER BY n) AS nth
               FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
-              LEFT JOIN LATERAL (SELECT message_id FROM dedup  -- LIMIT: or they might be joined pair by pair
+              LEFT JOIN LATERAL (SELECT message_id FROM dedup  -- LIMIT: or the plan may join pair by pair
                                   WHERE queue_id = p_queue.id AND dedup_id = new.dedup_id LIMIT 1) AS known ON true) AS numbered;
     IF true = ANY (v_fresh) THEN
         v_ids := insert_new(p_now, p_at, p_queue, ARRAY(
@@ -100,7 +100,7 @@ BEGIN
     RETURN v_sent;
 END $$;
 
--- Stores messages in order; their ids, for a dedup_id known already the first message's, and the places of these.
+-- Stores messages in order; returns their ids, and the places of duplicates, which get the first message's id.
 -- p_fields is NULL, or a JSON array with an object for each text; bytes in it are in hex.
 CREATE FUNCTION store(p_now bigint, p_at text, p_queue queues, p_texts bytea[], p_fields json) RETURNS sent
 LANGUAGE plpgsql AS $$
@@ -108,7 +108,7 @@ DECLARE
     v_new   new_message[];
     v_delay bigint := coalesce(seconds_setting(p_queue, 'delay'), 0);
 BEGIN
-    IF is_limited(p_queue) THEN  -- before dedup_ids and keys: in the order of locks
+    IF is_limited(p_queue) THEN  -- before dedup_ids and keys, by the order of locks
         SELECT * INTO p_queue FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
     END IF;
     SELECT array_agg((text, fields, decode(key, 'hex'), coalesce(priority, 0),

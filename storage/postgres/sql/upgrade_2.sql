@@ -1,4 +1,4 @@
--- From version 1 to 2, in place. All functions are made anew afterwards.
+-- Upgrade from version 1 to 2, in place. The caller then creates all functions again.
 
 SET LOCAL search_path = queue_service;
 
@@ -30,7 +30,7 @@ CREATE INDEX leased_keys ON messages (queue_id, key)                          WH
 CREATE INDEX dead_here ON messages (queue_id, id)                          WHERE origin IS NOT NULL;
 CREATE INDEX dedup_of ON dedup (queue_id, message_id);
 
--- Replies: of a send its ids were kept, of others deliveries.
+-- Stored replies: a send's were its ids; others were deliveries.
 UPDATE replies SET reply = jsonb_build_object('ids', reply, 'duplicates', '[]'::jsonb)
  WHERE jsonb_typeof(reply -> 0) = 'number';
 UPDATE replies SET reply = (

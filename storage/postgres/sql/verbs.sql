@@ -1,6 +1,5 @@
--- The verbs on messages: each is one statement to its caller, and so one round trip and one transaction, which no
--- client can leave open. They are planned for tables that may be of any size tomorrow: the plans are kept, and one made
--- for a small table would read the whole of a large one.
+-- The requests on messages: each is one function call, and so one round trip and one transaction, which no client can
+-- leave open. Their cached plans must fit tables of any size: a plan for a small table would read all of a large one.
 
 SET LOCAL search_path = queue_service;
 
@@ -26,8 +25,8 @@ BEGIN
     RETURN v_sent;
 END $$;
 
--- What was given out before; of messages that were leased those that have not been settled or leased again since. More
--- than p_reserved bytes are an error, as in claim.
+-- Returns the deliveries of a stored reply; of leased messages only those not settled or leased again since. Raises
+-- QS413 for more than p_reserved bytes, as claim does.
 CREATE FUNCTION given_before(p_reply jsonb, p_reserved bigint) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_size bigint := octet_length(p_reply::text);
@@ -55,8 +54,8 @@ BEGIN
         RETURN QUERY SELECT * FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved);
         RETURN;
     END IF;
-    -- A key over several queues is no one queue's: what came from which must not depend on which is there now.
-    -- One queue's is remembered with it, so it stays until then, and one that is made meanwhile is not read yet.
+    -- The store remembers a key over several queues, because the result must not depend on which of them exist now.
+    -- A queue remembers its own key: the lock prevents its deletion, and a queue that does not exist yet is not read.
     IF cardinality(p_names) = 1 THEN
         PERFORM pg_advisory_xact_lock_shared(-1, hashtext(p_names[1]));
         SELECT * INTO v_queue FROM queues WHERE name = p_names[1];
@@ -68,7 +67,7 @@ BEGIN
     IF v_reply IS NULL THEN
         v_found := ARRAY(SELECT one::delivery
                            FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved) AS one);
-        IF cardinality(v_found) > 0 AND v_found[1].note IS NULL THEN  -- else asking again may find something
+        IF cardinality(v_found) > 0 AND v_found[1].note IS NULL THEN  -- else a retry may find messages
             PERFORM remember(coalesce(v_queue.id, 0), p_once, p_fingerprint,
                              p_now + coalesce(seconds_setting(v_queue, 'dedup_window'), 300000), to_jsonb(v_found));
         END IF;
@@ -78,7 +77,7 @@ BEGIN
     RETURN QUERY SELECT * FROM given_before(v_reply, p_reserved);
 END $$;
 
--- What a reader who waits wants to know: how many messages (p_most at most) could be taken now, and when more may be.
+-- Returns how many messages (at most p_most) a waiting reader could take now, and when more may be due.
 CREATE FUNCTION outlook(p_now bigint, p_names text[], p_recipient bytea, p_most integer, OUT ready bigint, OUT due bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -97,7 +96,7 @@ BEGIN
      WHERE name = ANY (p_names) AND (settings ->> 'paused')::boolean IS NOT TRUE;
 END $$;
 
--- The messages of receipts, locked; where they may die of it (p_dead), their keys are in the dead-letter queues too.
+-- Locks and returns the messages of receipts; with p_dead also locks their keys in the dead-letter queues.
 CREATE FUNCTION hold(p_now bigint, p_names text[], p_ids bigint[], p_tokens bigint[], p_dead boolean DEFAULT false)
 RETURNS SETOF held LANGUAGE plpgsql AS $$
 DECLARE
@@ -128,7 +127,7 @@ BEGIN
                           WHERE queue_id = receipt.queue_id AND id = receipt.id LIMIT 1 FOR UPDATE) AS m ON true;
 END $$;
 
--- As hold, of one receipt that has to hold.
+-- Calls hold for one receipt; raises QS409 or QS410 if it is stale or its message missing.
 CREATE FUNCTION hold_one(p_now bigint, p_name text, p_id bigint, p_token bigint, p_dead boolean DEFAULT false)
 RETURNS held LANGUAGE plpgsql AS $$
 DECLARE
@@ -141,7 +140,7 @@ BEGIN
     RETURN v;
 END $$;
 
--- Removes the messages of those receipts that hold; what became of each.
+-- Removes the messages of valid receipts; returns the status of each receipt.
 CREATE FUNCTION ack(p_now bigint, p_names text[], p_ids bigint[], p_tokens bigint[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -165,8 +164,8 @@ BEGIN
     RETURN true;
 END $$;
 
--- The leases of those receipts that hold end at p_until, and one that had ended holds again, but none that was released.
--- Returns p_until, and what became of each receipt.
+-- Extends the leases of valid receipts to p_until, expired leases too, but not released ones. Returns p_until and the
+-- status of each receipt.
 CREATE FUNCTION extend(p_now bigint, p_names text[], p_ids bigint[], p_tokens bigint[], p_until bigint) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -195,8 +194,8 @@ BEGIN
         SELECT CASE WHEN place = ANY (v_stale) THEN 'stale' ELSE status END FROM unnest(v_held) ORDER BY place));
 END $$;
 
--- The message is given back for delivery after p_delay ms, or buried when it has been received too often; unless this
--- delivery does not count.
+-- Returns the message to the queue for delivery after p_delay ms, or dead-letters it at max_receives. If not p_counted,
+-- the delivery does not count.
 CREATE FUNCTION release(
     p_now bigint, p_at text, p_name text, p_id bigint, p_token bigint, p_delay bigint, p_counted boolean
 ) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -227,7 +226,7 @@ BEGIN
     RETURN true;
 END $$;
 
--- The message of this id, locked as its key is (and where it may die, in the dead-letter queue too), if it is not leased.
+-- Locks and returns a message that is not leased, and its key (also in p_grave). Raises QS410, QS423.
 CREATE FUNCTION free_message(p_now bigint, p_queue queues, p_id bigint, p_grave bigint DEFAULT NULL) RETURNS tid
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -260,7 +259,7 @@ DECLARE
     v_queue queues := queue_named(p_name);
     v_spot  tid    := free_message(p_now, v_queue, p_id);
 BEGIN
-    IF p_delay > 0 OR NOT EXISTS (SELECT FROM messages WHERE ctid = v_spot AND state = 0) THEN  -- else it goes on waiting
+    IF p_delay > 0 OR NOT EXISTS (SELECT FROM messages WHERE ctid = v_spot AND state = 0) THEN  -- else it is ready already
         PERFORM give_back(p_now, v_queue.id, ARRAY[v_spot], p_now + p_delay);
     END IF;
     RETURN true;
@@ -276,8 +275,7 @@ BEGIN
     RETURN true;
 END $$;
 
--- Of the messages of receipts, and of those about to be sent: one after the other, two transactions over the same
--- queues could wait for each other.
+-- Locks the keys of acked and sent messages together, because two transactions that lock them in turn could deadlock.
 CREATE FUNCTION lock_all_keys(p_ack_names text[], p_ack_ids bigint[], p_send_names text[], p_fields text[])
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -294,9 +292,9 @@ BEGIN
     ) AS keys WHERE key IS NOT NULL;
 END $$;
 
--- Receipts settled, messages sent (p_counts[i] of p_texts to queue i, with p_fields[i]; p_places says where in p_texts
--- the request's first, second … is), messages taken: all or, when a receipt does not hold, nothing. The first row carries
--- the ids of what was sent; p_limit is NULL to take nothing.
+-- Settles receipts, sends messages and takes messages, or does nothing and raises QS409 if a receipt is invalid.
+-- p_counts[i] of p_texts go to queue i, with p_fields[i]; p_places gives the place in p_texts of the request's first,
+-- second … message. The first row has the ids of the sent messages; p_limit is NULL to take nothing.
 CREATE FUNCTION transact(
     p_now bigint, p_at text, p_ack_names text[], p_ack_ids bigint[], p_ack_tokens bigint[], p_send_names text[],
     p_counts integer[], p_texts bytea[], p_fields text[], p_places integer[], p_names text[], p_limit integer,

@@ -1,4 +1,4 @@
-"""Opening a SQLite file for the queue: what is refused, how connections are set, how the schema comes to be."""
+"""Opening a SQLite file for the queue: checks, connections and the schema."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from storage.errors import Busy, UnusableDatabase
 from storage.model import Disk
 from storage.sqlite.disk.lock import FileLock
 
-APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: what tells our files from others
-# The script at place n brings a file from version n to n + 1.
+APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: identifies our files
+# The script at place n upgrades a file from version n to n + 1.
 _STEPS = ["1.sql", "2.sql", "3.sql", "4.sql"]
 SCHEMA_VERSION = len(_STEPS)  # in the file's user_version
 MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it has been checkpointed
@@ -38,19 +38,19 @@ _PRAGMAS = f"""
 
 
 class DatabaseFile:
-    """A path that has been found fit, with a queue schema in it. Opened in each process for itself, after a fork."""
+    """A checked database file with the queue schema. Open it in each process, after any fork."""
 
     def __init__(self, path: Path, *, migrate: bool = True) -> None:
-        """Creates the file where there is none. Raises UnusableDatabase with the reason, Busy while it is locked.
+        """Open the file, or create it. Raises UnusableDatabase with the reason, Busy while it is locked.
 
-        Not to `migrate` leaves a file of an earlier version as it is; its clock is not known then.
+        With `migrate=False`, leave a file of an earlier version as it is; its clock is then not the stored one.
         """
         refuse_unsafe_sqlite(apsw.sqlite_lib_version())
-        self.path = path.resolve()  # what lies beside it, and the disk that fills, are where it really is
+        self.path = path.resolve()  # the log, the lock and the disk are at the target of a symbolic link
         self._folder = str(self.path.parent)
         _refuse_unfit_place(self.path)
         try:
-            # Beside the database and never the database itself: closing any descriptor of that file would
+            # The lock is a file of its own, never the database: closing any descriptor of that file would
             # drop this process's POSIX locks on it, and another process could delete the log under us.
             self.lock = FileLock(Path(f"{self.path}-lock"))
             self._share_lock()
@@ -66,18 +66,18 @@ class DatabaseFile:
             raise UnusableDatabase(f"{fault.filename or self.path} cannot be used: {fault.strerror}") from fault
 
     def connect(self) -> apsw.Connection:
-        """A connection for one thread at a time."""
+        """Return a connection for one thread at a time."""
         connection = apsw.Connection(str(self.path), statementcachesize=128)
         connection.set_busy_timeout(BUSY_TIMEOUT)
-        # Else SQLite looks at bound values to choose partial indexes, and prepares such statements anew at each use.
+        # Else SQLite uses bound values to choose partial indexes, and prepares such statements again at each use.
         connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
-        connection.execute(_PRAGMAS).fetchall()  # some answer with a row, and those after it wait until it is read
+        connection.execute(_PRAGMAS).fetchall()  # some return a row, and later ones run only after it is read
         return connection
 
     def is_nearly_full(self, connection: apsw.Connection) -> bool:
-        """Whether only the room is left that reads and acks need: these too write before they free.
+        """Return whether the disk has only the reserve for reads and acks, which write before they free space.
 
-        What has left the queues is room inside the file, which does not get smaller; the log needs some outside.
+        Removed messages leave space inside the file, which does not shrink at once; the log needs some outside.
         """
         disk = os.statvfs(self._folder)
         free, reserve = disk.f_bavail * disk.f_frsize, min(RESERVE, disk.f_blocks * disk.f_frsize // 4)
@@ -92,7 +92,7 @@ class DatabaseFile:
         return Disk(self.path.stat().st_size, log.stat().st_size if log.exists() else 0, room.f_bavail * room.f_frsize)
 
     def distrust_log(self) -> None:
-        """The disk has failed a write: whoever opens the file next, before a reboot, writes its log anew."""
+        """Record that a write failed: the next process that opens the file before a reboot rewrites its log."""
         with suppress(OSError):  # a disk may fail this too
             os.pwrite(self.lock.descriptor, _distrust(), 0)
 
@@ -100,7 +100,10 @@ class DatabaseFile:
         self.lock.close()
 
     def _share_lock(self) -> None:
-        """A tool that root runs leaves nothing that the service cannot open; of the log SQLite sees to that."""
+        """Give the lock file the database's owner, so that root's tools do not lock out the service.
+
+        SQLite does the same for the log.
+        """
         if os.geteuid() == 0 and self.path.exists():
             owner = self.path.stat()
             os.fchown(self.lock.descriptor, owner.st_uid, owner.st_gid)
@@ -112,13 +115,13 @@ class DatabaseFile:
             self._write_log_anew(connection)
             kept = _kept_clock(connection)
             if kept is not None:
-                return kept  # nothing to write: a worker that is replaced must not wait for whoever is writing
+                return kept  # without a write: a new worker must not wait for a writer
             if not migrate and connection.pragma("user_version") < SCHEMA_VERSION:
                 return BootClock(first_offset(not_before=0))
             if connection.pragma("page_count") == 0:
                 connection.pragma(
                     "auto_vacuum", "incremental"
-                )  # upkeep shrinks the file; can only be said at its birth
+                )  # so that upkeep can shrink the file; only possible before the first write
             connection.pragma("journal_mode", "wal")
             connection.execute("BEGIN IMMEDIATE")
             _migrate(connection)
@@ -129,15 +132,14 @@ class DatabaseFile:
             connection.close()
 
     def _write_log_anew(self, connection: apsw.Connection) -> None:
-        """Where a write has failed since the boot, what can be read of the log is on disk, too.
+        """After a failed write since the boot, rewrite the log, so that all its readable content is on disk.
 
-        After an fsync that failed the kernel shows the pages as if they had been written, and no later fsync writes
-        them. SQLite, opening the log anew, would go on behind such frames, and a power cut would take all that was
-        acknowledged since.
+        After a failed fsync the kernel shows the pages as written, but no later fsync writes them. SQLite would append
+        to such frames when it opens the log again, and a power failure would lose all writes acknowledged since.
         """
         if os.pread(self.lock.descriptor, 100, 0) != _distrust():
             return
-        connection.execute("BEGIN IMMEDIATE")  # nobody changes the log meanwhile; checkpoints only read it
+        connection.execute("BEGIN IMMEDIATE")  # no process changes the log meanwhile; checkpoints only read it
         try:
             _rewrite(connection.filename_wal)
         except FileNotFoundError:
@@ -148,7 +150,7 @@ class DatabaseFile:
 
 
 def refuse_unsafe_sqlite(version: str) -> None:
-    """Raises UnusableDatabase for a SQLite with the WAL-reset bug (https://sqlite.org/wal.html#walresetbug)."""
+    """Raise UnusableDatabase for a SQLite with the WAL-reset bug (https://sqlite.org/wal.html#walresetbug)."""
     numbers = tuple(int(part) for part in version.split("."))
     mended = numbers >= (3, 51, 3) or (3, 50, 7) <= numbers < (3, 51) or (3, 44, 6) <= numbers < (3, 45)
     if not mended:
@@ -162,8 +164,8 @@ def _refuse_unfit_place(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise UnusableDatabase(f"the directory {folder} does not exist")
-    # The log and the lock live beside the file, so the directory too must be writable.
-    if not os.access(folder, os.W_OK | os.X_OK):  # first: what is in a directory that is closed to us cannot be asked
+    # The log and the lock are in the same directory, so it must be writable too.
+    if not os.access(folder, os.W_OK | os.X_OK):  # first: a closed directory hides its files
         raise UnusableDatabase(f"{folder} is not writable")
     if path.is_dir():
         raise UnusableDatabase(f"{path} is a directory")
@@ -175,7 +177,7 @@ def _refuse_unfit_place(path: Path) -> None:
 
 
 def _filesystem(folder: Path) -> str:
-    """The type of the filesystem a directory is on, by /proc/self/mounts; "" where that cannot be told."""
+    """Return the type of a directory's filesystem, by /proc/self/mounts, or "" if it is unknown."""
     try:
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:
@@ -201,14 +203,14 @@ def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
 
 
 def _distrust() -> bytes:
-    """What the lock file says of a log that is not to be trusted. A reboot ends it, as it ends the page cache."""
+    """Return the lock file's content for a distrusted log. A reboot ends the distrust: it empties the page cache."""
     return f"a write has failed in boot {boot_id()}\n".encode()
 
 
 def _rewrite(path: str) -> None:
-    """All of the file is written once more, in its place, past the page cache where the filesystem can.
+    """Rewrite the whole file in place, past the page cache if the filesystem supports it.
 
-    Through it ext4 writes the blocks, but keeps those whose first write failed marked as never written.
+    Through the page cache ext4 writes the blocks, but keeps those whose first write failed marked as unwritten.
     """
     try:
         _write_again(path, getattr(os, "O_DIRECT", 0))
@@ -219,13 +221,13 @@ def _rewrite(path: str) -> None:
 
 
 def _write_again(path: str, flag: int) -> None:
-    block, place = memoryview(mmap.mmap(-1, 1024 * 1024)), 0  # O_DIRECT wants whole pages, in memory and in the file
+    block, place = memoryview(mmap.mmap(-1, 1024 * 1024)), 0  # O_DIRECT needs whole pages, in memory and in the file
     source, target = os.open(path, os.O_RDONLY | os.O_CLOEXEC), os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
     try:
-        end = os.fstat(source).st_size  # padding makes the file longer
+        end = os.fstat(source).st_size  # read it first: padding makes the file longer
         while place < end:
             count = os.preadv(source, [block], place)
-            padding = -count % mmap.PAGESIZE  # behind the last frame it is none
+            padding = -count % mmap.PAGESIZE  # SQLite ignores bytes after the last frame
             block[count : count + padding] = bytes(padding)
             if os.pwritev(target, [block[: count + padding]], place) != count + padding:
                 raise OSError(errno.EIO, "could not rewrite the write-ahead log")
@@ -244,7 +246,7 @@ def _migrate(connection: apsw.Connection) -> None:
 
 
 def _kept_clock(connection: apsw.Connection) -> BootClock | None:
-    """The clock of a file that is as this version wants it, and was opened since the boot; else None."""
+    """Return the clock of a file with this version's schema that was opened since the boot, else None."""
     if connection.pragma("journal_mode") != "wal" or connection.pragma("user_version") != SCHEMA_VERSION:
         return None
     kept = connection.execute("SELECT boot_id, offset_ms FROM clock").get
@@ -252,7 +254,7 @@ def _kept_clock(connection: apsw.Connection) -> BootClock | None:
 
 
 def _set_clock(connection: apsw.Connection) -> BootClock:
-    """Behind no time that the file knows of: a wall clock set back is no reason for leases to last longer."""
+    """Set and return the clock, not before any time in the file: a wall clock set back must not make leases longer."""
     last = connection.execute(
         "SELECT max(moment) FROM (SELECT * FROM (SELECT max(sent_at, coalesce(arrived_at, 0)) AS moment "
         "                                          FROM messages ORDER BY id DESC LIMIT 1) "

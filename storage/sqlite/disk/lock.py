@@ -1,4 +1,4 @@
-"""The lock among processes that makes turns at writing fair, as SQLite's own busy wait, which polls, is not."""
+"""The lock between processes that makes writes fair; SQLite's own busy wait polls and is unfair."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 class FileLock:
-    """A flock that can be waited for with a deadline.
+    """A flock with a deadline.
 
-    flock itself knows none, and to try again and again would lose to those that wait in the kernel's queue. So where it
-    is not to be had at once a thread waits in that queue; it outlives the wait of whoever gave up, for the next one.
+    flock has no deadline, and polling would lose to processes in the kernel's queue. So if the lock is not free, a
+    thread waits in that queue. If the caller gives up, the thread keeps waiting, for the next caller.
     """
 
     def __init__(self, path: Path) -> None:
-        """Creates the file. Raises OSError."""
+        """Open the file, or create it. Raises OSError."""
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._changed = threading.Condition()
         self._queueing = False  # a thread waits for the lock
@@ -29,7 +29,7 @@ class FileLock:
 
     @contextmanager
     def held(self, deadline: float | None = None) -> Iterator[bool]:
-        """Hold the lock for the block; False if it was not to be had by the deadline (monotonic; None: wait on)."""
+        """Hold the lock for the block; yield False if the deadline (monotonic; None: no limit) passes first."""
         held = self._acquire(deadline)
         try:
             yield held
@@ -41,7 +41,7 @@ class FileLock:
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            if not self._queueing:  # else that thread still uses it
+            if not self._queueing:  # else that thread still uses and later closes it
                 os.close(self.descriptor)
 
     def _acquire(self, deadline: float | None) -> bool:

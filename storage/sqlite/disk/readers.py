@@ -12,10 +12,10 @@ from storage.sqlite.disk.committer import translate
 
 
 class Readers:
-    """As many connections as threads read at once, each used again."""
+    """A pool of connections: one for each thread that reads at the same time."""
 
     def __init__(self, connect: Callable[[], apsw.Connection], failed: Callable[[Exception], None]) -> None:
-        """`failed` is called when the disk fails a read."""
+        """Create an empty pool; it calls `failed` when the disk fails a read."""
         self._connect = connect
         self._failed = failed
         self._idle: threadsafe.SimpleQueue[apsw.Connection] = threadsafe.SimpleQueue()
@@ -26,7 +26,7 @@ class Readers:
 
     @contextmanager
     def reading(self) -> Iterator[apsw.Connection]:
-        """A connection for statements that only read; every cursor on it must be finished inside."""
+        """Lend a connection for read-only statements; finish every cursor inside the block."""
         try:
             connection = self._idle.get_nowait()
         except threadsafe.Empty:

@@ -84,7 +84,7 @@ def when_ready(server: Any) -> None:
 
     Connections inherit these limits at no cost; Python's own timeouts need three system calls each time.
     """
-    server.log.info("%s", startup.summary(_settings))
+    server.log.info("%s", startup.summary(_settings, str(server.LISTENERS[0])))
     for listener in server.LISTENERS:
         for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             listener.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _CLIENT_TIMEOUT, 0))

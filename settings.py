@@ -106,9 +106,9 @@ class _ReadNames(dict[str, str]):
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    prefix = len("QUEUE_")
-    nearest = get_close_matches(name[prefix:], [one[prefix:] for one in sorted(known) if one.startswith("QUEUE_")], 1)
-    return f"{name} is not a setting of this service" + (f"; did you mean QUEUE_{nearest[0]}?" if nearest else "")
+    by_meaning = {one.removeprefix("QUEUE_"): one for one in sorted(known)} | {"WORKERS": "WEB_CONCURRENCY"}
+    nearest = get_close_matches(name.removeprefix("QUEUE_"), by_meaning, 1)
+    return f"{name} is not a setting of this service" + (f"; did you mean {by_meaning[nearest[0]]}?" if nearest else "")
 
 
 @lru_cache(maxsize=8)

@@ -83,8 +83,9 @@ def path_of(url: str) -> Path:
     """Return the path in a sqlite:/// URL. Raises UnusableDatabase."""
     scheme, _, path = url.partition("://")
     if scheme != "sqlite" or not path.startswith("/") or len(path) < 2:
+        shown = f"{scheme}://…" if "://" in url else url  # what follows may hold a password
         raise UnusableDatabase(
-            f"'{scheme}://…' names no database; "
-            "use sqlite:///file, sqlite:////absolute/file or postgresql://user@host/database"
+            f"'{shown}' names no database; "
+            "write sqlite:///file, sqlite:////absolute/file or postgresql://user@host/database"
         )
     return Path(path[1:])

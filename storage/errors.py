@@ -109,7 +109,7 @@ class Busy(Unavailable):
 
 class Moved(Busy):
     def __init__(self) -> None:
-        Unavailable.__init__(self, "the messages are being moved to another database; nothing was done")
+        Unavailable.__init__(self, "the messages are being moved to another database, or were; nothing was done")
 
 
 class DiskFull(Unavailable):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
-from argparse import REMAINDER, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,18 +31,29 @@ TOOLS = {
     "migrate": "move everything to another database",
     "reopen": "give up a migration: accept writes again",
 }
-EXTRA = "queue-service-http[server]"
+TOKEN = "create a token: NAME RIGHTS QUEUES"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     folder = service_folder()
     if folder is None or any(find_spec(name) is None for name in ("apsw", "bottle", "gunicorn")):
-        print(f"queue-service: the service is not installed; run: pip install '{EXTRA}'", file=sys.stderr)
+        print(
+            "queue-service: only the client is installed; install the package with the extra 'server', "
+            "as in: pip install '.[server]'",
+            file=sys.stderr,
+        )
         return 1
     sys.path.insert(0, str(folder))
-    code: int = options.run(options, folder)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    code: int
+    if command in TOOLS:  # their own modules parse the rest
+        code = import_module("storage.__main__").main(arguments, "queue-service")
+    elif command == "token":
+        code = import_module("web.access.tokens").main(rest, "queue-service token")
+    else:
+        code = _run(_parser(), arguments, folder)
     return code
 
 
@@ -54,8 +65,8 @@ def service_folder() -> Path | None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="queue-service", description="Run a queue_service, and look after its database.")
-    parser.add_argument("--version", action="store_const", const=_version, dest="run", help="print the version")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     serve = commands.add_parser(
         "serve",
         help="run the service",
@@ -63,35 +74,32 @@ def _parser() -> ArgumentParser:
     )
     for flag, (variable, meaning) in FLAGS.items():
         serve.add_argument(flag, dest=variable, metavar=flag[2:].upper(), help=f"{meaning}; {variable}")
-    serve.set_defaults(run=_serve)
-    for name, meaning in TOOLS.items():
-        _pass_on(commands.add_parser(name, help=meaning, add_help=False), "storage.__main__", "queue-service", name)
-    token = commands.add_parser("token", help="create a token: NAME RIGHTS QUEUES", add_help=False)
-    _pass_on(token, "web.access.tokens", "queue-service token")
-    parser.set_defaults(run=lambda options, folder: _help(parser))
+    for name, meaning in {**TOOLS, "token": TOKEN}.items():
+        commands.add_parser(name, help=meaning)
     return parser
 
 
-def _pass_on(command: ArgumentParser, module: str, prog: str, *first: str) -> None:
-    """Let a module of the service parse the command's arguments."""
-    command.add_argument("arguments", nargs=REMAINDER)
-    command.set_defaults(run=lambda options, folder: import_module(module).main([*first, *options.arguments], prog))
-
-
-def _help(parser: ArgumentParser) -> int:
-    parser.print_help()
-    return 2
-
-
-def _version(options: Namespace, folder: Path) -> int:
-    print(f"queue-service {import_module('settings').VERSION}")
-    return 0
+def _run(parser: ArgumentParser, arguments: list[str], folder: Path) -> int:
+    options = parser.parse_args(arguments)
+    if options.version:
+        print(f"queue-service {import_module('settings').VERSION}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    return _serve(options, folder)
 
 
 def _serve(options: Namespace, folder: Path) -> int:
     for variable, _ in FLAGS.values():
         if (value := getattr(options, variable)) is not None:
             os.environ[variable] = value
+    settings = import_module("settings")
+    try:
+        settings.Settings.from_env()
+    except settings.BadSetting as fault:  # gunicorn reads WEB_CONCURRENCY too, and would fail with a traceback
+        print(f"queue-service: {fault}", file=sys.stderr)
+        return 1
     # Else gunicorn puts the working directory in front of the path, where a user's settings.py would replace ours.
     sys.path.append(import_module("gunicorn.util").getcwd())
     sys.argv = ["queue-service", "--config", str(folder / "gunicorn.conf.py"), "handler:app"]

@@ -25,6 +25,8 @@ def info(path: Path) -> str:
             f"log       {_size_of_log(path):,} bytes",
             f"sqlite    {apsw.sqlite_lib_version()}",
         ]
+        if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get:
+            lines.append("move      this database is sealed: its messages are being moved to another one, or were")
         for name, bytes_there, *counts in connection.execute(
             f"SELECT name, bytes, {', '.join(STATES)} FROM queues WHERE name IS NOT NULL ORDER BY name"
         ):

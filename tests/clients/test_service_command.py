@@ -38,7 +38,23 @@ def test_where_the_service_is_not_installed_it_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr(service, "find_spec", lambda name: None)
     assert service.main(["serve"]) == 1
-    assert "pip install 'queue-service-http[server]'" in capsys.readouterr().err
+    assert "pip install '.[server]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", *service.TOOLS])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        service.main([command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: queue-service" in capsys.readouterr().out
+
+
+def test_a_wrong_value_of_a_flag_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "3")  # so that it is as before after the test
+    assert service.main(["serve", "--workers", "x"]) == 1
+    assert capsys.readouterr().err == "queue-service: WEB_CONCURRENCY must be a whole number from 1 to 256\n"
 
 
 def test_each_flag_of_serve_is_a_setting() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from settings import VERSION, Settings, unknown_variables
 from tests.support.live import LiveServer
-from web.server.startup import summary
+from web.server.startup import port_conflict, summary
 
 
 def test_the_first_line_says_what_is_served() -> None:
@@ -40,13 +40,15 @@ def test_the_first_line_says_what_is_served() -> None:
     ],
 )
 def test_the_first_line_says_who_has_access(settings: dict[str, object], access: str) -> None:
-    assert f"access for {access}," in summary(Settings(**settings))  # type: ignore[arg-type]
+    assert f"access for {access}," in summary(Settings(**settings), "http://127.0.0.1:5000")  # type: ignore[arg-type]
 
 
 def test_the_first_line_holds_no_password() -> None:
     url = "postgresql://user:s3cret@db.example:6432,[::1]:5432/queue?password=s3cret&sslmode=require"
-    assert "messages in postgresql://db.example:6432,[::1]:5432/queue," in summary(Settings(database_url=url))
-    assert "s3cret" not in summary(Settings(database_url=url))
+    assert "messages in postgresql://db.example:6432,[::1]:5432/queue," in summary(
+        Settings(database_url=url), "http://127.0.0.1:5000"
+    )
+    assert "s3cret" not in summary(Settings(database_url=url), "http://127.0.0.1:5000")
 
 
 def test_as_json_every_line_of_the_log_is_an_object() -> None:
@@ -64,6 +66,8 @@ def test_as_json_every_line_of_the_log_is_an_object() -> None:
     [
         ("QUEUE_DATABASE", "; did you mean QUEUE_DATABASE_URL?"),
         ("QUEUE_TOKEN_FILE", "; did you mean QUEUE_TOKENS_FILE?"),
+        ("QUEUE_PORT", "; did you mean PORT?"),
+        ("QUEUE_WORKERS", "; did you mean WEB_CONCURRENCY?"),
         ("QUEUE_XYZZY", ""),
     ],
 )
@@ -117,6 +121,21 @@ def test_a_taken_port_ends_the_start_with_one_sentence(taken: object, owner: str
     *waiting, sentence = log.splitlines()
     assert len(waiting) == (taken is not port_of_another_program)
     assert sentence.startswith(f"queue_service: port {port} is taken by {owner}; choose another, for example PORT=")
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"QUEUE_HOST": "192.0.2.1", "QUEUE_ALLOW_ANONYMOUS": "yes"}, "Cannot assign requested address"),
+        ({"QUEUE_HOST": "127.0.0.1", "PORT": "0"}, None),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_ends_the_start_with_one_sentence(
+    environment: dict[str, str], reason: str | None
+) -> None:
+    settings = Settings.from_env({"PORT": "5000"} | environment)
+    conflict = port_conflict(settings, print)
+    assert conflict == (reason and f"cannot listen on {settings.bind}: {reason}")
 
 
 def test_a_port_that_another_service_gives_up_meanwhile_is_waited_for() -> None:

@@ -151,7 +151,7 @@ def _grant(line: str) -> Grant:
 def main(arguments: Sequence[str], prog: str = "python -m web.access.tokens") -> int:
     """Print a new random secret for the client, and the line for the service; return the exit code."""
     if len(arguments) != 3:
-        print(f"usage: {prog} NAME RIGHTS QUEUES", file=sys.stderr)
+        print(f"usage: {prog} NAME RIGHTS QUEUES, for example: {prog} shop send,receive 'orders*'", file=sys.stderr)
         return 2
     secret = secrets.token_urlsafe(32)
     name, rights, queues = arguments

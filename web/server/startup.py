@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -17,10 +18,10 @@ HANDOVER = 10.0  # seconds in which the workers of a master that was killed give
 OURS, OTHER = "another queue_service", "another program"
 
 
-def summary(settings: Settings) -> str:
+def summary(settings: Settings, address: str) -> str:
     """Describe in one line what is served: version, address, database, access and waiting readers."""
     return (
-        f"queue_service {VERSION} at http://{settings.bind} (open it in a browser for the page), "
+        f"queue_service {VERSION} at {address} (open it in a browser for the page), "
         f"messages in {location_of(settings.database_url)}, access for {_access(settings)}, "
         f"up to {settings.pollers * settings.workers} waiting readers"
     )
@@ -33,7 +34,9 @@ def port_conflict(settings: Settings, report: Callable[[str], None]) -> str | No
     may end just now.
     """
     deadline, seen = None, None
-    while _is_taken(settings.host, settings.port):
+    while (code := _refusal(settings.host, settings.port)) is not None:
+        if code != errno.EADDRINUSE:
+            return f"cannot listen on {settings.bind}: {os.strerror(code)}"
         owner = _owner(settings.host, settings.port)
         seen = owner or seen
         taken = f"port {settings.port} is taken by {seen or OTHER}"
@@ -52,15 +55,15 @@ def _access(settings: Settings) -> str:
     return "anyone on this machine" if settings.is_private else "anyone who can reach the port"
 
 
-def _is_taken(host: str, port: int) -> bool:
-    """Whether a program listens there. Binding alone shows it, and no client can connect meanwhile."""
+def _refusal(host: str, port: int) -> int | None:
+    """Return the error number of listening there, or None. Binding alone shows it: no client can connect meanwhile."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as fault:
-            return fault.errno == errno.EADDRINUSE
-    return False
+            return fault.errno
+    return None
 
 
 def _owner(host: str, port: int) -> str | None:
@@ -80,4 +83,4 @@ def _owner(host: str, port: int) -> str | None:
 
 def _free_port(settings: Settings) -> int:
     """Return the next free port, for a suggestion."""
-    return next((port for port in range(settings.port + 1, 65_536) if not _is_taken(settings.host, port)), 0)
+    return next((port for port in range(settings.port + 1, 65_536) if _refusal(settings.host, port) is None), 0)

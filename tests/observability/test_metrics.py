@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import handler
 from clients import QueueClient
-from settings import Settings
+from settings import VERSION, Settings
 from storage.errors import Unavailable
 from storage.model import Disk, NewMessage, Receive
 from storage.store import Engine
@@ -412,6 +411,5 @@ def test_prometheus_takes_the_rules() -> None:
 
 
 def test_the_version_told_is_that_of_the_package(client: Client) -> None:
-    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     (build,) = [place for place in scraped(client) if place[0] == "queue_build_info"]
-    assert f"version={version}" in build
+    assert f"version={VERSION}" in build

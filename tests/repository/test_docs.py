@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 import handler
-from settings import CLIENT_VARIABLES, Settings
+from settings import CLIENT_VARIABLES, VERSION, Settings
 from storage.model import QueueSettings, QueueStats, State
 from tests.support.live import LiveServer
 from web.access.tokens import RIGHTS, Tokens
@@ -100,6 +101,12 @@ def test_every_row_of_what_must_survive_has_a_test_named_after_it() -> None:
     tested = {int(number) for name in names for number in re.findall(r"row_(\d+)", name)}
     assert documented == [number for number in range(1, 37) if number != 30]
     assert tested == set(documented)
+
+
+def test_the_newest_version_in_the_changelog_is_that_of_the_package() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["version"]
+    (version,) = re.findall(build["pattern"], (ROOT / build["path"]).read_text())
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version == VERSION
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:

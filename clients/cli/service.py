@@ -1,4 +1,4 @@
-"""`queue-service`: run the service, and look after its database."""
+"""`queue-service`: run the service, and maintain its database."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def service_folder() -> Path | None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="queue-service", description="Run a queue_service, and look after its database.")
+    parser = ArgumentParser(prog="queue-service", description="Run a queue_service, and maintain its database.")
     parser.add_argument("--version", action="store_const", const=_version, dest="run", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     serve = commands.add_parser(
@@ -92,7 +92,7 @@ def _serve(options: Namespace, folder: Path) -> int:
     for variable, _ in FLAGS.values():
         if (value := getattr(options, variable)) is not None:
             os.environ[variable] = value
-    # Else gunicorn puts the working directory in front of the path, where a user's settings.py would replace ours.
+    # Otherwise gunicorn puts the working directory first, and a user's settings.py there would replace ours.
     sys.path.append(import_module("gunicorn.util").getcwd())
     sys.argv = ["queue-service", "--config", str(folder / "gunicorn.conf.py"), "handler:app"]
     runpy.run_module("gunicorn", run_name="__main__")

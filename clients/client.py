@@ -175,8 +175,7 @@ class QueueClient:
         process releases messages only if its handler raises, as that of SIGINT does.
         """
         self._transport.check_open()
-        chosen = self._source(source)
-        return consume(self, self._reader, self._leased, lease=lease, batch=batch, idle=idle, source=chosen)
+        return consume(self, self._reader, lease=lease, batch=batch, idle=idle, source=self._source(source))
 
     def transact(
         self,

@@ -15,17 +15,10 @@ LONGEST_PAUSE = 300.0  # seconds
 
 
 def consume(
-    client: Settler,
-    reader: Reader,
-    leased: LeasedMessages,
-    *,
-    lease: float,
-    batch: int,
-    idle: float | None,
-    source: Source,
+    client: Settler, reader: Reader, *, lease: float, batch: int, idle: float | None, source: Source
 ) -> Iterator[Message]:
     """Yield messages as QueueClient.consume specifies."""
-    last = time.monotonic()
+    leased, last = reader.leased, time.monotonic()
     done: list[Message] = []  # worked on; acked by the request for the next messages
     while not client.is_closed():
         asked = time.monotonic()

@@ -19,11 +19,11 @@ LONGEST_WAIT = 20.0  # seconds that the service holds one poll
 
 
 class Reader:
-    """Read a client's messages. Its calls return the messages as in the replies, one document each."""
+    """Read messages, and ack the `leased` ones. Calls return the messages as in the replies, one document each."""
 
     def __init__(self, transport: Transport, leased: LeasedMessages) -> None:
         self._transport = transport
-        self._leased = leased
+        self.leased = leased
 
     def read(
         self, source: Source, limit: int, wait: float, lease: Lease | None, headers: Mapping[str, str] | None = None
@@ -64,12 +64,12 @@ class Reader:
         headers: Mapping[str, str] | None = None,
     ) -> tuple[AckResult, list[dict[str, Any]]]:
         """Ack the messages and lease the next ones, in one request if all receipts are valid."""
-        receipts = self._leased.stop_renewing(messages)
+        receipts = self.leased.stop_renewing(messages)
         receive = {"queue": source.name, "limit": limit, "wait": wait, "lease": lease, **source.readers}
         try:
             reply = self.transact({"ack": receipts, "receive": receive}, headers)
         except (NotFound, StaleReceipt):  # one of the receipts was not valid, so nothing was done
-            acked = self._leased.ack_many(receipts, source.name)
+            acked = self.leased.ack_many(receipts, source.name)
             return acked, self.read(source, limit, wait, lease, headers)
         return AckResult(messages_of(receipts), [], []), reply.get("messages", [])
 

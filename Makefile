@@ -1,9 +1,9 @@
-# `make` needs python3 3.11 or newer and the package index. All it makes is in .venv and .tox.
+# `make` needs python3 3.11 or newer and the package index. It writes only to .venv and .tox.
 
 PYTHON ?= python3
-# CI must have every Python; a developer tests with those there are, and is told which are not.
+# CI must have every Python; a developer's run skips missing ones and reports them.
 MISSING = $(if $(CI),false,true)
-# Interpreters that pyenv has installed are found as well, after those on PATH.
+# pyenv's interpreters come after those on PATH.
 PYENV = $(shell printf ':%s' $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.*/bin))
 
 .PHONY: help copy test serve bench lock clean
@@ -11,26 +11,26 @@ PYENV = $(shell printf ':%s' $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versi
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-copy: .venv/service ## see a file copied through the queue: starts the service, copies, compares, stops
+copy: .venv/service ## copy a file through the queue: start the service, copy, compare, stop
 	@.venv/bin/python docs/demo.py $(if $(FILE),"$(FILE)")
 
-test: .venv/tox ## run the tests on every Python there is, style and types (one: .venv/bin/tox run -e py311)
+test: .venv/tox ## run the tests on every installed Python, style and types (one: .venv/bin/tox run -e py311)
 	PATH="$$PATH$(PYENV)" .venv/bin/tox run-parallel --parallel 3 --parallel-no-spinner --skip-missing-interpreters $(MISSING)
 
 serve: .venv/service ## serve on http://127.0.0.1:5000 (PORT=… for another), messages in queue.db
 	.venv/bin/gunicorn handler:app
 
-bench: .venv/bench ## measure the service and its peers, print the ratios, draw them in docs/performance.svg
+bench: .venv/bench ## measure the service and its peers, print the ratios, plot them in docs/performance.svg
 	.venv/bin/python -m benchmarks --plot docs/performance.svg
 
-lock: .venv/tox ## pin the requirements anew after a change in pyproject.toml
+lock: .venv/tox ## update requirements.txt after a change in pyproject.toml
 	.venv/bin/tox run -e lock
 
-clean: ## remove what make made
+clean: ## delete the files that make created
 	rm -rf .venv .tox dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamp files: each set-up step is done once, and again when what it reads changes.
+# Stamp files: make repeats a set-up step when its inputs change.
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit("python3 3.11 or newer is needed; name one with make PYTHON=…") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv --clear .venv
@@ -40,7 +40,7 @@ clean: ## remove what make made
 	.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
-# The clients of the peers, and such peers as are Python packages themselves. pip of Python 3.11 knows no groups.
+# The peers' clients, and peers that are Python packages. The pip of Python 3.11 does not support groups.
 .venv/bench: .venv/service
 	.venv/bin/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
 	.venv/bin/python -m pip install -qq --disable-pip-version-check --group bench

@@ -1,7 +1,7 @@
-"""Runs: messages in columns, for who sends and receives them by the thousand.
+"""Column batches, which HTTP calls runs: messages in columns, for bulk traffic.
 
-On the wire a run has its texts in one array and each attribute's values in another, and one receipt for all of its
-messages; docs/http.md tells the form.
+A run has its texts in one array, each attribute's values in another, and one receipt for all of its messages.
+docs/http.md specifies the format.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ RUNS = "application/vnd.queue-service.runs+json"  # the media type
 
 @dataclass(frozen=True, slots=True)
 class ColumnBatch:
-    """Messages of one queue that were leased together. Only their texts and attributes are told."""
+    """Messages of one queue that were leased together, with only their texts and attributes."""
 
     texts: list[str]
-    attributes: Mapping[str, list[Attribute]]  # by name a value for each message; all have the same names
-    id: int  # of the first; the others' follow one by one
+    attributes: Mapping[str, list[Attribute]]  # name → a value for each message; all have the same names
+    id: int  # of the first; the next ones follow by one
     queue: str
     receive_count: int
-    receipt: str  # of all of them
+    receipt: str  # of all messages
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def receipts(self) -> list[str]:
-        """One for each message."""
+        """Return one receipt for each message."""
         if len(self.texts) == 1:
             return [self.receipt]
         before, _, token = self.receipt.split("~")
@@ -39,17 +39,17 @@ class ColumnBatch:
 
 
 def column_batches_of(documents: Iterable[Mapping[str, Any]]) -> list[ColumnBatch]:
-    """Of what a reply tells: runs, and messages that are in none."""
+    """Return the column batches of a reply; a message outside a run becomes one of its own."""
     return [_column_batch(document) for document in documents]
 
 
 def messages_of(receipts: Iterable[str]) -> int:
-    """How many messages these are receipts of."""
+    """Return the number of messages that these receipts cover."""
     return sum(map(_length, receipts))
 
 
 def in_batches(receipts: Iterable[str], most: int) -> Iterator[list[str]]:
-    """Cut so that each is of at most so many messages, as far as a run's receipt is not of more."""
+    """Yield receipts of at most `most` messages together; a run's receipt that covers more stays alone."""
     batch: list[str] = []
     size = 0
     for receipt in receipts:
@@ -64,7 +64,7 @@ def in_batches(receipts: Iterable[str], most: int) -> Iterator[list[str]]:
 
 
 def encode_batch(messages: Sequence[str | Outgoing]) -> tuple[bytes, str]:
-    """A batch as the service takes it, and its media type: a run where that can be. Raises ValueError as `encode`."""
+    """Return a batch's body and media type: a run if all are bare texts. Raises ValueError like `encode`."""
     if set(map(type, messages)) == {str}:
         return encode({"texts": messages}), RUNS
     return encode([to_document(message) for message in messages]), "application/json"

@@ -1,7 +1,7 @@
-"""HTTP/1.1 over sockets of our own, for a service that is reached without TLS and without a proxy.
+"""HTTP/1.1 over plain sockets, for a service without TLS and without a proxy.
 
-A general library spends several times what the service does on a small request; here one is a send, a receive and a
-few splits. Connections are kept and used again; everything else (TLS, proxies, their authentication) is for requests.
+For a small request, a general library takes several times as long as the service. Here a request is one send, one
+receive and a few splits. Connections are reused. The package `requests` handles TLS and proxies.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Answer = tuple[int, Mapping[str, str], bytes]  # status, headers by lower-case n
 
 
 class ProtocolError(ConnectionError):
-    """What came back is no HTTP reply, or not all of one."""
+    """The reply is not HTTP, or is not complete."""
 
 
 class ConnectionPool:
-    """Connections to one address, safe to share between threads."""
+    """Connections to one address, which threads can share."""
 
     def __init__(self, host: str, port: int, kept: int) -> None:
-        """`kept`: as many idle connections stay open."""
+        """Keep at most `kept` idle connections open."""
         self._address = (host, port)
         self._kept_at_most = kept
         self._idle: deque[socket.socket] = deque()
@@ -37,17 +37,17 @@ class ConnectionPool:
     def ask(
         self, head: bytes, body: bytes, timeout: float, read_timeout: float, bodiless: bool, cut_at_close: bool = False
     ) -> Answer:
-        """Return the reply to a request. Raises OSError, also when `close` has cut it off, if it is to be.
+        """Return the reply to a request. Raises OSError, also if `close` cut it with `cut_at_close`.
 
-        `timeout` is for connecting and `read_timeout` for the reply, in seconds; `bodiless`: for HEAD.
+        `timeout` is for connecting and `read_timeout` for the reply, in seconds. Set `bodiless` for HEAD.
         """
         with self._connection(timeout) as connection, self._cut(connection) if cut_at_close else nullcontext():
             connection.settimeout(read_timeout)
-            with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reason may be there to read
+            with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reply may have the reason
                 connection.sendall(head + body)
             reply = Reply(connection, time.monotonic() + read_timeout)
             answer = reply.read(bodiless)
-            if reply.goes_on and not self._closed and len(self._idle) < self._kept_at_most:
+            if reply.is_reusable and not self._closed and len(self._idle) < self._kept_at_most:
                 self._idle.append(connection)
             else:
                 connection.close()
@@ -57,11 +57,11 @@ class ConnectionPool:
         self._closed = True
         for connection in list(self._cuttable):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # the thread that reads from it sees its end
+                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
         self.forget()
 
     def forget(self) -> None:
-        """Close this process's idle connections; after a fork the other process may go on using them."""
+        """Close this process's idle connections; after a fork the other process can keep using its own."""
         while self._idle:
             self._idle.pop().close()
 
@@ -70,7 +70,7 @@ class ConnectionPool:
 
     @contextmanager
     def _connection(self, timeout: float) -> Iterator[socket.socket]:
-        """A connection, closed when the request fails."""
+        """Yield a connection, and close it if the request fails."""
         connection = self._kept() or self._fresh(timeout)
         try:
             yield connection
@@ -80,7 +80,7 @@ class ConnectionPool:
 
     @contextmanager
     def _cut(self, connection: socket.socket) -> Iterator[None]:
-        """Let `close` cut the connection meanwhile."""
+        """Let `close` cut the connection during the block."""
         self._cuttable.add(connection)
         try:
             if self._closed:
@@ -90,7 +90,7 @@ class ConnectionPool:
             self._cuttable.discard(connection)
 
     def _kept(self) -> socket.socket | None:
-        """An idle connection that the service has not closed."""
+        """Return an idle connection that the service has not closed."""
         while True:
             try:
                 connection = self._idle.pop()
@@ -109,13 +109,13 @@ class ConnectionPool:
 
 
 class Reply:
-    """One reply, read from a connection. `goes_on`: afterwards the connection can carry another request.
+    """One reply, read from a connection. After `read`, `is_reusable` says whether it can carry another request.
 
-    Raises TimeoutError when one more piece of it was not there in the connection's timeout, or by the deadline.
+    Raises TimeoutError if no data arrived within the connection's timeout, or not all by the deadline.
     """
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self.goes_on = False
+        self.is_reusable = False
         self._deadline = deadline
         self._connection = connection
         self._received = bytearray()
@@ -134,7 +134,7 @@ class Reply:
             body = self._exactly(int(length))
         else:
             return status, headers, self._to_the_end()
-        self.goes_on = version == "HTTP/1.1" and not wants_close and not self._received
+        self.is_reusable = version == "HTTP/1.1" and not wants_close and not self._received
         return status, headers, body
 
     def _head(self) -> tuple[int, str, dict[str, str]]:
@@ -142,7 +142,7 @@ class Reply:
         first, *lines = head.split("\r\n")
         version, _, rest = first.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise ProtocolError("what answers is not an HTTP server")
+            raise ProtocolError("the server does not speak HTTP")
         headers = {}
         for line in lines:
             name, _, value = line.partition(":")
@@ -157,7 +157,7 @@ class Reply:
             pass  # trailers
 
     def _until(self, mark: bytes) -> bytes:
-        """What comes before the mark, which is taken too."""
+        """Return what precedes the mark, and skip the mark."""
         searched = 0
         while (place := self._received.find(mark, searched)) < 0:
             if len(self._received) > MOST_HEAD:
@@ -188,7 +188,7 @@ class Reply:
 
     def _receive(self) -> bytes:
         piece = self._connection.recv(AT_ONCE)
-        if time.monotonic() > self._deadline:  # of a reply that drips each piece comes in time
+        if time.monotonic() > self._deadline:  # a reply that drips keeps within the socket's timeout
             raise TimeoutError
         return piece
 
@@ -197,4 +197,4 @@ def _chunk_size(line: bytes) -> int:
     try:
         return int(line.partition(b";")[0], 16)
     except ValueError:
-        raise ProtocolError("what answers is not an HTTP server") from None
+        raise ProtocolError("the server does not speak HTTP") from None

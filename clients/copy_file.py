@@ -1,11 +1,11 @@
 """Copy a file, line by line, through a queue.
 
     %(prog)s SRC DST           both halves at once, through a queue of its own
-    %(prog)s --produce SRC     the halves apart: in two processes, on two machines,
+    %(prog)s --produce SRC     one half each, in two processes or on two machines,
     %(prog)s --consume DST     in any order, through the queue "copy"
 
-The copy is identical to the byte, whatever is in the file, or the exit code is not 0 and DST is untouched. Killed at
-any point and run again with the same arguments it goes on where it was.
+The copy is identical to the byte, or the exit code is not 0 and DST is unchanged. To continue an interrupted copy, run
+the same command again.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from .errors import QueueError, Unavailable, Unreachable
 BATCH = 1000  # messages
 MOST_LEASED = 1000  # messages in one read
 QUEUE_OF_HALVES = "copy"
-LEASE = 10.0  # seconds: long for one batch, short for who runs a killed copy again and waits for what it had leased
-QUICK = 2.0  # seconds for a service that should be there already; after them the wait for it is told
+LEASE = 10.0  # seconds: long for one batch, short for a restarted copy that waits for leased lines
+QUICK = 2.0  # seconds for a service to answer before the wait for it is reported
 
 
 def main(arguments: list[str] | None = None, prog: str = "queue-copy") -> int:
-    """The exit code: 0 only if all was done."""
+    """Run the command and return its exit code: 0 only if all was copied."""
     parser = _parser(prog)
-    asked = parser.parse_args(arguments)
-    if bool(asked.produce) + bool(asked.consume) + (asked.source is not None and asked.target is not None) != 1:
+    options = parser.parse_args(arguments)
+    if bool(options.produce) + bool(options.consume) + (options.source is not None and options.target is not None) != 1:
         parser.error("give SRC and DST, or --produce SRC, or --consume DST")
-    command = _produce if asked.produce else _consume if asked.consume else _copy
-    same = "the same command" if asked.resume else "the same command without --no-resume"
-    asked.name = program_name(prog)
-    return run(asked.name, lambda: command(asked), if_interrupted=f"interrupted; run {same} to continue")
+    command = _produce if options.produce else _consume if options.consume else _copy
+    same = "the same command" if options.resume else "the same command without --no-resume"
+    options.name = program_name(prog)
+    return run(options.name, lambda: command(options), if_interrupted=f"interrupted; run {same} to continue")
 
 
 def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display: Display) -> None:
-    """The target is a copy of the source. Raises CopyError, QueueError, OSError, and then it is untouched."""
+    """Make the target a copy of the source. Raises CopyError, QueueError, OSError; the target is unchanged then."""
     stored = _stored(client, plan)
     if stored and target.is_new:
-        # No .part file: a run was killed right after its rename, or somebody removed the file.
+        # No .part file: a run was killed right after its rename, or a user deleted the file.
         if _is_in_place(plan, target):
             clear_away(client, display.say)
             target.discard()
@@ -59,7 +59,7 @@ def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display:
     if not stored:
         target.start_afresh()
     flow = Flow()
-    producing = _in_thread(lambda: produce(client, plan, stored, flow.sent))
+    producing = _start(lambda: produce(client, plan, stored, flow.sent))
 
     def written(size: int) -> None:
         display.moved(size)
@@ -68,7 +68,7 @@ def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display:
     try:
         consume(client, target, min(plan.batch, MOST_LEASED), lease, written, display.say, producing)
     except Unresumable:
-        with suppress(QueueError):  # then the next run to this target does it, which finds the .part file
+        with suppress(QueueError):  # the next run to this target finds the .part file, and deletes the queue
             _delete_queue_of(client, plan)
             target.discard()
         raise
@@ -76,18 +76,18 @@ def copy(client: QueueClient, plan: Plan, target: Target, lease: float, display:
         flow.stop()
 
 
-def _copy(asked: argparse.Namespace) -> int:
-    plan = Plan.of(asked.source, asked.target, asked.batch)
+def _copy(options: argparse.Namespace) -> int:
+    plan = Plan.of(options.source, options.target, options.batch)
     if plan.source == plan.target:
-        raise CopyError(f"{asked.source} and {asked.target} are the same file")
-    with Display(asked.name, plan.size) as display, _client(asked, plan.queue, display) as client:
-        target = Target(asked.target, plan.id)  # before the queue is touched: it may be a running copy's
+        raise CopyError(f"{options.source} and {options.target} are the same file")
+    with Display(options.name, plan.size) as display, _client(options, plan.queue, display) as client:
+        target = Target(options.target, plan.id)  # before the queue is changed: a running copy may use it
         try:
-            _forget_unless_resumed(asked, client)
+            _forget_unless_resumed(options, client)
             others = [queue_of(copy) for copy in target.discard_others()]
             _delete_queues(client, others)
-            copy(client, plan, target, asked.lease, display)
-            _delete_queues(client, others)  # again: a killed run's last request may have come in after the first time
+            copy(client, plan, target, options.lease, display)
+            _delete_queues(client, others)  # again: a killed run's last request may have arrived since
             display.complete()
         finally:
             target.close()
@@ -101,49 +101,49 @@ def _delete_queue_of(client: QueueClient, plan: Plan) -> None:
         delete_queue(client)
 
 
-def _produce(asked: argparse.Namespace) -> int:
-    plan = Plan.of(asked.produce, None, asked.batch)
-    with Display(asked.name, plan.size) as display, _client(asked, QUEUE_OF_HALVES, display) as client:
+def _produce(options: argparse.Namespace) -> int:
+    plan = Plan.of(options.produce, None, options.batch)
+    with Display(options.name, plan.size) as display, _client(options, QUEUE_OF_HALVES, display) as client:
 
         def sent(size: int) -> bool:
             display.moved(size)
             return True
 
-        _forget_unless_resumed(asked, client)
+        _forget_unless_resumed(options, client)
         try:
             produce(client, plan, stored_already(client, plan), sent)
         except Unresumable:
-            _delete_queue_of(client, plan)  # the consumer sees it, and ends
+            _delete_queue_of(client, plan)  # the consumer sees that, and stops
             raise
         display.complete()
     return 0
 
 
-def _consume(asked: argparse.Namespace) -> int:
-    check_target(asked.consume)
-    with Display(asked.name, None) as display, _client(asked, QUEUE_OF_HALVES, display) as client:
-        _forget_unless_resumed(asked, client)
-        consume(client, asked.consume, min(asked.batch, MOST_LEASED), asked.lease, display.moved, display.say)
+def _consume(options: argparse.Namespace) -> int:
+    check_target(options.consume)
+    with Display(options.name, None) as display, _client(options, QUEUE_OF_HALVES, display) as client:
+        _forget_unless_resumed(options, client)
+        consume(client, options.consume, min(options.batch, MOST_LEASED), options.lease, display.moved, display.say)
     return 0
 
 
-def _client(asked: argparse.Namespace, queue: str, display: Display) -> QueueClient:
-    """Of a service that answers. Raises Unreachable, Unavailable when it did not within `retry_for` seconds."""
-    client = client_for(asked, asked.queue or queue)
-    quick = min(QUICK, asked.retry_for)
+def _client(options: argparse.Namespace, queue: str, display: Display) -> QueueClient:
+    """Return a client once the service answers. Raises Unreachable, Unavailable after `retry_for` seconds."""
+    client = client_for(options, options.queue or queue)
+    quick = min(QUICK, options.retry_for)
     try:
         client.healthy(retry_for=quick)
     except (Unreachable, Unavailable) as error:
-        if asked.retry_for > quick:
-            display.say(f"{error}; retrying for {asked.retry_for - quick:g} s")
-            client.healthy(retry_for=asked.retry_for - quick)
+        if options.retry_for > quick:
+            display.say(f"{error}; retrying for {options.retry_for - quick:g} s")
+            client.healthy(retry_for=options.retry_for - quick)
         else:
             raise
     return client
 
 
-def _forget_unless_resumed(asked: argparse.Namespace, client: QueueClient) -> None:
-    if not asked.resume:
+def _forget_unless_resumed(options: argparse.Namespace, client: QueueClient) -> None:
+    if not options.resume:
         delete_queue(client)
 
 
@@ -153,7 +153,7 @@ def _delete_queues(client: QueueClient, queues: Iterable[str]) -> None:
 
 
 def _stored(client: QueueClient, plan: Plan) -> int:
-    """How much of the copy earlier runs sent. In a queue of its own, leftovers that do not fit are done away with."""
+    """Return how many messages earlier runs sent. Delete the copy's own queue if its content does not fit."""
     try:
         return stored_already(client, plan)
     except CopyError:
@@ -168,7 +168,7 @@ def _is_in_place(plan: Plan, target: Target) -> bool:
         return target.is_in_place(plan.size, digest_of(file.fileno()))
 
 
-def _in_thread(work: Callable[[], None]) -> Future[None]:
+def _start(work: Callable[[], None]) -> Future[None]:
     result: Future[None] = Future()
 
     def run_work() -> None:

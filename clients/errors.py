@@ -1,21 +1,21 @@
-"""What can go wrong at a client. Every fault that the service reports carries its problem document (RFC 9457).
+"""The exceptions of a client. An error that the service reports carries its problem document (RFC 9457).
 
 QueueError
 ├── Closed                  the client was closed before the call; nothing was done
-├── Unreachable             no usable reply within the time for trying; whether it was done is unknown
+├── Unreachable             no usable reply within `retry_for`; the service may have done the request
 └── ProblemError            the service answered, and refused
-    ├── BadRequest          400, 405, 411, 413, 415, 422: this request can never succeed as it is
+    ├── BadRequest          400, 405, 411, 413, 415, 422: a retry of this request cannot succeed
     ├── NotAllowed
     │   ├── Unauthenticated 401: no token was sent, or one that the service does not know
-    │   ├── Forbidden       403: the token may not do this
-    │   └── TooManyFailures 429: too many wrong tokens came from here; try again later
+    │   ├── Forbidden       403: the token does not allow this
+    │   └── TooManyFailures 429: this address sent too many wrong tokens; try again later
     ├── NotFound            404: no such queue or message
-    ├── StaleReceipt        409: the lease ended, or was given back, and another reader may hold the message now
-    ├── MessageLeased       409: a reader holds the message, so it cannot be changed by its id
+    ├── StaleReceipt        409: the lease ended or was released, and another reader may have the message
+    ├── MessageLeased       409: a reader has the message, so it cannot be changed by its id
     ├── PreconditionFailed  412: the settings changed since they were read
-    ├── QueueFull           429: nothing was stored, now or in all the time for trying
-    └── Unavailable         5xx, for all the time for trying; nothing was done where `code` is busy or disk_full,
-                            else `detail` says what was, or it is not known
+    ├── QueueFull           429: nothing was stored within `retry_for`
+    └── Unavailable         5xx for all of `retry_for`; if `code` is busy or disk_full, nothing was done;
+                            else `detail` says what was done, if that is known
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 
 class QueueError(Exception):
-    """Base of all faults a client reports; `str()` of it is one sentence."""
+    """The base of all errors of a client; `str()` of it is one sentence."""
 
 
 class Closed(QueueError):
@@ -34,7 +34,7 @@ class Closed(QueueError):
 
 
 class Unreachable(QueueError):
-    """No usable reply came within the time for trying. The request may or may not have been done."""
+    """No usable reply came within `retry_for`. The service may have done the request."""
 
 
 class ProblemError(QueueError):
@@ -110,7 +110,7 @@ _BY_CODE: dict[str, type[ProblemError]] = {"too_many_failures": TooManyFailures,
 
 
 def problem(status: int, body: bytes, retry_after: float | None) -> ProblemError:
-    """The exception for a reply that is no success; a body that is no problem document is quoted as the detail."""
+    """Return the exception for an error reply. The detail quotes a body that is no problem document."""
     try:
         document = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Messages leased and acked on a thread of their own, so that a signal never cuts off a request which leases some."""
+"""Lease and ack messages on a separate thread, so that a signal never interrupts a request that leases some."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from contextlib import suppress
 
 from .client import QueueClient
 from .column_batches import ColumnBatch
-from .consuming import LONGEST_WAIT
 from .messages import AckResult
+from .reading import LONGEST_WAIT
 
-QUICK = 2.0  # seconds: how long one that is interrupted may take to give back what it holds
-IN_A_POLL = 0.5  # seconds: … while it is in a longer poll, which takes nothing any more once its connection is closed
+QUICK = 2.0  # seconds that an interrupted command may take to release its messages
+IN_A_POLL = 0.5  # seconds, the same during a longer poll, which leases nothing once its connection is closed
 
 Runs = list[ColumnBatch]
-Fetched = tuple[AckResult, Runs]  # what became of the receipts, and the next messages
+Fetched = tuple[AckResult, Runs]  # the result for the receipts, and the next messages
 
 
 class Fetcher:
-    """Acks what was worked on and fetches what comes next, one request after the other."""
+    """Ack finished messages and fetch the next ones, one request after the other."""
 
     def __init__(self, client: QueueClient, lease: float, recipient: str | None = None) -> None:
         self._client = client
         self._lease = lease
         self._recipient = recipient
-        self._held: dict[str, ColumnBatch] = {}  # by receipt: leased, and not acked yet
-        self._wait = 0.0  # seconds of the poll under way
-        self._asked: queue.SimpleQueue[tuple[Callable[[], Fetched], Future[Fetched]] | None] = queue.SimpleQueue()
+        self._held: dict[str, ColumnBatch] = {}  # by receipt: leased and not yet acked
+        self._wait = 0.0  # seconds of the current poll
+        self._requests: queue.SimpleQueue[tuple[Callable[[], Fetched], Future[Fetched]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="fetcher", daemon=True).start()
 
     def ask(self, receipts: list[str], limit: int, wait: float) -> Future[Fetched]:
-        """The next messages, when there are any or `wait` seconds have passed; the receipts are acked by then."""
-        return self._soon(lambda: self._ack_and_fetch(receipts, limit, wait))
+        """Ack the receipts, then return the next messages as soon as there are any, or none after `wait` seconds."""
+        return self._submit(lambda: self._ack_and_fetch(receipts, limit, wait))
 
     def release_all(self, finish: Callable[[Runs], Iterable[str]]) -> None:
-        """Hold nothing any more, as far as that is possible soon: for one that was interrupted.
+        """Settle all leased messages of an interrupted command, within about 2 seconds. Never raises.
 
-        `finish` gets all that is held and returns the receipts to ack; the others are given back as if undelivered.
+        `finish` gets the messages and returns the receipts to ack; the others are released as if undelivered.
         """
-        with suppress(Exception):  # then they come back when the leases end
-            self._soon(lambda: self._give_back(finish)).result(IN_A_POLL if self._wait > QUICK else QUICK)
+        with suppress(Exception):  # the messages are redelivered when their leases end
+            self._submit(lambda: self._settle(finish)).result(IN_A_POLL if self._wait > QUICK else QUICK)
 
     def close(self) -> None:
-        """End the thread, after what it is doing."""
-        self._asked.put(None)
+        """End the thread after its current request."""
+        self._requests.put(None)
 
-    def _soon(self, work: Callable[[], Fetched]) -> Future[Fetched]:
+    def _submit(self, work: Callable[[], Fetched]) -> Future[Fetched]:
         result: Future[Fetched] = Future()
-        self._asked.put((work, result))
+        self._requests.put((work, result))
         return result
 
     def _run(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            work, result = asked
+        while (request := self._requests.get()) is not None:
+            work, result = request
             try:
                 result.set_result(work())
             except BaseException as error:
@@ -64,24 +64,24 @@ class Fetcher:
 
     def _ack_and_fetch(self, receipts: list[str], limit: int, wait: float) -> Fetched:
         self._wait, until = wait, time.monotonic() + wait
-        acked, got = AckResult(0, [], []), Runs()
+        acked, runs = AckResult(0, [], []), Runs()
         if receipts:
-            # Stale or missing ones are no fault: a reader that was too slow for its lease gets them again.
-            acked, got = self._client.ack_and_receive_runs(
+            # Stale or missing receipts are not an error: a reader slower than its lease gets the messages again.
+            acked, runs = self._client.ack_and_receive_runs(
                 receipts, limit=limit, wait=min(wait, LONGEST_WAIT), lease=self._lease, recipient=self._recipient
             )
         left = max(0.0, until - time.monotonic())
-        if not got and (left or not receipts):
-            got = self._client.receive_runs(limit=limit, wait=left, lease=self._lease, recipient=self._recipient)
+        if not runs and (left or not receipts):
+            runs = self._client.receive_runs(limit=limit, wait=left, lease=self._lease, recipient=self._recipient)
         for receipt in receipts:
             del self._held[receipt]
-        self._held.update((run.receipt, run) for run in got)
+        self._held.update((run.receipt, run) for run in runs)
         self._wait = 0.0
-        return acked, got
+        return acked, runs
 
-    def _give_back(self, finish: Callable[[Runs], Iterable[str]]) -> Fetched:
+    def _settle(self, finish: Callable[[Runs], Iterable[str]]) -> Fetched:
         done = self._held.keys() & finish(list(self._held.values()))
         left = [run for receipt, run in self._held.items() if receipt not in done]
-        result = self._client._ack_last(done)
+        result = self._client._leased.ack_last(done, self._client.queue)
         self._client.release_all((receipt for run in left for receipt in run.receipts), counted=False)
         return result, []

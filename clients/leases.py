@@ -1,4 +1,4 @@
-"""Leases renewed in the background, for as long as a reader works on its messages."""
+"""Renew leases in the background while a reader works on its messages."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ class _Held:
 
 
 class LeaseKeeper:
-    """Extends the leases of held messages when half of each has passed. Its thread runs while something is held.
+    """Extends the leases of messages when half of each has passed. Its thread runs while it has messages.
 
-    `extend(messages, lease, timeout)` is called on that thread, for messages of one queue, and takes at most about
-    `timeout` seconds. In a forked child the keeper holds nothing: the messages are the parent's.
+    The thread calls `extend(messages, lease, timeout)` for messages of one queue; the call takes at most about
+    `timeout` seconds. In a forked child the keeper has none: the messages are the parent's.
     """
 
     def __init__(self, extend: Callable[[list[Message], float, float], ExtendResult]) -> None:
         self._extend = extend
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._wakes = 0.0  # monotonic; when the thread looks again by itself
+        self._wakes = 0.0  # monotonic; when the thread wakes without a notification
         self.start_afresh()
         _keepers.add(self)
 
     def renew(self, messages: Iterable[Message], lease: float, asked: float) -> bool:
-        """Renew the leases of `lease` seconds from now on. False, and nothing is held, after `close`.
+        """Renew these leases of `lease` seconds from now on, and return True. After `close`, return False.
 
-        They may have begun as early as they were `asked` for (monotonic): the reply may have been late, or lost once.
+        The leases may have begun when the request was `asked` (monotonic), since its reply may have been late.
         """
         due = asked + lease / 2
         with self._changed:
@@ -59,7 +59,7 @@ class LeaseKeeper:
             return True
 
     def begin(self, message: Message) -> bool:
-        """Mark the message as worked on. False after `close`, or if its lease was lost or is another process's."""
+        """Mark the message as worked on. Return False after `close`, or if this process has not its lease."""
         with self._changed:
             held = self._held.get(_receipt(message))
             if held is None or self._closed:
@@ -68,19 +68,19 @@ class LeaseKeeper:
             return True
 
     def stop_renewing(self, receipt: str | None) -> bool:
-        """Renew it no longer. False if it was not held: settled already, or lost to another reader."""
+        """Stop renewing a lease. Return False if it was not renewed: settled before, or lost to another reader."""
         with self._changed:
             return self._held.pop(receipt or "", None) is not None
 
     def close(self) -> list[Message]:
-        """Hold no others from now on. Return the messages that are not worked on: they are held until let go."""
+        """Accept no more messages. Return those not worked on; their leases are renewed until stop_renewing."""
         with self._changed:
             self._closed = True
             self._changed.notify()
             return [held.message for held in self._held.values() if not held.is_begun]
 
     def start_afresh(self) -> None:
-        """Forget all that is held, and the thread: in a forked child both are the parent's, a held lock too."""
+        """Drop all messages, the thread and the lock: in a forked child they are the parent's."""
         self._held: dict[str, _Held] = {}
         self._changed = threading.Condition()
         self._thread = None
@@ -91,15 +91,15 @@ class LeaseKeeper:
                 self._renew(held, lease)
 
     def _await_due(self) -> list[_Held] | None:
-        """Wait for leases to renew; None ends the thread."""
+        """Wait for leases to renew and return them. Return None to end the thread."""
         with self._changed:
             while True:
                 now = time.monotonic()
                 first = min((held.due for held in self._held.values()), default=None)
                 if first is not None and first <= now:
-                    # What is due soon is renewed in the same request.
+                    # Leases that are due soon are renewed in the same request.
                     return [held for held in self._held.values() if held.due <= now + held.lease / 8]
-                # It lingers when nothing is held: mostly the next message is about to come.
+                # Without messages the thread lingers, as the next one usually follows soon.
                 self._wakes = now + LINGER if first is None else first
                 if ((self._closed and first is None) or not self._changed.wait(self._wakes - now)) and not self._held:
                     self._thread = None
@@ -107,7 +107,7 @@ class LeaseKeeper:
 
     def _renew(self, due: list[_Held], lease: float) -> None:
         with self._changed:
-            due = [held for held in due if _receipt(held.message) in self._held]  # the others were settled meanwhile
+            due = [held for held in due if _receipt(held.message) in self._held]  # the others were settled since
             shortest = min((held.lease for held in self._held.values()), default=lease)
         if not due:
             return
@@ -134,7 +134,7 @@ class LeaseKeeper:
 
 
 def _together(due: list[_Held]) -> dict[tuple[str, float], list[_Held]]:
-    """By queue and lease: what one request can renew."""
+    """Return groups by queue and lease: one request can renew a group."""
     groups: dict[tuple[str, float], list[_Held]] = {}
     for held in due:
         groups.setdefault((held.message.queue, held.lease), []).append(held)
@@ -149,9 +149,9 @@ def _receipt(message: Message) -> str:
 _keepers: weakref.WeakSet[LeaseKeeper] = weakref.WeakSet()
 
 
-def _forget_the_parents() -> None:
+def _start_afresh_after_fork() -> None:
     for keeper in _keepers:
         keeper.start_afresh()
 
 
-os.register_at_fork(after_in_child=_forget_the_parents)
+os.register_at_fork(after_in_child=_start_afresh_after_fork)

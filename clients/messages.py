@@ -1,4 +1,4 @@
-"""Messages as a reader holds them and as a writer sends them, and their JSON."""
+"""Received messages, outgoing messages, the results of requests, and their JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Many = TypeVar("Many", bound=Iterable[object])
 
 
 class Outgoing(TypedDict, total=False):
-    """A message to be sent. Only `text` is required; `queue` has a meaning in a transaction only.
+    """A message to send. Only `text` is required; `queue` is for transactions only.
 
     key: messages of one key are delivered in order, one reader at a time. priority: 0–9, higher first.
-    recipient: only a reader that names it gets the message. delay, ttl: seconds; not delivered before, not after.
-    dedup_id: a second message with the same one, within the queue's window, is not stored.
+    recipient: only a reader that names it gets the message. delay, ttl: seconds; it is delivered after and before them.
+    dedup_id: within the queue's window, a second message with the same one is not stored.
     """
 
     text: str
@@ -36,10 +36,10 @@ class Outgoing(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A message as it was received. `id` and `sent_at` are None in a plain read of several: the wire has none.
+    """A received message. `id` and `sent_at` are None after a read of several without a lease.
 
-    With a lease it is invisible to others until `leased_until`, and has to be settled by its `receipt`: by ack,
-    release or reject. Whoever holds it for longer extends the lease.
+    With a lease it is invisible to others until `leased_until`. Settle it by ack, release or reject; to work on it
+    for longer, extend the lease.
     """
 
     text: str
@@ -60,7 +60,7 @@ class Message:
     _client: Settler | None = field(default=None, repr=False, compare=False)
 
     def ack(self) -> None:
-        """Done with: the message is gone. Raises StaleReceipt or NotFound if it is no longer ours."""
+        """Delete the message, which was worked on. Raises StaleReceipt or NotFound if the lease was lost."""
         self._holder().ack(self)
 
     def extend(self, lease: float) -> None:
@@ -68,18 +68,18 @@ class Message:
         self._holder().extend(self, lease)
 
     def release(self, delay: float = 0, *, counted: bool = True) -> None:
-        """Give it back, to be delivered again, at once or in `delay` seconds.
+        """End the lease; the message is redelivered at once, or in `delay` seconds.
 
-        Not `counted`: as if it had not been delivered, for a message that was not worked on.
+        For a message that was not worked on, clear `counted`: the delivery does not count.
         """
         self._holder().release(self, delay=delay, counted=counted)
 
     def reject(self, reason: str | None = None) -> None:
-        """Move it to the dead letters now."""
+        """Move the message to the dead letters."""
         self._holder().reject(self, reason=reason)
 
     def complete(self, send: Iterable[str | Outgoing] = ()) -> TransactionReply:
-        """Ack it and send what came of it, in one commit: both or neither."""
+        """Ack the message and send its results, in one commit: both or neither."""
         return self._holder().transact(ack=[self], send=send)
 
     def _holder(self) -> Settler:
@@ -89,7 +89,9 @@ class Message:
 
 
 class Settler(Protocol):
-    """What a message needs of the client that received it: QueueClient's methods."""
+    """The methods of QueueClient that its messages, and the loop that yields them, call."""
+
+    def is_closed(self) -> bool: ...
 
     def ack(self, message: Message) -> None: ...
 
@@ -103,7 +105,7 @@ class Settler(Protocol):
 
 
 class ReadingOne(TypedDict, total=False):
-    """Which messages are read: those of `queue`, for `recipient`, or for `any_recipient`; else unaddressed ones."""
+    """The messages to read: those of `queue`, for `recipient` or for `any_recipient`; else unaddressed ones."""
 
     queue: str | None
     recipient: str | None
@@ -111,18 +113,19 @@ class ReadingOne(TypedDict, total=False):
 
 
 class Reading(ReadingOne, total=False):
-    """The same, or those of several `queues`, in order of preference."""
+    """The messages to read; or those of several `queues`, in order of preference."""
 
     queues: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A Reading that was checked.
+    """A checked Reading, with the queue to read if it names none.
 
-    Raises ValueError, TypeError: a reader that was misunderstood would take messages which are not its own.
+    Raises ValueError, TypeError for a contradiction: a wrong guess would lease messages of another reader.
     """
 
+    default: str
     queue: str | None = None
     queues: Sequence[str] | None = None
     recipient: str | None = None
@@ -139,15 +142,20 @@ class Source:
             raise ValueError("queues is empty: name at least one queue")
 
     @property
+    def name(self) -> str:
+        """Return the queue to read from, if it is one."""
+        return self.default if self.queue is None else self.queue
+
+    @property
     def readers(self) -> dict[str, str]:
-        """As whom, in the words of the wire."""
+        """Return the request parameters that select recipients."""
         if self.any_recipient:
             return {"recipients": "any"}
         return {} if self.recipient is None else {"recipient": self.recipient}
 
 
 class NextMessages(TypedDict, total=False):
-    """What a transaction receives after its commit, always with a lease; as in QueueClient.receive.
+    """The messages that a transaction leases after its commit; the fields are as in QueueClient.receive.
 
     `recipients`: "any" for messages of every recipient.
     """
@@ -161,13 +169,13 @@ class NextMessages(TypedDict, total=False):
 
 
 class SentId(str):
-    """A sent message's id. `duplicate`: its dedup_id was known, so nothing was stored and the id is the first one's."""
+    """A sent message's id. If `duplicate`, its dedup_id was known: the id is that of the stored message."""
 
     duplicate = False
 
 
 class SentIds(list[str]):
-    """The ids of messages sent, in order. `duplicates`: the places of those that were not stored, as with SentId."""
+    """The ids of sent messages, in order. `duplicates` has the places of those that were not stored; see SentId."""
 
     def __init__(self, ids: Iterable[str] = (), duplicates: Iterable[int] = ()) -> None:
         super().__init__(ids)
@@ -176,9 +184,9 @@ class SentIds(list[str]):
 
 @dataclass(frozen=True, slots=True)
 class ExtendResult:
-    """What became of a batch of receipts. Stale: the lease was given back, or is another reader's. Missing: gone.
+    """The result for a batch of receipts. Stale: released, or leased by another reader. Missing: deleted.
 
-    `leased_until` is the first end of the leases that were extended.
+    `leased_until` is the earliest end of the extended leases.
     """
 
     extended: int
@@ -197,7 +205,7 @@ class ExtendResult:
 
 @dataclass(frozen=True, slots=True)
 class AckResult:
-    """What became of a batch of receipts. Stale: somebody else holds the message. Missing: it is gone."""
+    """The result for a batch of receipts. Stale: another reader may have the message. Missing: it is deleted."""
 
     acked: int
     stale: list[str]
@@ -209,7 +217,7 @@ class AckResult:
 
 @dataclass(frozen=True, slots=True)
 class TransactionReply:
-    """The ids of what a transaction sent, in order, the places of duplicates as in SentIds, and what it received."""
+    """The ids that a transaction sent, in order; the places of duplicates, as in SentIds; the messages received."""
 
     ids: list[str]
     duplicates: list[int]
@@ -217,29 +225,29 @@ class TransactionReply:
 
 
 def encode(document: object) -> bytes:
-    """JSON as the service takes it. Raises ValueError for NaN, an infinity or a lone surrogate."""
+    """Return the JSON of a request. Raises ValueError for NaN, an infinity or a lone surrogate."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def drop_none(**fields: object) -> dict[str, Any]:
-    """The fields that are not None."""
+    """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def require_list(items: Many) -> Many:
-    """The same. Raises TypeError for one string or one dict, which Python would take for a list of its parts."""
+    """Return the same list. Raises TypeError for a string or a dict, which Python would iterate over."""
     if isinstance(items, str | bytes | Mapping):
         raise TypeError(f"this must be a list, not {type(items).__name__}: put it in brackets, [...]")
     return items
 
 
 def to_document(message: str | Outgoing) -> Outgoing:
-    """A bare string is a message's text."""
+    """Return the message to send; a bare string is its text."""
     return {"text": message} if isinstance(message, str) else message
 
 
 def parse_message(document: Mapping[str, Any], queue: str, client: Settler | None) -> Message:
-    """The message that a reply's JSON tells of; fields this client does not know are left out."""
+    """Return the message of a reply's JSON, without the fields that this client does not know."""
     known = {name: document[name] for name in _PLAIN_FIELDS if name in document}
     known.setdefault("queue", queue)
     for name in ("sent_at", "leased_until"):
@@ -248,7 +256,7 @@ def parse_message(document: Mapping[str, Any], queue: str, client: Settler | Non
     return Message(**known, _client=client)
 
 
-@lru_cache(256)  # the messages of a batch share theirs
+@lru_cache(256)  # the messages of a batch share their times
 def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 

@@ -1,7 +1,7 @@
-"""One HTTP call, tried again until it is answered: connections, timeouts, retries with backoff.
+"""Make an HTTP call and retry it until it is answered: connections, timeouts, backoff.
 
-A call whose reply was lost may have been done. So it is tried again only if that does no harm: the caller says that the
-call is idempotent, or all its tries carry one Idempotency-Key, by which the service does it once.
+The service may have done a call whose reply was lost. A retry is safe because the call is idempotent, or because all
+tries carry one Idempotency-Key, so the service does it once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ from requests.structures import CaseInsensitiveDict
 from .connection_pool import Answer, ConnectionPool
 from .errors import Closed, ProblemError, Unreachable, problem
 
-FIRST_PAUSE = 0.05  # seconds before the second retry; doubled at each one after it
+FIRST_PAUSE = 0.05  # seconds before the second retry; doubles with each later one
 LONGEST_PAUSE = 5.0  # seconds
-CONNECTIONS_KEPT = 64  # idle ones, for as many threads that share a client
-NOTHING_DONE = ("busy", "disk_full", "queue_full", "too_many_failures")  # codes of refusals that are worth another try
+CONNECTIONS_KEPT = 64  # idle ones: as many threads can share a client
+NOTHING_DONE = (
+    "busy",
+    "disk_full",
+    "queue_full",
+    "too_many_failures",
+)  # codes of errors worth a retry
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A success."""
+    """A reply that reports success."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,10 +44,10 @@ class Reply:
 
 
 class Transport:
-    """Calls to one service; safe to share between threads, and to go on using in a forked child.
+    """Calls to one service. Threads can share it, and a forked child can keep using it.
 
-    Raises ValueError for a URL that is not http(s)://host. `timeout` and `retry_for` are seconds: how long one
-    try may take, and for how long a call that failed may be tried again.
+    Raises ValueError for a URL that is not http(s)://host. `timeout` limits one try, in seconds. `retry_for` limits
+    the time for retries of a call, in seconds.
     """
 
     def __init__(
@@ -84,12 +89,12 @@ class Transport:
         retry_for: float | None = None,
         last: bool = False,
     ) -> Reply:
-        """Return the reply, a success. Raises ProblemError, Closed, or Unreachable when no try was answered in time.
+        """Return the reply if it reports success. Raises ProblemError, Closed, or Unreachable after the last try.
 
-        All tries carry one Idempotency-Key, `key` or a random one, unless the call is `idempotent`. A refusal with one
-        of the statuses `done_if_lost`, after a try of which it is not known whether it was done, is a success: that
-        try did it. `waits` is how long the service may hold the call back, in seconds; `cut_at_close`: not longer than
-        until `close`. `timeout` and `retry_for` stand for the client's own. `last`: the call may follow after `close`.
+        All tries carry one Idempotency-Key, `key` or a random one, unless the call is `idempotent`. After a lost reply
+        the statuses `done_if_lost` count as success: the lost try did it. `waits` is how long the service may delay
+        its reply, in seconds; with `cut_at_close`, `close` ends that wait. `timeout` and `retry_for` override the
+        client's own. A `last` call is allowed after `close`.
         """
         if not last:
             self.check_open()
@@ -124,7 +129,7 @@ class Transport:
                 raise fault
 
     def close(self) -> None:
-        """Close idle connections, and those of calls that are cut; no call is tried again, and later ones raise."""
+        """Close idle connections and those with `cut_at_close`. Calls are not retried, and later ones raise Closed."""
         self._closing.set()
         self._own()
         self._pool.close()
@@ -134,12 +139,12 @@ class Transport:
         return self._closing.is_set()
 
     def check_open(self) -> None:
-        """Raises Closed after `close`."""
+        """Raise Closed after `close`."""
         if self._closing.is_set():
             raise Closed("this client was closed")
 
     def sleep(self, seconds: float) -> None:
-        """Until `close` at the latest."""
+        """Sleep these seconds, but not beyond `close`."""
         self._closing.wait(seconds)
 
     def _is_cut_short(self, pause: float, last: bool) -> bool:
@@ -150,13 +155,12 @@ class Transport:
 
     def _connect(self) -> None:
         self._pool = ConnectionPool(*(self._address or ("", 0)), CONNECTIONS_KEPT)
-        # An adapter, not a Session: it is safe to share between threads, and looks up no proxy, cookie, netrc
-        # or redirect at each call, which is half of what a request costs.
+        # Unlike a Session, an adapter is thread-safe and looks up no proxy or cookie, which halves a request's time.
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
         self._process = os.getpid()
 
     def _own(self) -> None:
-        if self._process != os.getpid():  # a fork: the connections are the parent's
+        if self._process != os.getpid():  # after a fork the connections are the parent's
             self._pool.forget()
             self._connect()
 
@@ -184,7 +188,7 @@ class Transport:
 
         def ask(timeout: float, waits: float) -> Answer:
             response = self._adapter.send(request, timeout=(timeout, timeout + waits), **self._options)
-            return response.status_code, response.headers, response.content  # reading it all frees the connection
+            return response.status_code, response.headers, response.content  # reading all of it frees the connection
 
         return ask
 
@@ -201,7 +205,7 @@ class Transport:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from a Retry-After header that says so."""
+    """Return the seconds of a Retry-After header; None without one, or for a date."""
     try:
         return max(0.0, float(headers["retry-after"]))
     except (KeyError, ValueError):
@@ -209,14 +213,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _pause(tries: int, fault: ProblemError | Unreachable, left: float) -> float:
-    """Seconds until the next try, the last of which is made when the `left` ones are over.
+    """Return the seconds until the next try, at most about the `left` ones.
 
-    Random, so that clients which failed together do not come back together.
+    They are random, so that clients which failed together do not retry together.
     """
     if isinstance(fault, ProblemError) and fault.retry_after is not None:
         return fault.retry_after * random.uniform(1.0, 1.25)
     if tries == 1:
-        return 0.0  # mostly a kept connection which the service had closed
+        return 0.0  # usually the service had closed an idle connection
     return min(left, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 2, 16)) * random.uniform(0.5, 1.0))
 
 

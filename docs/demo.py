@@ -1,7 +1,7 @@
-"""A file copied line by line through a queue service of its own: `make copy`, `make copy FILE=notes.txt`.
+"""Copy a file line by line through a new queue service: `make copy`, `make copy FILE=notes.txt`.
 
-Starts the service on a free port with a database in a new directory, copies FILE (without one, a source file of
-this Python), compares, stops. Exits 0 only if the copy is identical.
+Start the service on a free port with a database in a new directory, copy FILE (default: a source file of this Python),
+compare, and stop the service. Exit with 0 only if the copy is identical.
 """
 
 import os
@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 TREE = Path(__file__).resolve().parent.parent
 STARTS_WITHIN = 20  # seconds
-STOPS_WITHIN = 40  # seconds: a little over gunicorn's own graceful timeout
+STOPS_WITHIN = 40  # seconds: a little more than gunicorn's graceful timeout
 
 
 def main(arguments: list[str]) -> int:
@@ -33,20 +33,20 @@ def main(arguments: list[str]) -> int:
             failed = subprocess.run(command).returncode
             seconds = time.monotonic() - start
         if failed:
-            return failed  # it has said why
+            return failed  # the command printed the reason
         sent, came = source.read_bytes(), copy.read_bytes()
     if sent != came:
         print(f"The copy differs: {len(sent):,} bytes went in, {len(came):,} came out.", file=sys.stderr)
         return 1
     lines = len(sent.splitlines())
     print(f"{lines:,} lines, {len(sent):,} bytes, in {seconds:.1f} s: the copy is identical.")
-    print("The service has stopped and its files are gone.")
+    print("The service has stopped and its files are deleted.")
     return 0
 
 
 @contextmanager
 def service(directory: Path) -> Iterator[str]:
-    """The URL of a service that answers, on a free port, its files in the directory; stopped when the block ends."""
+    """Run a service on a free port, with its files in the directory; yield its URL once it answers."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -65,7 +65,7 @@ def service(directory: Path) -> Iterator[str]:
 
 
 def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
-    """True once the URL answers 200; False if the server has ended or time is up before that."""
+    """Return True once the URL answers 200; False if the server ends or the time is up before that."""
     deadline = time.monotonic() + STARTS_WITHIN
     while server.poll() is None and time.monotonic() < deadline:
         try:

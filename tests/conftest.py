@@ -1,4 +1,4 @@
-"""What tests share: a real service, a queue in it that no other test uses, and a real PostgreSQL."""
+"""Fixtures for all tests: a real service, a queue in it for one test, and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.figures import Cells, Tell, tables
+from tests.support.figures import AddRow, Cells, tables
 from tests.support.live import LiveServer
 from tests.support.postgres import Postgres
 from tests.support.programs import ProgramMissing
@@ -20,12 +20,12 @@ _rows: list[Cells] = []
 
 
 def pytest_configure() -> None:
-    """A run in the background of a shell ignores SIGINT, and so would the processes that tests start and interrupt."""
+    """Restore SIGINT, which a background run ignores, for the processes that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs on PostgreSQL, so that `-m postgres` picks it."""
+    """Mark tests that run on PostgreSQL, so that `-m postgres` selects them."""
     for item in items:
         assert isinstance(item, pytest.Function)
         if "postgres" in item.nodeid or "postgres" in item.fixturenames:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None]:
-    """A test that needs a program this machine lacks is skipped; where CI=true it fails."""
+    """Skip a test that needs a missing program; with CI=true let it fail."""
     with _skipping():
         return (yield)
 
@@ -57,28 +57,34 @@ def _skipping() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[LiveServer]:
-    """One service for all tests that leave it running; a test that kills its service starts its own."""
+    """Run one service for all tests that leave it running; a test that kills its service starts its own."""
     with LiveServer() as live:
         yield live
 
 
 @pytest.fixture
 def queue() -> str:
-    """A fresh queue's name."""
+    """Return the name of a new queue."""
     return f"test-{next(_numbers)}"
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """One PostgreSQL for all tests that do not crash it, each in a database of its own; skips where there is none."""
+    """Run one PostgreSQL for all tests that do not crash it, or skip; each test has its own database."""
     with Postgres(fast=True) as running:
         yield running
 
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Tell:
-    """Tells a row of a table at the end of the run, whether or not the test goes on to fail."""
+def add_row(record_property: Callable[[str, object], None]) -> AddRow:
+    """Return a function that adds a row to the tables at the end of the run, also if the test fails later."""
     return lambda **cells: record_property("row", cells)
+
+
+@pytest.fixture
+def tell(add_row: AddRow) -> AddRow:
+    """Return `add_row` under its former name, which some tests still use."""
+    return add_row
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -1,1 +1,1 @@
-"""The commands, and what they share."""
+"""The commands, and their common options."""

@@ -1,4 +1,4 @@
-"""What the commands share: options and how they are checked, and faults as one line on stderr."""
+"""Common to all commands: options and their checks, signals, and errors as one line on stderr."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..errors import QueueError
 
 Number = TypeVar("Number", int, float)
 
-INTERRUPTED = 130  # what a shell makes of SIGINT
-TERMINATED = 143  # … and of SIGTERM
+INTERRUPTED = 130  # the exit code that shells use for SIGINT
+TERMINATED = 143  # … and for SIGTERM
 LONGEST_LEASE = 43_200  # seconds
 
 
@@ -47,7 +47,7 @@ def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queu
 
 
 def within(kind: Callable[[str], Number], low: float, high: float = math.inf) -> Callable[[str], Number]:
-    """The type of an option that is an int or a float in these bounds; argparse names the option in the error."""
+    """Return the `type` of an option: an int or a float in these bounds. argparse names the option in the error."""
     wanted = "a whole number" if kind is int else "a number"
     bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
 
@@ -67,14 +67,14 @@ def client_for(arguments: argparse.Namespace, queue: str | None = None) -> Queue
 
 
 def program_name(prog: str) -> str:
-    """The name before a line on stderr: of `python -m clients.copy_file` it is copy_file."""
+    """Return the name that starts a line on stderr: copy_file for `python -m clients.copy_file`."""
     return prog.split()[-1].rpartition(".")[2]
 
 
 def run(name: str, command: Callable[[], int], if_interrupted: str | None = None) -> int:
-    """The command's exit code; an expected fault is one line on stderr and 1.
+    """Run the command and return its exit code. Print an expected error as one line on stderr, and return 1.
 
-    SIGTERM interrupts the command as SIGINT does, so that it gives back what it has leased.
+    SIGTERM interrupts the command like SIGINT, so that it releases its messages.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
@@ -85,7 +85,7 @@ def run(name: str, command: Callable[[], int], if_interrupted: str | None = None
             print(f"{name}: {if_interrupted}", file=sys.stderr)
         return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
     except BrokenPipeError:
-        return 1  # nobody reads stdout any more: a pipe's usual end
+        return 1  # the reader of stdout has ended, as usual in a pipe
     except (QueueError, CopyError, ValueError) as error:
         reason = str(error)
     except OSError as error:
@@ -103,22 +103,22 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def interruptions_kept() -> Iterator[list[int]]:
-    """Keep SIGINT and SIGTERM back until the block has ended; list those that have come."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in that one alone
-        yield came
+    """Delay SIGINT and SIGTERM until the block has ended; yield the list of those that arrived."""
+    signals: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
+        yield signals
         return
     before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
+        number: signal.signal(number, lambda number, frame: signals.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield came
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        if signals:
+            signal.raise_signal(signals[0])
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Pipes: lines of stdin into a queue, and messages of a queue as lines on stdout."""
+"""Send lines of stdin to a queue, or print a queue's messages as lines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from ..client import QueueClient
 from ..column_batches import ColumnBatch
-from ..consuming import LONGEST_WAIT
 from ..errors import BadRequest, ProblemError, QueueError
 from ..fetching import Fetcher
 from ..messages import AckResult
+from ..reading import LONGEST_WAIT
 from .command_line import (
     LONGEST_LEASE,
     add_service_options,
@@ -25,11 +25,11 @@ from .command_line import (
     within,
 )
 
-BLOCK = 1024 * 1024  # bytes read from stdin at a time; what is there is sent, so a slow pipe's lines go at once
+BLOCK = 1024 * 1024  # bytes read from stdin at a time; fewer are sent at once, so a slow pipe's lines do not wait
 MOST_LINES = 1000  # in one request
-PIECE = select.PIPE_BUF  # bytes that a pipe takes at once when it takes any
-STUCK = 0.5  # seconds: for so long one that was interrupted waits for its pipe to take more
-BATCH = 500  # messages: with 1000 it is a tenth faster, and twice as many come back late after a kill
+PIECE = select.PIPE_BUF  # bytes that a pipe which is ready accepts without blocking
+STUCK = 0.5  # seconds that an interrupted command waits for its pipe to accept more
+BATCH = 500  # messages: 1000 is a tenth faster, but a kill then delays twice as many
 
 SEND = """Send each line of stdin as a message.
 
@@ -43,7 +43,7 @@ command has read it. If the next command may stop early, like head, use --limit.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 only if all was done."""
+    """Run the command and return its exit code: 0 only if all was done."""
     parser = command_parser("python -m clients", __doc__)
     commands = parser.add_subparsers(required=True)
     for name, add_options, description in (("send", _add_send, SEND), ("receive", _add_receive, RECEIVE)):
@@ -58,22 +58,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def send_main(arguments: list[str] | None = None) -> int:
-    """As main, of the command queue-send."""
+    """Run queue-send and return its exit code."""
     parser = command_parser("queue-send", SEND)
     _add_send(parser)
     return _run(parser, arguments)
 
 
 def receive_main(arguments: list[str] | None = None) -> int:
-    """As main, of the command queue-receive."""
+    """Run queue-receive and return its exit code."""
     parser = command_parser("queue-receive", RECEIVE)
     _add_receive(parser)
     return _run(parser, arguments)
 
 
 def _run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
-    asked = parser.parse_args(arguments)
-    return run(asked.name, lambda: asked.work(asked))
+    options = parser.parse_args(arguments)
+    return run(options.name, lambda: options.work(options))
 
 
 def _add_send(parser: argparse.ArgumentParser) -> None:
@@ -112,9 +112,9 @@ def _add_receive(parser: argparse.ArgumentParser) -> None:
     add_service_options(parser, "default", "default")
 
 
-def _send(asked: argparse.Namespace) -> int:
+def _send(options: argparse.Namespace) -> int:
     number = 1
-    with client_for(asked) as client:
+    with client_for(options) as client:
         for lines in _lines(sys.stdin.fileno()):
             for start in range(0, len(lines), MOST_LINES):
                 batch = lines[start : start + MOST_LINES]
@@ -124,7 +124,7 @@ def _send(asked: argparse.Namespace) -> int:
 
 
 def _send_batch(client: QueueClient, lines: list[bytes], number: int) -> None:
-    """They are sent, of which the first is line `number`. Raises ValueError, which names the first that was not."""
+    """Send the lines; the first is line `number`. Raises ValueError, which names the first line not sent."""
     texts = []
     for line in lines:
         try:
@@ -148,22 +148,22 @@ def _send_batch(client: QueueClient, lines: list[bytes], number: int) -> None:
         raise ValueError(f"{error}; lines {number} to {last} may have been sent, those after them were not") from error
 
 
-def _receive(asked: argparse.Namespace) -> int:
-    left = asked.limit or sys.maxsize
-    wait = LONGEST_WAIT if asked.follow else asked.wait
-    written: list[str] = []  # receipts, to be acked with the request for the next messages
-    with client_for(asked) as client:
-        fetcher = Fetcher(client, asked.lease, asked.recipient)
+def _receive(options: argparse.Namespace) -> int:
+    left = options.limit or sys.maxsize
+    wait = LONGEST_WAIT if options.follow else options.wait
+    written: list[str] = []  # receipts, acked by the request for the next messages
+    with client_for(options) as client:
+        fetcher = Fetcher(client, options.lease, options.recipient)
         try:
             while left:
-                late, got = fetcher.ask(written, min(asked.batch, left), wait).result()
-                _report_late(late, asked)
-                if not got and not asked.follow:
+                late, runs = fetcher.ask(written, min(options.batch, left), wait).result()
+                _report_late(late, options)
+                if not runs and not options.follow:
                     return 0
                 written = []
-                _write_out(got, written)
-                left -= sum(map(len, got))
-            _report_late(client.ack_many(written), asked)
+                _write_out(runs, written)
+                left -= sum(map(len, runs))
+            _report_late(client.ack_many(written), options)
         except BaseException:
             fetcher.release_all(lambda held: written)
             raise
@@ -173,29 +173,29 @@ def _receive(asked: argparse.Namespace) -> int:
 
 
 def _write_out(runs: list[ColumnBatch], written: list[str]) -> None:
-    """Put the texts in the pipe, then their receipts in `written`; not all of them if interrupted at a stuck pipe."""
-    # Not through sys.stdout: where Python is told not to buffer, that may write a part and say nothing.
+    """Write the texts to the pipe and add their receipts to `written`; return early if interrupted at a stuck pipe."""
+    # Not through sys.stdout: unbuffered, it may write a part without an error.
     left = memoryview("".join(f"{text}\n" for run in runs for text in run.texts).encode())
-    with interruptions_kept() as came:
+    with interruptions_kept() as signals:
         while left:
             if select.select([], [sys.stdout.fileno()], [], STUCK)[1]:
                 left = left[os.write(sys.stdout.fileno(), left[:PIECE]) :]
-            elif came:
+            elif signals:
                 return
         written += [run.receipt for run in runs]
 
 
-def _report_late(result: AckResult, asked: argparse.Namespace) -> None:
+def _report_late(result: AckResult, options: argparse.Namespace) -> None:
     if result.stale:
         print(
-            f"{asked.name}: the pipe accepted {len(result.stale)} messages only after their lease (--lease) had ended; "
-            "they will be redelivered",
+            f"{options.name}: the pipe accepted {len(result.stale)} messages only after their lease (--lease) "
+            "had ended; they will be redelivered",
             file=sys.stderr,
         )
 
 
 def _lines(descriptor: int) -> Iterator[list[bytes]]:
-    r"""Lines as they come, without the b"\n" that ends them."""
+    r"""Yield lines as they arrive, without the b"\n" that ends them."""
     rest = b""
     while block := os.read(descriptor, BLOCK):
         *lines, rest = (rest + block).split(b"\n")

@@ -1,4 +1,4 @@
-"""`queue-service`: run the service, and look after its database."""
+"""`queue-service`: run the service, and maintain its database."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def service_folder() -> Path | None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="queue-service", description="Run a queue_service, and look after its database.")
+    parser = ArgumentParser(prog="queue-service", description="Run a queue_service, and maintain its database.")
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     serve = commands.add_parser(
@@ -100,7 +100,7 @@ def _serve(options: Namespace, folder: Path) -> int:
     except settings.BadSetting as fault:  # gunicorn reads WEB_CONCURRENCY too, and would fail with a traceback
         print(f"queue-service: {fault}", file=sys.stderr)
         return 1
-    # Else gunicorn puts the working directory in front of the path, where a user's settings.py would replace ours.
+    # Otherwise gunicorn puts the working directory first, and a user's settings.py there would replace ours.
     sys.path.append(import_module("gunicorn.util").getcwd())
     sys.argv = ["queue-service", "--config", str(folder / "gunicorn.conf.py"), "handler:app"]
     runpy.run_module("gunicorn", run_name="__main__")

@@ -1,4 +1,4 @@
-"""The consuming half of a file copy: messages leased in batches, written, acked; the next ones fetched meanwhile."""
+"""The consuming half of a file copy: lease messages in batches, write and ack them, fetch the next ones meanwhile."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..fetching import Fetched, Fetcher, Runs
 from .plan import CopyError, EndMark, Unresumable, clear_away, delete_queue, find_begin_mark, totals
 from .target import Target
 
-WAIT = 0.5  # seconds of one poll: how late a fault in the other half, or an interrupt, may be seen
-LONG_QUIET = 5.0  # seconds after which a producer that sends nothing more is worth a word
+WAIT = 0.5  # seconds of one poll: the longest delay before an error of the other half, or an interrupt, is seen
+LONG_QUIET = 5.0  # seconds without a message after which the wait for the producer is reported
 
 
 def consume(
@@ -26,43 +26,43 @@ def consume(
     say: Callable[[str], object],
     producing: Future[None] | None = None,
 ) -> None:
-    """The target is in its place and the queue is gone. Raises CopyError, QueueError, OSError.
+    """Write the target, put it in place and delete the queue. Raises CopyError, QueueError, OSError.
 
-    A target given as a path is opened for whichever copy comes through the queue. `limit` messages are leased at
-    once, for `lease` seconds: if that was too short they come again. `written` is told of the bytes that were
-    written, `say` what is waited for. A fault of `producing` is raised at once.
+    A path as the target is opened for the copy that is in the queue. `limit` messages are leased at once, for `lease`
+    seconds; if that is too short they are redelivered. Calls `written` with numbers of bytes, and `say` with the
+    reason for a wait. Raises an error of `producing` at once.
     """
     fetcher = Fetcher(client, lease)
     end: EndMark | None = None
-    asked, unacked, quiet = fetcher.ask([], limit, WAIT), list[str](), 0.0
-    seen = False  # a message
+    fetched, unacked, quiet = fetcher.ask([], limit, WAIT), list[str](), 0.0
+    seen = False  # whether a message arrived
     try:
         while True:
-            got = _result(asked, producing)
-            quiet = 0.0 if got else quiet + WAIT
-            if not got and not unacked:  # so no poll is on its way, which could take a message of the queue's next copy
+            runs = _next_runs(fetched, producing)
+            quiet = 0.0 if runs else quiet + WAIT
+            if not runs and not unacked:  # no poll is under way that could lease a message of the queue's next copy
                 if end and _only_marks_left(client):
                     break
                 if seen and isinstance(target, Target):
-                    _check_is_there(client, target)
-                _tell_what_is_waited_for(client, say, end, quiet, producing)
-            lines, ends = _sorted(got)
-            asked = fetcher.ask(unacked, limit, 0 if ends or (end and unacked) else WAIT)
+                    _check_begin_mark(client, target)
+                _say_why_it_waits(client, say, end, quiet, producing)
+            lines, ends = _split(runs)
+            fetched = fetcher.ask(unacked, limit, 0 if ends or (end and unacked) else WAIT)
             if isinstance(target, str):
-                if not got:
+                if not runs:
                     continue
                 target = _open(client, target)
             written(target.write(lines))
-            seen = seen or bool(got)
+            seen = seen or bool(runs)
             unacked = [run.receipt for run in lines]
-            end = _checked(ends[-1], target) if ends else end
-            if not got and not end:
+            end = _parse_end_mark(ends[-1], target) if ends else end
+            if not runs and not end:
                 _check_still_coming(client, producing)
         assert isinstance(target, Target)
         _finish(client, target, end, say)
     except KeyboardInterrupt:
-        # The next run need not wait for leases to end. To write and ack lines is one request, to give them back many.
-        fetcher.release_all(lambda held: _written(held, target))
+        # So the next run need not wait for leases. To ack lines takes one request, to release them many.
+        fetcher.release_all(lambda held: _write(held, target))
         raise
     except Unresumable:
         if producing is None and isinstance(target, Target):
@@ -74,35 +74,35 @@ def consume(
             target.close()
 
 
-def _written(held: Runs, target: Target | str) -> list[str]:
-    """The receipts of the lines, which are written now."""
+def _write(held: Runs, target: Target | str) -> list[str]:
+    """Write the lines and return their receipts."""
     if isinstance(target, str):
         return []
-    lines, _ = _sorted(held)
+    lines, _ = _split(held)
     target.write(lines)
     return [run.receipt for run in lines]
 
 
-def _result(asked: Future[Fetched], producing: Future[None] | None) -> Runs:
-    """The next messages; or the producer's fault, as soon as there is one."""
+def _next_runs(fetched: Future[Fetched], producing: Future[None] | None) -> Runs:
+    """Return the next messages. Raises an error of the producer as soon as there is one."""
     if producing is not None and not producing.done():
-        either: list[Future[Any]] = [asked, producing]
+        either: list[Future[Any]] = [fetched, producing]
         concurrent.futures.wait(either, return_when=concurrent.futures.FIRST_COMPLETED)
     if producing is not None and producing.done():
         producing.result()
-    _, got = asked.result()
-    return got
+    _, runs = fetched.result()
+    return runs
 
 
-def _sorted(got: Runs) -> tuple[Runs, Runs]:
-    """Lines and end marks."""
-    return [run for run in got if "end" not in run.attributes], [run for run in got if "end" in run.attributes]
+def _split(runs: Runs) -> tuple[Runs, Runs]:
+    """Return lines and end marks."""
+    return [run for run in runs if "end" not in run.attributes], [run for run in runs if "end" in run.attributes]
 
 
-def _tell_what_is_waited_for(
+def _say_why_it_waits(
     client: QueueClient, say: Callable[[str], object], end: EndMark | None, quiet: float, producing: Future[None] | None
 ) -> None:
-    """Says it when nothing came for `quiet` seconds, though this run holds no line."""
+    """Say why nothing arrived for `quiet` seconds while this run has no lines leased."""
     counts = totals(client)
     if end or (counts and counts["leased"]):
         say("waiting for lines that an interrupted run has leased; they come when its lease ends")
@@ -117,7 +117,7 @@ def _finish(client: QueueClient, target: Target, end: EndMark | None, say: Calla
     try:
         target.finish(end)
     except CopyError:
-        delete_queue(client)  # so that the same copy, run again, starts afresh
+        delete_queue(client)  # so that the next run of the same copy starts again
         raise
     clear_away(client, say)
 
@@ -131,7 +131,7 @@ def _open(client: QueueClient, path: str) -> Target:
     return target
 
 
-def _checked(marks: ColumnBatch, target: Target) -> EndMark:
+def _parse_end_mark(marks: ColumnBatch, target: Target) -> EndMark:
     attributes: dict[str, Any] = {name: values[-1] for name, values in marks.attributes.items()}
     if attributes.get("copy") != target.copy:
         raise CopyError(f"two copies used queue '{marks.queue}' at once; run them again, one after the other")
@@ -139,19 +139,19 @@ def _checked(marks: ColumnBatch, target: Target) -> EndMark:
 
 
 def _only_marks_left(client: QueueClient) -> bool:
-    """Whether all lines are acked, those of killed runs too, which come back when their leases end."""
+    """Return whether all lines are acked, including those that killed runs leased."""
     left = client.peek(limit=10)
     return all("copy" in message.attributes for message in left)
 
 
-def _check_is_there(client: QueueClient, target: Target) -> None:
+def _check_begin_mark(client: QueueClient, target: Target) -> None:
     begin = find_begin_mark(client)
     if begin is None or begin.copy != target.copy:
         raise _disturbed(client)
 
 
 def _check_still_coming(client: QueueClient, producing: Future[None] | None) -> None:
-    """Raises Unresumable when all was sent and the end mark, which no run has seen, is not in the queue."""
+    """Raise Unresumable if all was sent, no run has seen the end mark, and it is not in the queue."""
     if producing is not None and producing.done():
         left = client.peek(limit=10)
         if len(left) < 10 and not any("end" in message.attributes for message in left):

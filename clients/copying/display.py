@@ -1,4 +1,4 @@
-"""What a file copy shows on stderr: a bar on a terminal, and what it waits for."""
+"""The display of a file copy on stderr: a bar on a terminal, and the reason for a wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class Display:
-    """A bar of `size` bytes, or of as many as may come; none where stderr is not a terminal."""
+    """A bar of `size` bytes, or of an unknown number; none if stderr is not a terminal."""
 
     def __init__(self, name: str, size: int | None) -> None:
         self._name = name
@@ -20,12 +20,12 @@ class Display:
         self._bar.update(size)
 
     def complete(self) -> None:
-        """All of it is there, what an earlier run moved too."""
+        """Show the bar as full, including the bytes that an earlier run moved."""
         if self._bar.total is not None:
             self._bar.update(self._bar.total - self._bar.n)
 
     def say(self, sentence: str) -> None:
-        """It stands on stderr, once, terminal or not: a wait without a reason looks like a fault."""
+        """Print the sentence on stderr, once, also without a terminal."""
         if sentence not in self._said:
             self._said.add(sentence)
             tqdm.write(f"{self._name}: {sentence}", file=sys.stderr)

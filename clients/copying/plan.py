@@ -1,8 +1,8 @@
-"""What both halves of a file copy agree on: which copy it is, and the marks at its beginning and end.
+"""Common to both halves of a file copy: the identity of the copy, and the marks at its beginning and end.
 
-A copy is a sequence of messages: a begin mark, the file's lines in order, an end mark. Only attributes tell what a
-message is, so a line may hold any text. The begin mark is addressed to nobody who reads: it stays in the queue until
-the queue is deleted, and says by a peek whose lines these are, however often either half is killed and run again.
+A copy is a sequence of messages: a begin mark, the file's lines in order, an end mark. Attributes alone distinguish
+them, so a line may have any text. No reader uses the begin mark's recipient, so the mark stays until the queue is
+deleted. A peek at it identifies the copy, however often either half is killed and restarted.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any, Self
 from ..client import QueueClient
 from ..errors import Forbidden, NotFound
 
-FORMAT = 2  # of the messages and their cut into batches; a new one makes every unfinished copy another copy
-MARK_READER = "copy-begin-mark"  # the recipient of begin marks, which nobody reads as
+FORMAT = 2  # of messages and batches; with a new number, no unfinished copy is continued
+MARK_READER = "copy-begin-mark"  # the recipient of begin marks, which no reader uses
 
 
 class CopyError(Exception):
-    """The copy cannot go on, or went wrong; `str()` of it is one line that says why."""
+    """The copy failed; `str()` of it is one line with the reason."""
 
 
 class Unresumable(CopyError):
-    """The copy failed for good: nothing of it is of use to another run."""
+    """The copy failed, and another run cannot continue it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A copy of a file as it is now. Another size, time, inode, place or batch size makes another copy.
+    """A copy of a file as it is now. A change of size, time, inode, path or batch size makes it another copy.
 
-    What is appended to the file later is not part of it.
+    Bytes that are appended to the file later are not part of it.
     """
 
     source: str
@@ -46,7 +46,7 @@ class Plan:
 
     @classmethod
     def of(cls, source: str, target: str | None, batch: int) -> Self:
-        """Raises CopyError, OSError."""
+        """Return the plan for a file. Raises CopyError, OSError."""
         found = os.stat(source)
         if not stat.S_ISREG(found.st_mode):
             raise CopyError(f"{source}: not a regular file")
@@ -60,13 +60,13 @@ class Plan:
 
     @property
     def queue(self) -> str:
-        """The queue of this copy and no other."""
+        """Return the name of this copy's own queue."""
         return queue_of(self.id)
 
     def holds(self, descriptor: int, sha256: Callable[[], str], sent: str) -> bool:
-        """Whether the open file has been as it was when the plan was made, but for what was appended.
+        """Return whether the open file is still as planned, except for appended bytes.
 
-        Where something was, the planned bytes have to have the digest `sent` still: `sha256` reads them again.
+        If bytes were appended, `sha256` reads the planned ones again, and their digest must be `sent`.
         """
         now = os.fstat(descriptor)
         if now.st_ino != self.inode or now.st_size < self.size:
@@ -93,9 +93,9 @@ def queue_of(copy: str) -> str:
 
 
 def find_begin_mark(client: QueueClient) -> BeginMark | None:
-    """The mark of the copy in the client's queue, or None for a queue that is empty or not there.
+    """Return the mark of the copy in the client's queue; None if the queue is empty or does not exist.
 
-    Raises CopyError when the queue holds something else.
+    Raises CopyError if the queue contains other messages.
     """
     first = client.peek(limit=1)
     if not first:
@@ -107,7 +107,7 @@ def find_begin_mark(client: QueueClient) -> BeginMark | None:
 
 
 def totals(client: QueueClient) -> dict[str, int | float] | None:
-    """The counts of the client's queue, or None if there is no such queue."""
+    """Return the stats of the client's queue; None if it does not exist."""
     try:
         return client.stats()
     except NotFound:
@@ -115,7 +115,7 @@ def totals(client: QueueClient) -> dict[str, int | float] | None:
 
 
 def delete_queue(client: QueueClient, queue: str | None = None) -> None:
-    """It is gone, or was not there."""
+    """Delete the queue if it exists."""
     try:
         client.delete_queue(queue)
     except NotFound:
@@ -123,7 +123,7 @@ def delete_queue(client: QueueClient, queue: str | None = None) -> None:
 
 
 def clear_away(client: QueueClient, say: Callable[[str], object]) -> None:
-    """The queue of a copy that is complete is gone; or it is said why it stays, which takes nothing from the copy."""
+    """Delete the queue of a complete copy, or say why the service refuses to."""
     try:
         delete_queue(client)
     except Forbidden as refusal:

@@ -1,12 +1,11 @@
-"""The producing half of a file copy: a file cut into messages, and these sent in batches, each exactly once.
+"""The producing half of a file copy: cut a file into messages, and send them in batches, each exactly once.
 
-Why it is right, wherever it is killed. Batches are cut from the file alone, are sent one at a time, each is stored
-whole or not at all, and the queue's `sent` total counts what was stored, in the same commit. So `sent` always is a
-sum of whole batches from the start of the file, and a second run goes on right behind it. A request of the first run
-that is still on its way carries the Idempotency-Key that the second run uses for that batch: whichever comes first is
-stored, once. (Even stored twice it would do no harm: a line is written at its offset.) A file that changed between two
-runs makes another copy; one that changed without a trace in size, time and inode is found out by its SHA-256, in the
-end mark, which is taken over all of the file in the run that sends it.
+Why a kill at any point does no harm. The file alone determines the batches. They are sent one at a time, and each is
+stored whole or not at all. The same commit adds to the queue's total `sent`. So `sent` is always a sum of whole batches
+from the start of the file, and a second run continues right after them. A late request of the first run carries the
+Idempotency-Key that the second run uses for that batch, so the batch is stored once. (Stored twice it would do no harm,
+since a line is written at its offset.) If the file changed between two runs, it is another copy. A change that shows
+not in size, time or inode shows in the SHA-256 of the end mark, which covers the whole file.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from .plan import MARK_READER, CopyError, Plan, Unresumable, find_begin_mark, to
 from .target import digest_of
 
 BLOCK = 1024 * 1024  # bytes read at a time
-LONGEST_PIECE = 256 * 1024  # bytes of a line in one message; a longer line takes several
-LARGEST_BATCH = 1024 * 1024  # bytes of the file: JSON makes up to 6 bytes of one, and the service takes 8 MiB
-MOST_AHEAD = 32 * 1024 * 1024  # bytes sent and not yet written, where both halves are in one process
+LONGEST_PIECE = 256 * 1024  # bytes of a line in one message; a longer line needs several messages
+LARGEST_BATCH = 1024 * 1024  # bytes of the file: in JSON one takes up to 6, and the service accepts 8 MiB
+MOST_AHEAD = 32 * 1024 * 1024  # bytes sent and not yet written, if one process runs both halves
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-Special = dict[str, bool | str]  # attributes of a line that is not just text and its newline
+Special = dict[str, bool | str]  # attributes of a line that is not UTF-8, or has no newline
 
 
 class Flow:
-    """How far the halves in one process are: the producer stops when it gets too far ahead, or is told to."""
+    """Limits how far the producer in the same process is ahead of the consumer."""
 
     def __init__(self) -> None:
         self._ahead = 0
@@ -45,7 +44,7 @@ class Flow:
         self._changed = threading.Condition()
 
     def sent(self, size: int) -> bool:
-        """Waits while the producer is too far ahead. False when it is to stop."""
+        """Wait while the producer is too far ahead. Return False after `stop`."""
         with self._changed:
             self._ahead += size
             self._changed.wait_for(lambda: self._stopped or self._ahead <= MOST_AHEAD)
@@ -64,7 +63,7 @@ class Flow:
 
 @dataclass(slots=True)
 class Lines:
-    """Successive lines, or pieces of long ones, in columns; and how many bytes of the file each is."""
+    """Successive lines, or pieces of long ones, in columns; and the bytes of the file that each covers."""
 
     texts: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)  # bytes from the start of the file
@@ -75,7 +74,7 @@ class Lines:
         return len(self.texts)
 
     def add(self, other: Lines, start: int, end: int) -> None:
-        """The other's, from place `start` to `end`."""
+        """Append the other's lines from place `start` to `end`."""
         shift = len(self) - start
         self.specials |= {place + shift: special for place, special in other.specials.items() if start <= place < end}
         self.texts += other.texts[start:end]
@@ -85,7 +84,7 @@ class Lines:
 
 @dataclass(slots=True)
 class Batch:
-    """What is sent in one request: lines; in the first the begin mark before them, in the last the end mark after."""
+    """The messages of one request: lines, after the begin mark in the first, before the end mark in the last."""
 
     before: Mapping[str, Any] | None = None
     lines: Lines = field(default_factory=Lines)
@@ -93,7 +92,7 @@ class Batch:
     size: int = 0  # bytes of the file
 
     def __len__(self) -> int:
-        """Messages."""
+        """Return the number of messages."""
         return len(self.lines) + (self.before is not None) + (self.after is not None)
 
     def add(self, lines: Lines, start: int, end: int) -> None:
@@ -101,7 +100,7 @@ class Batch:
         self.size += sum(lines.sizes[start:end])
 
     def encoded(self) -> tuple[bytes, str]:
-        """Its JSON, and the media type of that."""
+        """Return the batch as JSON, and its media type."""
         lines = self.lines
         if not (self.before or self.after or lines.specials):
             return f'{{"texts":{_json(lines.texts)},"attributes":{{"offset":{_json(lines.offsets)}}}}}'.encode(), RUNS
@@ -113,9 +112,9 @@ class Batch:
 
 
 def produce(client: QueueClient, plan: Plan, stored: int, sent: Callable[[int], bool]) -> None:
-    """All of the file is in the queue, between its marks. Raises CopyError, QueueError, OSError.
+    """Send the file between its marks, except for the first `stored` messages. Raises CopyError, QueueError, OSError.
 
-    The first `stored` messages are not sent again. `sent` is told of the bytes that were; False from it ends this.
+    Calls `sent` with the bytes of each batch, and returns early if that returns False.
     """
     with open(plan.source, "rb", buffering=0) as file:
         count = 0
@@ -129,7 +128,7 @@ def produce(client: QueueClient, plan: Plan, stored: int, sent: Callable[[int], 
 
 
 def stored_already(client: QueueClient, plan: Plan) -> int:
-    """How many of the copy's messages the queue accepted in earlier runs."""
+    """Return how many of the copy's messages earlier runs sent. Raises CopyError if another copy is in the queue."""
     known = totals(client)
     if known is None or known["sent"] == 0:
         return 0
@@ -143,9 +142,9 @@ def stored_already(client: QueueClient, plan: Plan) -> int:
 
 
 def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
-    """The copy's messages, cut by the plan's batch size and by bytes: the same at every run over the same file.
+    """Yield the copy's batches, limited by the plan's batch size and by bytes; the same in each run over one file.
 
-    Raises Unresumable, before the last one, when the file is not as it was planned.
+    Raises Unresumable instead of the last batch if the file is not as planned.
     """
     digest = hashlib.sha256()
     count = 0
@@ -171,7 +170,7 @@ def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
 
 
 def cut(file: BinaryIO, size: int, digest: hashlib._Hash) -> Iterator[Lines]:
-    r"""All lines in the file's first `size` bytes; of one that is too long its pieces. Only b"\n" ends a line."""
+    r"""Yield all lines of the file's first `size` bytes, long ones in pieces. Only b"\n" ends a line."""
     offset, rest = 0, b""
     while block := file.read(min(BLOCK, size)):
         size -= len(block)
@@ -182,27 +181,27 @@ def cut(file: BinaryIO, size: int, digest: hashlib._Hash) -> Iterator[Lines]:
             offset += len(whole) + 1
         *pieces, rest = _pieces(rest)
         if pieces:
-            yield _told_apart([(piece, False) for piece in pieces], offset)
+            yield _decode([(piece, False) for piece in pieces], offset)
             offset += sum(map(len, pieces))
     if rest:
-        yield _told_apart([(rest, False)], offset)
+        yield _decode([(rest, False)], offset)
 
 
 def _lines(whole: bytes, offset: int) -> Lines:
-    """The lines of a part of the file that begins at `offset` and ends before a newline."""
+    """Return the lines of a part of the file that begins at `offset` and ends before a newline."""
     lines = whole.split(b"\n")
     sizes = [len(line) + 1 for line in lines]
     if max(sizes) <= LONGEST_PIECE:
         with suppress(UnicodeDecodeError):
             return Lines(whole.decode().split("\n"), list(accumulate(sizes[:-1], initial=offset)), sizes)
     cut_up = (list(_pieces(line)) for line in lines)
-    return _told_apart(
+    return _decode(
         ((piece, place == len(pieces)) for pieces in cut_up for place, piece in enumerate(pieces, start=1)), offset
     )
 
 
-def _told_apart(pieces: Iterable[tuple[bytes, bool]], offset: int) -> Lines:
-    """Of pieces one after the other, each with whether its line ends there."""
+def _decode(pieces: Iterable[tuple[bytes, bool]], offset: int) -> Lines:
+    """Return the lines of successive pieces; a flag says whether the piece ends its line."""
     lines = Lines()
     for piece, is_end in pieces:
         special: Special = {} if is_end else {"newline": False}
@@ -221,7 +220,7 @@ def _told_apart(pieces: Iterable[tuple[bytes, bool]], offset: int) -> Lines:
 
 
 def _room(batch: Batch, most: int, sizes: list[int]) -> int:
-    """How many lines, of which the next have these sizes, find room in a batch of so many messages."""
+    """Return how many lines of these sizes fit into the batch, which has at most `most` messages."""
     sizes = sizes[: max(0, most - len(batch))]
     if batch.size + sum(sizes) <= LARGEST_BATCH:
         return len(sizes)
@@ -229,10 +228,10 @@ def _room(batch: Batch, most: int, sizes: list[int]) -> int:
 
 
 def _pieces(line: bytes) -> Iterator[bytes]:
-    """The line, cut into pieces that are short enough.
+    """Cut the line into pieces that are short enough.
 
-    A cut depends on the bytes before it alone, so it falls at the same place however the file was read; and at the
-    start of a code point, so that a piece of text is text.
+    A cut depends only on the bytes before it, so each run cuts at the same places. It falls at the start of a code
+    point, so that a piece of text is text.
     """
     start = 0
     while len(line) - start > LONGEST_PIECE:

@@ -1,11 +1,11 @@
-"""The consuming half of a file copy: lines written at their offsets beside the target, checked, and put in its place.
+"""The target of a file copy: write lines at their offsets to a .part file, check it, and rename it to the target.
 
-Why it is right, wherever it is killed. A batch is acked only after its bytes are on disk (fsync), so whatever is no
-longer in the queue is in the .part file; whatever is leased to a killed run comes back when its lease ends, and to
-write it again at its offset changes nothing. The .part file carries the copy's id in its name, so lines of two copies
-never meet in one file, and is locked, so that one run at a time writes to it. Nothing but the check of all its bytes
-against the end mark's SHA-256 lets it become the target, by an atomic rename. The queue is deleted after that; a run
-killed in between leaves an end mark and a target that already is right, which the next run sees by the same SHA-256.
+Why a kill at any point does no harm. A batch is acked only after its bytes are on disk (fsync), so all lines that left
+the queue are in the .part file. Lines leased by a killed run are redelivered when the lease ends, and to write them
+again at their offsets changes nothing. The name of the .part file has the copy's id, so it never mixes two copies. A
+lock lets one run at a time write to it. It is renamed to the target only if its SHA-256 is that of the end mark. The
+queue is deleted after that. A run killed in between leaves an end mark and a complete target; the next run compares
+the SHA-256.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .plan import CopyError, EndMark
 
 
 class Target:
-    """The file being made: `path`.{copy}.part until `finish`. Raises CopyError, OSError."""
+    """The file to write, named `path`.{copy}.part until `finish`. Raises CopyError, OSError."""
 
     def __init__(self, path: str, copy: str) -> None:
         self.path = os.path.realpath(path)
@@ -42,7 +42,7 @@ class Target:
         _sync_directory(self.path)
 
     def write(self, runs: Iterable[ColumnBatch]) -> int:
-        """The runs' lines are on disk at their offsets; how many bytes that was."""
+        """Write the runs' lines to disk at their offsets; return the number of bytes."""
         total = 0
         for run in runs:
             lines, offsets = _lines(run)
@@ -55,11 +55,11 @@ class Target:
         return total
 
     def start_afresh(self) -> None:
-        """Nothing has been written yet."""
+        """Drop all that was written."""
         os.ftruncate(self._descriptor, 0)
 
     def is_in_place(self, size: int, sha256: str) -> bool:
-        """Whether the target itself already has this content."""
+        """Return whether the target itself already has this content."""
         try:
             with open(self.path, "rb") as file:
                 return os.fstat(file.fileno()).st_size == size and digest_of(file.fileno()) == sha256
@@ -67,11 +67,11 @@ class Target:
             return False
 
     def finish(self, end: EndMark) -> None:
-        """The target has the content that the end mark tells of, for good; or CopyError, and it is untouched."""
+        """Put the file in place, durably. Raises CopyError, without a change, if it is not as the end mark says."""
         os.ftruncate(self._descriptor, end.size)
         if digest_of(self._descriptor) == end.sha256:
             self._put_in_place()
-        elif self.is_in_place(end.size, end.sha256):  # a run was killed between its rename and its end
+        elif self.is_in_place(end.size, end.sha256):  # a run was killed after its rename
             self.discard()
         else:
             self.discard()
@@ -87,13 +87,13 @@ class Target:
         self._release()
 
     def close(self) -> None:
-        """Another run may go on with the .part file; an empty one is removed."""
+        """Unlock the .part file for another run; delete it if it is empty."""
         if self._file is not None and os.fstat(self._file).st_size == 0:
             self.discard()
         self._release()
 
     def discard_others(self) -> list[str]:
-        """Unfinished copies to the same target which nobody works on are gone; the id of each."""
+        """Delete unfinished copies to the same target that no run is using; return the ids of the copies."""
         directory, name = os.path.split(self.path)
         discarded = []
         for other in os.listdir(directory):
@@ -134,7 +134,7 @@ class Target:
 
 
 def check_target(path: str) -> None:
-    """Raises CopyError for a path that cannot become a file."""
+    """Raise CopyError for a path that cannot become a file."""
     real = os.path.realpath(path)
     if os.path.exists(real) and not stat.S_ISREG(os.stat(real).st_mode):
         raise CopyError(f"{path}: exists and is not a regular file")
@@ -143,7 +143,7 @@ def check_target(path: str) -> None:
 
 
 def digest_of(descriptor: int, size: int = sys.maxsize) -> str:
-    """SHA-256 of an open file, or of its first `size` bytes, in hex."""
+    """Return the SHA-256 of an open file, or of its first `size` bytes, in hex."""
     digest, offset = hashlib.sha256(), 0
     while block := os.pread(descriptor, min(1024 * 1024, size - offset), offset):
         digest.update(block)
@@ -152,7 +152,7 @@ def digest_of(descriptor: int, size: int = sys.maxsize) -> str:
 
 
 def _lines(run: ColumnBatch) -> tuple[list[bytes], list[int]]:
-    """A run's lines and their offsets. Raises CopyError for one that is of no file copy."""
+    """Return a run's lines and their offsets. Raises CopyError if it is not part of a file copy."""
     offsets: list[Any] = run.attributes.get("offset", [])
     if len(offsets) != len(run) or set(map(type, offsets)) != {int} or min(offsets) < 0 or max(offsets) >= 2**62:
         raise CopyError(f"message {run.id}, or one after it, does not belong to a file copy: it has no offset")
@@ -167,20 +167,20 @@ def _lines(run: ColumnBatch) -> tuple[list[bytes], list[int]]:
 
 
 def _stretches(offsets: list[int], lines: list[bytes]) -> Iterator[tuple[int, int]]:
-    """The places between which lines lie one behind the other in the file; mostly they all do."""
+    """Yield ranges of lines that are contiguous in the file; usually that is one range."""
     ends = list(map(operator.add, offsets, map(len, lines)))
     breaks = [] if offsets[1:] == ends[:-1] else [n for n in range(1, len(lines)) if offsets[n] != ends[n - 1]]
     yield from itertools.pairwise([0, *breaks, len(lines)])
 
 
 def _open_locked(path: str) -> int | None:
-    """The file, made if it is not there and locked against other runs; None when one of them has it."""
+    """Open or create the file and lock it; return None if another run has the lock."""
     while True:
-        # No symbolic link is followed: it could be one to the source, or to anything of ours.
+        # O_NOFOLLOW: a symbolic link could lead to the source, or to any file of this user.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between open and lock another run may have finished: then this is no longer the .part file.
+            # Another run may have renamed or deleted the file between open and lock.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except BlockingIOError:

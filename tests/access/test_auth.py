@@ -1,4 +1,4 @@
-"""Tokens over the native routes: who may do what, how tokens are written and read anew, how guessing is slowed down."""
+"""Test tokens over the native routes: rights, the token file, and limits on guessing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def app(store: Engine) -> Application:
 
 
 def bearer(app: Application, name: str) -> Client:
-    """One that sends the secret of this name with every request."""
+    """Return a client that sends the secret of this name with every request."""
     return Client(app, Authorization=f"Bearer {SECRETS[name]}")
 
 
@@ -67,12 +67,12 @@ def assert_forbidden(reply: Reply) -> None:
 
 
 def path_of(rule: str) -> str:
-    """A path of this rule."""
+    """Return a path that matches the rule."""
     return re.sub("{.*?}", "jobs", rule.replace("{id}", "1"))
 
 
 def leased(app: Application, queue: str = "jobs") -> str:
-    """The receipt of a new message."""
+    """Send and lease a message; return its receipt."""
     client = bearer(app, "all")
     assert client.post(f"/queues/{queue}/messages", {"text": "x"}).status == 200
     return str(client.get(f"/queues/{queue}/messages?lease=60").json["receipt"])
@@ -86,20 +86,20 @@ def test_every_route_has_a_right_of_its_own_or_is_open_and_every_right_a_route()
     assert routes == authentication.NEEDS.keys()
 
 
-def test_only_what_tells_nothing_of_messages_is_open() -> None:
+def test_only_routes_without_message_data_are_open() -> None:
     assert {route for route, needs in authentication.NEEDS.items() if not needs} == {
         "GET /",
         "GET /docs",
         "GET /openapi.json",
         "GET /health",
         "GET /ready",
-        "HEAD /messages",  # 405, whoever asks
+        "HEAD /messages",  # 405, with every token
         "HEAD /queues/{queue}/messages",
     }
 
 
 def test_the_openapi_document_asks_for_a_token_where_the_service_does() -> None:
-    told = {
+    documented = {
         f"{method.upper()} {path}": operation.get("security") != []
         for path, operations in openapi.document()["paths"].items()
         for method, operation in operations.items()
@@ -109,7 +109,7 @@ def test_the_openapi_document_asks_for_a_token_where_the_service_does() -> None:
         re.sub(r"(/queues/.*)\{(id|receipt)\}", r"\1{receipt_or_id}", route): bool(needs)
         for route, needs in authentication.NEEDS.items()
     }
-    assert told == {route: needs for route, needs in asked.items() if not route.startswith("HEAD")}
+    assert documented == {route: needs for route, needs in asked.items() if not route.startswith("HEAD")}
 
 
 @pytest.mark.parametrize("route", [route for route, needs in authentication.NEEDS.items() if needs])
@@ -129,24 +129,24 @@ def test_a_route_is_refused_to_every_token_without_its_right(store: Engine, rout
     assert (reply.status == 403) == (right not in authentication.NEEDS[route]), reply
 
 
-def test_a_route_that_was_given_no_right_is_refused_to_everybody(app: Application) -> None:
+def test_a_route_without_a_right_is_refused_to_every_token(app: Application) -> None:
     app.bottle.get("/new", callback=lambda: "secret")
     assert_forbidden(bearer(app, "all").get("/new"))
     assert Client(app).get("/new").status == 401
 
 
 @pytest.mark.parametrize("route", ["/health", "/ready"])
-def test_health_is_told_to_everybody(app: Application, route: str) -> None:
+def test_health_needs_no_token(app: Application, route: str) -> None:
     assert Client(app).get(route).status == 200
     assert Client(app, Authorization="Bearer wrong").get(route).status == 200
 
 
-def test_every_verb_of_a_store_that_requests_lead_to_is_guarded() -> None:
+def test_every_store_method_that_requests_call_is_guarded() -> None:
     verbs = {name for name in vars(Store) if not name.startswith("_")}
     assert {name for name in vars(AuthorizedStore) if not name.startswith("_")} == verbs
 
 
-def test_a_request_that_was_never_admitted_gets_nothing_of_the_store(store: Engine) -> None:
+def test_a_request_without_authorization_cannot_use_the_store(store: Engine) -> None:
     granted = AuthorizedStore(store, None)
     store.configure("jobs", {})
     assert granted.queues() == []
@@ -209,13 +209,13 @@ def test_a_right_holds_for_the_queues_its_token_names(
         assert reply.json["queue"] not in ("jobs", "job-1", "logs.eu")
 
 
-def test_a_list_of_queues_holds_only_those_the_token_names(app: Application) -> None:
+def test_a_list_of_queues_has_only_those_the_token_names(app: Application) -> None:
     for queue in ("jobs", "other", "logs.eu", "jobs.dead"):
         app.unrestricted_store.configure(queue, {})
-    told = {
+    queues = {
         name: [q["queue"] for q in bearer(app, name).get("/queues").json["queues"]] for name in ("producer", "admin")
     }
-    assert told == {"producer": ["jobs", "logs.eu"], "admin": ["jobs", "jobs.dead"]}
+    assert queues == {"producer": ["jobs", "logs.eu"], "admin": ["jobs", "jobs.dead"]}
     assert bearer(app, "producer").get("/queues?prefix=lo").json["queues"][0]["queue"] == "logs.eu"
     assert bearer(app, "admin").get("/queues?prefix=other").json == {"queues": []}
     first = bearer(app, "admin").get("/queues?limit=1").json
@@ -223,14 +223,14 @@ def test_a_list_of_queues_holds_only_those_the_token_names(app: Application) -> 
     assert [q["queue"] for q in bearer(app, "admin").get("/queues?limit=5&after=jobs").json["queues"]] == ["jobs.dead"]
 
 
-def test_a_list_of_queues_goes_past_pages_that_a_token_does_not_cover(
+def test_a_list_of_queues_skips_pages_that_a_token_does_not_cover(
     app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("web.access.authorization.MAX_PAGE", 2)
     for queue in ("job-1", "job-22", "job-3", "job-44", "job-55", "job-6", "jobs"):
         app.unrestricted_store.configure(queue, {})
-    told = bearer(app, "consumer").get("/queues").json
-    assert [one["queue"] for one in told["queues"]] == ["job-1", "job-3", "job-6", "jobs"]
+    page = bearer(app, "consumer").get("/queues").json
+    assert [one["queue"] for one in page["queues"]] == ["job-1", "job-3", "job-6", "jobs"]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_each_token_has_idempotency_keys_of_its_own(app: Application) -> None:
     assert bearer(app, "all").post("/messages", {"text": "y"}, Idempotency_Key="1").status == 200
 
 
-def test_what_is_no_receipt_is_told_as_without_tokens(app: Application) -> None:
+def test_an_invalid_receipt_gets_the_same_error_as_without_tokens(app: Application) -> None:
     client = bearer(app, "consumer")
     assert client.call("DELETE", "/messages/nonsense").json["code"] == "message_not_found"
     assert client.post("/messages/ack", {"receipts": ["nonsense"]}).json["missing"] == ["nonsense"]
@@ -342,20 +342,20 @@ def test_wrong_tokens_are_refused_for_a_while_and_a_valid_one_is_always_admitted
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "", "unix"])
-def test_wrong_tokens_from_behind_a_proxy_on_this_machine_lock_nobody_out(app: Application, address: str) -> None:
+def test_wrong_tokens_through_a_local_proxy_lock_no_client_out(app: Application, address: str) -> None:
     client = Client(app, REMOTE_ADDR=address)
     for _ in range(authentication.FAILURES + 1):
         assert client.get("/queues", Authorization="Bearer wrong").status == 401
     assert client.get("/queues", Authorization=f"Bearer {SECRETS['all']}").status == 200
 
 
-def test_a_missing_token_is_no_guess(app: Application) -> None:
+def test_a_missing_token_does_not_count_as_a_guess(app: Application) -> None:
     client = Client(app, REMOTE_ADDR=STRANGER)
     assert {client.get("/queues").status for _ in range(authentication.FAILURES + 1)} == {401}
     assert client.get("/queues", Authorization=f"Bearer {SECRETS['all']}").status == 200
 
 
-def test_ipv4_clients_of_a_socket_for_both_are_told_apart() -> None:
+def test_ipv4_clients_of_a_dual_stack_socket_are_distinguished() -> None:
     assert authentication._network("::ffff:192.0.2.1") == "192.0.2.1" != authentication._network("::ffff:192.0.2.2")
     assert authentication._network("::ffff:127.0.0.1") == ""
 
@@ -367,7 +367,7 @@ def test_addresses_of_one_ipv6_network_are_one_client(app: Application) -> None:
     assert Client(app, REMOTE_ADDR="2001:db8:0:1::1").get("/queues", Authorization="Bearer x").status == 401
 
 
-def test_failures_are_remembered_of_a_bounded_number_of_clients(
+def test_failures_of_a_bounded_number_of_clients_are_remembered(
     app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(authentication, "CLIENTS", 10)
@@ -377,7 +377,7 @@ def test_failures_are_remembered_of_a_bounded_number_of_clients(
     assert len(app.access._failures._counts) == 10
 
 
-# Tokens as they are written.
+# The syntax of tokens.
 
 
 @pytest.mark.parametrize(
@@ -402,14 +402,14 @@ def test_failures_are_remembered_of_a_bounded_number_of_clients(
         "name:0123456789abcdef:send:(a)",
     ],
 )
-def test_a_line_that_is_no_token_is_refused_by_its_number_and_not_repeated(line: str) -> None:
+def test_an_invalid_token_line_is_refused_by_number_and_not_quoted(line: str) -> None:
     with pytest.raises(BadTokens, match=r"^QUEUE_TOKENS, line 3: ") as refused:
         Tokens(Settings(tokens=f"{TOKENS.splitlines()[2]}\n\n{line}")).load()
     assert "0123456789" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_tokens_may_stand_on_one_line_with_semicolons_and_in_a_file(tmp_path: Path) -> None:
+def test_tokens_can_be_on_one_line_with_semicolons_or_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("c:cccccccccccccccc:metrics:*\n")
     found = Tokens(
@@ -439,31 +439,31 @@ def test_settings_do_not_show_the_tokens_they_hold() -> None:
     assert SECRETS["all"] not in repr(Settings(tokens=TOKENS))
 
 
-def test_the_command_makes_a_token_that_the_service_takes(store: Engine) -> None:
+def test_the_command_creates_a_token_that_the_service_accepts(store: Engine) -> None:
     made = subprocess.run(
         [sys.executable, "-m", "web.access.tokens", "worker", "send,receive", "jobs*"],
         capture_output=True, check=True, text=True,
     ).stdout  # fmt: skip
-    secret, line = (told.split()[-1] for told in made.splitlines())
+    secret, line = (row.split()[-1] for row in made.splitlines())
     client = Client(handler.make_app(Settings(tokens=line), store), Authorization=f"Bearer {secret}")
     assert client.post("/queues/jobs-1/messages", {"text": "x"}).status == 200
     assert secret not in line
 
 
 @pytest.mark.parametrize("arguments", [[], ["worker", "fly", "*"], ["a b", "send", "*"]])
-def test_the_command_makes_no_token_that_the_service_would_refuse(
+def test_the_command_creates_no_token_that_the_service_would_refuse(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tokens.main(arguments) != 0
     assert capsys.readouterr().out == ""
 
 
-# The file, read anew.
+# The token file is read again.
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of tokens, looked at on every request."""
+    """Return the token file, which the service checks on every request."""
     monkeypatch.setattr(tokens, "LOOK_EVERY", 0.0)
     file = tmp_path / "tokens"
     file.write_text(f"all:{SECRETS['all']}:send,receive,admin:*")
@@ -474,7 +474,7 @@ def status_of(app: Application, name: str) -> int:
     return bearer(app, name).get("/queues").status
 
 
-def test_a_changed_file_counts_without_a_restart(store: Engine, file: Path) -> None:
+def test_a_changed_token_file_takes_effect_without_a_restart(store: Engine, file: Path) -> None:
     app = handler.make_app(Settings(tokens_file=str(file)), store)
     assert (status_of(app, "all"), status_of(app, "admin")) == (200, 401)
     file.write_text(f"another:{SECRETS['admin']}:admin:*")
@@ -497,7 +497,7 @@ def test_a_file_that_becomes_bad_keeps_the_tokens_and_is_logged_once(
     assert (status_of(app, "all"), status_of(app, "admin")) == (401, 200)
 
 
-def test_nobody_is_let_in_while_there_never_were_tokens_to_read(store: Engine, file: Path) -> None:
+def test_every_request_is_refused_until_tokens_were_read_once(store: Engine, file: Path) -> None:
     file.write_text("nonsense")
     app = handler.make_app(Settings(tokens_file=str(file)), store)
     reply = bearer(app, "all").get("/queues")
@@ -510,7 +510,7 @@ def test_nobody_is_let_in_while_there_never_were_tokens_to_read(store: Engine, f
 
 
 def refusal(environment: dict[str, str]) -> str:
-    """What a service that does not start says."""
+    """Return the log of a service that must not start."""
     ended = subprocess.run(
         [sys.executable, "-m", "gunicorn", "handler:app"],
         env=os.environ | {"PORT": "0", "QUEUE_DATABASE_URL": "sqlite:////no/such/directory/queue.db"} | environment,
@@ -520,20 +520,20 @@ def refusal(environment: dict[str, str]) -> str:
     return ended.stderr
 
 
-def test_without_tokens_only_loopback_is_served_and_the_way_out_is_told() -> None:
-    told = refusal({"QUEUE_HOST": "0.0.0.0"})
-    assert "QUEUE_TOKENS or QUEUE_TOKENS_FILE, or QUEUE_ALLOW_ANONYMOUS=yes" in told
+def test_without_tokens_the_service_serves_loopback_only_and_names_the_settings_to_change_that() -> None:
+    log = refusal({"QUEUE_HOST": "0.0.0.0"})
+    assert "QUEUE_TOKENS or QUEUE_TOKENS_FILE, or QUEUE_ALLOW_ANONYMOUS=yes" in log
     with_tokens = refusal({"QUEUE_HOST": "0.0.0.0", "QUEUE_TOKENS": TOKENS})
     assert "would let anyone" not in with_tokens
-    assert "/no/such/directory does not exist" in with_tokens  # it has come as far as the database
+    assert "/no/such/directory does not exist" in with_tokens  # it got as far as opening the database
 
 
 def test_bad_tokens_refuse_the_start_and_show_no_secret() -> None:
-    told = refusal({"QUEUE_TOKENS": f"worker:{SECRETS['all']}:fly:*"})
-    assert "queue_service: QUEUE_TOKENS, line 1: rights must be some of send, receive, admin, metrics" in told
-    assert SECRETS["all"] not in told
-    told = refusal({"QUEUE_TOKENS_FILE": "/no/such/file"})
-    assert "queue_service: cannot read QUEUE_TOKENS_FILE: No such file or directory" in told
+    log = refusal({"QUEUE_TOKENS": f"worker:{SECRETS['all']}:fly:*"})
+    assert "queue_service: QUEUE_TOKENS, line 1: rights must be some of send, receive, admin, metrics" in log
+    assert SECRETS["all"] not in log
+    log = refusal({"QUEUE_TOKENS_FILE": "/no/such/file"})
+    assert "queue_service: cannot read QUEUE_TOKENS_FILE: No such file or directory" in log
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +542,7 @@ def guarded() -> Iterator[LiveServer]:
         yield server
 
 
-def test_the_client_sends_its_token_and_tells_what_it_was_refused_for(guarded: LiveServer) -> None:
+def test_the_client_sends_its_token_and_reports_why_it_was_refused(guarded: LiveServer) -> None:
     with QueueClient(guarded.url, queue="jobs", token=SECRETS["producer"]) as producer:
         producer.send("x")
         with pytest.raises(Forbidden):
@@ -552,32 +552,32 @@ def test_the_client_sends_its_token_and_tells_what_it_was_refused_for(guarded: L
     with QueueClient(guarded.url) as nobody, pytest.raises(Unauthenticated) as refused:
         nobody.send("x")
     assert isinstance(refused.value, NotAllowed)
-    told = problem(429, b'{"code": "too_many_failures"}', 60.0)
-    assert isinstance(told, TooManyFailures)
+    error = problem(429, b'{"code": "too_many_failures"}', 60.0)
+    assert isinstance(error, TooManyFailures)
 
 
-def test_a_command_tells_a_refusal_in_one_line(guarded: LiveServer) -> None:
-    told = subprocess.run(
+def test_a_command_reports_a_refusal_in_one_line(guarded: LiveServer) -> None:
+    command = subprocess.run(
         [sys.executable, "-m", "clients", "send", "--url", guarded.url, "--queue", "jobs"],
         env=os.environ | {"QUEUE_TOKEN": SECRETS["consumer"]},
         input="x\n", capture_output=True, check=False, text=True,
     )  # fmt: skip
-    assert told.returncode == 1
-    assert told.stderr.count("\n") == 1
-    assert "the token 'consumer' lacks the right send" in told.stderr
-    assert SECRETS["consumer"] not in told.stderr
+    assert command.returncode == 1
+    assert command.stderr.count("\n") == 1
+    assert "the token 'consumer' lacks the right send" in command.stderr
+    assert SECRETS["consumer"] not in command.stderr
 
 
-def test_curl_signs_in_with_name_and_secret(guarded: LiveServer) -> None:
-    told = subprocess.run(
+def test_curl_authenticates_with_name_and_secret(guarded: LiveServer) -> None:
+    printed = subprocess.run(
         ["curl", "-s", "-u", f"all:{SECRETS['all']}", "-d", '{"text": "x"}', f"{guarded.url}/queues/curl/messages"],
         capture_output=True, check=True, text=True,
     ).stdout  # fmt: skip
-    assert '"text": "x"' in told
+    assert '"text": "x"' in printed
 
 
-def test_a_worker_that_has_had_its_requests_leaves_without_a_fault() -> None:
-    """It sends waiting readers home, which no token is for."""
+def test_a_worker_that_reached_max_requests_exits_without_an_error() -> None:
+    """Its shutdown ends the waits of readers, which no token allows."""
     settings = {"QUEUE_TOKENS": TOKENS, "WEB_CONCURRENCY": "1", "GUNICORN_CMD_ARGS": "--max-requests 3"}
     with LiveServer(settings) as server:
         before = server.workers
@@ -591,8 +591,8 @@ def test_a_worker_that_has_had_its_requests_leaves_without_a_fault() -> None:
         assert "Exception in post_request" not in server.log()
 
 
-def test_no_log_holds_a_secret_a_text_a_receipt_or_a_key(guarded: LiveServer) -> None:
-    """All kinds of requests, good and bad; then every line the service has written is searched."""
+def test_no_log_contains_a_secret_a_text_a_receipt_or_a_key(guarded: LiveServer) -> None:
+    """Send valid and invalid requests of all kinds, then search every line that the service logged."""
     with QueueClient(guarded.url, queue="jobs", token=SECRETS["all"], retry_for=0) as client:
         client.send_many(["TEXT-secret"], idempotency_key="KEY-secret")
         (message,) = client.receive(lease=60)

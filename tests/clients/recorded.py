@@ -1,6 +1,6 @@
-"""A file copy that writes down its system calls: `python -m tests.clients.recorded LOG [--short] SRC DST URL`.
+"""Copy a file and record the system calls: `python -m tests.clients.recorded LOG [--short] SRC DST URL`.
 
-With --short each write takes a part of what it is given only.
+With --short each write accepts only a part of its data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""QueueClient against a real service: what is sent, read and settled, and what it does when replies are lost."""
+"""Test QueueClient on a real service: sending, reading, settling, and lost replies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
         yield client
 
 
-# What is sent comes back.
+# Sent messages are received.
 
 
 def test_a_message_comes_back_with_its_id_and_time(client: QueueClient) -> None:
@@ -45,7 +45,7 @@ def test_a_message_comes_back_with_its_id_and_time(client: QueueClient) -> None:
     assert client.receive() == []
 
 
-def test_a_message_comes_back_with_all_of_its_envelope(client: QueueClient) -> None:
+def test_a_message_comes_back_with_its_whole_envelope(client: QueueClient) -> None:
     attributes = {"n": 1, "x": 0.5, "yes": True, "none": None, "s": "é"}
     client.send("t", key="k", priority=7, recipient="me", attributes=attributes, delay=0, ttl=60, dedup_id="d")
     assert client.receive() == []
@@ -84,11 +84,11 @@ def test_a_batch_with_one_bad_message_stores_none_and_names_it(client: QueueClie
     assert client.receive() == []
 
 
-def test_an_empty_batch_is_no_request() -> None:
+def test_an_empty_batch_sends_no_request() -> None:
     assert QueueClient("http://127.0.0.1:1").send_many([]) == []
 
 
-# What may have been meant otherwise is refused before anything is done.
+# Ambiguous arguments are refused before any request.
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_misspelt_keyword_is_refused_and_takes_no_message(
 
 
 @pytest.mark.parametrize(
-    ("call", "arguments", "told"),
+    ("call", "arguments", "error"),
     [
         ("receive", {"queue": "a", "queues": ["b"]}, "use either queue or queues"),
         ("receive_documents", {"queue": "a", "queues": ["b"]}, "use either queue or queues"),
@@ -123,11 +123,11 @@ def test_a_misspelt_keyword_is_refused_and_takes_no_message(
         ("send", {"text": "x", "queue": ""}, "name is empty"),
     ],
 )
-def test_a_queue_that_is_not_clear_is_refused(
-    client: QueueClient, call: str, arguments: dict[str, object], told: str
+def test_an_ambiguous_queue_is_refused(
+    client: QueueClient, call: str, arguments: dict[str, object], error: str
 ) -> None:
     client.send("precious")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=error):
         getattr(client, call)(**arguments)
     assert [message.text for message in client.peek()] == ["precious"]
 
@@ -144,7 +144,7 @@ def test_a_queue_that_is_not_clear_is_refused(
         ("receive", {"queues": "abc"}),
     ],
 )
-def test_one_string_is_not_taken_for_a_list_of_its_letters(
+def test_one_string_is_not_treated_as_a_list_of_its_letters(
     client: QueueClient, call: str, arguments: dict[str, object]
 ) -> None:
     with pytest.raises(TypeError, match=r"this must be a list, not \w+: put it in brackets"):
@@ -178,7 +178,7 @@ def test_several_queues_are_read_in_the_order_of_preference(client: QueueClient,
     ]
 
 
-def test_many_threads_may_share_a_client(client: QueueClient) -> None:
+def test_many_threads_can_share_a_client(client: QueueClient) -> None:
     with ThreadPoolExecutor(16) as pool:
         ids = list(pool.map(lambda n: client.send(str(n)), range(200)))
     assert len(set(ids)) == 200
@@ -188,7 +188,7 @@ def test_many_threads_may_share_a_client(client: QueueClient) -> None:
 # Settling.
 
 
-def test_an_acked_message_is_gone_and_cannot_be_acked_again(client: QueueClient) -> None:
+def test_an_acked_message_is_deleted_and_cannot_be_acked_again(client: QueueClient) -> None:
     client.send("once")
     (message,) = client.receive(lease=30)
     message.ack()
@@ -197,14 +197,14 @@ def test_an_acked_message_is_gone_and_cannot_be_acked_again(client: QueueClient)
     assert client.stats()["acked"] == 1
 
 
-def test_a_released_message_comes_again_at_once(client: QueueClient) -> None:
+def test_a_released_message_is_redelivered_at_once(client: QueueClient) -> None:
     client.send("again")
     client.receive(lease=30)[0].release()
     (message,) = client.receive(lease=30)
     assert message.receive_count == 2
 
 
-def test_a_message_released_with_a_delay_comes_after_it(client: QueueClient) -> None:
+def test_a_message_released_with_a_delay_is_redelivered_after_it(client: QueueClient) -> None:
     client.send("later")
     client.receive(lease=30)[0].release(delay=0.3)
     assert client.receive(lease=30) == []
@@ -227,7 +227,7 @@ def test_an_extended_lease_does_not_end_at_its_first_end(client: QueueClient) ->
     assert client.receive(lease=1, wait=1.2) == []
 
 
-def test_ack_many_tells_which_were_stale_or_missing(client: QueueClient) -> None:
+def test_ack_many_reports_stale_and_missing_receipts(client: QueueClient) -> None:
     client.send_many(["stale", "gone", "good"])
     stale, gone, good = client.receive(limit=3, lease=30)
     gone.ack()
@@ -237,7 +237,7 @@ def test_ack_many_tells_which_were_stale_or_missing(client: QueueClient) -> None
     assert (result.acked, result.stale, result.missing) == (1, [stale.receipt], [gone.receipt])
 
 
-def test_who_acks_too_late_and_reads_on_still_reads_with_a_lease(client: QueueClient) -> None:
+def test_a_late_ack_and_receive_still_reads_with_a_lease(client: QueueClient) -> None:
     client.send_many(["gone", "next"])
     (gone,) = client.receive(lease=30)
     gone.ack()
@@ -281,7 +281,7 @@ def test_a_run_has_a_receipt_for_each_of_its_messages(client: QueueClient) -> No
     assert (result.acked, result.stale, result.missing) == (8, [run.receipts[4]], [run.receipts[2]])
 
 
-def test_who_acks_a_run_too_late_and_reads_on_is_told_and_reads_on(client: QueueClient) -> None:
+def test_a_late_ack_of_a_run_is_reported_and_the_next_run_is_read(client: QueueClient) -> None:
     client.send_many(list("abcdefghij"))
     (run,) = client.receive_runs(lease=30)
     client.ack(run.receipts[0])
@@ -291,7 +291,7 @@ def test_who_acks_a_run_too_late_and_reads_on_is_told_and_reads_on(client: Queue
     assert "".join(following.texts) == "klmnopqrst"
 
 
-def test_receipts_of_many_messages_are_acked_in_requests_that_the_service_takes(client: QueueClient) -> None:
+def test_receipts_of_many_messages_are_acked_in_requests_of_allowed_size(client: QueueClient) -> None:
     count = 25_000
     for _ in range(0, count, 5_000):
         client.send_many(["x"] * 5_000)
@@ -314,14 +314,14 @@ def test_runs_of_several_queues_and_of_a_recipient(client: QueueClient) -> None:
 # consume
 
 
-def test_consume_acks_each_message_when_the_loop_comes_back(client: QueueClient) -> None:
+def test_consume_acks_each_message_when_the_loop_asks_for_the_next(client: QueueClient) -> None:
     client.send_many(["a", "b", "c"])
     left = [(message.text, client.stats()["acked"]) for message in client.consume(lease=30, idle=0)]
     assert left == [("a", 0), ("b", 1), ("c", 2)]
     assert client.stats()["acked"] == 3
 
 
-def test_the_body_may_settle_a_message_itself(client: QueueClient) -> None:
+def test_the_body_can_settle_a_message_itself(client: QueueClient) -> None:
     client.send_many(["release", "ack"])
     for message in client.consume(lease=30, idle=0):
         message.release(delay=60) if message.text == "release" else message.ack()
@@ -336,7 +336,7 @@ def test_slow_work_keeps_its_lease(client: QueueClient) -> None:
     assert client.stats()["acked"] == 1
 
 
-def test_consume_goes_on_after_it_lost_a_lease(client: QueueClient) -> None:
+def test_consume_continues_after_it_lost_a_lease(client: QueueClient) -> None:
     client.send_many(["purged", "next"])
     seen = []
     for message in client.consume(lease=30, idle=0):
@@ -359,7 +359,7 @@ def test_the_last_message_is_acked_before_the_next_one_is_waited_for(client: Que
 # Transactions.
 
 
-def test_a_step_is_taken_and_handed_on_in_one_commit(client: QueueClient, queue: str) -> None:
+def test_a_transaction_acks_the_input_and_sends_the_output(client: QueueClient, queue: str) -> None:
     client.send("raw")
     for message in client.consume(lease=30, idle=0):
         reply = message.complete(send=[{"text": message.text + " done", "queue": f"{queue}.out"}])
@@ -368,7 +368,7 @@ def test_a_step_is_taken_and_handed_on_in_one_commit(client: QueueClient, queue:
     assert [message.text for message in client.receive(queue=f"{queue}.out")] == ["raw done"]
 
 
-def test_a_late_worker_hands_nothing_on(client: QueueClient, queue: str) -> None:
+def test_a_late_worker_sends_no_output(client: QueueClient, queue: str) -> None:
     client.send("raw")
     (late,) = client.receive(lease=30)
     late.release()
@@ -379,7 +379,7 @@ def test_a_late_worker_hands_nothing_on(client: QueueClient, queue: str) -> None
     assert [message.text for message in client.receive(queue=f"{queue}.out", limit=10)] == ["once"]
 
 
-def test_a_transaction_may_bring_the_next_messages(client: QueueClient) -> None:
+def test_a_transaction_can_receive_the_next_messages(client: QueueClient) -> None:
     client.send_many(["first", "second"])
     (first,) = client.receive(lease=30)
     reply = client.transact(ack=[first], send=["third"], receive={"limit": 5, "lease": 30})
@@ -424,7 +424,7 @@ def test_settings_are_kept_and_guarded_by_their_etag(client: QueueClient) -> Non
     assert refusal.value.queue == client.queue
 
 
-def test_a_rejected_message_is_dead_until_it_is_driven_back(client: QueueClient, queue: str) -> None:
+def test_a_rejected_message_is_dead_until_it_is_redriven(client: QueueClient, queue: str) -> None:
     client.send("poison")
     client.receive(lease=30)[0].reject("does not parse")
     assert client.receive(lease=30) == []
@@ -435,7 +435,7 @@ def test_a_rejected_message_is_dead_until_it_is_driven_back(client: QueueClient,
     assert [message.text for message in client.receive(lease=30)] == ["poison"]
 
 
-def test_a_message_is_looked_at_moved_and_removed_by_its_id(client: QueueClient, queue: str) -> None:
+def test_a_message_is_shown_moved_and_removed_by_its_id(client: QueueClient, queue: str) -> None:
     first, second, third = client.send_many([{"text": "a", "delay": 600}, {"text": "b"}, {"text": "c"}])
     assert (client.message(first).text, client.message(first).state) == ("a", "delayed")
     client.reschedule(first, 0)
@@ -477,7 +477,7 @@ def test_peek_pages_back_and_shows_one_key(client: QueueClient) -> None:
     assert [message.text for message in client.peek(key="b")] == ["b1", "b2"]
 
 
-def test_some_dead_letters_are_driven_back_by_id_or_reason(client: QueueClient, queue: str) -> None:
+def test_some_dead_letters_are_redriven_by_id_or_reason(client: QueueClient, queue: str) -> None:
     ids = client.send_many(["a", "b", "c"])
     for id, reason in zip(ids, ["late", "broken", "late"], strict=True):
         client.dead_letter(id, reason=reason)
@@ -546,7 +546,7 @@ def test_a_transaction_whose_reply_was_lost_is_done_once(proxy: FaultProxy, unlu
     assert [left.id for left in unlucky.peek()] == reply.ids
 
 
-def test_consume_goes_on_after_a_lost_reply(proxy: FaultProxy, unlucky: QueueClient) -> None:
+def test_consume_continues_after_a_lost_reply(proxy: FaultProxy, unlucky: QueueClient) -> None:
     unlucky.send_many([str(n) for n in range(4)])
     seen = set()
     for message in unlucky.consume(lease=1, idle=1.1):
@@ -566,13 +566,13 @@ def test_a_call_that_is_never_answered_ends_with_unreachable(proxy: FaultProxy, 
     assert proxy.requests > 2
 
 
-def test_no_service_at_all_is_unreachable() -> None:
+def test_a_service_that_does_not_run_is_unreachable() -> None:
     client = QueueClient("http://127.0.0.1:1", retry_for=0.1)
     with pytest.raises(Unreachable, match="connection refused"):
         client.receive()
 
 
-def test_a_service_that_is_away_is_tried_for_all_of_the_time_there_is() -> None:
+def test_an_unavailable_service_is_retried_for_all_of_retry_for() -> None:
     start = time.monotonic()
     with pytest.raises(Unreachable):
         QueueClient("http://127.0.0.1:1", retry_for=0.7).send("?")
@@ -590,12 +590,12 @@ def test_a_send_outlives_a_restart_of_the_service() -> None:
         assert [message.text for message in client.receive(limit=10)] == ["before", "after"]
 
 
-# Answers that ask for patience, from a stand-in for a busy service.
+# Replies with Retry-After, from a stand-in for a busy service.
 
 
 @contextmanager
 def answering(*replies: tuple[int, dict[str, str], object]) -> Iterator[tuple[str, list[tuple[float, str | None]]]]:
-    """A server that gives these replies in turn: its URL, and the times and Idempotency-Keys of what it was asked."""
+    """Serve these replies in turn. Yield the URL, and the times and Idempotency-Keys of the requests."""
     asked: list[tuple[float, str | None]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -629,7 +629,7 @@ BUSY = (503, {"Retry-After": "0.3"}, {"title": "The service is busy", "code": "b
 FULL = (429, {"Retry-After": "30"}, {"title": "The queue is full", "detail": "no more", "code": "queue_full"})
 
 
-def test_a_busy_service_is_asked_again_after_the_time_it_names_with_the_same_key() -> None:
+def test_a_call_to_a_busy_service_is_retried_after_retry_after_with_the_same_key() -> None:
     with answering(BUSY, (200, {}, {"id": "1"})) as (url, asked), QueueClient(url) as client:
         assert client.send("patience") == "1"
     (first, key), (second, key_again) = asked
@@ -646,14 +646,14 @@ def test_queues_are_listed_to_the_last_page() -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_an_ack_of_which_nothing_is_known_and_that_finds_nothing_again_is_done(status: int) -> None:
+def test_an_ack_with_a_lost_reply_that_finds_no_message_on_retry_is_done(status: int) -> None:
     gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
     with answering((status, {}, None), gone) as (url, asked), QueueClient(url) as client:
         client.ack("q~1~2")
     assert len(asked) == 2
 
 
-def test_an_ack_that_was_refused_first_and_then_finds_nothing_was_not_done() -> None:
+def test_an_ack_that_was_refused_and_finds_no_message_on_retry_was_not_done() -> None:
     gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
     with answering(BUSY, gone) as (url, _), QueueClient(url) as client, pytest.raises(NotFound):
         client.ack("q~1~2")
@@ -665,12 +665,12 @@ def test_a_full_queue_is_an_error_when_there_is_no_time_to_wait() -> None:
     assert (refusal.value.code, refusal.value.retry_after, len(asked)) == ("queue_full", 30, 1)
 
 
-def test_an_error_that_is_no_problem_document_is_told_as_it_is() -> None:
+def test_an_error_without_a_problem_document_is_quoted() -> None:
     with answering((500, {}, None)) as (url, _), pytest.raises(Unavailable, match="HTTP 500"):
         QueueClient(url).stats()
 
 
-def test_a_reader_without_a_place_to_wait_asks_again_after_the_time_it_was_told() -> None:
+def test_a_reader_that_could_not_wait_retries_after_retry_after() -> None:
     no_place = (204, {"Retry-After": "0.3"}, None)
     with answering(no_place, (200, {"Message-Id": "5"}, {"text": "hi"})) as (url, asked), QueueClient(url) as client:
         assert client.receive(wait=5) == [Message(text="hi", queue="default", id="5")]

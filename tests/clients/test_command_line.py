@@ -1,4 +1,4 @@
-"""The commands as a shell runs them: pipes in, pipes out, and faults as one line."""
+"""Test the commands as a shell runs them: pipes in, pipes out, and errors as one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_lines_go_in_and_come_out_of_pipes(service: tuple[str, ...]) -> None:
     assert (received.returncode, received.stdout) == (0, lines + b"\n")
 
 
-def test_a_line_goes_out_without_waiting_for_the_next(service: tuple[str, ...], client: QueueClient) -> None:
+def test_a_line_is_sent_without_waiting_for_the_next(service: tuple[str, ...], client: QueueClient) -> None:
     with started("send", *service) as sending:
         assert sending.stdin is not None
         sending.stdin.write(b"now\nnot yet")
@@ -66,10 +66,10 @@ def test_a_line_goes_out_without_waiting_for_the_next(service: tuple[str, ...], 
 def test_the_first_line_that_was_not_sent_is_named_and_those_before_it_are_in_the_queue(
     service: tuple[str, ...], client: QueueClient
 ) -> None:
-    for wrong, told in ((b"\xff", b"line 3 is not UTF-8"), (b"x" * 9_000_000, b"line 3: ")):
+    for wrong, error in ((b"\xff", b"line 3 is not UTF-8"), (b"x" * 9_000_000, b"line 3: ")):
         sent = command("send", *service, stdin=b"good\ngood too\n" + wrong + b"\nfourth\n")
         assert sent.returncode == 1
-        assert sent.stderr.startswith(b"send: " + told)
+        assert sent.stderr.startswith(b"send: " + error)
         assert sent.stderr.endswith(b"; this line and those after it were not sent\n")
         assert [message.text for message in client.receive(limit=10)] == ["good", "good too"]
 
@@ -82,21 +82,19 @@ def test_a_full_queue_names_the_first_line_not_sent(service: tuple[str, ...], cl
     assert client.stats()["ready"] == 1000
 
 
-def test_a_service_that_does_not_answer_names_the_lines_that_are_in_doubt() -> None:
+def test_without_an_answer_the_lines_that_may_have_been_sent_are_named() -> None:
     sent = command("send", "--url", "http://127.0.0.1:1", "--retry-for", "0", stdin=b"line\n" * 3)
     assert sent.returncode == 1
     assert sent.stderr.endswith(b"connection refused; lines 1 to 3 may have been sent, those after them were not\n")
 
 
-def test_long_lines_that_are_too_much_for_one_request_go_in_several(
-    service: tuple[str, ...], client: QueueClient
-) -> None:
+def test_long_lines_that_exceed_one_request_are_sent_in_several(service: tuple[str, ...], client: QueueClient) -> None:
     long = "x" * 5_000_000
     assert command("send", *service, stdin=f"a\n{long}\n{long}\nb\n".encode()).returncode == 0
     assert [message.text for message in client.receive(limit=4, lease=30)] == ["a", long, long, "b"]
 
 
-def test_more_messages_than_one_request_takes_come_in_order_and_are_acked(
+def test_messages_of_several_requests_come_in_order_and_are_acked(
     service: tuple[str, ...], client: QueueClient
 ) -> None:
     numbers = b"".join(b"%d\n" % n for n in range(2500))
@@ -108,7 +106,7 @@ def test_more_messages_than_one_request_takes_come_in_order_and_are_acked(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "error"),
     [
         (["--batch", "5000"], "argument --batch: must be a whole number, 1 to 1000, not '5000'"),
         (["--batch", "ten"], "argument --batch: must be a whole number, 1 to 1000, not 'ten'"),
@@ -119,11 +117,11 @@ def test_more_messages_than_one_request_takes_come_in_order_and_are_acked(
     ],
 )
 def test_an_option_out_of_its_bounds_is_named(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         pipes.receive_main(arguments)
-    assert capsys.readouterr().err.splitlines()[-1] == f"queue-receive: error: {told}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"queue-receive: error: {error}"
 
 
 @pytest.mark.parametrize(
@@ -142,10 +140,10 @@ def test_help_shows_how_the_command_was_called_and_the_default_of_every_option(
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(arguments)
-    told = capsys.readouterr().out
-    assert told.startswith(f"usage: {shown} [-h]")
-    assert f"    {shown} " in told or f"| {shown} " in told  # an example
-    options = re.findall(r"^  (--\S+)((?:.|\n   )*)", told, re.MULTILINE)
+    help_text = capsys.readouterr().out
+    assert help_text.startswith(f"usage: {shown} [-h]")
+    assert f"    {shown} " in help_text or f"| {shown} " in help_text  # an example
+    options = re.findall(r"^  (--\S+)((?:.|\n   )*)", help_text, re.MULTILINE)
     assert len(options) >= 4
     for option, text in options:
         assert option in ("--produce", "--consume", "--no-resume") or "default" in text, option
@@ -157,7 +155,7 @@ def test_receive_stops_at_its_limit_and_leaves_the_rest(service: tuple[str, ...]
     assert [message.text for message in client.peek()] == ["c"]
 
 
-def test_follow_prints_what_comes_and_ends_tidily_when_interrupted(
+def test_follow_prints_new_messages_and_exits_cleanly_when_interrupted(
     service: tuple[str, ...], client: QueueClient
 ) -> None:
     with started("receive", *service, "--follow") as following:
@@ -174,10 +172,10 @@ def test_follow_prints_what_comes_and_ends_tidily_when_interrupted(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_what_a_broken_pipe_did_not_take_is_still_in_the_queue(
+def test_messages_that_a_broken_pipe_did_not_accept_stay_in_the_queue(
     service: tuple[str, ...], client: QueueClient, unbuffered: str
 ) -> None:
-    text = "x" * 100_000  # more than a pipe holds
+    text = "x" * 100_000  # more than a pipe can buffer
     client.send_many([text, text])
     with started("receive", *service, "--lease", "600", PYTHONUNBUFFERED=unbuffered) as receiving:
         assert receiving.stdout is not None
@@ -189,12 +187,12 @@ def test_what_a_broken_pipe_did_not_take_is_still_in_the_queue(
     assert [message.state for message in client.peek()] == ["ready", "ready"]
 
 
-def test_no_service_is_one_line_and_not_a_traceback() -> None:
+def test_an_unreachable_service_is_reported_in_one_line() -> None:
     failed = command("receive", "--url", "http://127.0.0.1:1", "--retry-for", "0")
     assert failed.returncode == 1
     assert failed.stderr == b"receive: http://127.0.0.1:1 does not answer: connection refused\n"
 
 
-def test_a_url_that_is_none_is_one_line() -> None:
+def test_an_invalid_url_is_reported_in_one_line() -> None:
     failed = command("receive", "--url", "localhost")
     assert (failed.returncode, failed.stderr) == (1, b"receive: this is not the URL of a service: 'localhost'\n")

@@ -1,4 +1,4 @@
-"""The client's own HTTP: replies of every form that a server or a proxy may give, and what is none."""
+"""Test the client's own HTTP with valid replies of every form, and with invalid ones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @contextmanager
 def answering(*replies: bytes) -> Iterator[tuple[ConnectionPool, list[int]]]:
-    """Requests get these replies, in pieces, one after the other.
+    """Serve these replies in turn, in pieces.
 
-    The second value grows by one with each connection.
+    Yield a pool for the server, and a list that grows by one with each connection.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     connections: list[int] = []
@@ -31,7 +31,7 @@ def answering(*replies: bytes) -> Iterator[tuple[ConnectionPool, list[int]]]:
         while left:
             peer, _ = listener.accept()
             connections.append(len(connections))
-            with peer, suppress(ConnectionError):  # a reply that is no good is not read to its end
+            with peer, suppress(ConnectionError):  # the client stops reading an invalid reply
                 while left and peer.recv(65_536):
                     reply = left.pop(0)
                     for start in range(0, len(reply), 7 if len(reply) < 1000 else 9_999):
@@ -46,7 +46,7 @@ def answering(*replies: bytes) -> Iterator[tuple[ConnectionPool, list[int]]]:
         yield direct, connections
     finally:
         direct.close()
-        listener.shutdown(socket.SHUT_RDWR)  # of a test that fails there may be replies left, and nobody comes for them
+        listener.shutdown(socket.SHUT_RDWR)  # a failed test may leave replies that no client reads
         thread.join()
         listener.close()
 
@@ -93,7 +93,7 @@ def test_a_reply_that_drips_is_given_up_in_time() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000, 200, b"x" * 100_000),
     ],
 )
-def test_a_reply_is_read_and_its_connection_used_again(reply: bytes, status: int, body: bytes) -> None:
+def test_a_reply_is_read_and_its_connection_is_reused(reply: bytes, status: int, body: bytes) -> None:
     with answering(reply, reply) as (direct, connections):
         assert [ask(direct), ask(direct)] == [(status, body)] * 2
         assert len(connections) == 1
@@ -132,12 +132,12 @@ def test_a_head_has_no_body_whatever_its_length_says() -> None:
         b"HTTP/1.1 200 OK close\r\nX: " + b"x" * (MOST_HEAD + 300_000),
     ],
 )
-def test_what_is_not_a_whole_reply_is_an_error_of_the_connection(reply: bytes) -> None:
+def test_an_incomplete_or_malformed_reply_is_a_connection_error(reply: bytes) -> None:
     with answering(reply) as (direct, _), pytest.raises(ConnectionError):
         ask(direct)
 
 
-def test_why_a_body_is_refused_is_read_though_not_all_of_it_was_sent(server: LiveServer) -> None:
+def test_the_reason_for_a_refused_body_is_read_although_sending_failed(server: LiveServer) -> None:
     with QueueClient(server.url, queue="large", retry_for=0) as client, pytest.raises(ProblemError) as refused:
         client.send("x" * 50_000_000)
     assert refused.value.code == "body_too_large"

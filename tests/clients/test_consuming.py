@@ -1,4 +1,4 @@
-"""What a reader's loop holds, and what becomes of it when the reader breaks, raises, forks, closes or is terminated."""
+"""Test the consume loop when the reader breaks, raises, forks, closes or is terminated."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def states(client: QueueClient) -> list[tuple[str, str | None, int | None]]:
     return [(message.text, message.state, message.receive_count) for message in client.peek()]
 
 
-# A loop that is left.
+# Leaving the loop.
 
 
-def test_what_the_body_never_saw_is_handed_back_uncounted_after_a_break__row_34(client: QueueClient) -> None:
+def test_messages_the_body_never_saw_are_released_uncounted_after_a_break__row_34(client: QueueClient) -> None:
     client.put_settings({"max_receives": 1})
     client.send_many(["seen", "in hand", "unseen", "unseen too"])
     for message in client.consume(lease=30, batch=4):
@@ -55,7 +55,7 @@ def test_what_the_body_never_saw_is_handed_back_uncounted_after_a_break__row_34(
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_message_whose_work_failed_comes_again_later_and_those_behind_it_at_once(
+def test_a_message_whose_work_failed_is_redelivered_later_and_the_ones_behind_it_at_once(
     client: QueueClient, batch: int
 ) -> None:
     def work() -> None:
@@ -71,7 +71,7 @@ def test_a_message_whose_work_failed_comes_again_later_and_those_behind_it_at_on
     assert [message.text for message in client.receive(wait=5)] == ["bad"]
 
 
-def test_a_poison_message_does_not_keep_a_worker_that_restarts_from_the_others(client: QueueClient) -> None:
+def test_a_poison_message_does_not_keep_a_restarting_worker_from_the_others(client: QueueClient) -> None:
     client.send_many(["poison", "good", "better", "best"])
     met = []
     for _ in range(6):  # restarts
@@ -86,7 +86,7 @@ def test_a_poison_message_does_not_keep_a_worker_that_restarts_from_the_others(c
     assert met.count("poison") < 3
 
 
-def test_a_message_that_fails_again_stays_away_for_longer(client: QueueClient) -> None:
+def test_each_further_failure_delays_redelivery_longer(client: QueueClient) -> None:
     client.send("poison")
     for longest in (1, 2, 4):
         next(iter(client.consume(lease=30)))  # the loop is left at once
@@ -99,12 +99,12 @@ def test_a_message_that_fails_again_stays_away_for_longer(client: QueueClient) -
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["break", "close"])
-def test_leases_hold_until_it_is_each_messages_turn_to_be_handed_back__row_34(
+def test_leases_are_renewed_until_each_messages_release__row_34(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient, closes: bool
 ) -> None:
     client.put_settings({"max_receives": 1})
     client.send_many([str(number) for number in range(60)])
-    proxy.delay = 0.05  # so that it takes 3 s, one after the other
+    proxy.delay = 0.05  # so that the releases take 3 s in sequence
     for message in proxied.consume(lease=1.5, batch=60):
         message.ack()
         if not closes:
@@ -113,10 +113,10 @@ def test_leases_hold_until_it_is_each_messages_turn_to_be_handed_back__row_34(
     assert [state for _, *state in states(client)] == [["ready", 0]] * 59
 
 
-# Leases that are renewed.
+# Renewal of leases.
 
 
-def test_leases_of_a_large_batch_far_from_the_service_hold(
+def test_leases_of_a_large_batch_outlast_a_slow_network(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
     proxy.delay = 0.05
@@ -130,18 +130,18 @@ def test_leases_of_a_large_batch_far_from_the_service_hold(
             break
 
 
-def test_a_lease_that_a_late_reply_brought_is_renewed_in_time(
+def test_a_lease_from_a_late_reply_is_renewed_in_time(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
     client.send("held")
-    proxy.delay = 1.5  # so that half a second is left of the lease
+    proxy.delay = 1.5  # so that the lease has half a second left
     for _ in proxied.consume(lease=2):
         proxy.delay = 0
         assert client.receive(lease=30, wait=1.5) == []
         break
 
 
-def test_a_renewal_that_failed_is_tried_again_before_the_lease_ends(
+def test_a_failed_renewal_is_retried_before_the_lease_ends(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
     client.send("held")
@@ -153,7 +153,7 @@ def test_a_renewal_that_failed_is_tried_again_before_the_lease_ends(
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0], ids=["fails", "hangs"])
-def test_a_renewal_that_fails_leaves_the_others_in_time(
+def test_a_renewal_that_hangs_does_not_delay_the_others(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient, queue: str, seconds: float
 ) -> None:
     other = f"{queue}.other"
@@ -166,7 +166,7 @@ def test_a_renewal_that_fails_leaves_the_others_in_time(
     del failing, held
 
 
-def test_a_message_that_is_gone_is_dropped_and_those_renewed_with_it_stay(client: QueueClient) -> None:
+def test_a_deleted_message_is_dropped_and_the_others_stay_leased(client: QueueClient) -> None:
     client.send_many(["a", "gone", "b"])
     messages = client.receive(limit=3, lease=2)
     keeper = LeaseKeeper(lambda messages, lease, timeout: client.extend_many(messages, lease))
@@ -195,10 +195,10 @@ else:
 
 
 def forked(server: LiveServer, queue: str, child: str) -> list[str]:
-    """What is printed by a process that forks while it consumes; the child runs the code, and exits as usual."""
+    """Fork while consuming; the child runs the code and exits. Return what both printed."""
     script = FORK.format(child=child.strip().replace("\n", "\n    "))
     run = subprocess.run(
-        # That to fork beside threads is risky Python itself says since 3.12; whoever does it has to live with that.
+        # Python warns since 3.12 of a fork beside threads; a program that forks accepts that risk.
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, server.url, queue],
         cwd=REPOSITORY,
         capture_output=True,
@@ -238,7 +238,7 @@ client.close()
     assert (counts["acked"], counts["received"]) == (2, 2)
 
 
-def test_a_forked_child_that_goes_on_with_its_parents_loop_gets_messages_of_its_own(
+def test_a_forked_child_that_continues_its_parents_loop_gets_its_own_messages(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     client.send_many(["a", "b", "c"])
@@ -247,10 +247,10 @@ def test_a_forked_child_that_goes_on_with_its_parents_loop_gets_messages_of_its_
     assert client.stats()["acked"] == 3
 
 
-# The end of a client.
+# Closing a client.
 
 
-def test_a_loop_ends_when_its_client_is_closed_and_hands_back_what_it_did_not_begin__row_34(
+def test_a_loop_ends_when_its_client_is_closed_and_releases_what_it_did_not_begin__row_34(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     client.send_many(["in hand", "unseen", "unseen too"])
@@ -276,7 +276,7 @@ def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease__row_3
     assert client.stats()["acked"] == 1
 
 
-def test_a_loop_that_waits_ends_at_once_when_its_client_is_closed_and_takes_nothing_more(
+def test_a_waiting_loop_ends_at_once_when_its_client_is_closed_and_leases_nothing_more(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     closing = QueueClient(server.url, queue=queue)
@@ -318,14 +318,14 @@ def test_every_call_of_a_closed_client_is_refused(server: LiveServer, client: Qu
         client.ack(message)
 
 
-# Commands that are terminated.
+# Terminating a command.
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_command_that_is_terminated_gives_back_what_it_holds_uncounted__row_34(
+def test_a_terminated_command_releases_its_messages_uncounted__row_34(
     server: LiveServer, client: QueueClient, queue: str, sent: signal.Signals
 ) -> None:
-    client.send_many(["x" * 100_000] * 3)  # more than a pipe holds
+    client.send_many(["x" * 100_000] * 3)  # more than a pipe can buffer
     command = [sys.executable, "-m", "clients", "receive", "--url", server.url, "--queue", queue, "--lease", "600"]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as receiving:
         await_true(lambda: client.stats()["leased"] == 3)
@@ -336,7 +336,7 @@ def test_a_command_that_is_terminated_gives_back_what_it_holds_uncounted__row_34
     assert [(message.state, message.receive_count) for message in client.peek()] == [("ready", 0)] * 3
 
 
-def test_a_busy_command_that_is_terminated_leaves_nothing_leased_and_prints_each_line_once(
+def test_a_busy_terminated_command_leaves_nothing_leased_and_prints_each_line_once(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     count = 20_000

@@ -1,6 +1,6 @@
-"""The order in which a file copy writes, syncs, acks, renames and deletes, as its own process does it.
+"""Test the order in which a file copy writes, syncs, acks, renames and deletes.
 
-The copy runs in a process whose system calls are written down, so that each step which is left out is missed.
+The copy runs in a process that records its system calls, so a missing step fails a test.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def copied(server: LiveServer, source: Path, target: Path, *options: str) -> list[Event]:
-    """What a copy, made by a process of its own, did, in order: each a call and its argument."""
+    """Run a copy in its own process; return its calls in order, each with its argument."""
     log = source.parent.parent / "calls"
     command = [sys.executable, "-m", "tests.clients.recorded", str(log), *options, str(source), str(target), server.url]
     subprocess.run(command, cwd=REPOSITORY, check=True, timeout=60)
@@ -64,7 +64,7 @@ def test_a_finished_copy_is_synced_renamed_and_its_folder_synced_before_the_queu
     assert renamed < events.index(("fsync", "folder"), renamed) < deleted
 
 
-def test_a_new_part_file_is_in_its_folder_for_good_before_a_line_is_acked(
+def test_the_folder_of_a_new_part_file_is_synced_before_a_line_is_acked(
     server: LiveServer, source: Path, tmp_path: Path
 ) -> None:
     events = copied(server, source, tmp_path / "target")
@@ -72,7 +72,7 @@ def test_a_new_part_file_is_in_its_folder_for_good_before_a_line_is_acked(
     assert events.index(("fsync", "folder")) < first_ack
 
 
-def test_a_write_that_takes_only_a_part_is_continued(server: LiveServer, source: Path, tmp_path: Path) -> None:
+def test_a_partial_write_is_continued(server: LiveServer, source: Path, tmp_path: Path) -> None:
     events = copied(server, source, tmp_path / "target", "--short")
     assert sum(size for call, size in events if call == "pwrite") == COUNT * SIZE
     assert os.listdir(source.parent) == ["source"] or sorted(os.listdir(source.parent)) == ["source", "target"]

@@ -1,4 +1,4 @@
-"""A file copied through a real service: identical whatever is in it, whatever is killed, or a clear failure."""
+"""Test file copies through a real service: identical after any kill, or a clear failure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from clients.copying import source as copy_source
 from clients.copying.plan import CopyError, Plan
 from clients.copying.source import Lines
 from clients.copying.target import Target
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import REPOSITORY, LiveServer, await_true
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
@@ -81,7 +81,7 @@ def copy_queues(server: LiveServer) -> list[str]:
         return [name for name in client.queues() if name.startswith("copy")]
 
 
-# Every content.
+# File contents.
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
@@ -93,7 +93,7 @@ def test_a_copy_is_identical(server: LiveServer, source: Path, target: Path, con
     assert copy_queues(server) == []
 
 
-def test_the_text_of_an_ordinary_line_is_the_line(server: LiveServer, source: Path, queue: str) -> None:
+def test_an_ordinary_line_becomes_the_message_text(server: LiveServer, source: Path, queue: str) -> None:
     source.write_bytes("one\n two é\r\n\nlast".encode())
     assert copy_file.main(["--produce", str(source), "--url", server.url, "--queue", queue]) == 0
     with QueueClient(server.url, queue=queue) as client:
@@ -109,7 +109,7 @@ def test_the_size_of_batches_makes_no_difference(server: LiveServer, source: Pat
     assert target.read_bytes() == lines(30)
 
 
-def test_the_same_copy_may_be_made_again_at_once(server: LiveServer, source: Path, target: Path) -> None:
+def test_the_same_copy_can_be_made_again_at_once(server: LiveServer, source: Path, target: Path) -> None:
     source.write_bytes(lines(10))
     for _ in range(3):
         assert copy(server, source, target) == 0
@@ -118,7 +118,7 @@ def test_the_same_copy_may_be_made_again_at_once(server: LiveServer, source: Pat
 
 
 class _Bytes(io.BytesIO):
-    """A file that hands out its bytes in pieces of any size, as a slow disk may."""
+    """A file that returns its bytes in pieces of any size, as a slow disk may."""
 
     def __init__(self, content: bytes, sizes: Iterator[int]) -> None:
         super().__init__(content)
@@ -136,7 +136,7 @@ class _Bytes(io.BytesIO):
     sizes=st.lists(st.integers(1, 7), min_size=1),
     longest=st.integers(4, 9),
 )
-def test_any_bytes_are_cut_in_the_same_messages_however_they_are_read(
+def test_bytes_are_cut_into_the_same_messages_however_they_are_read(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
     content: bytes,
@@ -158,11 +158,11 @@ def all_of(cut: Iterator[Lines]) -> Lines:
     return whole
 
 
-# Faults are told in one line, and leave the target as it was.
+# Errors are reported in one line and leave the target unchanged.
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr."""
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line on stderr."""
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -176,7 +176,9 @@ def test_an_existing_target_is_replaced_and_keeps_its_mode(server: LiveServer, s
     assert target.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_link_as_target_is_followed(server: LiveServer, source: Path, target: Path, tmp_path: Path) -> None:
+def test_a_target_that_is_a_symbolic_link_is_followed(
+    server: LiveServer, source: Path, target: Path, tmp_path: Path
+) -> None:
     source.write_bytes(b"new\n")
     target.symlink_to(tmp_path / "elsewhere")
     assert copy(server, source, target) == 0
@@ -184,60 +186,60 @@ def test_a_link_as_target_is_followed(server: LiveServer, source: Path, target: 
     assert (tmp_path / "elsewhere").read_bytes() == b"new\n"
 
 
-def test_a_missing_source_is_told(
+def test_a_missing_source_is_reported(
     server: LiveServer, source: Path, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target.write_bytes(b"as it was")
     assert copy(server, source, target) == 1
-    assert told(capsys) == f"queue-copy: {source}: No such file or directory"
+    assert error_line(capsys) == f"queue-copy: {source}: No such file or directory"
     assert target.read_bytes() == b"as it was"
 
 
-def test_a_target_in_a_missing_directory_is_told(
+def test_a_target_in_a_missing_directory_is_reported(
     server: LiveServer, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(b"x\n")
     assert copy(server, source, tmp_path / "nowhere" / "target") == 1
     missing = f"queue-copy: {tmp_path}/nowhere/target: there is no directory {tmp_path}/nowhere"
-    assert told(capsys) == missing
+    assert error_line(capsys) == missing
     assert copy_queues(server) == []
     assert copy_file.main(["--consume", str(tmp_path / "nowhere" / "target"), "--url", server.url]) == 1
-    assert told(capsys) == missing  # at once, and not when a producer has come
+    assert error_line(capsys) == missing  # at once, without a wait for a producer
 
 
-def test_a_directory_is_no_source_and_no_target(
+def test_a_directory_is_refused_as_source_and_as_target(
     server: LiveServer, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(b"x\n")
     assert copy(server, tmp_path, tmp_path / "target") == 1
-    assert told(capsys) == f"queue-copy: {tmp_path}: not a regular file"
+    assert error_line(capsys) == f"queue-copy: {tmp_path}: not a regular file"
     assert copy(server, source, tmp_path) == 1
-    assert told(capsys) == f"queue-copy: {tmp_path}: exists and is not a regular file"
+    assert error_line(capsys) == f"queue-copy: {tmp_path}: exists and is not a regular file"
     assert copy(server, source, source) == 1
-    assert told(capsys) == f"queue-copy: {source} and {source} are the same file"
+    assert error_line(capsys) == f"queue-copy: {source} and {source} are the same file"
 
 
-def test_a_service_that_is_not_there_is_told_soon(
+def test_an_unreachable_service_is_reported_soon(
     source: Path, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(b"x\n")
     assert copy_file.main([str(source), str(target), "--url", "http://127.0.0.1:1", "--retry-for", "0.1"]) == 1
-    assert told(capsys) == "queue-copy: http://127.0.0.1:1 does not answer: connection refused"
+    assert error_line(capsys) == "queue-copy: http://127.0.0.1:1 does not answer: connection refused"
     assert not target.exists()
 
 
-def test_a_queue_that_holds_other_messages_is_left_alone(
+def test_a_queue_with_other_messages_is_left_alone(
     server: LiveServer, source: Path, target: Path, queue: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(b"x\n")
     with QueueClient(server.url, queue=queue) as client:
         client.send("precious")
         assert copy(server, source, target, "--queue", queue) == 1
-        assert told(capsys) == f"queue-copy: queue '{queue}' contains messages that do not belong to a file copy"
+        assert error_line(capsys) == f"queue-copy: queue '{queue}' contains messages that do not belong to a file copy"
         assert [message.text for message in client.receive()] == ["precious"]
 
 
-def test_what_came_wrong_through_the_queue_never_becomes_the_target(
+def test_lines_corrupted_in_the_queue_never_become_the_target(
     server: LiveServer, source: Path, target: Path, queue: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(b"one\ntwo\n")
@@ -245,14 +247,14 @@ def test_what_came_wrong_through_the_queue_never_becomes_the_target(
     options = ["--url", server.url, "--queue", queue]
     assert copy_file.main(["--produce", str(source), *options]) == 0
     with QueueClient(server.url, queue=queue) as client:
-        client.receive()  # a line is gone
+        client.receive()  # one line is missing
     assert copy_file.main(["--consume", str(target), *options]) == 1
-    assert "are not the 8 bytes that were sent" in told(capsys)
+    assert "are not the 8 bytes that were sent" in error_line(capsys)
     assert target.read_bytes() == b"as it was"
     assert sorted(os.listdir(target.parent)) == ["source", "target"]
 
 
-def test_a_copy_whose_messages_somebody_else_took_fails_clearly(
+def test_a_copy_whose_messages_another_client_read_fails_clearly(
     server: LiveServer,
     source: Path,
     target: Path,
@@ -260,9 +262,9 @@ def test_a_copy_whose_messages_somebody_else_took_fails_clearly(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source.write_bytes(lines(10))
-    monkeypatch.setattr(copy_file, "produce", lambda *_: None)  # for the consumer, as if all were sent and taken
+    monkeypatch.setattr(copy_file, "produce", lambda *_: None)  # the consumer sees all messages sent and acked
     assert copy(server, source, target) == 1
-    assert told(capsys).endswith("was deleted, or read by another client, during the copy")
+    assert error_line(capsys).endswith("was deleted, or read by another client, during the copy")
     assert os.listdir(target.parent) == ["source"]
 
 
@@ -288,7 +290,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_copied(source: Path, change
 
 @contextmanager
 def on_first_write(change: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The change happens when the first lines have come through the queue and are about to be written."""
+    """Make the change when the first received lines are about to be written."""
     left = [change]
     write = os.pwrite
 
@@ -319,7 +321,7 @@ def test_a_file_that_grows_is_copied_as_it_was_when_the_copy_began(
     assert copy_queues(server) == []
 
 
-def test_a_file_that_grows_all_the_time_is_copied(server: LiveServer, source: Path, target: Path) -> None:
+def test_a_file_that_grows_constantly_is_copied(server: LiveServer, source: Path, target: Path) -> None:
     source.write_bytes(lines(1000))
     stopped = threading.Event()
 
@@ -349,7 +351,7 @@ def test_a_copy_whose_file_was_changed_leaves_nothing_behind(
     source.write_bytes(lines(40_000))
     with on_first_write(lambda: os.truncate(source, 100), monkeypatch):
         assert copy(server, source, target) == 1
-    assert told(capsys) == f"queue-copy: {source}: changed while it was being copied; run the copy again"
+    assert error_line(capsys) == f"queue-copy: {source}: changed while it was being copied; run the copy again"
     assert os.listdir(target.parent) == ["source"]
     assert copy_queues(server) == []
 
@@ -380,13 +382,13 @@ def test_two_copies_to_one_target_do_not_mix(
     running = Target(str(target), plan.id)
     try:
         assert copy(server, source, target) == 1
-        assert told(capsys) == f"queue-copy: {target}: another copy to it is running"
+        assert error_line(capsys) == f"queue-copy: {target}: another copy to it is running"
     finally:
         running.close()
     assert copy(server, source, target) == 0
 
 
-# Killed, and run again.
+# Kills and restarts.
 
 
 def kill_soon(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -400,8 +402,8 @@ def kill_soon(process: subprocess.Popen[bytes], seconds: float) -> None:
 CUT_OFF = "waiting for lines that an interrupted run has leased; they come when its lease ends"
 
 
-def said(process: subprocess.Popen[bytes]) -> list[str]:
-    """What a copy that succeeded had to say."""
+def printed_by(process: subprocess.Popen[bytes]) -> list[str]:
+    """Run a copy, which must succeed; return what it printed."""
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     return [line.removeprefix("copy_file: ") for line in errors.decode().splitlines()]
@@ -414,7 +416,7 @@ def test_a_copy_killed_at_random_and_run_again_is_identical__row_2(
     source.write_bytes(content)
     for _ in range(4):
         kill_soon(started(server, source, target), random.uniform(0.2, 0.9))
-    assert set(said(started(server, source, target))) <= {CUT_OFF}
+    assert set(printed_by(started(server, source, target))) <= {CUT_OFF}
     assert target.read_bytes() == content
     assert sorted(os.listdir(target.parent)) == ["source", "target"]
     assert copy_queues(server) == []
@@ -422,9 +424,9 @@ def test_a_copy_killed_at_random_and_run_again_is_identical__row_2(
 
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=LONG)])
 def test_a_copy_is_identical_after_kills_of_producer_consumer_and_service__row_2(
-    kills: int, source: Path, target: Path, tell: Tell
+    kills: int, source: Path, target: Path, add_row: AddRow
 ) -> None:
-    """Each by chance, and the same command again; when a copy has come to its end, another is begun."""
+    """Kill each at random and run the same command again. After a complete copy, start another one."""
     content = lines(20_000)
     source.write_bytes(content)
     halves = {"producer": ("--produce", source), "consumer": ("--consume", target)}
@@ -444,24 +446,24 @@ def test_a_copy_is_identical_after_kills_of_producer_consumer_and_service__row_2
                     continue
                 running[victim].kill()
                 running[victim].wait()
-                if not target.exists():  # else all is done, and another consumer would wait for another copy
+                if not target.exists():  # otherwise another consumer would wait for another copy
                     running[victim].communicate()
                     running[victim] = started(server, *halves[victim], *queue)
             _, errors = running["consumer"].communicate(timeout=60)
             assert running["consumer"].returncode in (0, -signal.SIGKILL), errors
-            kill_soon(running["producer"], 10)  # one that was begun when all was done waits for another consumer
+            kill_soon(running["producer"], 10)  # a consumer started after the end waits for another copy
             wrong += compared(content.splitlines(), target.read_bytes().splitlines())
             assert target.read_bytes() == content
-    told = ", ".join(f"{count} {name}" for name, count in sorted(hit.items()))
+    killed = ", ".join(f"{count} {name}" for name, count in sorted(hit.items()))
     columns = ("lost", "unexpected", "duplicated", "disordered")
-    tell(
-        fault=f"kill -9 of {told} while files are copied", times=kills, acknowledged=copies * 20_000,
+    add_row(
+        fault=f"kill -9 of {killed} while files are copied", times=kills, acknowledged=copies * 20_000,
         **{name: wrong[name] for name in columns},
     )  # fmt: skip
 
 
 def compared(sent: list[bytes], there: list[bytes]) -> Counter[str]:
-    """How the lines of a target differ from those of its source, each of which is there once."""
+    """Compare the lines of target and source, where each line is unique."""
     known = set(sent)
     return Counter(
         lost=len(known - set(there)),
@@ -483,7 +485,7 @@ def test_both_halves_killed_at_random_and_run_again_are_identical__row_2(
         victim = random.randrange(2)
         running[victim].kill()
         running[victim].wait()
-        if target.exists():  # done already: another consumer would wait for another copy
+        if target.exists():  # complete already: another consumer would wait for the next copy
             break
         running[victim].communicate()
         running[victim] = started(server, *halves[victim])
@@ -499,11 +501,11 @@ def test_a_copy_outlives_kills_of_the_service__row_2(source: Path, target: Path)
         for _ in range(3):
             time.sleep(random.uniform(0.3, 0.8))
             server.restart()
-        said(copying)
+        printed_by(copying)
     assert target.read_bytes() == content
 
 
-def test_killed_between_the_rename_and_the_end_the_next_run_sees_that_all_is_done(
+def test_after_a_kill_right_after_the_rename_the_next_run_sees_the_complete_copy(
     server: LiveServer, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.write_bytes(lines(10))
@@ -535,7 +537,7 @@ def test_a_source_that_changed_after_a_kill_is_copied_as_it_is_now(
     assert copy_queues(server) == []
 
 
-def test_lines_leased_to_a_run_that_was_cut_off_are_waited_for_with_a_word(
+def test_a_wait_for_lines_leased_to_an_interrupted_run_is_reported(
     server: LiveServer, source: Path, target: Path, queue: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(lines(10))
@@ -544,23 +546,23 @@ def test_lines_leased_to_a_run_that_was_cut_off_are_waited_for_with_a_word(
     with QueueClient(server.url, queue=queue) as client:
         client.receive(limit=3, lease=1.5)
     assert copy_file.main(["--consume", str(target), *options]) == 0
-    assert told(capsys) == f"queue-copy: {CUT_OFF}"
+    assert error_line(capsys) == f"queue-copy: {CUT_OFF}"
     assert target.read_bytes() == lines(10)
 
 
-def test_a_consumer_may_start_before_its_producer(server: LiveServer, source: Path, target: Path, queue: str) -> None:
+def test_a_consumer_can_start_before_its_producer(server: LiveServer, source: Path, target: Path, queue: str) -> None:
     source.write_bytes(lines(10))
     consuming = started(server, "--consume", target, "--queue", queue)
     assert consuming.stderr is not None
     assert (
         consuming.stderr.readline().decode() == f"copy_file: waiting for a producer: queue '{queue}' has no lines yet\n"
     )
-    assert said(started(server, "--produce", source, "--queue", queue)) == []
-    assert said(consuming) == []
+    assert printed_by(started(server, "--produce", source, "--queue", queue)) == []
+    assert printed_by(consuming) == []
     assert target.read_bytes() == lines(10)
 
 
-def test_a_consumer_whose_producer_fell_silent_says_what_is_missing(
+def test_a_consumer_whose_producer_stopped_sending_reports_what_is_missing(
     server: LiveServer, source: Path, target: Path, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.write_bytes(lines(10))
@@ -578,7 +580,7 @@ def test_a_consumer_whose_producer_fell_silent_says_what_is_missing(
     assert target.read_bytes() == lines(10)
 
 
-def test_both_halves_may_start_before_the_service(
+def test_both_halves_can_start_before_the_service(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(lines(10))
@@ -596,7 +598,7 @@ def test_both_halves_may_start_before_the_service(
 
 
 def interrupted(server: LiveServer, target: Path, *arguments: str | Path) -> list[str]:
-    """What a copy says that was interrupted in its midst, with a lease nobody would want to wait for."""
+    """Interrupt a copy with a long lease, and return what it printed."""
 
     def written() -> int:
         return sum(part.stat().st_size for part in target.parent.glob("*.part"))
@@ -612,14 +614,14 @@ def interrupted(server: LiveServer, target: Path, *arguments: str | Path) -> lis
     return errors.decode().splitlines()
 
 
-def test_an_interrupted_copy_says_so_and_the_next_run_goes_on_without_waiting(
+def test_an_interrupted_copy_says_so_and_the_next_run_continues_without_waiting(
     server: LiveServer, source: Path, target: Path
 ) -> None:
     source.write_bytes(lines(40_000))
     for _ in range(2):
         words = interrupted(server, target, source, target)
         assert words == ["copy_file: interrupted; run the same command to continue"]
-    assert said(started(server, source, target)) == []
+    assert printed_by(started(server, source, target)) == []
     assert target.read_bytes() == lines(40_000)
 
 
@@ -627,15 +629,15 @@ def test_an_interrupted_consumer_leaves_nothing_leased(
     server: LiveServer, source: Path, target: Path, queue: str
 ) -> None:
     source.write_bytes(lines(20_000))
-    assert said(started(server, "--produce", source, "--queue", queue)) == []
+    assert printed_by(started(server, "--produce", source, "--queue", queue)) == []
     interrupted(server, target, "--consume", target, "--queue", queue)
     with QueueClient(server.url, queue=queue) as client:
         assert client.stats()["leased"] == 0
-    assert said(started(server, "--consume", target, "--queue", queue)) == []
+    assert printed_by(started(server, "--consume", target, "--queue", queue)) == []
     assert target.read_bytes() == lines(20_000)
 
 
-def test_a_fault_of_the_consumer_stops_the_producer_at_once(
+def test_an_error_of_the_consumer_stops_the_producer_at_once(
     server: LiveServer, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(lines(5000))
@@ -645,32 +647,32 @@ def test_a_fault_of_the_consumer_stops_the_producer_at_once(
 
     monkeypatch.setattr(os, "pwrite", full)
     assert copy(server, source, target, "--batch", "100") == 1
-    assert told(capsys) == f"queue-copy: {target}: No space left on device"
+    assert error_line(capsys) == f"queue-copy: {target}: No space left on device"
     deadline = time.monotonic() + 5
     while any(thread.name == "copy-producer" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_symbolic_link_in_place_of_the_part_file_is_not_followed(
+def test_a_symbolic_link_named_like_the_part_file_is_not_followed(
     server: LiveServer, source: Path, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(lines(10))
     plan = Plan.of(str(source), str(target), copy_file.BATCH)
     Path(f"{target}.{plan.id}.part").symlink_to(source)
     assert copy(server, source, target) == 1
-    assert "symbolic link" in told(capsys)
+    assert "symbolic link" in error_line(capsys)
     assert source.read_bytes() == lines(10)
     assert not target.exists()
 
 
-def test_a_token_that_may_not_delete_the_queue_makes_a_copy_all_the_same(
+def test_a_token_that_cannot_delete_the_queue_can_still_copy(
     source: Path, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source.write_bytes(lines(2_000))
     secret = "0123456789abcdef"
     with LiveServer({"QUEUE_TOKENS": f"worker:{secret}:send,receive:*"}) as server:
-        for _ in range(2):  # the second finds that all is done
+        for _ in range(2):  # the second run finds a complete copy
             assert copy(server, source, target, "--token", secret) == 0
             assert "stays: the token 'worker' lacks the right admin" in capsys.readouterr().err
     assert target.read_bytes() == source.read_bytes()

@@ -1,4 +1,4 @@
-"""Every call of the client, with the reply lost after the service has done it: the outcome is as without."""
+"""Test every call of the client with lost replies: the outcome is the same as without."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def id_of_dead(client: QueueClient) -> str:
     return client.peek(queue=dead_letters(client))[0].id or ""
 
 
-# By name each call, with the messages that are held. "c", "d" and "e" are ready; "x" and "y" are dead letters.
+# Each call by name, with the leased messages. "c", "d" and "e" are ready; "x" and "y" are dead letters.
 CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
     "send": lambda client, held: client.send("new"),
     "send_many": lambda client, held: client.send_many(["new", "newer"]),
@@ -95,19 +95,17 @@ def test_a_call_whose_replies_are_lost_is_done_once__row_33(
     assert lossy == smooth
 
 
-def test_no_call_is_left_out() -> None:
+def test_every_call_of_the_client_is_covered() -> None:
     public = {name for name in vars_of(QueueClient) if not name.startswith("_")}
     assert {name.partition(",")[0] for name in CALLS} == public - {"url", "close", "is_closed"}
 
 
-def test_a_purge_whose_reply_was_lost_leaves_what_is_sent_later(
-    server: LiveServer, proxy: FaultProxy, queue: str
-) -> None:
+def test_a_purge_whose_reply_was_lost_leaves_later_messages(server: LiveServer, proxy: FaultProxy, queue: str) -> None:
     with QueueClient(server.url, queue=queue) as direct, QueueClient(proxy.url, queue=queue, retry_for=5) as unlucky:
         direct.send_many(["a", "b"])
 
         def send_later(request: bytes) -> None:
-            if proxy.requests == 2:  # the repetition comes in
+            if proxy.requests == 2:  # the retry arrives
                 direct.send("later")
 
         proxy.hangs, proxy.losing = send_later, 1
@@ -116,7 +114,7 @@ def test_a_purge_whose_reply_was_lost_leaves_what_is_sent_later(
 
 
 def outcome(client: QueueClient, server: LiveServer, call: Callable[[QueueClient, Held], object]) -> object:
-    """What the call returned, and what it left in the queue and its dead letters."""
+    """Return the result of the call, and the messages in the queue and its dead letters."""
     with QueueClient(server.url, queue=client.queue) as direct, client:
         held = prepare(direct)
         returned = shape(call(client, held))
@@ -124,7 +122,7 @@ def outcome(client: QueueClient, server: LiveServer, call: Callable[[QueueClient
 
 
 def prepare(client: QueueClient) -> Held:
-    """Messages in every state. `max_receives` is 1, so what is delivered once too often dies."""
+    """Send messages of every state. `max_receives` is 1, so one delivery too many dead-letters a message."""
     client.put_settings({"max_receives": 1})
     client.send_many(["x", "y"])
     for message in client.receive(limit=2, lease=60):
@@ -143,7 +141,7 @@ def left_in(client: QueueClient, queue: str) -> object:
 
 
 def shape(value: object) -> object:
-    """The value without what differs from run to run."""
+    """Return the value without the parts that differ between runs."""
     if isinstance(value, Message):
         return value.text, value.state, value.receive_count, value.receipt is not None, shape(value.leased_until)
     if isinstance(value, ColumnBatch):

@@ -1,4 +1,4 @@
-"""`queue-service` in a checkout; tests/deploy/installed.py tries it where it is installed."""
+"""Test `queue-service` in a checkout; tests/deploy/installed.py tests the installed one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from settings import VERSION, Settings
 from tests.support.live import REPOSITORY, LiveServer
 
 
-def test_without_a_command_it_shows_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_it_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert service.main([]) == 2
     shown = capsys.readouterr().out
     assert all(f"\n    {name} " in shown for name in ("serve", "token", *service.TOOLS))
@@ -25,7 +25,7 @@ def test_it_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"queue-service {VERSION}\n"
 
 
-def test_a_tool_names_the_command_in_its_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tool_names_the_command_in_its_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert service.main(["check", f"sqlite:///{tmp_path}/none.db"]) == 1
     assert capsys.readouterr().err == f"queue-service: {tmp_path}/none.db does not exist\n"
     with pytest.raises(SystemExit):
@@ -33,7 +33,7 @@ def test_a_tool_names_the_command_in_its_faults(tmp_path: Path, capsys: pytest.C
     assert "usage: queue-service " in capsys.readouterr().err
 
 
-def test_where_the_service_is_not_installed_it_says_how_to_install_it(
+def test_if_the_service_is_not_installed_it_says_how_to_install_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "find_spec", lambda name: None)
@@ -66,13 +66,13 @@ def test_each_flag_of_serve_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_a_users_own_modules_do_not_take_the_place_of_the_services(tmp_path: Path, link: bool) -> None:
+def test_a_users_own_modules_do_not_replace_the_services(tmp_path: Path, link: bool) -> None:
     (folder := tmp_path / "project").mkdir()
     for name in ("handler", "settings", "storage", "web"):
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
     if link:
         (tmp_path / "link").symlink_to(folder)
-        folder = tmp_path / "link"  # gunicorn goes by PWD, which a shell leaves as it was typed
+        folder = tmp_path / "link"  # gunicorn uses PWD, which a shell keeps as it was typed
     server = LiveServer(
         {"PYTHONPATH": str(REPOSITORY), "PWD": str(folder)},
         command=[sys.executable, "-P", "-m", "clients.cli.service", "serve", "--workers", "1"],
@@ -82,7 +82,7 @@ def test_a_users_own_modules_do_not_take_the_place_of_the_services(tmp_path: Pat
         assert len(server.workers) == 1
 
 
-def test_a_taken_port_is_one_sentence_of_the_command_too(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with LiveServer() as server:
         done = subprocess.run(
             [sys.executable, "-m", "clients.cli.service", "serve", "--port", str(server.port)],

@@ -1,1 +1,1 @@
-"""One suite of what the Store protocol promises; every engine has to pass it."""
+"""The tests of the Store protocol, which every engine must pass."""

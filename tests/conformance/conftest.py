@@ -1,4 +1,4 @@
-"""Every test of this directory runs once for each engine, on a store of its own."""
+"""Run every test of this directory once for each engine, each on its own store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture(params=ENGINES)
 def open_again(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Callable[[], Store]]:
-    """Opens the test's data once more, as another process does, or the same one after a restart."""
+    """Return a function that opens the test's data again, like another process or a restart."""
     opened: list[Engine] = []
 
     def open_again() -> Store:

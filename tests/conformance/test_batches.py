@@ -1,4 +1,4 @@
-"""Large batches: whatever is done to one message or to some of a batch, it is as if each had been sent alone."""
+"""Test large batches: an operation on one or some of a batch works as if each had been sent alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_batches_single_messages_and_urgent_ones_come_in_the_order_of_the_queue(
     assert got == [name for _, _, name in sorted(sent)]
 
 
-def test_ids_are_successive_in_a_batch_and_rise_from_one_to_the_next(store: Store) -> None:
+def test_ids_are_consecutive_in_a_batch_and_rise_between_batches(store: Store) -> None:
     ids = send(store, "first") + send(store, *BATCH) + send(store, "between", "two") + send(store, *BATCH)
     assert ids == list(range(ids[0], ids[0] + 503))
     take(store, 1000)
@@ -100,7 +100,7 @@ def test_one_of_a_leased_batch_is_extended_released_or_rejected_alone(store: Sto
     assert stats(store)[:4] == (0, 0, 0, 0)
 
 
-def test_receipts_of_a_batch_whose_lease_ended_hold_until_it_is_leased_again(store: Store, clock: FakeClock) -> None:
+def test_receipts_of_an_expired_batch_lease_are_valid_until_it_is_leased_again(store: Store, clock: FakeClock) -> None:
     send(store, *BATCH)
     late = [held.receipt for held in lease(store, 250, seconds=10)]
     clock.advance(11)
@@ -160,7 +160,7 @@ def test_a_batch_received_too_often_is_dead_lettered_in_order(store: Store, cloc
     assert take(store, 1000) == BATCH
 
 
-def test_a_lower_max_receives_holds_for_a_batch_that_was_given_back_before(store: Store, clock: FakeClock) -> None:
+def test_a_lower_max_receives_applies_to_a_batch_that_was_released_before(store: Store, clock: FakeClock) -> None:
     send(store, *BATCH)
     for _ in range(2):
         lease(store, 1000, seconds=5)
@@ -169,11 +169,11 @@ def test_a_lower_max_receives_holds_for_a_batch_that_was_given_back_before(store
     configure(store, max_receives=2)
     send(store, "fresh")
     assert texts(lease(store, 1000)) == ["fresh"]
-    assert stats(store).dead == 250  # a read buries some of them, a look the rest
+    assert stats(store).dead == 250  # a read dead-letters some of them, a peek the rest
     assert peek(store, queue="q.dead") == BATCH
 
 
-def test_a_new_retention_holds_for_a_batch_that_is_there(store: Store, clock: FakeClock) -> None:
+def test_a_new_retention_applies_to_an_existing_batch(store: Store, clock: FakeClock) -> None:
     send(store, *BATCH)
     held = lease(store, 100, seconds=60)
     clock.advance(5)
@@ -185,7 +185,7 @@ def test_a_new_retention_holds_for_a_batch_that_is_there(store: Store, clock: Fa
     assert store.ack([one.receipt for one in held]).acked == 100
 
 
-def test_peek_pages_through_batches_and_tells_their_states(store: Store) -> None:
+def test_peek_pages_through_batches_and_shows_their_states(store: Store) -> None:
     send(store, *BATCH)
     send(store, "alone")
     send(store, *BATCH, delay=5)
@@ -225,7 +225,7 @@ def test_a_purge_removes_batches_ready_and_leased(store: Store) -> None:
     assert store.ack(receipts) == (0, [], receipts)
 
 
-def test_a_queue_deleted_with_batches_in_it_begins_empty(store: Store) -> None:
+def test_a_queue_deleted_with_batches_in_it_is_empty_when_created_again(store: Store) -> None:
     send(store, *BATCH)
     receipts = [held.receipt for held in lease(store, 100)]
     store.delete_queue("q")
@@ -234,7 +234,7 @@ def test_a_queue_deleted_with_batches_in_it_begins_empty(store: Store) -> None:
     assert take(store, 1000) == BATCH[:9]
 
 
-def test_a_transaction_settles_a_batch_and_takes_the_next(store: Store) -> None:
+def test_a_transaction_settles_a_batch_and_receives_the_next(store: Store) -> None:
     send(store, *BATCH)
     first = lease(store, 100)
     done = store.transact([held.receipt for held in first], [], Receive(("q",), 100, 30))
@@ -255,7 +255,7 @@ def test_a_reader_of_two_queues_fills_its_limit_from_batches_of_both(store: Stor
     ]
 
 
-def test_the_oldest_age_is_told_of_a_batch_too(store: Store, clock: FakeClock) -> None:
+def test_the_oldest_age_covers_batches(store: Store, clock: FakeClock) -> None:
     send(store, *BATCH)
     clock.advance(3)
     send(store, "alone")
@@ -264,7 +264,7 @@ def test_the_oldest_age_is_told_of_a_batch_too(store: Store, clock: FakeClock) -
     assert stats(store).oldest_age == 0
 
 
-def test_full_is_counted_in_messages_of_batches(store: Store) -> None:
+def test_the_message_limit_counts_the_messages_of_batches(store: Store) -> None:
     configure(store, max_messages=300)
     send(store, *BATCH)
     with pytest.raises(Exception, match="full"):
@@ -273,7 +273,7 @@ def test_full_is_counted_in_messages_of_batches(store: Store) -> None:
     assert take(store, 1000) == BATCH + BATCH[:50]
 
 
-def test_a_late_one_of_a_run_whose_neighbours_are_leased_again_is_stale(store: Store, clock: FakeClock) -> None:
+def test_a_late_receipt_in_a_run_whose_neighbours_are_leased_again_is_stale(store: Store, clock: FakeClock) -> None:
     send(store, *BATCH[:20])
     first = lease(store, 20, seconds=1)
     clock.advance(2)
@@ -286,14 +286,16 @@ def test_a_late_one_of_a_run_whose_neighbours_are_leased_again_is_stale(store: S
     assert stats(store).leased == 20
 
 
-def test_a_read_of_one_takes_the_head_of_a_batch(store: Store) -> None:
+def test_a_read_of_one_message_takes_the_head_of_a_batch(store: Store) -> None:
     send(store, *BATCH)
     assert lease_one(store).text == BATCH[0]
     assert lease_one(store).text == BATCH[1]
     assert stats(store)[:2] == (248, 2)
 
 
-def test_what_a_lower_max_receives_buries_hides_nothing_behind_it(store: Store, clock: FakeClock) -> None:
+def test_messages_dead_lettered_by_a_lower_max_receives_hide_nothing_behind_them(
+    store: Store, clock: FakeClock
+) -> None:
     for start in range(0, 40, 10):
         send(store, *BATCH[start : start + 10])
     lease(store, 30, seconds=5)
@@ -305,7 +307,7 @@ def test_what_a_lower_max_receives_buries_hides_nothing_behind_it(store: Store, 
     assert sorted(peek(store, queue="q.dead")) == BATCH[10:30]
 
 
-def test_what_is_spent_before_a_batch_does_not_hide_it(store: Store) -> None:
+def test_messages_beyond_max_receives_before_a_batch_do_not_hide_it(store: Store) -> None:
     send(store, "spent 1", "spent 2", "spent 3")
     for held in lease(store, 3):
         store.release(held.receipt)
@@ -317,11 +319,11 @@ def test_what_is_spent_before_a_batch_does_not_hide_it(store: Store) -> None:
 
 
 def span(held: Sequence[Held]) -> str:
-    """One receipt for messages that were leased together, with ids one after the other."""
+    """Return one receipt for messages that were leased together and have consecutive ids."""
     return str(Receipt.parse_one(held[0].receipt)._replace(length=len(held)))
 
 
-def test_one_receipt_settles_all_that_was_leased_together(store: Store) -> None:
+def test_one_receipt_settles_all_messages_leased_together(store: Store) -> None:
     send(store, *BATCH)
     held = lease(store, 250)
     assert store.ack([span(held[:100])]) == (100, [], [])
@@ -331,7 +333,7 @@ def test_one_receipt_settles_all_that_was_leased_together(store: Store) -> None:
     assert stats(store).acked == 250
 
 
-def test_a_receipt_of_many_tells_one_by_one_which_do_not_hold(store: Store) -> None:
+def test_a_receipt_of_many_reports_invalid_ones_one_by_one(store: Store) -> None:
     send(store, *BATCH)
     held = lease(store, 250, seconds=600)
     for one in (held[20], held[199]):
@@ -342,7 +344,7 @@ def test_a_receipt_of_many_tells_one_by_one_which_do_not_hold(store: Store) -> N
     assert stats(store).leased == 1
 
 
-def test_a_receipt_of_many_of_which_one_does_not_hold_stops_a_transaction(store: Store) -> None:
+def test_a_receipt_of_many_with_one_invalid_stops_a_transaction(store: Store) -> None:
     send(store, *BATCH)
     held = lease(store, 250, seconds=600)
     store.settle(held[150].receipt)
@@ -356,7 +358,7 @@ def test_a_receipt_of_many_of_which_one_does_not_hold_stops_a_transaction(store:
 @pytest.mark.parametrize(
     "forged", ["q~1-99999~1", "q~1-9223372036854775807~1", "q~3-2~1", "q~3-3-4~1", "q~-3~1", "q~3-~1"]
 )
-def test_what_cannot_be_a_receipt_of_many_settles_nothing(store: Store, forged: str) -> None:
+def test_a_malformed_receipt_of_many_settles_nothing(store: Store, forged: str) -> None:
     send(store, *BATCH[:20])
     lease(store, 20)
     assert store.ack([forged]) == (0, [], [forged])
@@ -364,7 +366,7 @@ def test_what_cannot_be_a_receipt_of_many_settles_nothing(store: Store, forged: 
         store.transact([forged], [])
 
 
-def test_a_receipt_of_one_written_as_of_many_holds(store: Store) -> None:
+def test_a_receipt_of_one_written_as_a_range_is_valid(store: Store) -> None:
     send(store, "alone")
     held = lease_one(store)
     assert store.ack([held.receipt.replace("~1~", "~1-1~")]).acked == 1
@@ -380,7 +382,7 @@ def test_one_receipt_of_each_of_many_runs_is_settled(store: Store) -> None:
     assert (stats(store).leased, stats(store).acked) == (22_800, 1_200)
 
 
-def test_receipts_are_of_ten_thousand_messages_at_most(store: Store) -> None:
+def test_receipts_cover_at_most_ten_thousand_messages(store: Store) -> None:
     send(store, *BATCH)
     held = lease(store, 250)
     many = ["q~1-9999~1", span(held)]
@@ -391,7 +393,7 @@ def test_receipts_are_of_ten_thousand_messages_at_most(store: Store) -> None:
     assert stats(store).leased == 250
 
 
-def test_a_verb_of_one_message_takes_no_receipt_of_many(store: Store) -> None:
+def test_a_verb_of_one_message_refuses_a_receipt_of_many(store: Store) -> None:
     send(store, *BATCH)
     receipt = span(lease(store, 250))
     refused: list[Callable[[], object]] = [
@@ -419,7 +421,7 @@ FORMS: list[dict[str, Any]] = [
 
 
 def test_batches_of_mixed_messages_come_back_as_they_were_written(store: Store) -> None:
-    """In stretches that are long enough to be packed, and in some that are not."""
+    """Some stretches are long enough to be packed, and some are not."""
     written = [new(f"{place} {n}", **form) for place, form in enumerate(FORMS * 2) for n in range(5 + 20 * (place % 2))]
     store.send("q", written)
     assert stats(store).bytes == sum(message.size for message in written)
@@ -431,7 +433,7 @@ def test_batches_of_mixed_messages_come_back_as_they_were_written(store: Store) 
 
 
 @pytest.mark.parametrize("form", FORMS[:6], ids=str)
-def test_a_run_is_what_the_batch_of_its_messages_is(store: Store, form: dict[str, Any]) -> None:
+def test_a_run_is_stored_like_a_batch_of_its_messages(store: Store, form: dict[str, Any]) -> None:
     documents = [{"text": f"€{n}", **form} for n in range(150)]
     run = NewColumnBatch.of_documents(documents)
     assert run is not None
@@ -449,7 +451,7 @@ def test_a_run_is_what_the_batch_of_its_messages_is(store: Store, form: dict[str
     assert stats(store, "run") == stats(store, "batch")
 
 
-def test_a_receipt_of_many_extends_all_that_was_leased_together(store: Store, clock: FakeClock) -> None:
+def test_a_receipt_of_many_extends_all_messages_leased_together(store: Store, clock: FakeClock) -> None:
     send(store, *BATCH)
     held = lease(store, 250, seconds=10)
     until = clock.now() + 60_000
@@ -462,7 +464,7 @@ def test_a_receipt_of_many_extends_all_that_was_leased_together(store: Store, cl
     assert store.ack([span(held)]).acked == 250
 
 
-def test_receipts_of_one_message_of_each_of_many_batches_hold_in_one_transaction(store: Store) -> None:
+def test_receipts_of_single_messages_of_many_batches_are_valid_in_one_transaction(store: Store) -> None:
     receipts = []
     for number in range(120):
         send(store, *BATCH[:10], queue=f"q{number % 7}")

@@ -1,4 +1,4 @@
-"""One message by its id, for an administrator: looked at, removed, made due at another time, dead-lettered."""
+"""Test operations on one message by its id: show, remove, reschedule, dead-letter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.store import Store
 from tests.support.engines import FakeClock
 from tests.support.shorthand import configure, lease, lease_one, new, peek, send, stats, take
 
-BATCH = [f"m{n}" for n in range(120)]  # packed, where an engine packs
+BATCH = [f"m{n}" for n in range(120)]  # packed, if the engine packs
 
 
 def test_a_message_is_shown_as_peek_shows_it(store: Store, clock: FakeClock) -> None:
@@ -25,7 +25,7 @@ def test_a_message_is_shown_as_peek_shows_it(store: Store, clock: FakeClock) -> 
 
 
 @pytest.mark.parametrize("place", [0, 60, 119])
-def test_a_message_of_a_batch_is_shown_removed_or_put_off_alone(store: Store, place: int) -> None:
+def test_a_message_of_a_batch_is_shown_removed_or_delayed_alone(store: Store, place: int) -> None:
     ids = send(store, *BATCH)
     shown = store.message("q", ids[place])
     assert (shown.text, shown.state, shown.id) == (BATCH[place], State.READY, ids[place])
@@ -61,7 +61,7 @@ def test_a_message_that_is_not_in_the_queue_is_not_found(store: Store, clock: Fa
 
 @pytest.mark.parametrize("verb", ["delete", "reschedule", "dead_letter"])
 @pytest.mark.parametrize("batch", [["a"], BATCH], ids=["one", "batch"])
-def test_a_message_that_is_leased_stays_with_its_holder(
+def test_a_leased_message_cannot_be_changed_by_its_id(
     store: Store, clock: FakeClock, verb: str, batch: list[str]
 ) -> None:
     ids = send(store, *batch)
@@ -87,7 +87,7 @@ def test_a_delayed_message_is_made_due_now_or_later(store: Store, clock: FakeClo
     assert take(store, 5) == ["second"]
 
 
-def test_a_blocked_message_put_off_stays_blocked_and_is_due_later(store: Store, clock: FakeClock) -> None:
+def test_a_delayed_blocked_message_stays_blocked_and_is_due_later(store: Store, clock: FakeClock) -> None:
     _, second, third = send(store, "a", "b", "c", key="k")
     store.reschedule("q", second, 60)
     assert store.message("q", second).state is State.BLOCKED
@@ -98,7 +98,7 @@ def test_a_blocked_message_put_off_stays_blocked_and_is_due_later(store: Store, 
     assert take(store, 5) == ["b", "c"]
 
 
-def test_a_head_put_off_holds_up_its_key(store: Store, clock: FakeClock) -> None:
+def test_a_delayed_head_by_id_holds_up_its_key(store: Store, clock: FakeClock) -> None:
     first, _ = send(store, "a", "b", key="k")
     store.reschedule("q", first, 60)
     assert take(store, 5) == []

@@ -1,4 +1,4 @@
-"""Messages that could not be dealt with: how they come to lie in the dead-letter queue, and how they come back."""
+"""Test how messages become dead letters, and how a redrive returns them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_message_received_max_receives_times_without_an_ack_is_a_dead_letter(s
     assert (stats(store).dead, stats(store).dead_lettered, stats(store).leased) == (1, 1, 0)
 
 
-def test_given_back_for_the_last_time_it_is_a_dead_letter_at_once(store: Store) -> None:
+def test_the_last_allowed_release_makes_a_dead_letter_at_once(store: Store) -> None:
     configure(store, max_receives=2)
     send(store, "poison")
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_an_ack_in_time_saves_the_last_delivery(store: Store, clock: FakeClock) 
     assert stats(store).dead_lettered == 0
 
 
-def test_a_lower_max_receives_holds_for_what_was_received_before(store: Store) -> None:
+def test_a_lower_max_receives_applies_to_messages_received_before(store: Store) -> None:
     send(store, "often", "never")
     for _ in range(3):
         store.release(lease_one(store).receipt)
@@ -68,7 +68,7 @@ def test_a_lower_max_receives_holds_for_what_was_received_before(store: Store) -
     assert peek(store, queue="q.dead") == ["often"]
 
 
-def test_a_lower_max_receives_holds_for_the_next_of_a_key_in_the_same_read(store: Store) -> None:
+def test_a_lower_max_receives_applies_to_the_next_of_a_key_in_the_same_read(store: Store) -> None:
     send(store, "first", "next", key="k")
     first, following = lease(store, 2)
     store.release(following.receipt)
@@ -80,7 +80,7 @@ def test_a_lower_max_receives_holds_for_the_next_of_a_key_in_the_same_read(store
 
 
 @pytest.mark.parametrize("reason", ["rejected", "bad \0 'input' 🙂"])
-def test_a_dead_letter_tells_where_it_came_from_and_why_and_when(store: Store, clock: FakeClock, reason: str) -> None:
+def test_a_dead_letter_shows_its_origin_reason_and_time(store: Store, clock: FakeClock, reason: str) -> None:
     (number,) = send(store, "a", attributes={"mine": 1, "dead_letter_from": "a lie"}, key="k")
     sent = clock.now()
     clock.advance(5)
@@ -134,7 +134,7 @@ def test_dead_letters_go_where_the_settings_say(store: Store) -> None:
     assert [queue.name for queue in store.queues()] == ["graveyard", "q"]
 
 
-def test_a_queue_with_the_longest_name_has_dead_letters_of_its_own(store: Store) -> None:
+def test_a_queue_with_the_longest_name_has_its_own_dead_letters(store: Store) -> None:
     name = "n" * 80
     send(store, "a", queue=name)
     store.reject(lease_one(store, queue=name).receipt)
@@ -155,7 +155,7 @@ def test_messages_that_die_at_the_same_moment_keep_their_order(store: Store, clo
 
 
 @pytest.mark.parametrize("end", ["q", "q.dead"])
-def test_a_redrive_from_either_end_brings_dead_letters_home_in_order_with_a_fresh_count(
+def test_a_redrive_of_either_queue_returns_dead_letters_in_order_with_a_fresh_count(
     store: Store, clock: FakeClock, end: str
 ) -> None:
     configure(store, max_receives=1)
@@ -219,7 +219,7 @@ def test_twelve_thousand_dead_letters_come_back_in_order(store: Store, clock: Fa
     assert peek(store) == batch + batch
 
 
-def test_a_redrive_brings_a_deleted_queue_to_life_again(store: Store) -> None:
+def test_a_redrive_creates_a_deleted_queue_again(store: Store) -> None:
     send(store, "a")
     store.reject(lease_one(store).receipt)
     store.delete_queue("q")
@@ -229,7 +229,7 @@ def test_a_redrive_brings_a_deleted_queue_to_life_again(store: Store) -> None:
     assert peek(store) == ["a"]
 
 
-def test_dead_letters_of_a_deleted_queue_are_not_told_of_it(store: Store) -> None:
+def test_dead_letters_of_a_deleted_queue_do_not_name_it(store: Store) -> None:
     send(store, "a")
     store.reject(lease_one(store).receipt)
     assert len(store.peek("q", state=State.DEAD)) == 1
@@ -238,8 +238,8 @@ def test_dead_letters_of_a_deleted_queue_are_not_told_of_it(store: Store) -> Non
     assert peek(store, queue="q.dead") == ["a"]
 
 
-def deaths_of(store: Store, queue: str) -> list[tuple[str, str]]:
-    """From where and why the one message in a queue has died, the first death first."""
+def history_of(store: Store, queue: str) -> list[tuple[str, str]]:
+    """Return the origin and reason of each dead-lettering of the one message in a queue, oldest first."""
     (message,) = store.peek(queue)
     attributes = json.loads(message.fields or "{}").get("attributes", {})
     if "dead_letter_from" not in attributes:
@@ -248,7 +248,7 @@ def deaths_of(store: Store, queue: str) -> list[tuple[str, str]]:
     return [(death["dead_letter_from"], death["dead_letter_reason"]) for death in deaths]
 
 
-def test_a_dead_letter_that_dies_again_keeps_the_story_of_every_death(store: Store, clock: FakeClock) -> None:
+def test_a_dead_letter_that_dies_again_keeps_its_whole_dead_letter_history(store: Store, clock: FakeClock) -> None:
     configure(store, "q.dead", retention=10, dead_letter_expired=True)
     send(store, "a", attributes={"mine": 1})
     store.reject(lease_one(store).receipt, "first")
@@ -256,7 +256,7 @@ def test_a_dead_letter_that_dies_again_keeps_the_story_of_every_death(store: Sto
     assert peek(store, queue="q.dead") == []
     store.reject(lease_one(store, queue="q.dead.dead").receipt, "third")
     last = "q.dead.dead.dead"
-    assert deaths_of(store, last) == [("q", "first"), ("q.dead", "expired"), ("q.dead.dead", "third")]
+    assert history_of(store, last) == [("q", "first"), ("q.dead", "expired"), ("q.dead.dead", "third")]
     attributes = json.loads(store.peek(last)[0].fields or "")["attributes"]
     assert (attributes["mine"], attributes["dead_letter_at"]) == (1, rfc3339(clock.now()))
     assert [stats(store, queue).dead for queue in ("q", "q.dead", "q.dead.dead")] == [0, 0, 1]
@@ -268,23 +268,27 @@ def test_a_redrive_undoes_one_death_at_a_time(store: Store, clock: FakeClock) ->
     store.reject(lease_one(store, queue="q.dead").receipt, "second")
     clock.advance(100)
     assert store.redrive("q.dead") == 1
-    assert (deaths_of(store, "q.dead"), stats(store).dead, stats(store, "q.dead").dead) == ([("q", "first")], 1, 0)
+    assert (history_of(store, "q.dead"), stats(store).dead, stats(store, "q.dead").dead) == (
+        [("q", "first")],
+        1,
+        0,
+    )
     clock.advance(100)
     assert store.redrive("q") == 1
-    assert (deaths_of(store, "q"), stats(store).dead) == ([], 0)
+    assert (history_of(store, "q"), stats(store).dead) == ([], 0)
     clock.advance(19)
     assert peek(store) == ["a"]
     clock.advance(1)
     assert peek(store) == []
 
 
-def test_a_dead_letter_that_dies_twice_in_one_queue_comes_home(store: Store) -> None:
+def test_a_dead_letter_that_died_twice_in_one_queue_returns_to_it(store: Store) -> None:
     send(store, "a")
     for reason in ("first", "second"):
         store.reject(lease_one(store).receipt, reason)
-        assert deaths_of(store, "q.dead") == [("q", reason)]
+        assert history_of(store, "q.dead") == [("q", reason)]
         assert store.redrive("q.dead") == 1
-    assert deaths_of(store, "q") == []
+    assert history_of(store, "q") == []
 
 
 def test_one_redrive_does_not_undo_two_deaths(store: Store) -> None:
@@ -319,7 +323,7 @@ def test_a_redrive_takes_only_those_that_last_died_of_a_reason(store: Store) -> 
     assert peek(store) == ["99", "199", "299"]
 
 
-def test_a_redrive_of_one_takes_the_first_although_many_before_it_are_leased(store: Store) -> None:
+def test_a_redrive_of_one_moves_the_first_that_is_not_leased(store: Store) -> None:
     send(store, *map(str, range(300)))
     for held in lease(store, 300):
         store.reject(held.receipt)
@@ -371,7 +375,7 @@ def test_an_unused_queue_does_not_expire_while_that_would_close_a_circle(store: 
     await_true(lambda: "q" not in [queue.name for queue in store.queues()])
 
 
-def test_no_circle_is_closed_behind_any_number_of_default_dead_letter_queues(store: Store) -> None:
+def test_no_circle_is_closed_through_any_number_of_default_dead_letter_queues(store: Store) -> None:
     name = "q"
     for _ in range(40):
         name = dead_letter_name(name, QueueSettings())
@@ -380,7 +384,7 @@ def test_no_circle_is_closed_behind_any_number_of_default_dead_letter_queues(sto
         assert fault.value.field == "dead_letter_queue"
 
 
-def test_of_a_deletion_and_a_setting_at_once_that_would_close_a_circle_one_is_refused(
+def test_a_concurrent_deletion_and_setting_cannot_close_a_circle(
     open_again: Callable[[], Store],
 ) -> None:
     here, there = open_again(), open_again()
@@ -393,8 +397,8 @@ def test_of_a_deletion_and_a_setting_at_once_that_would_close_a_circle_one_is_re
         assert [isinstance(outcome, InvalidInput) for outcome in outcomes].count(True) == 1
 
 
-def test_a_lower_max_receives_passes_over_many_that_were_received_before(store: Store) -> None:
-    """More than one transaction may move: the good one comes at once, and the others follow to the dead letters."""
+def test_a_read_passes_over_many_messages_beyond_a_lower_max_receives(store: Store) -> None:
+    """It may need several transactions: the valid one comes at once, the others are dead-lettered."""
     texts = [str(number) for number in range(3_000)]
     for start in range(0, 3_000, 1_000):
         store.send("q", [new(text, priority=1) for text in texts[start : start + 1_000]])
@@ -406,7 +410,7 @@ def test_a_lower_max_receives_passes_over_many_that_were_received_before(store: 
     assert take(store, 1) == ["good"]
 
 
-def test_one_received_too_often_holds_its_key_up_no_longer_than_until_it_is_dead(store: Store) -> None:
+def test_a_message_received_too_often_blocks_its_key_only_until_it_is_dead_lettered(store: Store) -> None:
     send(store, "spent", "spent too", "next", key="k")
     for held in lease(store, 2):
         store.release(held.receipt)

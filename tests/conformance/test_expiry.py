@@ -1,4 +1,4 @@
-"""Time to live and retention: what is not delivered any more, and the room it leaves."""
+"""Test time to live and retention: expired messages are not delivered, and free their space."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_leased_message_does_not_expire_before_its_lease_ends(store: Store, cl
     assert (stats(store).leased, stats(store).expired) == (0, 1)
 
 
-def test_a_message_given_back_after_its_ttl_is_gone(store: Store, clock: FakeClock) -> None:
+def test_a_message_released_after_its_ttl_expires(store: Store, clock: FakeClock) -> None:
     send(store, "a", ttl=5)
     held = lease_one(store, seconds=60)
     clock.advance(6)
@@ -50,7 +50,7 @@ def test_a_message_given_back_after_its_ttl_is_gone(store: Store, clock: FakeClo
     assert stats(store).expired == 1
 
 
-def test_many_that_expire_at_once_are_none_of_them_delivered(store: Store, clock: FakeClock) -> None:
+def test_none_of_many_messages_that_expire_at_once_is_delivered(store: Store, clock: FakeClock) -> None:
     for _ in range(3):
         send(store, *["old"] * 8_000, ttl=5)
     send(store, "fresh")
@@ -71,14 +71,14 @@ def test_retention_bounds_the_life_of_every_message(store: Store, clock: FakeClo
     assert stats(store).expired == 3 * len(batch)
 
 
-def test_a_shorter_ttl_holds_against_a_longer_retention(store: Store, clock: FakeClock) -> None:
+def test_a_shorter_ttl_takes_precedence_over_a_longer_retention(store: Store, clock: FakeClock) -> None:
     configure(store, retention=10)
     send(store, "a", ttl=5)
     clock.advance(5)
     assert take(store) == []
 
 
-def test_a_new_retention_holds_for_what_is_there_already(store: Store, clock: FakeClock) -> None:
+def test_a_new_retention_applies_to_existing_messages(store: Store, clock: FakeClock) -> None:
     send(store, "a", "b")
     send(store, "c", ttl=5)
     configure(store, retention=10)
@@ -109,7 +109,7 @@ def test_an_expired_message_goes_to_the_dead_letters_if_the_queue_says_so(store:
     assert (now.expired, now.dead_lettered, now.dead, now.bytes) == (1, 1, 1, 0)
 
 
-def test_an_expired_dead_letter_stays_there_although_its_ttl_is_over(store: Store, clock: FakeClock) -> None:
+def test_an_expired_dead_letter_stays_although_its_ttl_has_passed(store: Store, clock: FakeClock) -> None:
     configure(store, dead_letter_expired=True)
     send(store, "a", ttl=5)
     clock.advance(5)
@@ -147,9 +147,7 @@ def test_a_redriven_message_lives_its_whole_ttl_again(store: Store, clock: FakeC
 
 
 @pytest.mark.parametrize("fields", [{"ttl": 5}, {"ttl": 5, "key": "k"}, {"ttl": 5, "delay": 60}])
-def test_expired_messages_leave_room_without_a_read_having_to_come_by(
-    store: Store, clock: FakeClock, fields: dict[str, Any]
-) -> None:
+def test_expired_messages_free_space_without_a_read(store: Store, clock: FakeClock, fields: dict[str, Any]) -> None:
     configure(store, max_messages=2)
     send(store, "a", "b", **fields)
     with pytest.raises(QueueFull):
@@ -161,7 +159,7 @@ def test_expired_messages_leave_room_without_a_read_having_to_come_by(
     assert peek(store) == ["c", "d"]
 
 
-def test_one_whose_lease_and_ttl_are_both_over_leaves_room_too(store: Store, clock: FakeClock) -> None:
+def test_a_message_whose_lease_and_ttl_have_ended_frees_space(store: Store, clock: FakeClock) -> None:
     mortal = new("0123456789", ttl=5)
     configure(store, max_bytes=mortal.size)
     store.send("q", [mortal])
@@ -173,7 +171,7 @@ def test_one_whose_lease_and_ttl_are_both_over_leaves_room_too(store: Store, clo
     store.send("q", [mortal])
 
 
-def test_a_change_of_retention_holds_at_once_and_back_again(store: Store, clock: FakeClock) -> None:
+def test_a_change_of_retention_takes_effect_at_once_and_can_be_undone(store: Store, clock: FakeClock) -> None:
     send(store, *map(str, range(50)))
     send(store, "single")
     clock.advance(10)
@@ -186,7 +184,7 @@ def test_a_change_of_retention_holds_at_once_and_back_again(store: Store, clock:
     assert stats(store).expired == 51
 
 
-def test_a_message_given_back_behind_the_retention_is_gone_and_one_before_it_is_not(
+def test_a_message_released_after_the_retention_expires_and_one_before_it_does_not(
     store: Store, clock: FakeClock
 ) -> None:
     configure(store, retention=10)
@@ -209,7 +207,7 @@ def test_a_message_given_back_behind_the_retention_is_gone_and_one_before_it_is_
     assert stats(store).expired == 2
 
 
-def test_a_redriven_message_begins_its_retention_anew(store: Store, clock: FakeClock) -> None:
+def test_a_redriven_message_starts_its_retention_again(store: Store, clock: FakeClock) -> None:
     send(store, "a")
     store.reject(lease_one(store).receipt)
     clock.advance(100)
@@ -222,7 +220,7 @@ def test_a_redriven_message_begins_its_retention_anew(store: Store, clock: FakeC
     assert peek(store) == []
 
 
-def test_the_shortest_retention_is_not_nothing(store: Store, clock: FakeClock) -> None:
+def test_the_shortest_retention_is_not_zero(store: Store, clock: FakeClock) -> None:
     configure(store, retention=0.0004)
     send(store, "a")
     assert peek(store) == ["a"]
@@ -230,7 +228,7 @@ def test_the_shortest_retention_is_not_nothing(store: Store, clock: FakeClock) -
     assert peek(store) == []
 
 
-def test_much_that_is_past_retention_keeps_no_read_from_what_is_not(store: Store, clock: FakeClock) -> None:
+def test_many_messages_past_retention_do_not_hide_the_others_from_a_read(store: Store, clock: FakeClock) -> None:
     for n in range(3):
         store.send("q", [new("old", priority=n % 2)] * 10_000)
     clock.advance(10)
@@ -241,7 +239,7 @@ def test_much_that_is_past_retention_keeps_no_read_from_what_is_not(store: Store
     assert take(store, 5) == []
 
 
-def test_batches_past_retention_leave_as_the_queue_says(store: Store, clock: FakeClock) -> None:
+def test_batches_past_retention_are_deleted_or_dead_lettered_by_the_settings(store: Store, clock: FakeClock) -> None:
     configure(store, retention=10, dead_letter_expired=True)
     send(store, *map(str, range(150)))
     lease(store, 100, seconds=60)

@@ -1,4 +1,4 @@
-"""Messages of one key: in order, one consumer at a time."""
+"""Test message keys: in order, one consumer at a time."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_a_plain_read_of_the_head_makes_the_next_ready(store: Store) -> None:
     assert [take(store), take(store), take(store)] == [["a1"], ["a2"], ["a3"]]
 
 
-def test_one_read_may_take_a_run_of_a_key_in_order(store: Store) -> None:
+def test_one_read_can_lease_several_messages_of_a_key_in_order(store: Store) -> None:
     send(store, "a1", "a2", "a3", key="a")
     assert take(store, 2) == ["a1", "a2"]
     assert texts(lease(store, 2)) == ["a3"]
 
 
-def test_a_key_stays_locked_until_all_of_the_run_is_settled(store: Store) -> None:
+def test_a_key_stays_locked_until_all_its_leased_messages_are_settled(store: Store) -> None:
     send(store, "a1", "a2", "a3", key="a")
     first, second = lease(store, 2)
     assert take(store, 5) == []
@@ -61,7 +61,7 @@ def test_the_end_of_a_run_settled_first_leaves_the_key_locked(store: Store) -> N
     assert take(store, 5) == ["a3"]
 
 
-def test_a_part_of_a_run_given_back_waits_blocked_for_the_rest(store: Store) -> None:
+def test_a_released_message_of_a_key_stays_blocked_until_the_rest_is_settled(store: Store) -> None:
     send(store, "a1", "a2", "a3", key="a")
     first, second = lease(store, 2)
     store.release(first.receipt)
@@ -71,7 +71,7 @@ def test_a_part_of_a_run_given_back_waits_blocked_for_the_rest(store: Store) -> 
     assert take(store, 5) == ["a1", "a3"]
 
 
-def test_a_part_of_a_run_whose_lease_ends_waits_for_the_rest(store: Store, clock: FakeClock) -> None:
+def test_a_message_of_a_key_whose_lease_ends_waits_for_the_rest(store: Store, clock: FakeClock) -> None:
     send(store, "a1", "a2", key="a")
     _, second = lease(store, 2, seconds=10)
     store.extend(second.receipt, 60)
@@ -82,7 +82,7 @@ def test_a_part_of_a_run_whose_lease_ends_waits_for_the_rest(store: Store, clock
     assert take(store, 5) == ["a1", "a2"]
 
 
-def test_a_lease_that_holds_again_locks_its_key_again(store: Store, clock: FakeClock) -> None:
+def test_a_lease_extended_after_its_end_locks_its_key_again(store: Store, clock: FakeClock) -> None:
     send(store, "a1", "a2", "a3", key="a")
     first, second = lease(store, 2, seconds=10)
     clock.advance(10)
@@ -95,7 +95,7 @@ def test_a_lease_that_holds_again_locks_its_key_again(store: Store, clock: FakeC
     assert (stats(store).leased, stats(store).blocked) == (2, 1)
 
 
-def test_a_late_worker_cannot_lease_again_what_stands_behind_anothers_lease(store: Store, clock: FakeClock) -> None:
+def test_a_late_worker_cannot_extend_a_lease_behind_another_workers(store: Store, clock: FakeClock) -> None:
     send(store, "a1", "a2", key="a")
     _, second = lease(store, 2, seconds=10)
     clock.advance(10)
@@ -105,14 +105,14 @@ def test_a_late_worker_cannot_lease_again_what_stands_behind_anothers_lease(stor
     assert states(store) == ["leased", "blocked"]
 
 
-def test_a_head_given_back_is_the_head_again(store: Store) -> None:
+def test_a_released_head_is_the_head_again(store: Store) -> None:
     send(store, "a1", "a2", key="a")
     store.release(lease_one(store).receipt)
     assert states(store) == ["ready", "blocked"]
     assert take(store, 5) == ["a1", "a2"]
 
 
-def test_a_head_given_back_with_a_delay_holds_up_its_key(store: Store, clock: FakeClock) -> None:
+def test_a_head_released_with_a_delay_holds_up_its_key(store: Store, clock: FakeClock) -> None:
     send(store, "a1", "a2", key="a")
     store.release(lease_one(store).receipt, 5)
     assert states(store) == ["delayed", "blocked"]
@@ -152,7 +152,7 @@ def test_a_dead_lettered_head_makes_way_for_the_next(store: Store) -> None:
     assert take(store, 5) == ["a2"]
 
 
-def test_a_purge_takes_the_heads_and_the_next_message_of_the_key_is_ready(store: Store) -> None:
+def test_after_a_purge_of_the_heads_the_next_message_of_the_key_is_ready(store: Store) -> None:
     send(store, "a1", "a2", key="a")
     lease(store)
     assert store.purge("q") == 2
@@ -190,7 +190,7 @@ def test_the_next_of_a_key_waits_for_its_own_recipient(store: Store) -> None:
     assert take(store, 5) == ["to all"]
 
 
-def test_a_run_stops_before_a_message_to_somebody_else(store: Store) -> None:
+def test_a_run_stops_before_a_message_to_another_recipient(store: Store) -> None:
     for text, recipient in [("1", "ann"), ("2", "ann"), ("3", "bob"), ("4", "ann")]:
         send(store, text, key="a", recipient=recipient)
     assert take(store, 5, recipient="ann") == ["1", "2"]
@@ -198,7 +198,7 @@ def test_a_run_stops_before_a_message_to_somebody_else(store: Store) -> None:
     assert take(store, 5, recipient="ann") == ["4"]
 
 
-def test_keys_of_two_queues_have_nothing_to_do_with_each_other(store: Store) -> None:
+def test_keys_of_two_queues_are_independent(store: Store) -> None:
     send(store, "1", key="a", queue="one")
     send(store, "2", key="a", queue="two")
     assert lease_one(store, queue="one").text == "1"
@@ -224,7 +224,7 @@ def test_a_run_of_a_key_ends_before_a_message_received_too_often(store: Store) -
     assert peek(store, queue="q.dead") == ["a1", "a2"]
 
 
-def test_strange_keys_are_keys_like_any(store: Store) -> None:
+def test_unusual_keys_work_like_any_other(store: Store) -> None:
     for key in ["\0", "a\0b", "'", '"', "%", "🙂", "null", "1", " ", "a\n", "\ufffe"]:
         send(store, f"{key}1", f"{key}2", key=key)
         held = lease_one(store)

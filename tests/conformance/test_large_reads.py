@@ -1,4 +1,4 @@
-"""A read of much waits for memory before it takes anything, and a small one needs none."""
+"""Test that a large read reserves memory before it takes messages, and a small one does not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READS: dict[str, Callable[[Engine], object]] = {
 
 
 class Memory:
-    """Has room for so many bytes."""
+    """A memory budget of so many bytes."""
 
     def __init__(self, free: int) -> None:
         self.free = free
@@ -46,7 +46,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-def test_a_large_read_that_finds_no_room_is_busy_and_takes_nothing(
+def test_a_large_read_without_free_memory_is_busy_and_takes_nothing(
     store: Engine, read: Callable[[Engine], object]
 ) -> None:
     send(store, LARGE)
@@ -65,14 +65,14 @@ def test_a_large_read_that_finds_no_room_is_busy_and_takes_nothing(
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-def test_a_small_read_needs_no_room(store: Engine, read: Callable[[Engine], object]) -> None:
+def test_a_small_read_reserves_no_memory(store: Engine, read: Callable[[Engine], object]) -> None:
     send(store, "x")
     store.limit_reads(memory := Memory(0))
     assert read(store)
     assert (memory.asked, memory.kept) == ([], 0)
 
 
-def test_a_usual_read_asks_once_and_keeps_what_it_has_brought(store: Engine) -> None:
+def test_a_usual_read_reserves_memory_without_waiting_and_keeps_what_it_needs(store: Engine) -> None:
     send(store, *["x" * 10_000] * 50)
     store.limit_reads(memory := Memory(USUAL_READ_BYTES * WIDEST))
     assert len(take(store, 50)) == 50
@@ -80,7 +80,7 @@ def test_a_usual_read_asks_once_and_keeps_what_it_has_brought(store: Engine) -> 
     assert 500_000 <= memory.kept < 510_000
 
 
-def test_a_repeated_read_waits_for_room_for_what_it_got_before(store: Engine) -> None:
+def test_a_repeated_read_reserves_memory_for_its_earlier_messages(store: Engine) -> None:
     send(store, LARGE)
     (held,) = store.receive(LEASE, IdempotencyKey("key", b""))
     send(store, LARGE, queue="plain")
@@ -95,7 +95,7 @@ def test_a_repeated_read_waits_for_room_for_what_it_got_before(store: Engine) ->
     assert [message.text for message in store.receive(Receive(("plain",)), IdempotencyKey("plain", b""))] == [LARGE]
 
 
-def test_attributes_and_deaths_count_as_texts_do(store: Engine) -> None:
+def test_attributes_and_dead_letter_histories_count_like_texts(store: Engine) -> None:
     large = {"a": "x" * 60_000}
     send(store, "a", "b", "c", attributes=large)
     store.limit_reads(Memory(0))

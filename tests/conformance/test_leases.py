@@ -1,4 +1,4 @@
-"""Leases and receipts: who holds a message, and what the holder may do."""
+"""Test leases and receipts: which reader has a message, and what it can do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_leased_message_is_invisible_until_its_lease_ends(store: Store, clock:
     assert take(store) == ["a"]
 
 
-def test_a_leased_message_tells_its_receipt_and_until_when(store: Store, clock: FakeClock) -> None:
+def test_a_leased_message_has_its_receipt_and_the_end_of_its_lease(store: Store, clock: FakeClock) -> None:
     send(store, "a")
     message = lease_one(store, seconds=1.5).message
     assert (message.leased_until, message.receive_count) == (clock.now() + 1_500, 1)
@@ -57,7 +57,7 @@ def test_a_late_worker_cannot_ack_a_message_leased_again(store: Store, clock: Fa
     assert peek(store) == []
 
 
-def test_a_late_worker_is_told_so_too_once_the_next_lease_has_ended_as_well(store: Store, clock: FakeClock) -> None:
+def test_a_late_worker_gets_a_stale_receipt_even_after_the_next_lease_has_ended(store: Store, clock: FakeClock) -> None:
     send(store, "a")
     late = lease_one(store, seconds=10)
     clock.advance(10)
@@ -67,9 +67,7 @@ def test_a_late_worker_is_told_so_too_once_the_next_lease_has_ended_as_well(stor
         store.settle(late.receipt)
 
 
-def test_a_receipt_whose_lease_ended_works_until_somebody_else_holds_the_message(
-    store: Store, clock: FakeClock
-) -> None:
+def test_a_receipt_whose_lease_ended_works_until_the_message_is_leased_again(store: Store, clock: FakeClock) -> None:
     send(store, "a", "b", "c")
     acked, kept, back = lease(store, 3, seconds=10)
     clock.advance(10)
@@ -83,7 +81,7 @@ def test_a_receipt_whose_lease_ended_works_until_somebody_else_holds_the_message
     assert take(store, 5) == ["c"]
 
 
-def test_receipts_are_new_at_every_delivery(store: Store) -> None:
+def test_every_delivery_has_a_new_receipt(store: Store) -> None:
     send(store, "a")
     seen = set()
     for count in range(1, 6):
@@ -100,7 +98,7 @@ def test_receipts_are_new_at_every_delivery(store: Store) -> None:
      f"q~{10**19 - 1}~1", "q~1~ffffffffffffffff", "q~1~00000000000000001", "../q~1~1", "q~１~1", "q~1~1\n", "\0",
      "🙂~1~1"],
 )  # fmt: skip
-def test_what_is_no_receipt_is_no_message(store: Store, garbled: str) -> None:
+def test_a_malformed_receipt_is_missing(store: Store, garbled: str) -> None:
     send(store, "a")
     with pytest.raises(MessageNotFound):
         store.settle(garbled)
@@ -108,7 +106,7 @@ def test_what_is_no_receipt_is_no_message(store: Store, garbled: str) -> None:
     assert peek(store) == ["a"]
 
 
-def test_a_receipt_of_a_message_that_is_gone_is_missing(store: Store) -> None:
+def test_a_receipt_of_a_deleted_message_is_missing(store: Store) -> None:
     send(store, "a")
     held = lease_one(store)
     store.settle(held.receipt)
@@ -140,7 +138,7 @@ def test_a_receipt_works_in_its_own_queue_only(store: Store) -> None:
     store.settle(held.receipt, "q")
 
 
-def test_a_receipt_does_nothing_to_a_queue_of_the_same_name_made_anew(store: Store) -> None:
+def test_a_receipt_has_no_effect_on_a_recreated_queue_of_the_same_name(store: Store) -> None:
     send(store, "old")
     held = lease_one(store)
     store.delete_queue("q")
@@ -150,14 +148,14 @@ def test_a_receipt_does_nothing_to_a_queue_of_the_same_name_made_anew(store: Sto
     assert peek(store) == ["new"]
 
 
-def test_receipts_hold_across_a_restart(open_again: Callable[[], Store]) -> None:
+def test_receipts_stay_valid_after_a_restart(open_again: Callable[[], Store]) -> None:
     send(before := open_again(), "a")
     held = lease_one(before)
     open_again().settle(held.receipt)
     assert peek(before) == []
 
 
-def test_a_batch_of_receipts_settles_those_that_hold_and_tells_the_others(store: Store, clock: FakeClock) -> None:
+def test_a_batch_of_receipts_settles_the_valid_ones_and_reports_the_others(store: Store, clock: FakeClock) -> None:
     send(store, "a", "b", "c", "d")
     stale = lease_one(store, seconds=1)
     clock.advance(1)
@@ -196,13 +194,13 @@ def test_a_lease_can_be_made_shorter(store: Store, clock: FakeClock) -> None:
     assert take(store) == ["a"]
 
 
-def test_a_released_message_is_there_at_once(store: Store) -> None:
+def test_a_released_message_is_ready_at_once(store: Store) -> None:
     send(store, "a")
     store.release(lease_one(store).receipt)
     assert take(store) == ["a"]
 
 
-def test_a_message_released_with_a_delay_is_there_after_it(store: Store, clock: FakeClock) -> None:
+def test_a_message_released_with_a_delay_is_ready_after_it(store: Store, clock: FakeClock) -> None:
     send(store, "a", "b")
     store.release(lease_one(store).receipt, 5)
     assert (stats(store).delayed, stats(store).leased) == (1, 0)
@@ -222,7 +220,7 @@ def test_twelve_thousand_leases_that_end_at_once_all_end(store: Store, clock: Fa
     assert take(store, 3) == ["0", "1", "2"]
 
 
-def test_sixteen_readers_at_once_share_the_messages_out(store: Store) -> None:
+def test_sixteen_concurrent_readers_get_each_message_once(store: Store) -> None:
     send(store, *map(str, range(320)))
 
     def work() -> list[str]:
@@ -237,7 +235,7 @@ def test_sixteen_readers_at_once_share_the_messages_out(store: Store) -> None:
     assert sorted(int(text) for share in shares for text in share) == list(range(320))
 
 
-def test_two_who_settle_one_receipt_at_once_settle_it_once(store: Store) -> None:
+def test_two_concurrent_acks_of_one_receipt_settle_it_once(store: Store) -> None:
     send(store, "a")
     receipt = lease_one(store).receipt
     outcomes = in_threads([lambda: store.settle(receipt)] * 8)
@@ -245,7 +243,7 @@ def test_two_who_settle_one_receipt_at_once_settle_it_once(store: Store) -> None
     assert stats(store).acked == 1
 
 
-def test_a_reader_that_has_gone_takes_nothing(store: Store) -> None:
+def test_a_reader_that_disconnected_takes_nothing(store: Store) -> None:
     send(store, "a")
     assert store.receive(Receive(("q",)), present=lambda: False) == []
     assert (stats(store).ready, stats(store).received) == (1, 0)
@@ -269,7 +267,7 @@ def test_a_released_message_cannot_be_leased_again_by_its_old_receipt(
     assert peek(store) == []
 
 
-def test_a_message_handed_back_uncounted_is_as_if_it_had_not_been_delivered(store: Store, clock: FakeClock) -> None:
+def test_a_message_released_uncounted_is_as_if_it_had_not_been_delivered(store: Store, clock: FakeClock) -> None:
     configure(store, max_receives=1)
     send(store, "a", "b")
     for _ in range(3):
@@ -284,7 +282,7 @@ def test_a_message_handed_back_uncounted_is_as_if_it_had_not_been_delivered(stor
     assert (peek(store, queue="q.dead"), stats(store).dead_lettered) == (["a"], 1)
 
 
-def test_one_of_a_batch_is_handed_back_uncounted(store: Store) -> None:
+def test_one_of_a_batch_is_released_uncounted(store: Store) -> None:
     configure(store, max_receives=1)
     send(store, *map(str, range(200)))
     for held in lease(store, 200)[1:]:
@@ -312,7 +310,7 @@ def test_many_leases_are_extended_at_once_and_the_others_reported(store: Store, 
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_two_ended_leases_of_one_key_that_of_the_first_message_holds_again(
+def test_of_two_ended_leases_of_one_key_the_first_messages_can_be_extended(
     store: Store, clock: FakeClock, order: int
 ) -> None:
     send(store, "a", "b", key="k")
@@ -325,7 +323,9 @@ def test_of_two_ended_leases_of_one_key_that_of_the_first_message_holds_again(
     assert (stats(store).leased, stats(store).blocked) == (1, 1)
 
 
-def test_a_lease_of_a_key_that_another_holds_is_not_extended_with_the_others(store: Store, clock: FakeClock) -> None:
+def test_a_lease_of_a_key_that_another_reader_has_is_not_extended_with_the_others(
+    store: Store, clock: FakeClock
+) -> None:
     send(store, "a", "b", key="k")
     late = lease(store, 2, seconds=1)
     clock.advance(1)

@@ -1,4 +1,4 @@
-"""What happens between the transactions of one call, and what is kept only for a while."""
+"""Test what other calls do between the transactions of one call, and what expires."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.shorthand import configure, new, peek, send, stats, texts
 LONG = 15.0  # seconds
 
 
-class Meanwhile:
-    """An observer that does something once, after the next transaction of this thread."""
+class AfterNextTransaction:
+    """An observer that calls a function once, after the next transaction of this thread."""
 
     def __init__(self, do: Callable[[], object]) -> None:
         self.done = False
@@ -43,11 +43,11 @@ class Meanwhile:
 
 
 @pytest.mark.parametrize("fields", [{}, {"key": "k"}, {"delay": 60}], ids=["plain", "with a key", "delayed"])
-def test_a_purge_leaves_what_is_sent_after_it_began(open_again: Callable[[], Engine], fields: dict[str, Any]) -> None:
+def test_a_purge_leaves_messages_sent_after_it_began(open_again: Callable[[], Engine], fields: dict[str, Any]) -> None:
     store, other = open_again(), open_again()
     for _ in range(3):
         send(store, *["before"] * 7_000, **fields)
-    meanwhile = Meanwhile(lambda: send(other, *["after"] * 500, **fields))
+    meanwhile = AfterNextTransaction(lambda: send(other, *["after"] * 500, **fields))
     store.observe(meanwhile)
     assert (store.purge("q"), meanwhile.done) == (21_000, True)
     assert peek(store) == ["after"] * 500
@@ -71,10 +71,10 @@ def test_a_transactions_reader_of_several_queues_waits_although_its_key_is_remem
     assert peek(store, queue="out") == ["result"]
 
 
-def test_keys_and_dedup_ids_are_forgotten_when_their_time_is_over(
+def test_keys_and_dedup_ids_are_forgotten_when_they_expire(
     open_again: Callable[[], Engine], clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the database would grow with every request there ever was."""
+    """Otherwise the database would grow with every request."""
     monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 0.05)
     monkeypatch.setattr(postgres_upkeep, "UPKEEP_EVERY", 0.05)
     store = open_again()
@@ -92,7 +92,7 @@ def test_keys_and_dedup_ids_are_forgotten_when_their_time_is_over(
 
 
 def _rows(directory: Path) -> dict[str, int]:
-    """How many each table of the test's database has."""
+    """Return the number of rows in each table of the test's database."""
     if (path := directory / "queue.db").exists():
         with closing(apsw.Connection(str(path))) as file:
             tables = [str(row[0]) for row in file.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]

@@ -1,4 +1,4 @@
-"""Which message comes next: age, priority, recipient, delay."""
+"""Test which message comes next: age, priority, recipient, delay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_messages_come_out_in_the_order_they_went_in(store: Store) -> None:
     assert [take(store), take(store), take(store), take(store)] == [["a"], ["b"], ["c"], []]
 
 
-def test_a_batch_of_ten_thousand_keeps_its_order_and_comes_after_what_was_there(store: Store) -> None:
+def test_a_batch_of_ten_thousand_keeps_its_order_and_follows_earlier_messages(store: Store) -> None:
     send(store, "first")
     batch = [str(number) for number in range(10_000)]
     ids = send(store, *batch)
@@ -51,7 +51,7 @@ def test_ids_rise_and_are_not_used_again_after_a_drain_and_a_restart(open_again:
     assert ids == sorted(set(ids))
 
 
-def test_what_was_sent_is_there_after_a_restart(open_again: Callable[[], Store]) -> None:
+def test_sent_messages_survive_a_restart(open_again: Callable[[], Store]) -> None:
     first = open_again()
     send(first, "a", "b", "c")
     held = lease_one(first)
@@ -61,7 +61,7 @@ def test_what_was_sent_is_there_after_a_restart(open_again: Callable[[], Store])
     assert peek(first) == ["c"]
 
 
-def test_reading_a_queue_that_is_not_there_is_reading_an_empty_one_and_does_not_make_it(store: Store) -> None:
+def test_reading_a_missing_queue_returns_nothing_and_does_not_create_it(store: Store) -> None:
     assert take(store) == []
     assert store.queues() == []
 
@@ -111,7 +111,7 @@ def test_a_delayed_message_takes_its_old_place_in_the_order_when_due(store: Stor
     assert take(store, 10) == ["a", "b", "c", "d"]
 
 
-def test_many_delays_that_end_at_once_lose_no_order(store: Store, clock: FakeClock) -> None:
+def test_messages_whose_delays_end_at_once_keep_their_order(store: Store, clock: FakeClock) -> None:
     send(store, "oldest", delay=9)
     send(store, *map(str, range(9_999)), delay=5)
     send(store, "urgent", delay=9, priority=1)
@@ -119,7 +119,7 @@ def test_many_delays_that_end_at_once_lose_no_order(store: Store, clock: FakeClo
     assert take(store, 3) == ["urgent", "oldest", "0"]
 
 
-def test_a_delay_and_a_priority_go_together(store: Store, clock: FakeClock) -> None:
+def test_a_message_can_have_a_delay_and_a_priority(store: Store, clock: FakeClock) -> None:
     send(store, "urgent but later", delay=5, priority=9)
     send(store, "a", "b")
     assert take(store) == ["a"]
@@ -127,7 +127,7 @@ def test_a_delay_and_a_priority_go_together(store: Store, clock: FakeClock) -> N
     assert take(store, 2) == ["urgent but later", "b"]
 
 
-def test_a_message_given_back_takes_its_old_place(store: Store) -> None:
+def test_a_released_message_returns_to_its_old_place(store: Store) -> None:
     send(store, "a", "b", "c")
     first = lease_one(store)
     store.release(first.receipt)
@@ -155,13 +155,13 @@ def test_a_read_from_several_queues_prefers_them_in_the_order_named(store: Store
     assert [store.receive(Receive(("b", "a")))[0].text, take(store, queue="a")] == ["a2", []]
 
 
-def test_a_read_names_at_most_as_many_as_its_limit(store: Store) -> None:
+def test_a_read_returns_at_most_its_limit(store: Store) -> None:
     send(store, *"abcdef")
     assert take(store, 4) == list("abcd")
     assert take(store, 4) == list("ef")
 
 
-def test_a_message_tells_when_it_was_sent_and_how_often_received(store: Store, clock: FakeClock) -> None:
+def test_a_message_has_its_time_of_sending_and_receive_count(store: Store, clock: FakeClock) -> None:
     sent = clock.now()
     send(store, "a")
     clock.advance(3)
@@ -180,12 +180,12 @@ def test_a_reader_of_any_recipient_takes_all_in_order(store: Store) -> None:
     assert take(store, 100, recipient=None) == list(map(str, range(5, 26)))
 
 
-def test_a_reader_of_any_recipient_takes_a_key_in_order_whoever_it_is_for(store: Store) -> None:
+def test_a_reader_of_any_recipient_takes_a_key_in_order_across_recipients(store: Store) -> None:
     store.send("q", [new("a", key="k"), new("b", key="k", recipient="ann"), new("c", key="k"), new("d", recipient="z")])
     assert take(store, 10, recipient=None) == ["a", "b", "c", "d"]
 
 
-def test_a_reader_of_any_recipient_drains_many_of_them(store: Store) -> None:
+def test_a_reader_of_any_recipient_drains_many_recipients(store: Store) -> None:
     store.send("q", [new(str(n), recipient=f"r{n % 300}") for n in range(900)])
     seen: list[str] = []
     while some := take(store, 100, recipient=None):
@@ -193,7 +193,7 @@ def test_a_reader_of_any_recipient_drains_many_of_them(store: Store) -> None:
     assert seen == list(map(str, range(900)))
 
 
-def test_a_reader_of_any_recipient_finds_some_of_more_than_a_read_puts_in_order(store: Store) -> None:
+def test_a_reader_of_any_recipient_finds_messages_of_more_recipients_than_one_read_sorts(store: Store) -> None:
     count = MAX_RECIPIENTS + 50
     store.send("q", [new(str(n), recipient=f"r{n:04}") for n in range(count)])
     assert take(store, MAX_RECIPIENTS, recipient=None) == list(map(str, range(MAX_RECIPIENTS)))

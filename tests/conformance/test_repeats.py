@@ -1,4 +1,4 @@
-"""What is sent or asked for twice counts once: dedup_ids of messages, Idempotency-Keys of requests."""
+"""Test that duplicates count once: dedup_ids of messages, Idempotency-Keys of requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_second_message_with_the_same_dedup_id_is_not_stored(store: Store) -> 
     assert stats(store).sent == 2
 
 
-def test_a_dedup_id_is_remembered_although_the_message_is_gone(store: Store) -> None:
+def test_a_dedup_id_is_remembered_after_the_message_is_deleted(store: Store) -> None:
     first = send(store, "a", dedup_id="1")
     assert take(store) == ["a"]
     assert send(store, "a", dedup_id="1") == first
@@ -55,21 +55,21 @@ def test_a_dedup_id_twice_in_one_batch_is_stored_once(store: Store) -> None:
     ]  # fmt: skip
 
 
-def test_a_batch_may_hold_messages_known_already(store: Store) -> None:
+def test_a_batch_can_contain_messages_with_known_dedup_ids(store: Store) -> None:
     (known,) = send(store, "a", dedup_id="1")
     ids = store.send("q", [new("new"), new("again", dedup_id="1"), new("b", dedup_id="2")]).ids
     assert ids[1] == known
     assert peek(store) == ["a", "new", "b"]
 
 
-def test_a_batch_may_end_with_a_message_known_already(store: Store) -> None:
+def test_a_batch_can_end_with_a_message_with_a_known_dedup_id(store: Store) -> None:
     (known,) = send(store, "a", dedup_id="1")
     ids = store.send("q", [*[new("plain")] * 20, new("again", dedup_id="1")]).ids
     assert ids == [message.id for message in store.peek("q")[1:]] + [known]
     assert stats(store).sent == 21
 
 
-def test_a_message_known_already_holds_up_no_other_of_its_key(store: Store) -> None:
+def test_a_duplicate_holds_up_no_other_message_of_its_key(store: Store) -> None:
     send(store, "a", dedup_id="1")
     take(store)
     store.send("q", [new("again", key="k", dedup_id="1"), new("b", key="k", dedup_id="2"), new("c", key="k")])
@@ -91,7 +91,7 @@ def test_dedup_ids_are_the_same_only_when_every_character_is(store: Store, pair:
     assert peek(store) == ["first", "second"]
 
 
-def test_a_repeat_is_no_message_more_for_a_full_queue(store: Store) -> None:
+def test_a_duplicate_is_accepted_by_a_full_queue(store: Store) -> None:
     configure(store, max_messages=1)
     first = send(store, "a", dedup_id="1")
     assert send(store, "a", dedup_id="1") == first
@@ -102,7 +102,7 @@ def test_a_repeat_is_no_message_more_for_a_full_queue(store: Store) -> None:
     assert peek(store) == ["b"]
 
 
-def test_of_a_concurrent_pair_with_one_dedup_id_one_is_stored(open_again: Callable[[], Store]) -> None:
+def test_one_of_two_concurrent_messages_with_one_dedup_id_is_stored(open_again: Callable[[], Store]) -> None:
     stores = [open_again(), open_again()]
     for name in "0123456789":
         ids = in_threads([partial(send, at, "a", dedup_id=name) for at in stores * 4])
@@ -119,7 +119,7 @@ def test_a_repeated_send_answers_as_the_first_did_and_stores_nothing(store: Stor
     assert stats(store).sent == 3
 
 
-def test_of_a_concurrent_pair_with_one_idempotency_key_one_is_stored(open_again: Callable[[], Store]) -> None:
+def test_one_of_two_concurrent_sends_with_one_idempotency_key_is_stored(open_again: Callable[[], Store]) -> None:
     stores = [open_again(), open_again()]
     answers = in_threads([partial(at.send, "q", [new("a"), new("b")], ONCE) for at in stores * 4])
     assert len({str(answer) for answer in answers}) == 1
@@ -152,7 +152,7 @@ def test_a_read_that_found_nothing_may_find_something_when_repeated(store: Store
     assert [message.text for message in store.receive(Receive(("q",)), ONCE)] == ["a"]
 
 
-def test_a_repeated_read_of_several_queues_gets_the_same_whatever_came_since(store: Store) -> None:
+def test_a_repeated_read_of_several_queues_gets_the_same_despite_newer_messages(store: Store) -> None:
     configure(store, "a")
     send(store, "b1", "b2", queue="b")
     ask = Receive(("a", "b", "not there yet"), 2)
@@ -213,7 +213,7 @@ def test_an_idempotency_key_is_forgotten_after_the_window(store: Store, clock: F
     assert peek(store) == ["a", "b"]
 
 
-def test_a_request_that_failed_is_done_when_it_comes_again(store: Store) -> None:
+def test_a_failed_request_is_done_when_it_is_repeated(store: Store) -> None:
     configure(store, max_messages=1)
     send(store, "a")
     with pytest.raises(QueueFull):
@@ -223,7 +223,7 @@ def test_a_request_that_failed_is_done_when_it_comes_again(store: Store) -> None
     assert peek(store) == ["b"]
 
 
-def test_a_queue_deleted_and_made_again_remembers_nothing(store: Store) -> None:
+def test_a_recreated_queue_remembers_nothing(store: Store) -> None:
     store.send("q", [new("a", dedup_id="1")], ONCE)
     store.delete_queue("q")
     assert store.send("q", [new("a", dedup_id="1")], IdempotencyKey(ONCE.key, b"another request"))
@@ -256,7 +256,7 @@ def test_a_transaction_reports_which_messages_were_suppressed_by_their_place_in_
     assert (peek(store, queue="z"), peek(store, queue="y")) == (["a", "b"], ["c", "e"])
 
 
-def test_a_purge_forgets_the_dedup_ids_of_what_it_removes_and_no_others(store: Store) -> None:
+def test_a_purge_forgets_only_the_dedup_ids_of_the_messages_it_removes(store: Store) -> None:
     gone, there = send(store, "gone", dedup_id="gone"), send(store, "a", "b", dedup_id="there")
     assert take(store) == ["gone"]
     store.purge("q")
@@ -265,7 +265,7 @@ def test_a_purge_forgets_the_dedup_ids_of_what_it_removes_and_no_others(store: S
     assert peek(store) == ["anew"]
 
 
-def test_a_purge_forgets_the_dedup_ids_of_what_was_redriven_too(store: Store) -> None:
+def test_a_purge_also_forgets_the_dedup_ids_of_redriven_messages(store: Store) -> None:
     names = ["1", "2", "a\0b"]
     store.send("q", [new("never died"), *(new(name, dedup_id=name) for name in names), new("4")])
     for _ in range(2):
@@ -281,9 +281,7 @@ def test_a_purge_forgets_the_dedup_ids_of_what_was_redriven_too(store: Store) ->
     assert peek(store) == names
 
 
-def test_a_purge_of_what_was_redriven_forgets_no_dedup_id_that_another_message_has_by_now(
-    store: Store, clock: FakeClock
-) -> None:
+def test_a_purge_of_redriven_messages_keeps_dedup_ids_that_newer_messages_use(store: Store, clock: FakeClock) -> None:
     configure(store, dedup_window=60)
     send(store, "dead", dedup_id="1")
     store.reject(lease_one(store).receipt)
@@ -302,7 +300,7 @@ def test_a_purge_of_a_dead_letter_queue_forgets_no_dedup_id_of_another(store: St
     assert send(store, "a", dedup_id="1") == first
 
 
-def test_a_repeated_leased_read_gets_what_is_left_of_a_batch(store: Store) -> None:
+def test_a_repeated_leased_read_gets_the_rest_of_a_batch(store: Store) -> None:
     send(store, *map(str, range(250)))
     ask = Receive(("q",), 250, 30)
     first = store.receive(ask, ONCE)
@@ -324,7 +322,7 @@ def test_a_repeated_leased_read_gets_a_batch_and_the_messages_before_and_after_i
     assert store.receive(ask, ONCE) == first
 
 
-def test_a_repeated_leased_read_gets_nothing_that_another_has_leased_since(store: Store, clock: FakeClock) -> None:
+def test_a_repeated_leased_read_gets_nothing_that_another_reader_leased_since(store: Store, clock: FakeClock) -> None:
     send(store, "a", "b")
     ask = Receive(("q",), 2, 10)
     store.receive(ask, ONCE)
@@ -346,7 +344,7 @@ def _id(store: Store) -> int:
     return store.peek("q")[0].id
 
 
-# What is prepared, and the change made with it.
+# The preparation, and the change that is repeated.
 CHANGES: dict[str, tuple[Callable[[Store], Any], Callable[[Store, Any, IdempotencyKey], object]]] = {
     "settle": (_held, lambda store, held, once: store.settle(held[0], "q", once)),
     "ack": (_held, lambda store, held, once: store.ack([*held, "nonsense"], None, once)),

@@ -1,4 +1,4 @@
-"""A queue's settings: kept, versioned, and the limits they set."""
+"""Test a queue's settings: stored, versioned, and the limits they set."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def test_settings_are_kept_across_a_restart(open_again: Callable[[], Store]) -> None:
-    told = open_again().configure("q", SETTINGS)
-    assert told.settings == QueueSettings(**SETTINGS)
-    assert open_again().queue("q") == told
+    queue = open_again().configure("q", SETTINGS)
+    assert queue.settings == QueueSettings(**SETTINGS)
+    assert open_again().queue("q") == queue
 
 
 def test_a_new_queue_has_the_default_settings(store: Store) -> None:
@@ -42,20 +42,20 @@ def test_a_new_queue_has_the_default_settings(store: Store) -> None:
     assert store.queue("q").settings == QueueSettings()
 
 
-def test_what_is_not_named_stays_and_none_sets_back(store: Store) -> None:
+def test_settings_not_named_stay_and_none_resets_one(store: Store) -> None:
     store.configure("q", SETTINGS)
-    told = store.configure("q", {"lease": None, "max_receives": 9})
-    assert told.settings == QueueSettings(**SETTINGS | {"lease": 30.0, "max_receives": 9})
+    queue = store.configure("q", {"lease": None, "max_receives": 9})
+    assert queue.settings == QueueSettings(**SETTINGS | {"lease": 30.0, "max_receives": 9})
 
 
-def test_the_version_rises_with_every_change_and_only_then(store: Store) -> None:
+def test_the_version_rises_only_with_a_change(store: Store) -> None:
     first = configure(store, max_receives=1)
     send(store, "a")
     assert store.queue("q").version == first.version
     assert configure(store, max_receives=2).version > first.version
 
 
-def test_a_change_to_a_version_that_is_no_more_is_refused(store: Store) -> None:
+def test_a_change_to_an_outdated_version_is_refused(store: Store) -> None:
     seen = configure(store, max_receives=1)
     configure(store, max_receives=2)
     with pytest.raises(PreconditionFailed):
@@ -65,13 +65,13 @@ def test_a_change_to_a_version_that_is_no_more_is_refused(store: Store) -> None:
     assert store.queue("q").settings.max_receives == 3
 
 
-def test_a_change_to_a_version_of_a_queue_that_is_not_there_is_refused(store: Store) -> None:
+def test_a_change_to_a_version_of_a_missing_queue_is_refused(store: Store) -> None:
     with pytest.raises(PreconditionFailed):
         configure(store, version=1)
     assert store.queues() == []
 
 
-def test_of_eight_who_change_one_version_one_succeeds(store: Store) -> None:
+def test_one_of_eight_concurrent_changes_to_one_version_succeeds(store: Store) -> None:
     seen = configure(store)
     outcomes = in_threads([partial(configure, store, version=seen.version, max_receives=n) for n in range(8)])
     assert sum(isinstance(outcome, PreconditionFailed) for outcome in outcomes) == 7
@@ -99,7 +99,7 @@ def test_a_bad_setting_is_refused_by_name_and_changes_nothing(store: Store, name
     assert store.queue("q") == before
 
 
-def test_a_queue_takes_exactly_max_messages(store: Store) -> None:
+def test_a_queue_accepts_exactly_max_messages(store: Store) -> None:
     configure(store, max_messages=3)
     send(store, "a", "b")
     with pytest.raises(QueueFull, match=r"2 of 3 messages \(max_messages\), and 2 more"):
@@ -120,7 +120,7 @@ def test_leased_delayed_and_blocked_messages_count_for_the_limit(store: Store) -
     send(store, "yes")
 
 
-def test_a_queue_takes_exactly_max_bytes_of_utf8_and_fields(store: Store) -> None:
+def test_a_queue_accepts_exactly_max_bytes_of_utf8_and_fields(store: Store) -> None:
     with_fields = new("é", attributes={"a": "🙂"})
     configure(store, max_bytes=with_fields.size + 6)
     store.send("q", [with_fields])
@@ -159,7 +159,7 @@ def test_sixteen_writers_at_once_fill_a_queue_to_the_last_byte_and_no_further(st
     assert stats(store).bytes == 100
 
 
-def test_dead_letters_are_taken_in_by_a_full_queue(store: Store) -> None:
+def test_a_full_queue_accepts_dead_letters(store: Store) -> None:
     configure(store, "q.dead", max_messages=1)
     for text in ("a", "b"):
         send(store, text)
@@ -167,7 +167,7 @@ def test_dead_letters_are_taken_in_by_a_full_queue(store: Store) -> None:
     assert peek(store, queue="q.dead") == ["a", "b"]
 
 
-def test_a_paused_queue_delivers_nothing_and_takes_writes(store: Store) -> None:
+def test_a_paused_queue_delivers_nothing_and_accepts_writes(store: Store) -> None:
     send(store, "a", "b")
     held = lease_one(store)
     configure(store, paused=True)
@@ -204,14 +204,14 @@ def test_messages_that_name_no_delay_have_the_queues(store: Store, clock: FakeCl
 
 
 def until(condition: Callable[[], bool]) -> bool:
-    """Upkeep has no verb, and comes by within seconds."""
+    """Wait for upkeep, which no call starts; it runs within seconds."""
     deadline = time.monotonic() + 15
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
 
 
-def test_an_empty_queue_that_nobody_uses_is_deleted(store: Store, clock: FakeClock) -> None:
+def test_an_empty_unused_queue_is_deleted(store: Store, clock: FakeClock) -> None:
     configure(store, "unused", expires=100)
     configure(store, "full", expires=100)
     configure(store, "read", expires=100)
@@ -228,7 +228,7 @@ def test_an_empty_queue_that_nobody_uses_is_deleted(store: Store, clock: FakeClo
     assert store.queue("unused").settings.expires is None
 
 
-def test_a_queue_that_was_emptied_stays_as_long_as_it_says(store: Store, clock: FakeClock) -> None:
+def test_an_emptied_queue_stays_for_its_expires_setting(store: Store, clock: FakeClock) -> None:
     configure(store, expires=100)
     configure(store, "other", expires=1)
     send(store, "a")

@@ -1,4 +1,4 @@
-"""What goes in comes out, to the last character."""
+"""Test that every text comes back exactly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXTS = {
 
 
 def all_of(store: Store) -> list[Message]:
-    """The queue by peeks, which bring only so many bytes each."""
+    """Return all messages by several peeks, since each returns a limited number of bytes."""
     found: list[Message] = []
     while page := store.peek("q", after=found[-1].id if found else 0):
         found += page
@@ -91,7 +91,7 @@ def test_a_read_is_cut_where_its_texts_get_too_large(store: Store) -> None:
     assert [len(held.text) for held in lease(store, 10)] == [len(third), 5]
 
 
-def test_the_first_message_always_comes_however_large(store: Store) -> None:
+def test_the_first_message_is_always_returned_however_large(store: Store) -> None:
     large = "x" * (MAX_READ_BYTES + 1)
     send(store, large, "small")
     assert take(store, 10) == [large]
@@ -104,14 +104,14 @@ def test_the_cut_counts_bytes_and_not_characters(store: Store) -> None:
     assert len(take(store, 10)) == 1
 
 
-def test_the_cut_holds_within_a_run_of_a_key(store: Store) -> None:
+def test_the_cut_applies_within_a_run_of_a_key(store: Store) -> None:
     half = "x" * (MAX_READ_BYTES // 2 + 1)
     send(store, half, half, key="k")
     assert len(lease(store, 10)) == 1
     assert (stats(store).leased, stats(store).blocked) == (1, 1)
 
 
-def test_the_cut_holds_over_several_queues(store: Store) -> None:
+def test_the_cut_applies_across_several_queues(store: Store) -> None:
     half = "x" * (MAX_READ_BYTES // 2 + 1)
     send(store, half, half, queue="a")
     send(store, half, "small", queue="b")

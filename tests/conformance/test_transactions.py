@@ -1,4 +1,4 @@
-"""Several acks, sends and a read in one commit: all of it, or nothing."""
+"""Test several acks, sends and a read in one commit: all of it or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.engines import FakeClock
 from tests.support.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
 
 
-def test_a_worker_takes_its_input_and_hands_on_its_output(store: Store) -> None:
+def test_a_worker_acks_its_input_and_sends_its_output(store: Store) -> None:
     send(store, "in", queue="input")
     held = lease_one(store, queue="input")
     done = store.transact([held.receipt], [("output", new("out")), ("log", new("line")), ("output", new("more"))])
@@ -25,7 +25,7 @@ def test_a_worker_takes_its_input_and_hands_on_its_output(store: Store) -> None:
     assert [message.id for message in store.peek("log")] == [done.ids[1]]
 
 
-def test_one_stale_receipt_and_nothing_happened(store: Store, clock: FakeClock) -> None:
+def test_a_transaction_with_a_stale_receipt_does_nothing(store: Store, clock: FakeClock) -> None:
     send(store, "a", "b")
     stale, good = lease_one(store, seconds=1), lease_one(store)
     clock.advance(1)
@@ -38,7 +38,7 @@ def test_one_stale_receipt_and_nothing_happened(store: Store, clock: FakeClock) 
 
 
 @pytest.mark.parametrize("missing", ["garbled", "nowhere~1~1", "acked"])
-def test_one_missing_receipt_and_nothing_happened(store: Store, missing: str) -> None:
+def test_a_transaction_with_a_missing_receipt_does_nothing(store: Store, missing: str) -> None:
     send(store, "a", "b")
     good, acked = lease(store, 2)
     store.settle(acked.receipt)
@@ -48,7 +48,7 @@ def test_one_missing_receipt_and_nothing_happened(store: Store, missing: str) ->
     assert peek(store) == ["a"]
 
 
-def test_one_full_queue_and_nothing_happened(store: Store) -> None:
+def test_a_transaction_with_a_full_queue_does_nothing(store: Store) -> None:
     send(store, "a")
     held = lease_one(store)
     configure(store, "full", max_messages=1)
@@ -58,7 +58,7 @@ def test_one_full_queue_and_nothing_happened(store: Store) -> None:
     assert (peek(store), peek(store, queue="out"), peek(store, queue="full")) == (["a"], [], [])
 
 
-def test_an_ack_makes_the_room_that_the_same_transaction_fills(store: Store) -> None:
+def test_an_ack_frees_the_space_that_the_same_transaction_fills(store: Store) -> None:
     configure(store, max_messages=1)
     send(store, "a")
     store.transact([lease_one(store).receipt], [("q", new("b"))])
@@ -74,14 +74,14 @@ def test_the_next_messages_come_with_the_same_commit(store: Store, clock: FakeCl
     assert store.ack([message.receipt or "" for message in done.messages]).acked == 2
 
 
-def test_when_nothing_is_next_the_rest_is_done_all_the_same(store: Store) -> None:
+def test_without_next_messages_the_rest_of_the_transaction_is_done(store: Store) -> None:
     send(store, "a")
     done = store.transact([lease_one(store).receipt], [("out", new("b"))], Receive(("q",), 10, 30))
     assert (len(done.ids), done.messages) == (1, [])
     assert peek(store, queue="out") == ["b"]
 
 
-def test_a_reader_that_has_gone_gets_nothing_but_its_work_is_done(store: Store) -> None:
+def test_a_reader_that_disconnected_gets_no_messages_but_its_acks_are_done(store: Store) -> None:
     send(store, "a", "b")
     held = lease_one(store)
     done = store.transact([held.receipt], [], Receive(("q",), 10, 30), present=lambda: False)
@@ -96,11 +96,11 @@ def test_a_receipt_named_twice_is_settled_once(store: Store) -> None:
     assert (stats(store).acked, stats(store).leased) == (1, 0)
 
 
-def test_a_transaction_of_nothing_is_nothing(store: Store) -> None:
+def test_an_empty_transaction_does_nothing(store: Store) -> None:
     assert store.transact([], []) == Transacted([], [])
 
 
-def test_two_workers_with_one_input_hand_on_one_output(store: Store) -> None:
+def test_two_workers_with_one_input_send_one_output(store: Store) -> None:
     for number in range(10):
         send(store, str(number))
         receipt = lease_one(store).receipt

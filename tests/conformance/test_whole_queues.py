@@ -1,4 +1,4 @@
-"""What is seen of a queue and done to all of it: peek, stats, purge, delete."""
+"""Test operations on whole queues: peek, stats, purge, delete."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.engines import FakeClock
 from tests.support.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take
 
 
-def test_peek_tells_each_message_and_its_state(store: Store, clock: FakeClock) -> None:
+def test_peek_shows_each_message_and_its_state(store: Store, clock: FakeClock) -> None:
     store.send("q", [new("leased"), new("ready", key="k"), new("blocked", key="k"), new("delayed", delay=60)])
     lease_one(store)
-    told = [(message.text, message.state, message.receive_count, message.leased_until) for message in store.peek("q")]
-    assert told == [
+    shown = [(message.text, message.state, message.receive_count, message.leased_until) for message in store.peek("q")]
+    assert shown == [
         ("leased", State.LEASED, 1, clock.now() + 30_000),
         ("ready", State.READY, 0, None),
         ("blocked", State.BLOCKED, 0, None),
@@ -29,7 +29,7 @@ def test_peek_tells_each_message_and_its_state(store: Store, clock: FakeClock) -
     assert all(message.receipt is None for message in store.peek("q"))
 
 
-def test_peek_by_state_tells_those_of_that_state(store: Store) -> None:
+def test_peek_by_state_shows_messages_in_that_state(store: Store) -> None:
     store.send("q", [new("leased"), new("ready", key="k"), new("blocked", key="k"), new("delayed", delay=60)])
     send(store, "dead", priority=9)
     store.reject(lease_one(store).receipt)
@@ -39,7 +39,7 @@ def test_peek_by_state_tells_those_of_that_state(store: Store) -> None:
         assert [(message.text, message.state) for message in found] == [(str(state), state)]
 
 
-def test_peek_goes_on_after_the_last_id_seen(store: Store) -> None:
+def test_peek_continues_after_the_last_id_seen(store: Store) -> None:
     batch = [str(number) for number in range(25)]
     send(store, *batch)
     seen: list[str] = []
@@ -60,7 +60,7 @@ def test_peek_changes_nothing_not_even_counters(open_again: Callable[[], Store])
     assert take(store, 5) == ["a", "b"]
 
 
-def test_peek_of_a_queue_that_is_not_there_is_empty_and_does_not_make_it(store: Store) -> None:
+def test_peek_of_a_missing_queue_is_empty_and_does_not_create_it(store: Store) -> None:
     assert store.peek("q") == []
     assert store.queues() == []
 
@@ -71,7 +71,7 @@ def test_peek_is_by_age_whatever_the_priority(store: Store) -> None:
     assert peek(store) == ["a", "b"]
 
 
-def test_queues_are_told_in_order_of_name(store: Store) -> None:
+def test_queues_are_listed_in_order_of_name(store: Store) -> None:
     for name in ("b", "a.b", "B", "a", "a-b"):
         send(store, "x", queue=name)
     assert [queue.name for queue in store.queues()] == ["B", "a", "a-b", "a.b", "b"]
@@ -88,12 +88,12 @@ def test_the_stats_add_up(store: Store, clock: FakeClock) -> None:
     }  # fmt: skip
 
 
-def test_the_stats_of_a_queue_that_is_not_there_are_not_there(store: Store) -> None:
+def test_a_missing_queue_has_no_stats(store: Store) -> None:
     with pytest.raises(QueueNotFound):
         store.queue("q")
 
 
-def test_the_stats_of_an_empty_queue_know_no_oldest_message(store: Store, clock: FakeClock) -> None:
+def test_the_stats_of_an_empty_queue_have_no_oldest_age(store: Store, clock: FakeClock) -> None:
     send(store, "a")
     clock.advance(5)
     take(store)
@@ -122,7 +122,7 @@ def test_the_stats_equal_a_real_count_at_all_times_under_sixteen_threads(open_ag
     assert stats(stores[0]).dead == len(rows) == stats(stores[0]).dead_lettered
 
 
-def test_a_purge_takes_all_and_says_how_many(store: Store) -> None:
+def test_a_purge_removes_all_messages_and_returns_their_number(store: Store) -> None:
     send(store, "dead")
     store.reject(lease_one(store).receipt)
     store.send("q", [new("leased"), new("ready", key="k"), new("blocked", key="k"), new("delayed", delay=60)])
@@ -150,7 +150,7 @@ def test_a_purge_leaves_the_settings_and_the_totals(store: Store) -> None:
     assert (store.queue("q").settings.max_receives, stats(store).sent) == (4, 1)
 
 
-def test_a_purge_of_more_than_one_transactions_worth(store: Store) -> None:
+def test_a_purge_of_several_transactions_removes_all_messages(store: Store) -> None:
     for _ in range(3):
         send(store, *["x"] * 7_000, key="k")
     assert store.purge("q") == 21_000
@@ -158,13 +158,13 @@ def test_a_purge_of_more_than_one_transactions_worth(store: Store) -> None:
 
 
 @pytest.mark.parametrize("verb", ["purge", "redrive", "delete_queue"])
-def test_a_queue_that_is_not_there_can_be_neither_purged_nor_redriven_nor_deleted(store: Store, verb: str) -> None:
+def test_a_missing_queue_cannot_be_purged_redriven_or_deleted(store: Store, verb: str) -> None:
     with pytest.raises(QueueNotFound) as fault:
         getattr(store, verb)("nowhere")
     assert fault.value.queue == "nowhere"
 
 
-def test_a_deleted_queue_is_gone_with_all_in_it(store: Store) -> None:
+def test_deleting_a_queue_deletes_all_in_it(store: Store) -> None:
     configure(store, max_receives=4)
     send(store, "a")
     store.delete_queue("q")
@@ -174,7 +174,7 @@ def test_a_deleted_queue_is_gone_with_all_in_it(store: Store) -> None:
     assert (store.queue("q").settings.max_receives, stats(store).sent, peek(store)) == (0, 1, ["b"])
 
 
-def test_a_deleted_queue_of_many_messages_is_gone_for_everybody(open_again: Callable[[], Store]) -> None:
+def test_a_deleted_queue_of_many_messages_disappears_for_every_store(open_again: Callable[[], Store]) -> None:
     here, there = open_again(), open_again()
     for _ in range(3):
         send(here, *["x"] * 7_000)
@@ -183,7 +183,7 @@ def test_a_deleted_queue_of_many_messages_is_gone_for_everybody(open_again: Call
     assert peek(here) == ["new"]
 
 
-def test_a_deleted_dead_letter_queue_takes_its_dead_letters_along(store: Store) -> None:
+def test_deleting_a_dead_letter_queue_deletes_its_dead_letters(store: Store) -> None:
     send(store, "a", "b")
     store.reject(lease_one(store).receipt)
     store.delete_queue("q.dead")
@@ -217,7 +217,7 @@ def test_the_oldest_age_is_that_of_the_message_that_has_been_ready_for_longest(s
     assert stats(store).oldest_age == 13  # since its lease ended
 
 
-def test_the_oldest_age_begins_anew_with_a_redrive_and_a_promotion(store: Store, clock: FakeClock) -> None:
+def test_the_oldest_age_starts_again_with_a_redrive_and_a_promotion(store: Store, clock: FakeClock) -> None:
     send(store, "dead")
     store.reject(lease_one(store).receipt)
     send(store, "head", "next", key="k")
@@ -290,8 +290,8 @@ def test_queues_are_listed_page_by_page_and_by_prefix(store: Store) -> None:
     assert store.queues(after="z" * 80) == []
 
 
-def test_a_purge_takes_nothing_that_was_sent_after_it_began(open_again: Callable[[], Store]) -> None:
-    """Its first transaction alone does not deal with all."""
+def test_a_purge_removes_nothing_that_was_sent_after_it_began(open_again: Callable[[], Store]) -> None:
+    """The first transaction alone does not remove all messages."""
     here, there = open_again(), open_again()
     for _ in range(5):
         here.send("q", [new("old", key="k")] * 8_000)

@@ -1,8 +1,8 @@
-"""The Dockerfile built and run without a container engine, as far as Linux alone can, for root: unshare and overlayfs.
+"""Build and run the Dockerfile without a container engine, by unshare and overlayfs. It needs root.
 
-The base image is this machine's system with a Python called `python`; each RUN is run and each COPY copied in a layer
-over it. A container then has that for its root, read-only, with processes, mounts and a loopback network of its own, no
-capabilities and no way to new ones. Of this machine it sees what is mounted into it, and the base system.
+The base image is this machine's system with a Python called `python`. Each RUN and COPY works in a layer over it. A
+container has the result as its read-only root, and its own processes, mounts and loopback network. It has no
+capabilities and cannot gain any. Of this machine it sees only the mounted files and the base system.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_RIGHTS = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--cle
 
 
 class Instruction(NamedTuple):
-    """`value`: what stands behind name and flags, on one line."""
+    """One instruction; `value` is the text after name and flags, on one line."""
 
     name: str
     flags: dict[str, str]
@@ -38,7 +38,7 @@ class Instruction(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """Of the exec form, or as a shell splits them; a HEALTHCHECK's are those of its CMD."""
+        """Return the words of the exec form, or as a shell splits them; of a HEALTHCHECK those of its CMD."""
         value = self.value.removeprefix("CMD ")
         return list(json.loads(value)) if value.startswith("[") else shlex.split(value)
 
@@ -59,7 +59,7 @@ class Image:
 
 
 class Container:
-    """One under way. `process` is unshare's, which ends with it and as it did."""
+    """A running container. `process` is unshare's; it ends with the container, with the same exit code."""
 
     def __init__(self, image: Image, process: subprocess.Popen[bytes], user: str) -> None:
         self.image = image
@@ -68,12 +68,12 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """Of its first process, as this machine counts them."""
+        """Return the pid of its first process on this machine."""
         await_true(lambda: bool(_children(self.process)))
         return int(_children(self.process))
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command run in it, as its user, as `docker exec` and a health check are."""
+        """Run a command in the container as its user, like `docker exec` and a health check."""
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--root", "--wd"]
         return subprocess.run(
             [*enter, "/usr/bin/setpriv", *_rights(self._user), *command],
@@ -81,7 +81,7 @@ class Container:
         )  # fmt: skip
 
     def stop(self) -> int:
-        """The exit code of its first process, which has been told to stop."""
+        """Stop the container and return the exit code of its first process."""
         os.kill(self.pid, signal.Signals[self.image.stop_signal])
         return self.process.wait(STOPS_WITHIN)
 
@@ -100,14 +100,14 @@ def instructions(text: str) -> list[Instruction]:
 
 
 def context() -> list[str]:
-    """The files that .dockerignore lets through to the builder: the last pattern that fits a file decides."""
+    """Return the files that .dockerignore passes to the builder: the last matching pattern decides."""
     patterns = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
     files = [path.relative_to(REPOSITORY) for path in REPOSITORY.rglob("*") if path.is_file()]
     return [str(file) for file in files if not _is_ignored(file, patterns)]
 
 
 def build(directory: Path, python: str) -> Image:
-    """The Dockerfile's last stage, built in an empty directory. `python`: the base image's."""
+    """Build the Dockerfile's last stage in an empty directory. `python` is the base image's."""
     stages: dict[str, Image] = {}
     for step in instructions((REPOSITORY / "Dockerfile").read_text()):
         if step.name == "FROM":
@@ -131,7 +131,7 @@ def container(
     environment: dict[str, str] | None = None,
     beside: Container | None = None,
 ) -> Iterator[Container]:
-    """Runs the command, or the image's own; killed when the block ends. `beside`: whose network it shares."""
+    """Run the command, or the image's own; kill it when the block ends. `beside` shares its network."""
     image = Image(**vars(image) | {"environment": image.environment | (environment or {})})
     for place in volumes.values():
         (image.layer / place[1:]).mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def container(
         workdir=workdir or image.workdir,
         beside=beside,
     )
-    with process:  # waits for its end, and closes its output
+    with process:  # waits for the process, and closes its output
         try:
             yield Container(image, process, user)
         finally:
@@ -154,15 +154,15 @@ def container(
 
 
 @cache
-def why_not() -> str:
-    """Why there can be no container here; "" where there can."""
+def obstacle() -> str:
+    """Return why this machine cannot run a container; "" if it can."""
     if os.getuid() != 0:
         return "only root may lay out a container's files"
     with TemporaryDirectory() as scratch:
         for name in ("upper", "work", "root"):
             Path(scratch, name).mkdir()
-        told = f"lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work"
-        mount = ["mount", "-t", "overlay", "-o", told, "overlay", f"{scratch}/root"]
+        options = f"lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work"
+        mount = ["mount", "-t", "overlay", "-o", options, "overlay", f"{scratch}/root"]
         tried = subprocess.run(
             ["unshare", "--mount", "--pid", "--net", "--fork", *mount], capture_output=True, check=False, text=True
         )
@@ -170,22 +170,22 @@ def why_not() -> str:
 
 
 def base_python() -> str | None:
-    """The base image's minor, if this machine has it; else the Python of this run."""
+    """Return the base image's Python minor version, or that of this run if the machine lacks it."""
     minor = re.search(r"^FROM python:([0-9.]+)", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
     assert minor is not None
     for candidate in (f"python{minor[1]}", sys.executable):
-        told = subprocess.run(
+        printed = subprocess.run(
             [candidate, "-c", "import sys; print(sys._base_executable)"], capture_output=True, check=False, text=True
         ) if shutil.which(candidate) else None  # fmt: skip
-        if told and told.returncode == 0:
-            python = told.stdout.strip()
+        if printed and printed.returncode == 0:
+            python = printed.stdout.strip()
             if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
                 return python
     return None
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """unshare, and first its container; it would live on (--kill-child ends at a change of user)."""
+    """Kill the container, then unshare; --kill-child does not work across a change of user."""
     for first in _children(process).split():
         with suppress(ProcessLookupError):
             os.kill(int(first), signal.SIGKILL)
@@ -193,7 +193,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _children(process: subprocess.Popen[bytes]) -> str:
-    """Process ids; none once it has ended."""
+    """Return the process ids of the children; none after the end."""
     try:
         return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     except FileNotFoundError:
@@ -201,10 +201,10 @@ def _children(process: subprocess.Popen[bytes]) -> str:
 
 
 def base_image(layer: Path, python: str) -> Image:
-    """This system, with that Python as python and python3, and an empty layer over it."""
+    """Return this system with that Python as python and python3, and an empty layer over it."""
     local = layer / "usr/local/bin"
     local.mkdir(parents=True)
-    (layer / "root").mkdir()  # with rights of its own: a Python under /root is for all then
+    (layer / "root").mkdir()  # readable by all, for a Python under /root
     for name in ("python", "python3"):
         (local / name).write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
         (local / name).chmod(0o755)
@@ -240,7 +240,7 @@ def _follow(step: Instruction, image: Image) -> None:
 
 
 def run(image: Image, line: str) -> None:
-    """A RUN: a shell's line, as root, that may write. Raises AssertionError with what it printed."""
+    """Run a shell line as root, with write access. Raises AssertionError with its output."""
     machine = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "proxy" in name.lower()}
     image = Image(**vars(image) | {"environment": machine | image.environment})
     process = _start(
@@ -266,14 +266,20 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     root, work = (Path(mkdtemp(prefix=name, dir=image.layer.parent)) for name in ("root-", "work-"))
     overlay = f"{mode},lowerdir=/,upperdir={image.layer},workdir={work}"
-    told: dict[str, Any] = {"root": str(root), "overlay": overlay, "volumes": volumes, "tmpfs": tmpfs, "rights": rights}
-    told |= {"command": command, "workdir": workdir, "environment": image.environment}
-    told["own_network"] = mode == "ro" and beside is None
-    network = ["--net"] if told["own_network"] else []
+    setup: dict[str, Any] = {
+        "root": str(root),
+        "overlay": overlay,
+        "volumes": volumes,
+        "tmpfs": tmpfs,
+        "rights": rights,
+    }
+    setup |= {"command": command, "workdir": workdir, "environment": image.environment}
+    setup["own_network"] = mode == "ro" and beside is None
+    network = ["--net"] if setup["own_network"] else []
     enter = ["nsenter", f"--target={beside.pid}", "--net"] if beside else []
     unshare = ["unshare", "--mount", "--pid", "--ipc", *network, "--fork"]
     return subprocess.Popen(
-        [*enter, *unshare, sys.executable, str(REPOSITORY / "tests/deploy/container_init.py"), json.dumps(told)],
+        [*enter, *unshare, sys.executable, str(REPOSITORY / "tests/deploy/container_init.py"), json.dumps(setup)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

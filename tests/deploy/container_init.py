@@ -1,4 +1,4 @@
-"""The first process of a container of tests/deploy/container.py: lays out what it sees, and becomes the command.
+"""Start a container of tests/deploy/container.py: mount its files, then run its command in this process.
 
 unshare … python container_init.py '{"layers": …}'
 """
@@ -19,22 +19,22 @@ SET_FLAGS = 0x8914  # SIOCSIFFLAGS
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
-    root = Path(told["root"])
+    setup = json.loads(sys.argv[1])
+    root = Path(setup["root"])
     mount("--make-rprivate", "/")
-    mount("-t", "overlay", "-o", told["overlay"], "overlay", root)
+    mount("-t", "overlay", "-o", setup["overlay"], "overlay", root)
     mount("-t", "proc", "proc", root / "proc")
     mount("--bind", "/dev", root / "dev")
     mount("-t", "tmpfs", "-o", "size=64m,mode=1777", "shm", root / "dev/shm")
-    for place in told["tmpfs"]:
+    for place in setup["tmpfs"]:
         mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", f"{root}{place}")
-    for source, place in told["volumes"]:
+    for source, place in setup["volumes"]:
         mount("--bind", source, f"{root}{place}")
-    if told["own_network"]:
+    if setup["own_network"]:
         bring_loopback_up()
     os.chroot(root)
-    os.chdir(told["workdir"])
-    os.execve("/usr/bin/setpriv", ["setpriv", *told["rights"], *told["command"]], told["environment"])
+    os.chdir(setup["workdir"])
+    os.execve("/usr/bin/setpriv", ["setpriv", *setup["rights"], *setup["command"]], setup["environment"])
 
 
 def mount(*arguments: str | Path) -> None:

@@ -1,6 +1,6 @@
 """Try the installed package away from the tree: the service, its tools and the client. `tox run -e wheel` runs this.
 
-It needs no test library, so that nothing but the package and its requirements is installed.
+It needs no test library, so that only the package and its requirements are installed.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def exists(command: str) -> bool:
 
 
 def run(command: str, *arguments: str) -> str:
-    """Return what an installed command prints. It must succeed."""
+    """Run an installed command, which must succeed; return its output."""
     done = subprocess.run([COMMANDS / command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

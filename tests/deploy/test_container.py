@@ -1,4 +1,4 @@
-"""The container recipe: the Dockerfile's and compose.yaml's own commands, run as a container would run them."""
+"""Test the container recipe: run the commands of the Dockerfile and compose.yaml as a container would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.container import Container, Image, base_python, build, container, context, instructions, why_not
+from tests.deploy.container import Container, Image, base_python, build, container, context, instructions, obstacle
 from tests.support.live import REPOSITORY, await_true
 
 STEPS = instructions((REPOSITORY / "Dockerfile").read_text())
@@ -26,7 +26,7 @@ def values(name: str) -> list[str]:
     return [step.value for step in STEPS if step.name == name]
 
 
-def test_the_image_takes_what_the_service_needs_and_no_more() -> None:
+def test_the_image_contains_only_what_the_service_needs() -> None:
     copied = set(context())
     assert {
         "handler.py",
@@ -41,7 +41,7 @@ def test_the_image_takes_what_the_service_needs_and_no_more() -> None:
     assert not [name for name in copied if "__pycache__" in name or ".db" in name]
 
 
-def test_the_image_is_small_and_runs_as_nobody_in_particular() -> None:
+def test_the_image_is_small_and_runs_as_an_unprivileged_user() -> None:
     assert all(image.split()[0].endswith("-slim") for image in values("FROM"))
     assert values("USER") == [USER]
     assert "--require-hashes" in values("RUN")[0]
@@ -49,7 +49,7 @@ def test_the_image_is_small_and_runs_as_nobody_in_particular() -> None:
     assert [step.value[0] for step in STEPS if step.name == "CMD"] == ["["]
 
 
-def test_every_service_of_compose_gives_up_what_it_does_not_need() -> None:
+def test_every_service_of_compose_drops_the_privileges_it_does_not_need() -> None:
     for name, service in COMPOSE["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -57,7 +57,7 @@ def test_every_service_of_compose_gives_up_what_it_does_not_need() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
-def test_what_compose_mounts_and_asks_is_there() -> None:
+def test_files_and_commands_named_by_compose_exist() -> None:
     services = COMPOSE["services"]
     mounts = [mount.split(":")[0] for service in services.values() for mount in service.get("volumes", [])]
     assert [mount for mount in mounts if mount.startswith(".") and not (REPOSITORY / mount).exists()] == []
@@ -75,7 +75,7 @@ def test_compose_waits_for_longer_than_a_stop_takes() -> None:
     assert int(COMPOSE["services"]["queue"]["stop_grace_period"].removesuffix("s")) > int(graceful[1])
 
 
-contained = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")]
+contained = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=obstacle() or "it can")]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def image() -> Iterator[Image]:
 
 @pytest.fixture
 def data() -> Iterator[Path]:
-    """A volume as a new named one is: the image's directory, its owner's."""
+    """Return a volume like a new named one: the image's directory and its owner."""
     with TemporaryDirectory(prefix="queue-data-") as directory:
         os.chown(directory, *map(int, USER.split(":")))
         yield Path(directory)
@@ -98,7 +98,7 @@ def data() -> Iterator[Path]:
 
 @contextmanager
 def queue_of_compose(image: Image, data: Path) -> Iterator[Container]:
-    """The service `queue` as compose.yaml has it, healthy."""
+    """Run the service `queue` as compose.yaml defines it; yield it when it is healthy."""
     service = COMPOSE["services"]["queue"]
     assert service["volumes"] == ["data:/data"]
     with container(image, volumes={data: "/data"}, environment=interpolated(service["environment"])) as running:
@@ -108,13 +108,13 @@ def queue_of_compose(image: Image, data: Path) -> Iterator[Container]:
 
 
 def interpolated(environment: dict[str, str], **given: str) -> dict[str, str]:
-    """As compose does it, as far as our file needs it: ${NAME:-else} and ${NAME:+then}."""
+    """Replace variables like compose: ${NAME:-default} and ${NAME:+value}."""
 
     def value(found: re.Match[str]) -> str:
         name, how, other = found.groups()
         return (given.get(name, "") or other) if how == "-" else (given.get(name) and other) or ""
 
-    return {name: re.sub(r"\$\{(\w+):([-+])([^}]*)\}", value, told) for name, told in environment.items()}
+    return {name: re.sub(r"\$\{(\w+):([-+])([^}]*)\}", value, text) for name, text in environment.items()}
 
 
 def is_healthy(running: Container) -> bool:
@@ -124,7 +124,7 @@ def is_healthy(running: Container) -> bool:
 class TestContained:
     pytestmark = contained
 
-    def test_without_a_word_on_who_may_do_what_the_start_is_refused(self, image: Image, data: Path) -> None:
+    def test_without_tokens_or_anonymous_access_the_start_is_refused(self, image: Image, data: Path) -> None:
         with container(image, volumes={data: "/data"}) as running:
             output, _ = running.process.communicate(timeout=30)
         assert running.process.returncode == 1
@@ -136,7 +136,7 @@ class TestContained:
         assert running.process.returncode == 1
         assert output.decode().strip().splitlines()[-1].endswith("/data is not writable")
 
-    def test_messages_outlive_the_container(self, image: Image, data: Path) -> None:
+    def test_messages_survive_the_container(self, image: Image, data: Path) -> None:
         with queue_of_compose(image, data) as running:
             assert running.execute("id", "-u").stdout == "10001\n"
             assert running.execute("touch", "/venv/x").returncode != 0
@@ -155,7 +155,7 @@ class TestContained:
                 tool = running.execute(*shlex.split(line))
                 assert (tool.returncode, tool.stderr) == (0, "")
 
-    def test_tokens_in_composes_secret_file_are_asked_for(self, image: Image, data: Path) -> None:
+    def test_tokens_in_composes_secret_file_are_required(self, image: Image, data: Path) -> None:
         service, secret = COMPOSE["services"]["queue"], COMPOSE["secrets"]["tokens"]["file"]
         environment = interpolated(service["environment"], QUEUE_TOKENS_FILE="./queue.tokens")
         assert interpolated({"file": secret}, QUEUE_TOKENS_FILE="./queue.tokens") == {"file": "./queue.tokens"}
@@ -184,7 +184,7 @@ class TestContained:
         assert job["volumes"] == [".:/files"]
         source = tmp_path / "source"
         source.write_bytes(b"\n".join(b"%d" % number for number in range(5_000)) + b"\r\n\0no end of line")
-        (tmp_path / "queue_service").mkdir()  # of the user's own, which is not to be taken for ours
+        (tmp_path / "queue_service").mkdir()  # the user's own, which must not replace the service's
         os.chown(tmp_path, 4_321, 4_321)
         with queue_of_compose(image, data) as running, container(
             image, *(word.replace("//queue:", "//127.0.0.1:") for word in job["entrypoint"]), "source", "copy",

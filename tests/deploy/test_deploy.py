@@ -1,4 +1,4 @@
-"""docs/deploy.md says what works: the lines of its recipes that need no platform are run."""
+"""Test the recipes of docs/deploy.md: run the lines that need no platform."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import pytest
 
 from storage import open_store
 from storage.model import NewMessage
-from tests.deploy.container import Image, base_image, base_python, container, run, why_not
+from tests.deploy.container import Image, base_image, base_python, container, obstacle, run
 from tests.deploy.test_systemd import UNIT, service_section
 from tests.support.live import REPOSITORY, LiveServer, await_true
 from tests.support.programs import program
 
 DEPLOY = (REPOSITORY / "docs/deploy.md").read_text()
-contained = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")
+contained = pytest.mark.skipif(bool(obstacle()), reason=obstacle() or "it can")
 
 
 def lines(heading: str, prompt: str) -> list[str]:
-    """What is typed in a section's console blocks."""
+    """Return the commands in a section's console blocks."""
     section = re.split(r"^## ", DEPLOY.split(f"\n## {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
     blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
     return [line[2:] for line in "".join(blocks).splitlines() if line.startswith(prompt)]
@@ -35,7 +35,7 @@ def lines(heading: str, prompt: str) -> list[str]:
 
 @pytest.fixture
 def machine() -> Iterator[Image]:
-    """A system of its own with the tree in /tree and what the recipe presumes: python3."""
+    """Run a separate system with the tree in /tree and the recipe's prerequisite: python3."""
     python = base_python()
     if python is None:
         pytest.skip("no Python here has pip")
@@ -51,7 +51,7 @@ def machine() -> Iterator[Image]:
 
 @pytest.mark.slow
 @contained
-def test_the_systemd_recipe_leads_to_a_service(machine: Image) -> None:
+def test_the_systemd_recipe_starts_a_service(machine: Image) -> None:
     typed = lines("One machine, with systemd", "# ")
     for line in typed:
         if not line.startswith(("systemctl", "curl", "runuser")):
@@ -74,14 +74,14 @@ def test_the_systemd_recipe_leads_to_a_service(machine: Image) -> None:
             await_true(lambda: running.process.poll() is not None or running.execute(*ready, "-fsS").returncode == 0)
             assert running.process.poll() is None, running.process.communicate()
             (tool,) = [line for line in typed if line.startswith("runuser")]
-            backup = running.execute(*shlex.split(tool.removeprefix("runuser -u queue -- ")))  # it is that user here
+            backup = running.execute(*shlex.split(tool.removeprefix("runuser -u queue -- ")))  # already that user
             assert backup.returncode == 0, backup.stderr
             assert (Path(state) / "backup.db").stat().st_size > 0
             assert running.stop() == 0
 
 
 @pytest.mark.slow
-def test_the_lambda_recipe_makes_a_function_that_can_be_loaded(tmp_path: Path) -> None:
+def test_the_lambda_recipe_creates_a_loadable_function(tmp_path: Path) -> None:
     python = base_python()
     if python is None:
         pytest.skip("no Python here has pip")
@@ -106,33 +106,33 @@ def test_the_lambda_recipe_makes_a_function_that_can_be_loaded(tmp_path: Path) -
 
 def test_the_procfiles_command_starts_with_the_platforms_settings() -> None:
     kind, _, command = (REPOSITORY / "Procfile").read_text().strip().partition(": ")
-    assert (kind, command) == ("web", "gunicorn handler:app")  # what LiveServer runs, and Render's start command
+    assert (kind, command) == ("web", "gunicorn handler:app")  # LiveServer's command, and
     assert f"`{command}`" in DEPLOY
     (setting,) = [line for line in lines("A platform with a Procfile", "$ ") if "dokku config:set" in line]
-    told = dict(word.split("=", 1) for word in shlex.split(setting)[3:])
-    assert told.pop("QUEUE_DATABASE_URL") == "sqlite:////data/queue.db"  # LiveServer has one of its own
-    with LiveServer(told) as server:
-        assert f"http://{told['QUEUE_HOST']}:{server.port}" in server.log()
+    settings = dict(word.split("=", 1) for word in shlex.split(setting)[3:])
+    assert settings.pop("QUEUE_DATABASE_URL") == "sqlite:////data/queue.db"  # LiveServer has its own database
+    with LiveServer(settings) as server:
+        assert f"http://{settings['QUEUE_HOST']}:{server.port}" in server.log()
 
 
-def test_a_message_takes_no_more_room_than_the_sizing_says(tmp_path: Path) -> None:
+def test_a_message_needs_no_more_space_than_the_sizing_says(tmp_path: Path) -> None:
     many, text = 10_000, "x" * 60
     with closing(open_store(f"sqlite:///{tmp_path}/queue.db")) as store:
         store.send("sizing", [NewMessage(text=text)] * many)
     taken = (tmp_path / "queue.db").stat().st_size / many - len(text)
-    told = re.search(r"under (\d+) bytes more for each", (REPOSITORY / "docs/operations.md").read_text())
-    assert told is not None
-    assert taken < int(told[1])
+    documented = re.search(r"under (\d+) bytes more for each", (REPOSITORY / "docs/operations.md").read_text())
+    assert documented is not None
+    assert taken < int(documented[1])
 
 
-def test_every_setting_of_a_recipe_is_one() -> None:
+def test_every_setting_in_a_recipe_exists() -> None:
     named = set(re.findall(r"\b(?:QUEUE|WEB)_[A-Z_]+\b", DEPLOY))
     known = (REPOSITORY / "settings.py").read_text()
     assert named
     assert {name for name in named if name not in known} == set()
 
 
-def test_the_python_that_is_asked_for_is_the_one_that_is_needed() -> None:
+def test_the_python_in_the_recipes_is_the_required_one() -> None:
     assert "Python 3.11 or newer" in DEPLOY
     assert sys.version_info >= (3, 11)
     assert subprocess.run([sys.executable, "-c", "import handler"], cwd=REPOSITORY, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Several web nodes on one PostgreSQL, behind a balancer; and a node behind PgBouncer in transaction mode."""
+"""Test several web nodes on one PostgreSQL, behind a balancer; and a node behind PgBouncer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def nodes(postgres: Postgres) -> Iterator[list[LiveServer]]:
     url = postgres.create_database("nodes")
     with ExitStack() as stack:
         servers = [LiveServer({"QUEUE_DATABASE_URL": url, **SMALL}) for _ in range(NODES)]
-        with ThreadPoolExecutor(NODES) as pool:  # all first starts on a fresh database at once
+        with ThreadPoolExecutor(NODES) as pool:  # concurrent first starts on a new database
             yield list(pool.map(stack.enter_context, servers))
 
 
@@ -57,7 +57,7 @@ def test_a_key_is_served_in_order_by_one_consumer_at_a_time_across_all_nodes(
     )
     operations = _consume(balancer.port, queue, tmp_path)
     acked = {receipt: ack.asked for ack in operations if ack.kind == "ack" for receipt in ack.given}
-    turns: dict[str, list[tuple[float, float, list[int]]]] = {}  # by key: leased, given up, places
+    turns: dict[str, list[tuple[float, float, list[int]]]] = {}  # by key: times of lease and settlement, places
     for read in operations:
         by_key: dict[str, list[int]] = {}
         for message in read.got if read.kind == "read" else ():
@@ -68,11 +68,11 @@ def test_a_key_is_served_in_order_by_one_consumer_at_a_time_across_all_nodes(
     assert len(turns) == keys
     for of_one in map(sorted, turns.values()):
         assert [place for _, _, places in of_one for place in places] == list(range(of_each))
-        # By the consumers' own clock: the ack was asked for before the next could be answered.
+        # By the consumers' clock: the ack was requested before the next lease was answered.
         assert all(given_up <= leased for (_, given_up, _), (leased, _, _) in pairwise(of_one))
 
 
-def test_nothing_is_lost_or_doubled_through_several_nodes(balancer: Balancer, queue: str, tmp_path: Path) -> None:
+def test_no_message_is_lost_or_duplicated_through_several_nodes(balancer: Balancer, queue: str, tmp_path: Path) -> None:
     with Load(balancer.port, tmp_path, queue) as load:
         load.write(2).write(batch=10, keyed=True).read(2).read(lease=60.0, batch=20)
         load.await_progress()
@@ -85,7 +85,7 @@ def test_nothing_is_lost_or_doubled_through_several_nodes(balancer: Balancer, qu
 
 @pytest.fixture(scope="module")
 def pooled(postgres: Postgres) -> Iterator[LiveServer]:
-    """Two processes, whose sessions change with every transaction; fewer of them than the processes have threads."""
+    """Run two processes whose sessions change with every transaction, with fewer sessions than threads."""
     postgres.create_database("pooled")
     with (
         PgBouncer(postgres, connections=3) as bouncer,
@@ -94,7 +94,7 @@ def pooled(postgres: Postgres) -> Iterator[LiveServer]:
         yield server
 
 
-def test_nothing_is_lost_or_doubled_through_pgbouncer(pooled: LiveServer, queue: str, tmp_path: Path) -> None:
+def test_no_message_is_lost_or_duplicated_through_pgbouncer(pooled: LiveServer, queue: str, tmp_path: Path) -> None:
     with Load(pooled.port, tmp_path, queue) as load:
         load.write(2).write(batch=10, keyed=True).read(2).read(lease=60.0, batch=20)
         load.await_progress()
@@ -103,22 +103,22 @@ def test_nothing_is_lost_or_doubled_through_pgbouncer(pooled: LiveServer, queue:
 
 
 def test_a_waiting_reader_is_woken_through_pgbouncer(pooled: LiveServer, queue: str) -> None:
-    """By a write through another process too, which shares no session with the reader's."""
+    """Also by a write through another process, which shares no session with the reader."""
     for turn in range(4):
         with ThreadPoolExecutor(1) as pool:
             poll = pool.submit(_ask, pooled.port, "GET", f"/queues/{queue}/messages?wait=20")
-            time.sleep(0.3)  # by now it waits in the service
+            time.sleep(0.3)  # it waits in the service now
             began = time.monotonic()
             _send(pooled.port, queue, [{"text": str(turn)}])
             assert poll.result() == {"text": str(turn)}
-            assert time.monotonic() - began < 15  # not by the end of its wait
+            assert time.monotonic() - began < 15  # before the end of its wait
 
 
-# What the stories are told with.
+# Helpers
 
 
 def _consume(port: int, queue: str, histories: Path) -> list[Operation]:
-    """Everything in the queue is leased and acked, by many consumers at once; what they did."""
+    """Lease and ack all messages by many concurrent consumers; return what they did."""
 
     def consume(number: int) -> None:
         actor = Actor(port, queue, History(histories / f"{number}.jsonl"), batch=5, lease=300.0, stopping=lambda: True)

@@ -1,4 +1,4 @@
-"""deploy/nginx.conf before the service: what a client gets through it is what the service gave."""
+"""Test deploy/nginx.conf in front of the service: a client gets the service's replies unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.programs import program
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveServer]:
-    """One that no other test has connections to."""
+    """Run a service that no other test connects to."""
     with LiveServer() as running:
         yield running
 
@@ -39,10 +39,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def port(server: LiveServer, certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[int]:
-    """nginx's, which runs with the repository's file but for names, ports and the certificate."""
+    """Run nginx with the repository's file, except for names, ports and certificate; return its port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         number: int = probe.getsockname()[1]
-    told = (REPOSITORY / "deploy/nginx.conf").read_text()
+    configuration = (REPOSITORY / "deploy/nginx.conf").read_text()
     for ours, here in {
         "127.0.0.1:5000": f"127.0.0.1:{server.port}",
         "listen 443": f"listen 127.0.0.1:{number}",
@@ -50,9 +50,9 @@ def port(server: LiveServer, certificate: tuple[Path, Path], tmp_path: Path) -> 
         "/etc/ssl/certs/queue.example.org.pem": str(certificate[0]),
         "/etc/ssl/private/queue.example.org.key": str(certificate[1]),
     }.items():
-        assert ours in told
-        told = told.replace(ours, here)
-    (tmp_path / "site.conf").write_text(told)
+        assert ours in configuration
+        configuration = configuration.replace(ours, here)
+    (tmp_path / "site.conf").write_text(configuration)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     places = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in kinds)
     (tmp_path / "nginx.conf").write_text(
@@ -94,16 +94,14 @@ def ask(connection: HTTPSConnection, method: str, target: str, body: bytes | Non
     return reply.status, reply.read()
 
 
-def test_the_client_works_through_it(port: int, certificate: tuple[Path, Path], queue: str) -> None:
+def test_the_client_works_through_nginx(port: int, certificate: tuple[Path, Path], queue: str) -> None:
     with QueueClient(f"https://localhost:{port}", queue=queue, verify=str(certificate[0])) as client:
         client.send_many([f"{number} " * 1_000 for number in range(50)])
         got = [message.text for message in client.consume(lease=60, idle=0.1)]
     assert got == [f"{number} " * 1_000 for number in range(50)]
 
 
-def test_paths_arrive_as_they_were_sent_and_consume_nothing_they_should_not(
-    proxied: HTTPSConnection, queue: str
-) -> None:
+def test_paths_arrive_as_sent_and_consume_nothing_by_mistake(proxied: HTTPSConnection, queue: str) -> None:
     path = f"/queues/{queue}/messages"
     ask(proxied, "POST", path, b'{"text": "one"}')
     for wrong in (f"/{path}", f"{path}%ff", f"{path}%0a"):
@@ -112,9 +110,7 @@ def test_paths_arrive_as_they_were_sent_and_consume_nothing_they_should_not(
     assert ask(proxied, "GET", path.replace("messages", "m%65ssages")) == (200, b'{"text": "one"}\n')
 
 
-def test_a_body_as_large_as_the_service_takes_passes_and_a_larger_one_does_not(
-    proxied: HTTPSConnection, queue: str
-) -> None:
+def test_a_body_of_the_largest_size_passes_and_a_larger_one_does_not(proxied: HTTPSConnection, queue: str) -> None:
     path, most = f"/queues/{queue}/messages", 8 * 1024 * 1024
     body = b'{"text": "%s"}' % (b"x" * (most - len(b'{"text": ""}')))
     assert len(body) == most
@@ -129,6 +125,6 @@ def test_a_reader_that_hangs_up_while_it_waits_takes_nothing(
     proxied.request("GET", f"{path}?wait=20")
     await_true(lambda: _connections_to(server.port) == 1)
     proxied.close()
-    server.await_unconnected()  # nginx has hung up too
+    server.await_unconnected()  # nginx has disconnected too
     assert ask(proxied, "POST", path, b'{"text": "one"}')[0] == 200
     assert ask(proxied, "GET", path) == (200, b'{"text": "one"}\n')

@@ -1,6 +1,6 @@
-"""The service behind AWS: events of the three shapes that API Gateway and function URLs send, answered as they want it.
+"""Test the service on AWS Lambda: the three event formats of API Gateway and function URLs.
 
-The shapes, with all the fields that matter to anybody, are those of AWS's own documentation and SDKs.
+The formats, with all relevant fields, are those of AWS's documentation and SDKs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.live import REPOSITORY
 from tests.support.wsgi import Reply, a_store
 from web.server.serverless import LambdaHandler
 
-POSTGRES = Settings(database_url="postgresql://nowhere/queue", allow_anonymous=True)  # its store is given by hand
+POSTGRES = Settings(database_url="postgresql://nowhere/queue", allow_anonymous=True)  # the test passes the store
 
 Event = dict[str, Any]
 Shape = Callable[..., Event]
@@ -37,15 +37,17 @@ def rest_api(
     base: str = "",
     **headers: str,
 ) -> Event:
-    """API Gateway's payload 1.0, of a REST API whose one route is /{proxy+}; `base`: a custom domain's base path."""
-    told = {"Host": "gy415nuibc.execute-api.us-east-1.amazonaws.com", "X-Forwarded-Proto": "https"} | named(headers)
+    """Return a payload 1.0 of a REST API with the route /{proxy+}; `base` is a custom base path."""
+    all_headers = {"Host": "gy415nuibc.execute-api.us-east-1.amazonaws.com", "X-Forwarded-Proto": "https"} | named(
+        headers
+    )
     values = parse_qs(query, keep_blank_values=True)
     return {
         "resource": "/{proxy+}",
         "path": base + path,
         "httpMethod": method,
-        "headers": told,
-        "multiValueHeaders": {name: [value] for name, value in told.items()},
+        "headers": all_headers,
+        "multiValueHeaders": {name: [value] for name, value in all_headers.items()},
         "queryStringParameters": {name: many[-1] for name, many in values.items()} or None,
         "multiValueQueryStringParameters": values or None,
         "pathParameters": {"proxy": path.removeprefix("/")},
@@ -70,15 +72,16 @@ def rest_api(
 def http_api(
     method: str, path: str, query: str = "", body: bytes | None = None, *, stage: str = "$default", **headers: str
 ) -> Event:
-    """API Gateway's payload 2.0, of an HTTP API; the body may come in base64, and does here."""
+    """Return a payload 2.0 of an HTTP API; its body is in base64."""
     path = path if stage == "$default" else f"/{stage}{path}"
-    told = {name.lower(): value for name, value in named(headers).items()}
+    all_headers = {name.lower(): value for name, value in named(headers).items()}
     event: Event = {
         "version": "2.0",
         "routeKey": "$default",
         "rawPath": path,
         "rawQueryString": query,
-        "headers": {"host": "aaaaaaaaaa.execute-api.us-west-2.amazonaws.com", "x-forwarded-proto": "https"} | told,
+        "headers": {"host": "aaaaaaaaaa.execute-api.us-west-2.amazonaws.com", "x-forwarded-proto": "https"}
+        | all_headers,
         "requestContext": {
             "accountId": "123456789012",
             "apiId": "aaaaaaaaaa",
@@ -106,7 +109,7 @@ def http_api(
 
 
 def function_url(method: str, path: str, query: str = "", body: bytes | None = None, **headers: str) -> Event:
-    """A function URL's: a payload 2.0, too, with a domain of its own and no stage but the default."""
+    """Return the payload 2.0 of a function URL, which has its own domain and the default stage."""
     event = http_api(method, path, query, body, **headers)
     event["requestContext"] |= {"domainName": "abc123.lambda-url.us-west-2.on.aws", "domainPrefix": "abc123"}
     event["cookies"] = ["one=1", "two=2"]
@@ -129,10 +132,10 @@ def ask() -> Iterator[Ask]:
 def asker(function: LambdaHandler) -> Ask:
     def ask(event: Event) -> Reply:
         # Lambda turns events and replies into JSON and back.
-        told = json.loads(json.dumps(function(json.loads(json.dumps(event)), None)))
-        headers = told.get("headers") or {name: many[-1] for name, many in told["multiValueHeaders"].items()}
-        body = b64decode(told["body"]) if told["isBase64Encoded"] else told["body"].encode()
-        return Reply(told["statusCode"], {name.lower(): value for name, value in headers.items()}, body)
+        result = json.loads(json.dumps(function(json.loads(json.dumps(event)), None)))
+        headers = result.get("headers") or {name: many[-1] for name, many in result["multiValueHeaders"].items()}
+        body = b64decode(result["body"]) if result["isBase64Encoded"] else result["body"].encode()
+        return Reply(result["statusCode"], {name.lower(): value for name, value in headers.items()}, body)
 
     return ask
 
@@ -177,7 +180,7 @@ def test_head_and_options_and_bad_paths_consume_nothing(ask: Ask, shape: Shape) 
     assert ask(shape("OPTIONS", "/messages")).status == 204
     assert ask(shape("GET", "/messages%ff")).status == 404
     assert ask(shape("GET", "//messages")).status == 404
-    assert ask(shape("GET", "/messages/é")).status in (404, 405)  # as an HTTP API sends what it has decoded
+    assert ask(shape("GET", "/messages/é")).status in (404, 405)  # as an HTTP API sends a decoded path
     assert ask(shape("GET", "/messages")).json == {"text": "one"}
 
 
@@ -209,7 +212,7 @@ def test_a_body_over_the_limit_is_refused_although_it_came_in_base64() -> None:
         assert ask(function_url("POST", "/messages", body=b'{"text": "too long"}')).status == 413
 
 
-def test_the_stage_and_the_base_path_are_no_part_of_the_route(ask: Ask) -> None:
+def test_the_stage_and_the_base_path_are_not_part_of_the_route(ask: Ask) -> None:
     ask(http_api("POST", "/messages", body=b'[{"text": "x"}]', stage="dev"))
     peek = "/queues/default/peek"
     assert len(ask(http_api("GET", peek, stage="dev")).json) == 1
@@ -222,7 +225,7 @@ def test_the_stage_and_the_base_path_are_no_part_of_the_route(ask: Ask) -> None:
 
 
 class Picture:
-    """An application whose reply is no text."""
+    """An application whose reply is not text."""
 
     settings = POSTGRES
 
@@ -238,32 +241,32 @@ def test_a_reply_that_is_not_text_arrives_byte_for_byte(shape: Shape) -> None:
     assert asker(function)(shape("GET", "/")).body == bytes(range(256))
 
 
-def test_a_sqlite_file_is_refused_in_so_many_words() -> None:
+def test_a_sqlite_file_is_refused_with_the_reason() -> None:
     function = LambdaHandler(handler.make_app(Settings(allow_anonymous=True)))
     for _ in range(2):
         with pytest.raises(BadSetting, match=r"QUEUE_DATABASE_URL names a SQLite file.*PostgreSQL"):
             function(function_url("GET", "/health"), None)
 
 
-def test_a_function_open_to_everybody_is_refused_in_so_many_words() -> None:
+def test_a_function_without_tokens_is_refused_with_the_reason() -> None:
     function = LambdaHandler(handler.make_app(Settings(database_url=POSTGRES.database_url)))
     with pytest.raises(BadSetting, match="QUEUE_ALLOW_ANONYMOUS"):
         function(function_url("GET", "/health"), None)
 
 
 @SHAPES
-def test_a_token_opens_a_function_and_nothing_else_does(shape: Shape) -> None:
+def test_a_function_accepts_only_requests_with_a_token(shape: Shape) -> None:
     settings = Settings(database_url=POSTGRES.database_url, tokens="shop:a-secret-of-thirty-two-letters:send:*")
     with a_store() as store:
         ask = asker(LambdaHandler(handler.make_app(settings, store)))
-        told = {"body": b'{"text": "1"}', "Content_Type": "application/json"}
-        assert ask(shape("POST", "/messages", **told)).status == 401
+        request = {"body": b'{"text": "1"}', "Content_Type": "application/json"}
+        assert ask(shape("POST", "/messages", **request)).status == 401
         bearer = "Bearer a-secret-of-thirty-two-letters"
-        assert ask(shape("POST", "/messages", Authorization=bearer, **told)).status == 200
+        assert ask(shape("POST", "/messages", Authorization=bearer, **request)).status == 200
         assert ask(shape("GET", "/messages", Authorization=bearer)).status == 403
 
 
-def test_who_does_not_run_on_lambda_needs_no_package_for_it() -> None:
+def test_only_lambda_needs_the_lambda_package() -> None:
     look = "import sys, handler; assert handler.lambda_handler; print('apig_wsgi' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", look], cwd=REPOSITORY, capture_output=True, check=True, text=True)
     assert run.stdout == "False\n"

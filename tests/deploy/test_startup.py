@@ -1,4 +1,4 @@
-"""What the service says when it starts, and when it does not."""
+"""Test what the service logs when it starts, and when it cannot start."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_the_first_line_says_what_is_served() -> None:
     with LiveServer({"WEB_CONCURRENCY": "2", "QUEUE_THREADS": "10"}) as server:
         pid = server.pid
         first = server.log().splitlines()[0]
-    when, level, process, said = first.split(" ", 3)
+    when, level, process, text = first.split(" ", 3)
     assert datetime.fromisoformat(when).tzinfo is not None
     assert (level, process) == ("INFO", f"[{pid}]")
-    assert said == (
+    assert text == (
         f"queue_service {VERSION} at {server.url} (open it in a browser for the page), "
         f"messages in {server.database}, access for anyone on this machine, up to 10 waiting readers"
     )
@@ -43,7 +43,7 @@ def test_the_first_line_says_who_has_access(settings: dict[str, object], access:
     assert f"access for {access}," in summary(Settings(**settings), "http://127.0.0.1:5000")  # type: ignore[arg-type]
 
 
-def test_the_first_line_holds_no_password() -> None:
+def test_the_first_line_contains_no_password() -> None:
     url = "postgresql://user:s3cret@db.example:6432,[::1]:5432/queue?password=s3cret&sslmode=require"
     assert "messages in postgresql://db.example:6432,[::1]:5432/queue," in summary(
         Settings(database_url=url), "http://127.0.0.1:5000"
@@ -138,7 +138,7 @@ def test_an_address_that_cannot_be_listened_on_ends_the_start_with_one_sentence(
     assert conflict == (reason and f"cannot listen on {settings.bind}: {reason}")
 
 
-def test_a_port_that_another_service_gives_up_meanwhile_is_waited_for() -> None:
+def test_the_start_waits_for_a_port_that_another_service_is_closing() -> None:
     with LiveServer() as ending:
         successor = LiveServer({"PORT": str(ending.port)})
         successor.url, successor.port = ending.url, ending.port

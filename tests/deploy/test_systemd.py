@@ -1,4 +1,4 @@
-"""The systemd unit: systemd finds nothing wrong with it, and the service does not need what it takes away."""
+"""Test the systemd unit: it is valid, and the service works with its restrictions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.support.live import REPOSITORY, STOPS_WITHIN, await_true
 from tests.support.programs import program
 
 UNIT = REPOSITORY / "deploy/queue-service.service"
-EXPOSURE = 15  # of 100, as systemd-analyze counts what a service could still do; 12 when this was written
-# Takes away what MemoryDenyWriteExecute does (PR_SET_MDWE, Linux 6.3; an older one says no, and the check is left out).
+EXPOSURE = 15  # of 100 points of exposure by systemd-analyze; 12 when this was written
+# Apply MemoryDenyWriteExecute (PR_SET_MDWE, since Linux 6.3; skipped on an older kernel).
 DENY_WRITE_EXECUTE = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
@@ -34,21 +34,21 @@ class Sections(configparser.RawConfigParser):
 
 
 def service_section() -> dict[str, str]:
-    unit = Sections(strict=False)  # where a name stands twice, the last counts here
+    unit = Sections(strict=False)  # of several equal names, the last counts here
     unit.read(UNIT)
     return dict(unit["Service"])
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
-    here = tmp_path / UNIT.name  # with a command that this machine has
+    here = tmp_path / UNIT.name  # with a command that exists on this machine
     here.write_text(re.sub("ExecStart=[^ ]+", "ExecStart=/bin/true", UNIT.read_text()))
     verified = subprocess.run(
         [program("systemd-analyze"), "verify", "--man=no", here], capture_output=True, check=False, text=True
     )
-    assert UNIT.name not in verified.stdout + verified.stderr  # of other units of this machine it may complain
+    assert UNIT.name not in verified.stdout + verified.stderr  # systemd may complain of other units of this machine
 
 
-def test_the_service_is_shut_in_as_systemd_counts_it() -> None:
+def test_the_service_is_confined_as_systemd_measures_it() -> None:
     counted = subprocess.run(
         [program("systemd-analyze"), "security", "--offline=yes", f"--threshold={EXPOSURE}", UNIT],
         capture_output=True, check=False, text=True,
@@ -71,25 +71,26 @@ def test_the_units_settings_are_settings_of_the_service() -> None:
 
 @contextmanager
 def started(directory: Path, *before: str) -> Iterator[tuple[QueueClient, subprocess.Popen[bytes]]]:
-    """The unit's command, behind other words, once it has told systemd that it is ready."""
+    """Run the unit's command, with a prefix, until it notifies systemd that it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(f"{directory}/notify")
         systemd.settimeout(20)
-        told = {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{directory}/queue.db"}
+        settings = {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{directory}/queue.db"}
         program, *arguments = service_section()["ExecStart"].split()
         assert (Path(program).name, arguments) == ("queue-service", ["serve"])  # it runs gunicorn, as here
         process = subprocess.Popen(
             [*before, sys.executable, "-m", "gunicorn", "handler:app"],
-            cwd=REPOSITORY, env=os.environ | told | {"NOTIFY_SOCKET": f"{directory}/notify"}, start_new_session=True,
+            cwd=REPOSITORY, env=os.environ | settings | {"NOTIFY_SOCKET": f"{directory}/notify"},
+            start_new_session=True,
         )  # fmt: skip
         try:
             assert systemd.recv(1_000).startswith(b"READY=1")
             with QueueClient(f"http://127.0.0.1:{port}") as client:
                 yield client, process
         finally:
-            with suppress(ProcessLookupError):  # it has ended already
+            with suppress(ProcessLookupError):  # the process has ended already
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -112,7 +113,7 @@ def test_the_service_makes_no_system_call_that_the_unit_forbids(tmp_path: Path) 
     calls = (tmp_path / "calls").read_text() + (tmp_path / "calls-of-backup").read_text()
     made = set(re.findall(r"^\d+ +([a-z_0-9]+)\(", calls, re.MULTILINE))
     assert {"fdatasync", "flock", "accept4"} <= made
-    as_root = {"fchown"}  # by SQLite, which gives a log the database's owner when root runs it, as in a test
+    as_root = {"fchown"}  # by SQLite, which sets the log's owner when root runs it, as in a test
     assert made - allowed_calls() - as_root == set()
 
 
@@ -123,7 +124,7 @@ def first_child(pid: int) -> int:
 
 
 def allowed_calls() -> set[str]:
-    """By the unit's two SystemCallFilter lines: the first allows, the second takes away."""
+    """Return the calls that the unit's two SystemCallFilter lines allow: the second line removes some."""
     allow, deny = re.findall(r"^SystemCallFilter=(.+)$", UNIT.read_text(), re.MULTILINE)
     return calls_of(*allow.split()) - calls_of(*deny.removeprefix("~").split())
 
@@ -131,10 +132,10 @@ def allowed_calls() -> set[str]:
 def calls_of(*groups: str) -> set[str]:
     found: set[str] = set()
     for group in groups:
-        told = subprocess.run(
+        printed = subprocess.run(
             [program("systemd-analyze"), "syscall-filter", group], capture_output=True, check=True, text=True
         ).stdout
-        names = [line.strip() for line in told.splitlines()[1:] if line.startswith("    ") and "#" not in line]
+        names = [line.strip() for line in printed.splitlines()[1:] if line.startswith("    ") and "#" not in line]
         found |= {name for name in names if not name.startswith("@")}
         found |= calls_of(*[name for name in names if name.startswith("@")])
     return found

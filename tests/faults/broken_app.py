@@ -1,6 +1,6 @@
-"""A gunicorn configuration that serves an engine broken on purpose: it acknowledges before it commits.
+"""A gunicorn configuration with a deliberately broken engine: it acknowledges before it commits.
 
-For tests/faults/test_checker.py alone: a checker that finds no fault in this finds none anywhere.
+Only tests/faults/test_checker.py uses it, to check that the checker finds losses.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from storage.sqlite.disk.committer import Committer
 from storage.sqlite.disk.group_commit import Ticket
 from storage.sqlite.transaction import WriteTransaction
 
-COMMIT_EVERY = 0.3  # seconds; what was acknowledged since the last commit dies with the process
+COMMIT_EVERY = 0.3  # seconds; a kill loses what was acknowledged since the last commit
 
 wsgi_app = "handler:app"
 bind = f"127.0.0.1:{Settings.from_env().port}"
-workers = 1  # a second one would wait for the first one's transaction
+workers = 1  # a second worker would wait for the first one's transaction
 worker_class = "gthread"
 threads = 16
 control_socket_disable = True
 
 
 class AcknowledgesTooEarly(Committer):
-    """Runs every group in one transaction that stays open, answers at once, and commits now and then."""
+    """Runs all groups in one open transaction, answers at once, and commits at intervals."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -53,6 +53,6 @@ class AcknowledgesTooEarly(Committer):
 
 
 def post_worker_init(worker: Any) -> None:
-    # No setting exists, nor should, for such an engine.
+    # No setting selects such an engine.
     sqlite_store.Committer = AcknowledgesTooEarly  # type: ignore[attr-defined, assignment]
     assert isinstance(worker.wsgi.unrestricted_store._committer, AcknowledgesTooEarly)

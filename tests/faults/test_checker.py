@@ -1,4 +1,4 @@
-"""The checker can fail: it names every loss and every delivery too many, in histories and with a broken engine."""
+"""Test that the checker finds losses and duplicates, in histories and with a broken engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.live import LiveServer, await_true
 from tests.support.load import Load
 
 ACKNOWLEDGED, REFUSED, UNKNOWN = Outcome
-KILLS = 4  # one may come right after a commit
+KILLS = 4  # a kill may come right after a commit
 
 
 def write(text: str, number: int = 1, outcome: Outcome = ACKNOWLEDGED, at: float = 0.0) -> Operation:
@@ -35,17 +35,17 @@ def ack(receipt: str, outcome: Outcome = ACKNOWLEDGED, holds: bool = True) -> Op
     return Operation("ack", 2.0, [receipt], outcome=outcome, answered=2.1, got=[] if holds else [receipt])
 
 
-# Nothing is wrong.
+# Correct histories.
 
 
-def test_what_was_written_and_read_once_is_faultless() -> None:
+def test_a_message_written_and_read_once_is_correct() -> None:
     verdict = judge([write("a", 1), write("b", 2, at=1), take("a", 1), lease("b", "r"), ack("r")])
     assert verdict == Verdict(2, 0, 0, read=2, recovered=0, lost=[], unexpected=[], duplicated=[], disordered=[])
     assert verdict.faultless
 
 
 @pytest.mark.parametrize("reads", [[], [take("a")]])
-def test_a_write_of_unknown_outcome_may_be_there_or_not(reads: list[Operation]) -> None:
+def test_a_write_of_unknown_outcome_may_be_stored_or_not(reads: list[Operation]) -> None:
     verdict = judge([write("a", outcome=UNKNOWN), *reads])
     assert verdict.faultless
     assert (verdict.unknown, verdict.recovered) == (1, len(reads))
@@ -55,7 +55,7 @@ def test_a_second_delivery_after_the_end_of_the_lease_is_by_the_rules() -> None:
     assert judge([write("a"), lease("a", "r1", 1, at=1), lease("a", "r2", 2, at=11), ack("r2")]).faultless
 
 
-def test_a_message_whose_ack_had_no_reply_may_come_again_when_its_lease_ends() -> None:
+def test_a_message_whose_ack_had_no_reply_may_be_redelivered_when_its_lease_ends() -> None:
     again = [lease("a", "r2", 2, at=11), ack("r2")]
     assert judge([write("a"), lease("a", "r1"), ack("r1", UNKNOWN)]).faultless
     assert judge([write("a"), lease("a", "r1"), ack("r1", UNKNOWN), *again]).faultless
@@ -65,10 +65,10 @@ def test_a_pipeline_is_judged_by_the_texts_that_went_in() -> None:
     assert judge([write("a"), take("a>1>2")], lambda text: text.partition(">")[0]).faultless
 
 
-# Something is lost.
+# Losses.
 
 
-def test_an_acknowledged_write_that_nobody_read_is_lost() -> None:
+def test_an_acknowledged_write_that_was_never_read_is_lost() -> None:
     assert judge([write("a", 1), write("b", 2, at=1), take("a", 1)]).lost == ["b"]
 
 
@@ -76,12 +76,12 @@ def test_a_message_leased_and_never_settled_is_lost() -> None:
     assert judge([write("a"), lease("a", "r")]).lost == ["a"]
 
 
-def test_a_message_whose_ack_was_refused_and_that_did_not_come_again_is_lost() -> None:
+def test_a_message_whose_ack_was_refused_and_that_was_not_redelivered_is_lost() -> None:
     assert judge([write("a"), lease("a", "r"), ack("r", holds=False)]).lost == ["a"]
     assert judge([write("a"), lease("a", "r"), ack("r", REFUSED)]).lost == ["a"]
 
 
-# Something came that should not have.
+# Unexpected messages.
 
 
 @pytest.mark.parametrize("writes", [[], [write("a", outcome=REFUSED)]])
@@ -116,7 +116,7 @@ def test_an_id_below_one_acknowledged_before_is_disordered() -> None:
 # The history on disk.
 
 
-def test_a_history_tells_what_was_asked_although_no_answer_or_half_a_one_followed(tmp_path: Path) -> None:
+def test_a_history_has_requests_without_or_with_half_an_answer(tmp_path: Path) -> None:
     for name, end in {"a": b"", "b": b'{"outcome": "acknow'}.items():
         history = History(tmp_path / f"{name}.jsonl")
         history.asking("write", [f"{name}-0"])
@@ -125,8 +125,8 @@ def test_a_history_tells_what_was_asked_although_no_answer_or_half_a_one_followe
         history.close()
         with history.path.open("ab") as file:
             file.write(end)
-    told = [(*operation.given, operation.outcome, *operation.got) for operation in read_histories(tmp_path)]
-    assert told == [("a-0", ACKNOWLEDGED, "17"), ("a-1", UNKNOWN), ("b-0", ACKNOWLEDGED, "17"), ("b-1", UNKNOWN)]
+    operations = [(*operation.given, operation.outcome, *operation.got) for operation in read_histories(tmp_path)]
+    assert operations == [("a-0", ACKNOWLEDGED, "17"), ("a-1", UNKNOWN), ("b-0", ACKNOWLEDGED, "17"), ("b-1", UNKNOWN)]
 
 
 # A broken engine, killed.
@@ -134,7 +134,7 @@ def test_a_history_tells_what_was_asked_although_no_answer_or_half_a_one_followe
 
 @pytest.fixture
 def broken() -> Iterator[LiveServer]:
-    """Its acknowledgements come up to 0.3 s before its commits."""
+    """Run an engine that acknowledges up to 0.3 s before it commits."""
     with LiveServer({"GUNICORN_CMD_ARGS": "--config python:tests.faults.broken_app"}) as server:
         yield server
         server.kill()
@@ -144,7 +144,7 @@ def test_the_checker_reports_the_loss_of_an_engine_that_acknowledges_before_its_
     broken: LiveServer, tmp_path: Path
 ) -> None:
     with Load(broken.port, tmp_path).write(2) as load:
-        await_true(lambda: _committed(broken) > 0)  # not all is lost
+        await_true(lambda: _committed(broken) > 0)  # not everything is lost
         for _ in range(KILLS):
             _await_more(tmp_path, "write")
             broken.restart()
@@ -176,7 +176,7 @@ def _await_more(histories: Path, kind: str) -> None:
 
 
 def _done(histories: Path, kind: str) -> int:
-    """Messages whose writes, or reads, have been acknowledged."""
+    """Return the number of messages whose writes, or reads, were acknowledged."""
     operations = [one for one in read_histories(histories) if one.kind == kind and one.outcome is ACKNOWLEDGED]
     return sum(len(operation.got) for operation in operations)
 

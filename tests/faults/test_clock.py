@@ -1,4 +1,4 @@
-"""Row 25 of what must survive: the wall clock is set an hour forward or back, and leases are as long as they were."""
+"""Test row 25 of docs/reliability.md: a clock set forward or back changes the length of no lease."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from storage.model import Receive
 from storage.sqlite.store import SqliteStore
 from tests.support.checker import read_histories
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.load import Connection, Load
 from tests.support.programs import ProgramMissing
@@ -29,7 +29,7 @@ LONG = [pytest.mark.slow, pytest.mark.torture]
 HOUR = 3_600
 LEASE = 2.0  # seconds
 
-# gunicorn's configuration, with a clock that can be set. Python's time.time() is all that the service looks at …
+# A gunicorn configuration with a settable clock. The service itself reads only Python's time.time().
 BY_PYTHON = """
 import time
 from pathlib import Path
@@ -37,7 +37,7 @@ _true = time.time
 time.time = lambda: _true() + float(Path({clock!r}).read_text())
 exec(Path("gunicorn.conf.py").read_text())
 """
-# … but libfaketime sets the clock of all that the processes call, SQLite and the C library too. Under it
+# libfaketime sets the clock of all calls of the processes, also SQLite's and the C library's. Under it
 # clock_nanosleep fails, which is time.sleep().
 BY_LIBFAKETIME = """
 import select, time
@@ -48,7 +48,7 @@ exec(Path("gunicorn.conf.py").read_text())
 
 
 class WallClock:
-    """The clock on a service's wall."""
+    """The wall clock of a service."""
 
     def __init__(self, directory: Path, by: str) -> None:
         self.by = by
@@ -58,13 +58,13 @@ class WallClock:
         self.set(0)
 
     def set(self, seconds: int) -> None:
-        """From now on it is that much ahead of the true time, or behind it."""
+        """Set the clock this many seconds ahead of the true time, or behind it."""
         (new := self._file.with_suffix(".new")).write_text(f"{seconds:+}")
         new.replace(self._file)
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a service that looks at it."""
+        """Return the environment of a service that uses this clock."""
         config = {"GUNICORN_CMD_ARGS": f"--config {self._config}"}
         return config | (_libfaketime(self._file) if self.by == "libfaketime" else {})
 
@@ -113,7 +113,7 @@ AT_RANDOM = [random.Random(25).choice([-HOUR, 0, HOUR]) for _ in range(15)]
     indirect=["wall"],
 )
 def test_a_clock_set_an_hour_forward_or_back_changes_the_length_of_no_lease__row_25(
-    wall: WallClock, steps: list[int], service: LiveServer, tmp_path: Path, tell: Tell
+    wall: WallClock, steps: list[int], service: LiveServer, tmp_path: Path, add_row: AddRow
 ) -> None:
     histories = tmp_path / "histories"
     with Load(service.port, histories) as load:
@@ -121,11 +121,11 @@ def test_a_clock_set_an_hour_forward_or_back_changes_the_length_of_no_lease__row
         await_true(lambda: len(list(read_histories(histories))) > 20)
         for number, step in enumerate(steps):
             _assert_leases_and_delays_keep_their_length(service, lambda step=step: wall.set(step))  # type: ignore[misc]
-            assert abs(_shown(service) - time.time() - step) < HOUR / 2  # the service did see the clock move
+            assert abs(_shown(service) - time.time() - step) < HOUR / 2  # the service saw the clock move
             if number % 5 == 4:
                 service.restart()
         verdict = load.finish()
-    tell(fault=f"clock set an hour forward or back, by {wall.by}", times=len(steps), **verdict.figures)
+    add_row(fault=f"clock set an hour forward or back, by {wall.by}", times=len(steps), **verdict.figures)
     assert verdict.faultless, verdict
 
 
@@ -156,13 +156,13 @@ def _assert_leases_and_delays_keep_their_length(service: LiveServer, happens: Ca
 
 
 def _shown(service: LiveServer) -> float:
-    """The time that the service tells its clients, in s since 1970."""
+    """Return the time that the service shows to clients, in s since 1970."""
     connection = Connection(service.port)
     assert connection.open()
     assert connection.ask("POST", "/queues/watched/messages", {"text": "now"}).status == 200
-    told = connection.ask("GET", "/queues/watched/messages").headers["Message-Sent-At"]
+    sent_at = connection.ask("GET", "/queues/watched/messages").headers["Message-Sent-At"]
     connection.close()
-    return datetime.fromisoformat(told).timestamp()
+    return datetime.fromisoformat(sent_at).timestamp()
 
 
 # Between two starts of the service.
@@ -170,10 +170,10 @@ def _shown(service: LiveServer) -> float:
 
 @pytest.mark.parametrize("booted", [False, True], ids=["restarted", "booted"])
 @pytest.mark.parametrize("step", FORTH_AND_BACK, ids=["forward", "back"])
-def test_a_clock_set_while_nothing_ran_changes_the_length_of_no_lease__row_25(
+def test_a_clock_set_while_the_service_was_stopped_changes_the_length_of_no_lease__row_25(
     step: int, booted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But after a boot of the machine an hour forward cannot be told from an hour in which it was off."""
+    """After a boot, an hour forward cannot be distinguished from an hour without power."""
     path = tmp_path / "queue.db"
     with closing(SqliteStore(path)) as store:
         (first,) = send(store, "leased")

@@ -1,7 +1,7 @@
-"""A move that is killed at any of its steps: begun again it ends, and each message is at one place, and served there.
+"""Test a move that is killed at any step: restarted it completes, and each message is in exactly one database.
 
-Each case is a process of its own, forked from one that has nothing open, and killed right before a call that the
-source or the target makes: of SQLite, of the driver, or of the system.
+Each case is a separate process, forked from one without open files. It is killed right before a call of the source or
+the target: to SQLite, the driver or the system.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def moves(*cases: tuple[str, str, int]) -> list[int]:
 
 
 class Places:
-    """A source with two messages, one of them leased, again and again; and new targets of an engine."""
+    """Yields sources with two messages, one of them leased, and new targets of an engine."""
 
     def __init__(self, directory: Path, new_target: Callable[[], str]) -> None:
         self._template = directory / "template.db"
@@ -108,7 +108,7 @@ def places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
 
 
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=LONG)])
-def test_a_move_killed_at_any_step_ends_when_it_is_begun_again_and_leaves_each_message_at_one_place(
+def test_a_move_killed_at_any_step_completes_when_restarted_and_keeps_each_message_once(
     places: Places, every: int
 ) -> None:
     marked_from, last = moves((*places.next(), 0))
@@ -118,7 +118,7 @@ def test_a_move_killed_at_any_step_ends_when_it_is_begun_again_and_leaves_each_m
     moves(*cases)
     for source, target, step in cases:
         if _can_be_served(target):
-            with pytest.raises(StoreError, match="were moved"):  # or both could be served
+            with pytest.raises(StoreError, match="were moved"):  # otherwise both could be served
                 reopen(source)
         else:
             migrate(source, target)
@@ -140,7 +140,7 @@ def _can_be_served(url: str) -> bool:
 
 
 def _is_there(url: str) -> bool:
-    """To open what is not there would make it."""
+    """Return whether the target exists, without opening it, which would create it."""
     if url.startswith("sqlite:///"):
         return Path(url.removeprefix("sqlite:///")).exists()
     with psycopg.connect(url) as connection:

@@ -1,7 +1,7 @@
-"""A pipeline of three stages delivers each input's result exactly once, whatever is killed.
+"""Test that a pipeline of three stages delivers each input's result exactly once despite kills.
 
 A stage's whole loop is one request: `POST /transactions` acks its inputs, sends its outputs on and leases the next
-inputs, in one commit. Its Idempotency-Key lets it be repeated until it is answered.
+inputs, in one commit. A stage repeats it with its Idempotency-Key until it is answered.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 import pytest
 
 from tests.support.checker import Outcome, read_histories
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import REPOSITORY, LiveServer
 from tests.support.load import Connection, Load
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 QUEUES = ["input", "cut", "sewn", "output"]
-LEASE = 2.0  # seconds; a killed stage's inputs come again after it
+LEASE = 2.0  # seconds; then a killed stage's inputs are redelivered
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=LONG)])
-def test_each_inputs_result_comes_out_exactly_once_while_stages_and_server_are_killed__issue_3(
-    kills: int, tmp_path: Path, tell: Tell
+def test_each_inputs_result_is_delivered_exactly_once_while_stages_and_server_are_killed__issue_3(
+    kills: int, tmp_path: Path, add_row: AddRow
 ) -> None:
     with LiveServer() as server, _stages(server) as stages, Load(server.port, tmp_path, QUEUES[0]) as load:
         load.write(batch=5, keyed=True).write()
@@ -46,7 +46,7 @@ def test_each_inputs_result_comes_out_exactly_once_while_stages_and_server_are_k
                 stages[number] = _start(server, number)
             load.finish_writing()
             verdict = results.finish(written_as=lambda text: text.removesuffix(">0>1>2"))
-    tell(fault="kill -9 of a pipeline's stage and the server", times=kills, **verdict.figures)
+    add_row(fault="kill -9 of a pipeline's stage and the server", times=kills, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.acknowledged > kills
 
@@ -79,7 +79,7 @@ def _start(server: LiveServer, number: int) -> subprocess.Popen[bytes]:
 
 
 def _work(port: int, number: int) -> None:
-    """Stage `number`, until it is killed. A result says which stages it has passed."""
+    """Run stage `number` until it is killed. A result lists the stages it passed."""
     source, target = QUEUES[number : number + 2]
     connection = Connection(port)
     held: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ def _work(port: int, number: int) -> None:
         while reply is None or reply.status not in (200, 409):
             if connection.open():
                 reply = connection.ask("POST", "/transactions", step, key)
-        # 409: a lease ran out meanwhile and another may have the message, so none of this has been done.
+        # 409: a lease ended and another worker may have the message, so nothing was done.
         held = reply.document["messages"] if reply.outcome is Outcome.ACKNOWLEDGED else []
 
 

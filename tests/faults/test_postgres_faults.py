@@ -1,6 +1,6 @@
-"""On PostgreSQL too nothing acknowledged is lost: connections cut, the server restarted, a failover to the standby.
+"""Test that PostgreSQL loses nothing acknowledged: cut connections, a restart, a failover to the standby.
 
-The web nodes are not restarted meanwhile. The short forms run in every test run; `-m torture` runs the long ones.
+The web nodes keep running. The short forms run in every test run; `-m torture` runs the long ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer
 from tests.support.load import Connection, Load
 from tests.support.postgres import Postgres, url_of_both
@@ -23,7 +23,7 @@ DATABASE = "queue"
 
 @pytest.fixture(scope="module")
 def primary() -> Iterator[Postgres]:
-    """A PostgreSQL as durable as any, with the service's database."""
+    """Run a PostgreSQL with default durability and the service's database."""
     with Postgres() as server:
         server.create_database(DATABASE)
         yield server
@@ -38,7 +38,7 @@ def node(primary: Postgres) -> Iterator[LiveServer]:
 @pytest.mark.parametrize("times", [2, pytest.param(30, marks=LONG)])
 @pytest.mark.parametrize("fault", ["connections terminated", "server restarted at once"])
 def test_nothing_acknowledged_is_lost_when_postgresql_fails_under_load(
-    fault: str, times: int, primary: Postgres, node: LiveServer, queue: str, tmp_path: Path, tell: Tell
+    fault: str, times: int, primary: Postgres, node: LiveServer, queue: str, tmp_path: Path, add_row: AddRow
 ) -> None:
     def strike() -> None:
         if fault == "connections terminated":
@@ -54,14 +54,14 @@ def test_nothing_acknowledged_is_lost_when_postgresql_fails_under_load(
             strike()
         load.await_progress()
         verdict = load.finish()
-    tell(fault=f"PostgreSQL: {fault}", times=times, **verdict.figures)
+    add_row(fault=f"PostgreSQL: {fault}", times=times, **verdict.figures)
     assert verdict.faultless, verdict
     _assert_nothing_is_left(node, queue)
 
 
 @pytest.mark.parametrize("failovers", [1, pytest.param(5, marks=LONG)])
 def test_a_failover_to_the_standby_loses_nothing_and_needs_no_restart(
-    failovers: int, tmp_path: Path, tell: Tell
+    failovers: int, tmp_path: Path, add_row: AddRow
 ) -> None:
     slowest = 0.0
     with Postgres() as primary, Postgres() as standby:
@@ -84,13 +84,13 @@ def test_a_failover_to_the_standby_loses_nothing_and_needs_no_restart(
             verdict = load.finish()
             _assert_nothing_is_left(node, load.queue)
     fault = f"PostgreSQL: failover, all clients went on {slowest:.1f} s after the promotion"
-    tell(fault=fault, times=failovers, **verdict.figures)
+    add_row(fault=fault, times=failovers, **verdict.figures)
     assert verdict.faultless, verdict
     assert (verdict.unknown, verdict.refused) == (0, 0), "with its key, every write is acknowledged in the end"
 
 
 def _assert_nothing_is_left(node: LiveServer, queue: str) -> None:
-    """And what is counted says so too."""
+    """Assert that no message is left, by the counts too."""
     connection = Connection(node.port)
     assert connection.open()
     stats = connection.ask("GET", f"/queues/{queue}").document["stats"]

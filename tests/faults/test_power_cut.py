@@ -1,10 +1,10 @@
-"""Row 3 of what must survive: the power is cut, and every acknowledged write is there.
+"""Test row 3 of docs/reliability.md: after a power cut, every acknowledged write exists.
 
-The disk is an ext4 of its own on a loop device. EXT4_IOC_SHUTDOWN with NOLOGFLUSH stops it dead, the journal in
-memory unwritten; what a new mount finds is what had reached the device. All this takes root.
+The disk is a separate ext4 on a loop device. EXT4_IOC_SHUTDOWN with NOLOGFLUSH stops it without writing the journal in
+memory, so a new mount finds only what had reached the device. These tests need root.
 
-The service is stopped right before: with the power, the processor goes too. A few ms after the ioctl an fsync may
-still return success although its journal commit was thrown away; what was answered then is no acknowledgement.
+The service is stopped right before, since a power cut also stops the processor. For a few ms after the ioctl an fsync
+may return success although its journal commit was dropped, so answers after it are not acknowledgements.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import apsw
 import pytest
 
 from storage.__main__ import main as storage_tool
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.load import Connection, Load, Reply
 from tests.support.programs import program
@@ -43,10 +43,10 @@ exec(Path("gunicorn.conf.py").read_text())
 
 
 class Disk:
-    """A small disk whose power can be cut, and that can be made to fail what is written to fresh blocks of it."""
+    """A small disk whose power can be cut, and whose writes to new blocks can be made to fail."""
 
     def __init__(self, directory: Path) -> None:
-        self.memory = directory / "memory"  # the device's blocks are here, and nothing else
+        self.memory = directory / "memory"  # the device's blocks, and nothing else
         self.image = self.memory / "image"
         self.path = directory / "disk"
         self.database = self.path / "queue.db"
@@ -56,18 +56,18 @@ class Disk:
         try:
             self.image.write_bytes(bytes(64 * MB))
             _run("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", str(self.image))
-            self.image.write_bytes(self.image.read_bytes())  # also what mkfs has left out
+            self.image.write_bytes(self.image.read_bytes())  # also the blocks that mkfs skipped
             self._mount()
         except BaseException:
             _run("umount", str(self.memory))
             raise
 
     def serve(self, **environment: str) -> LiveServer:
-        """A service, not started yet, with its database on this disk."""
+        """Return a service, not yet started, with its database on this disk."""
         return LiveServer({"QUEUE_DATABASE_URL": f"sqlite:///{self.database}", **environment})
 
     def cut_the_power(self, server: LiveServer) -> None:
-        """At one moment the service stands still and nothing reaches the device any more; then it is gone."""
+        """Stop the service and all writes to the device at one moment, then kill it."""
         os.killpg(server.pid, signal.SIGSTOP)
         await_true(lambda: set(_states_of_threads(server.pid)) == {"T"})
         self.shut_down()
@@ -81,12 +81,12 @@ class Disk:
             os.close(descriptor)
 
     def restore_the_power(self) -> None:
-        """Nobody may have files open on it any more."""
+        """Mount the disk again. No process may have files open on it."""
         self._unmount()
         self._mount()
 
     def fail_fresh_blocks(self) -> None:
-        """What has been written can be written again; other blocks fail: their place in memory is taken."""
+        """Make writes to new blocks fail, by using up their memory; written blocks can be rewritten."""
         os.sync()
         _run("fstrim", str(self.path))
         with (self.memory / "filler").open("wb", buffering=0) as filler:
@@ -110,13 +110,13 @@ class Disk:
         def succeeded() -> bool:
             return subprocess.run(["umount", str(self.path)], capture_output=True).returncode == 0
 
-        await_true(succeeded)  # processes that were killed need a moment to let go of their files
+        await_true(succeeded)  # killed processes need a moment to close their files
 
 
 def _states_of_threads(group: int) -> Iterator[str]:
-    """Of all processes in the group; T is stopped."""
+    """Return the states of all threads of the group; T is stopped."""
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the thread has ended
             if os.getpgid(int(process.name)) == group:
                 for status in process.glob("task/*/stat"):
                     yield status.read_text().rpartition(")")[2].split()[0]
@@ -147,7 +147,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.mark.parametrize("cuts", [2, pytest.param(40, marks=LONG)])
 def test_every_acknowledged_write_survives_power_cuts_under_load__row_3(
-    cuts: int, disk: Disk, tmp_path: Path, tell: Tell
+    cuts: int, disk: Disk, tmp_path: Path, add_row: AddRow
 ) -> None:
     histories = tmp_path / "histories"
     with disk.serve() as server, Load(server.port, histories) as load:
@@ -161,19 +161,19 @@ def test_every_acknowledged_write_survives_power_cuts_under_load__row_3(
             server.start()
         verdict = load.finish()
         server.stop()
-        assert "failed" not in server.log()  # no process lived to see the disk gone
-    tell(fault="power cut", times=cuts, **verdict.figures)
+        assert "failed" not in server.log()  # no process ran after the cut
+    add_row(fault="power cut", times=cuts, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.acknowledged > cuts
     _assert_sound(disk.database)
 
 
-def test_a_power_cut_is_seen_to_take_acknowledged_writes_from_an_engine_without_fsync__row_3(
-    disk: Disk, tmp_path: Path, tell: Tell
+def test_a_power_cut_loses_acknowledged_writes_of_an_engine_without_fsync__row_3(
+    disk: Disk, tmp_path: Path, add_row: AddRow
 ) -> None:
     config = tmp_path / "without_fsync.py"
     config.write_text(WITHOUT_FSYNC)
-    with disk.serve() as proper:  # makes the file, durably
+    with disk.serve() as proper:  # creates the file, durably
         assert _ask(proper, "POST", "/messages", {"text": "before"}).status == 200
     histories = tmp_path / "histories"
     with disk.serve(GUNICORN_CMD_ARGS=f"--config {config}") as server, Load(server.port, histories) as load:
@@ -184,15 +184,14 @@ def test_a_power_cut_is_seen_to_take_acknowledged_writes_from_an_engine_without_
         server.start()
         verdict = load.finish()
         server.stop()
-    tell(fault="power cut, fsync left out on purpose (to see the loss seen)", times=1, **verdict.figures)
+    add_row(fault="power cut, fsync left out on purpose (to see the loss seen)", times=1, **verdict.figures)
     assert verdict.lost, verdict
 
 
-def test_what_is_acknowledged_after_an_fsync_that_failed_survives_a_power_cut__row_3(disk: Disk) -> None:
-    """The kernel goes on showing what it could not write: nothing may be built on that until it has been written.
+def test_writes_acknowledged_after_a_failed_fsync_survive_a_power_cut__row_3(disk: Disk) -> None:
+    """The kernel keeps showing data that it failed to write, so the service must rewrite it before using it.
 
-    A loop device tells a write that it could do only in part as done, so what was acknowledged while it failed does
-    not count.
+    A loop device reports a partial write as complete, so acknowledgements during the failure do not count.
     """
     with disk.serve(WEB_CONCURRENCY="1") as server:
         acknowledged = _send_until_refused(server, "before", 10)
@@ -201,7 +200,7 @@ def test_what_is_acknowledged_after_an_fsync_that_failed_survives_a_power_cut__r
         assert "the storage has failed" in server.log()
         server.kill()
         disk.recover()
-        with closing(apsw.Connection(str(disk.database))) as another:  # so that the log is not tidied away
+        with closing(apsw.Connection(str(disk.database))) as another:  # so that the log is not deleted
             another.execute("SELECT count(*) FROM messages").fetchall()
             server.start()
             acknowledged += _send_until_refused(server, "after", 10)
@@ -216,7 +215,7 @@ def test_what_is_acknowledged_after_an_fsync_that_failed_survives_a_power_cut__r
 
 
 def _send_until_refused(server: LiveServer, name: str, most: int) -> list[str]:
-    """The texts that were acknowledged; each is some pages long."""
+    """Send texts of several pages until one is refused; return the acknowledged ones."""
     acknowledged: list[str] = []
     for number in range(most):
         text = f"{name} {number} ".ljust(20_000, ".")

@@ -1,4 +1,4 @@
-"""Hostile clients in a process of their own: `python -m tests.http.hostile KIND PORT CONNECTIONS`, until killed."""
+"""Run hostile clients in a separate process: `python -m tests.http.hostile KIND PORT CONNECTIONS`, until killed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 HEAD = b"POST /queues/hostile/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\n"
-LARGE = "large"  # a queue with more in it than the system keeps for a connection
-DROP = 0.3  # seconds between two drops of what comes slowly
+LARGE = "large"  # a queue larger than the socket buffers of a connection
+DROP = 0.3  # seconds between two pieces of a slow request
 
 
 def slow_heads(port: int) -> None:
@@ -103,7 +103,7 @@ def _drip(client: socket.socket, drop: bytes) -> None:
 
 
 def main(kind: str, port: int, connections: int) -> None:
-    """Each of its connections begins anew when the service has closed it. A line for each that was begun."""
+    """Open connections, reopen each that the service closes, and print a line for each one opened."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     threading.stack_size(256 * 1024)
 

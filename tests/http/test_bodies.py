@@ -1,4 +1,4 @@
-"""Bodies that cost far more than they are long: refused early, and bounded for the service as a whole."""
+"""Test bodies that need far more memory than their length: refused early, and bounded for the service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import handler
 from settings import Settings
 from storage.errors import Busy, InvalidInput
 from storage.validation import MAX_BATCH
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.wsgi import Client, a_store
 from web.native import budget, decoding
@@ -29,12 +29,12 @@ from web.native.decoding import parse_json
 from web.native.request import JSON, RUNS, TEXT, BadRequest
 
 SIZE = Settings().max_body
-CEILING = 1_000_000_000  # bytes of all processes together, as docs/operations.md states it
+CEILING = 1_000_000_000  # bytes of all processes together, as in docs/operations.md
 CLIENTS = 24
 
 
 def filled(head: str, unit: str, tail: str) -> bytes:
-    """As many units between head and tail as a body may have."""
+    """Return the largest body of head, repeated units and tail."""
     return (
         f"{head}{unit * ((SIZE - len(head) - len(tail) - 2) // len(unit))}".removesuffix(",").encode() + tail.encode()
     )
@@ -107,7 +107,7 @@ def test_a_message_of_fifty_thousand_names_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("many", [0, decoding.MANY])
-def test_what_is_decoded_with_care_is_what_is_decoded_at_once(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+def test_streaming_and_direct_decoding_agree(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
     monkeypatch.setattr(decoding, "MANY", many)
     good = '[{"text": "a, [b]", "attributes": {"n": [1, -2.5e3, null, true], "é": ""}}, { } ,\t{"a":{}}, {"x":"\\n"}]'
     for text in (good, f" \n{good}\r\n", good.replace(" ", ""), "17", '"x"', "null", "[]", "{}", '{"a":[]}'):
@@ -119,7 +119,7 @@ def test_what_is_decoded_with_care_is_what_is_decoded_at_once(monkeypatch: pytes
             parse_json(text.encode())
 
 
-def test_what_no_request_has_is_refused_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_body_is_refused_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MANY", 0)
     deep = '{"a":' * decoding.MOST_DEPTH + "{}" + "}" * decoding.MOST_DEPTH
     for text in ("[1, nonsense", "[{}, [], nonsense", '{"a": [[nonsense', deep + "nonsense"):
@@ -128,7 +128,7 @@ def test_what_no_request_has_is_refused_where_it_begins(monkeypatch: pytest.Monk
         assert "Expecting" not in str(refused.value)
 
 
-def test_room_is_given_to_as_many_as_it_holds_and_the_others_are_told_that_nothing_was_done(
+def test_memory_is_reserved_up_to_the_budget_and_other_requests_get_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(budget, "WAIT", 0.05)
@@ -136,7 +136,7 @@ def test_room_is_given_to_as_many_as_it_holds_and_the_others_are_told_that_nothi
     assert [room.take(6), room.take(4)] == [6, 4]
     with pytest.raises(Busy, match="nothing was done"):
         room.take(1)
-    waiting = threading.Thread(target=room.take, args=[100])  # more than there is: all of it
+    waiting = threading.Thread(target=room.take, args=[100])  # more than the budget: all of it
     monkeypatch.setattr(budget, "WAIT", 20)
     waiting.start()
     room.give(6)
@@ -145,7 +145,7 @@ def test_room_is_given_to_as_many_as_it_holds_and_the_others_are_told_that_nothi
     assert not waiting.is_alive()
 
 
-def test_a_large_body_that_finds_no_room_is_busy_and_a_small_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_body_without_free_memory_is_busy_and_a_small_one_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "WAIT", 0.05)
     with a_store() as store:
         app = handler.make_app(Settings(), store)
@@ -156,14 +156,14 @@ def test_a_large_body_that_finds_no_room_is_busy_and_a_small_one_is_taken(monkey
         assert (reply.status, reply.json["code"], reply.headers["retry-after"]) == (503, "busy", "1")
         assert client.post("/messages", {"text": "small"}).status == 200
         app._budget._objects.give(taken)
-        for _ in range(20):  # what a request has taken it gives back, whatever became of it
+        for _ in range(20):  # a request returns its reservation in every case
             assert client.call("POST", "/messages", large).status == 200
             assert client.call("POST", "/messages", large[:-1]).status == 400
         assert app._budget._objects._free == budget.OBJECTS
         assert app._budget._bodies._free == budget.BODIES
 
 
-def test_a_large_reply_that_finds_no_room_is_busy_and_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_reply_without_free_memory_is_busy_and_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "WAIT", 0.05)
     with a_store() as store:
         app = handler.make_app(Settings(), store)
@@ -184,7 +184,7 @@ def test_a_large_reply_that_finds_no_room_is_busy_and_takes_nothing(monkeypatch:
         assert app._budget._replies._free == budget.REPLIES
 
 
-def test_a_large_reply_keeps_its_room_until_it_has_been_sent() -> None:
+def test_a_large_reply_keeps_its_memory_reserved_until_it_was_sent() -> None:
     budgeted = budget.BodyBudgets(1)
 
     def call() -> list[bytes]:
@@ -200,26 +200,26 @@ def test_a_large_reply_keeps_its_room_until_it_has_been_sent() -> None:
 
 
 @pytest.mark.slow
-def test_the_memory_of_the_service_has_a_ceiling_whatever_bodies_come_row_29(tell: Tell) -> None:
-    attack("all", list(SHAPES), tell)
+def test_the_memory_of_the_service_has_a_ceiling_whatever_bodies_come_row_29(add_row: AddRow) -> None:
+    attack("all", list(SHAPES), add_row)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_memory_of_the_service_has_a_ceiling_with_each_shape_of_body_row_29(shape: str, tell: Tell) -> None:
-    attack(shape, [shape], tell)
+def test_the_memory_of_the_service_has_a_ceiling_with_each_shape_of_body_row_29(shape: str, add_row: AddRow) -> None:
+    attack(shape, [shape], add_row)
 
 
-def attack(name: str, shapes: list[str], tell: Tell) -> None:
-    """Clients post these; the service answers each, no worker ends, and its memory stays under the ceiling."""
+def attack(name: str, shapes: list[str], add_row: AddRow) -> None:
+    """Post these bodies. The service answers each, no worker ends, and its memory stays bounded."""
     bodies = [SHAPES[shape]() for shape in shapes]
     found: Counter[int] = Counter()
     with LiveServer() as server:
-        besiege(server, lambda number: post(server.port, bodies[number % len(bodies)], found), name, found, tell)
+        besiege(server, lambda number: post(server.port, bodies[number % len(bodies)], found), name, found, add_row)
 
 
-def besiege(server: LiveServer, ask: Callable[[int], None], name: str, found: Counter[int], tell: Tell) -> None:
-    """All clients `ask`, and count the answers in `found`."""
+def besiege(server: LiveServer, ask: Callable[[int], None], name: str, found: Counter[int], add_row: AddRow) -> None:
+    """Let all clients call `ask`, and count the answers in `found`."""
     await_true(lambda: len(server.workers) == Settings().workers)
     workers, before = server.workers, memory(server)
     clients = [threading.Thread(target=ask, args=[number]) for number in range(CLIENTS)]
@@ -230,7 +230,7 @@ def besiege(server: LiveServer, ask: Callable[[int], None], name: str, found: Co
         peak = max(peak, memory(server))
         time.sleep(0.02)
     assert server.workers == workers
-    tell(shape=name, before=f"{before / 1e6:.0f} MB", peak=f"{peak / 1e6:.0f} MB", answers=dict(found))
+    add_row(shape=name, before=f"{before / 1e6:.0f} MB", peak=f"{peak / 1e6:.0f} MB", answers=dict(found))
     assert set(found) <= {200, 400, 503}
     assert sum(found.values()) == CLIENTS
     assert peak < CEILING
@@ -242,13 +242,13 @@ def post(port: int, body: bytes, found: Counter[int]) -> None:
             connection.request("POST", "/messages", body, {"Content-Type": "application/json"})
         try:
             found[connection.getresponse().status] += 1
-        except ConnectionResetError:  # the answer went with it
+        except ConnectionResetError:  # the reset discarded the answer
             found[503] += 1
 
 
-# A text that grows most: each of its characters takes four bytes in memory and six in JSON.
+# The text that grows most: four bytes in memory and six in JSON for each character.
 COSTLY = ("\x01" * 1_400_000 + "\U0001f600").encode()
-AT_ONCE = 11  # of them in one read: 16 MiB
+AT_ONCE = 11  # messages in one read: 16 MiB
 READS = {
     "leased": ("GET", f"/queues/leased/messages?lease=600&limit={AT_ONCE}", ""),
     "transaction": ("POST", "/transactions", f'{{"receive": {{"queue": "transaction", "limit": {AT_ONCE}}}}}'),
@@ -259,7 +259,7 @@ READS = {
 
 @pytest.mark.slow
 def test_the_memory_of_the_service_has_a_ceiling_whatever_is_read_and_nothing_refused_is_taken_row_29(
-    tell: Tell,
+    add_row: AddRow,
 ) -> None:
     found: Counter[int] = Counter()
     taken: Counter[str] = Counter()
@@ -278,7 +278,7 @@ def test_the_memory_of_the_service_has_a_ceiling_whatever_is_read_and_nothing_re
         for queue, count in sent.items():
             for _ in range(count):
                 assert call(server.port, "POST", f"/queues/{queue}/messages", COSTLY, {"Content-Type": TEXT})[0] == 200
-        besiege(server, ask, "large replies", found, tell)
+        besiege(server, ask, "large replies", found, add_row)
         for queue, count in sent.items():
             with urllib.request.urlopen(f"{server.url}/queues/{queue}") as reply:
                 stats = json.load(reply)["stats"]
@@ -288,17 +288,17 @@ def test_the_memory_of_the_service_has_a_ceiling_whatever_is_read_and_nothing_re
 
 
 def call(port: int, method: str, target: str, body: str | bytes, headers: dict[str, str]) -> tuple[int, int]:
-    """The status, and how many texts were in the reply, which is read to its end."""
+    """Return the status and the number of texts in the reply, which is read to its end."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
         connection.request(method, target, body, headers)
         reply, texts = connection.getresponse(), 0
         while piece := reply.read(1 << 20):  # raises IncompleteRead for less than was promised
-            texts += piece.count(b"\xf0")  # of the one wide character in each
+            texts += piece.count(b"\xf0")  # the one wide character in each
         return reply.status, texts
 
 
 def memory(server: LiveServer) -> int:
-    """Bytes that master and workers have in memory, what they share counted for each."""
+    """Return the memory of master and workers in bytes, with shared pages counted for each."""
     pages = 0
     for pid in (server.pid, *server.workers):
         try:

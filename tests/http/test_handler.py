@@ -1,4 +1,4 @@
-"""The native routes, called as a server would call them on a real store: what each takes, answers and refuses."""
+"""Test the native routes on a real store, called like a server calls them."""
 
 from __future__ import annotations
 
@@ -44,36 +44,36 @@ def client(store: Engine) -> Client:
 
 
 def held(client: Client, text: str = "x", queue: str = "default", **fields: object) -> dict[str, Any]:
-    """A new message, leased: its envelope."""
+    """Send and lease a message; return its envelope."""
     assert client.post(f"/queues/{queue}/messages", {"text": text, **fields}).status == 200
     envelope: dict[str, Any] = client.get(f"/queues/{queue}/messages?lease=60").json
     return envelope
 
 
 def texts(client: Client, queue: str = "default") -> list[str]:
-    """Takes all that is ready in the queue."""
+    """Remove all ready messages; return their texts."""
     reply = client.get(f"/queues/{queue}/messages?limit=1000")
     return [message["text"] for message in reply.json] if reply.status == 200 else []
 
 
 def stats(client: Client, queue: str = "default") -> dict[str, Any]:
-    told: dict[str, Any] = client.get(f"/queues/{queue}").json["stats"]
-    return told
+    stats: dict[str, Any] = client.get(f"/queues/{queue}").json["stats"]
+    return stats
 
 
 def moment(text: str) -> float:
-    """Seconds since 1970 of a time as the API writes it."""
+    """Parse a time of the API; return seconds since 1970."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
 
 
 def assert_problem(reply: Reply, status: int, code: str, **members: object) -> None:
-    """`members` are all of field, index and queue that the problem has."""
-    told = reply.json
-    assert (reply.status, told["code"]) == (status, code), told
-    assert {name: told[name] for name in ("field", "index", "queue") if name in told} == members, told
+    """Assert that the reply is this problem, with exactly these members of field, index and queue."""
+    problem = reply.json
+    assert (reply.status, problem["code"]) == (status, code), problem
+    assert {name: problem[name] for name in ("field", "index", "queue") if name in problem} == members, problem
 
 
-# The service as it has always been.
+# The first version of the service.
 
 
 def test_a_message_posted_is_answered_with_itself_and_its_id(client: Client) -> None:
@@ -98,7 +98,7 @@ def test_messages_come_in_the_order_they_were_posted_in(client: Client) -> None:
 @pytest.mark.parametrize(
     "document", [{"data": "x"}, "x", {}, 17, None, True, {"text": None}, {"text": 1}, {"text": ["x"]}, {"Text": "x"}]
 )
-def test_a_document_that_is_no_message_is_refused_and_not_stored(client: Client, document: object) -> None:
+def test_an_invalid_message_is_refused_and_not_stored(client: Client, document: object) -> None:
     reply = client.post("/messages", document)
     assert (reply.status, reply.json["code"]) == (400, "invalid_input")
     assert client.get("/messages").status == 204
@@ -108,7 +108,7 @@ def test_a_document_that_is_no_message_is_refused_and_not_stored(client: Client,
 
 
 @pytest.mark.parametrize("route", MESSAGE_ROUTES)
-def test_what_was_written_is_answered_and_read_with_all_its_fields(client: Client, route: str) -> None:
+def test_a_written_message_is_answered_and_read_with_all_its_fields(client: Client, route: str) -> None:
     message = {
         "text": 'é "\0" \U0001f600',
         "priority": 3,
@@ -174,7 +174,7 @@ def test_a_batch_with_one_wrong_message_stores_none_and_names_its_place(client: 
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"\xff", b'{"text":"b"} {"text":"c"}', b'{"text":"b","text":"c"}'])
-def test_a_line_that_is_no_json_stores_nothing_and_is_named(client: Client, line: bytes) -> None:
+def test_an_invalid_ndjson_line_stores_nothing_and_is_named(client: Client, line: bytes) -> None:
     body = b'{"text":"a"}\n' + line + b'\n{"text":"d"}\n'
     reply = client.call("POST", "/messages", body, Content_Type="application/x-ndjson")
     assert_problem(reply, 400, "bad_request", index=1)
@@ -197,17 +197,17 @@ def test_a_run_is_written_and_read_in_columns(client: Client, count: int, attrib
     )
     ids = [str(number) for number in range(1, count + 1)]
     assert send_run(client, {"texts": texts, **columns}).json == {"ids": ids}
-    told = client.get("/messages?limit=1000&lease=60", Accept=f"{RUNS}, application/json;q=0.5")
-    assert told.headers["content-type"] == RUNS
-    got = [text for one in told.json for text in (one["texts"] if "texts" in one else [one["text"]])]
+    reply = client.get("/messages?limit=1000&lease=60", Accept=f"{RUNS}, application/json;q=0.5")
+    assert reply.headers["content-type"] == RUNS
+    got = [text for one in reply.json for text in (one["texts"] if "texts" in one else [one["text"]])]
     assert got == texts
-    for run in told.json:
+    for run in reply.json:
         assert run.get("attributes") == (
             attributes
             if "text" in run or attributes is None
             else {name: [value] * run["count"] for name, value in attributes.items()}
         )
-    receipts = [one["receipt"] for one in told.json]
+    receipts = [one["receipt"] for one in reply.json]
     assert len(receipts) == (3 if count == 300 else 1)
     assert client.post("/messages/ack", {"receipts": receipts}).json == {"acked": count, "stale": [], "missing": []}
 
@@ -219,11 +219,11 @@ def test_a_run_is_read_one_by_one_too(client: Client) -> None:
     plain = client.get("/messages?limit=20", Accept=RUNS)
     assert (plain.headers["content-type"], len(plain.json)) == ("application/json", 20)
     assert client.get("/messages?lease=9", Accept=RUNS).json["text"] == "23"
-    told = client.get("/messages?limit=1000&lease=9").json
-    assert [(one["id"], one["text"], one["attributes"]) for one in told] == [
+    messages = client.get("/messages?limit=1000&lease=9").json
+    assert [(one["id"], one["text"], one["attributes"]) for one in messages] == [
         (str(n + 1), str(n), {"n": n}) for n in range(24, 50)
     ]
-    assert len({one["receipt"] for one in told}) == 26
+    assert len({one["receipt"] for one in messages}) == 26
 
 
 def test_a_repeated_read_of_runs_gets_the_same_reply(client: Client) -> None:
@@ -236,7 +236,7 @@ def test_a_repeated_read_of_runs_gets_the_same_reply(client: Client) -> None:
     assert done[0].json == done[1].json
 
 
-def test_a_transaction_tells_runs_to_who_takes_them(client: Client) -> None:
+def test_a_transaction_returns_runs_to_clients_that_accept_them(client: Client) -> None:
     send_run(client, {"texts": ["a"] * 200})
     ask = {"receive": {"limit": 150, "lease": 60}}
     (first, second) = client.post("/transactions", ask, Accept=RUNS).json["messages"]
@@ -250,7 +250,7 @@ def test_a_transaction_tells_runs_to_who_takes_them(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "members"),
     [
         ([], {}),
         ({}, {"field": "texts"}),
@@ -272,25 +272,25 @@ def test_a_transaction_tells_runs_to_who_takes_them(client: Client) -> None:
         ({"texts": ["a", "b"], "attributes": {"n": ["x", "x" * 65_536]}}, {"field": "attributes", "index": 1}),
     ],
 )
-def test_a_wrong_run_is_refused_and_stores_nothing(client: Client, wrong: object, told: dict[str, object]) -> None:
-    assert_problem(send_run(client, wrong), 400, "invalid_input", **told)
+def test_a_wrong_run_is_refused_and_stores_nothing(client: Client, wrong: object, members: dict[str, object]) -> None:
+    assert_problem(send_run(client, wrong), 400, "invalid_input", **members)
     assert client.get("/queues").json == {"queues": []}
 
 
 @pytest.mark.parametrize(
     "wrong", [b"", b'{"texts":["a"],"texts":["b"]}', b'{"texts":["a"],"attributes":{"n":[NaN]}}', b'{"texts":["\xff"]}']
 )
-def test_a_run_that_is_no_json_is_refused(client: Client, wrong: bytes) -> None:
+def test_an_invalid_json_run_is_refused(client: Client, wrong: bytes) -> None:
     assert_problem(client.call("POST", "/messages", wrong, Content_Type=RUNS), 400, "bad_request")
 
 
-def test_a_run_sent_as_plain_json_is_told_its_type(client: Client) -> None:
+def test_a_run_sent_as_plain_json_gets_the_right_type_in_the_error(client: Client) -> None:
     reply = client.post("/messages", {"texts": ["a"]})
     assert_problem(reply, 400, "invalid_input", field="texts")
     assert RUNS in reply.json["detail"]
 
 
-def test_a_runs_receipt_in_a_path_is_refused_with_one_that_works(client: Client) -> None:
+def test_a_runs_receipt_in_a_path_is_refused_with_a_valid_alternative(client: Client) -> None:
     send_run(client, {"texts": ["a", "b"]})
     (run,) = client.get("/messages?limit=9&lease=60", Accept=RUNS).json
     refused = client.call("DELETE", f"/messages/{run['receipt']}")
@@ -299,7 +299,7 @@ def test_a_runs_receipt_in_a_path_is_refused_with_one_that_works(client: Client)
     assert client.get("/queues/default").json["stats"]["leased"] == 1
 
 
-def test_a_run_with_large_messages_is_a_batch_like_any(client: Client) -> None:
+def test_a_run_with_large_messages_works_like_any_batch(client: Client) -> None:
     texts = ["x" * 5_000, "y"] * 10
     assert len(send_run(client, {"texts": texts}).json["ids"]) == 20
     (run,) = client.get("/messages?limit=20&lease=9", Accept=RUNS).json
@@ -370,7 +370,7 @@ def test_an_unknown_field_is_refused_by_name(client: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", "x" * 80, "9"])
-def test_a_queue_name_of_the_allowed_form_is_taken(client: Client, name: str) -> None:
+def test_a_queue_name_of_the_allowed_form_is_accepted(client: Client, name: str) -> None:
     assert client.post(f"/queues/{name}/messages", {"text": "x"}).status == 200
     assert texts(client, name) == ["x"]
 
@@ -392,7 +392,7 @@ def test_a_queue_name_of_another_form_is_refused(client: Client, name: str, key:
 
 
 @pytest.mark.parametrize("route", MESSAGE_ROUTES)
-def test_a_plain_read_tells_id_queue_and_time_in_headers_and_removes(client: Client, route: str) -> None:
+def test_a_plain_read_returns_id_queue_and_time_in_headers_and_removes_the_message(client: Client, route: str) -> None:
     before = time.time()
     sent = client.post(route, {"text": "x"}).json["id"]
     reply = client.get(route)
@@ -410,13 +410,13 @@ def test_nothing_to_read_is_204_in_every_form(client: Client, query: str, accept
     assert client.get("/queues").json == {"queues": []}, "a read makes no queue"
 
 
-def test_a_limit_makes_the_answer_an_array_whatever_comes(client: Client) -> None:
+def test_a_limit_always_makes_the_reply_an_array(client: Client) -> None:
     client.post("/messages", [{"text": "a"}, {"text": "b"}, {"text": "c", "priority": 1}])
     assert client.get("/messages?limit=1").json == [{"text": "c", "priority": 1}]
     assert client.get("/messages?limit=1000").json == [{"text": "a"}, {"text": "b"}]
 
 
-def test_a_batch_comes_as_ndjson_where_it_is_asked_for(client: Client) -> None:
+def test_a_batch_is_returned_as_ndjson_on_request(client: Client) -> None:
     client.post("/messages", [{"text": "a\n\u2028"}, {"text": "b"}, {"text": "c"}])
     reply = client.get("/messages?limit=2", Accept="application/x-ndjson, application/json;q=0.5")
     assert reply.headers["content-type"] == "application/x-ndjson"
@@ -426,14 +426,14 @@ def test_a_batch_comes_as_ndjson_where_it_is_asked_for(client: Client) -> None:
 
 
 @pytest.mark.parametrize("route", MESSAGE_ROUTES)
-def test_a_leased_read_brings_the_envelope_and_hides_the_message(client: Client, route: str) -> None:
+def test_a_leased_read_returns_the_envelope_and_hides_the_message(client: Client, route: str) -> None:
     sent = client.post(route, {"text": "x", "priority": 2, "attributes": {"a": 1}}).json["id"]
     reply = client.get(f"{route}?lease=60")
-    told = reply.json
-    assert told.keys() == ENVELOPE | {"text", "priority", "attributes"}
-    assert (told["id"], told["text"], told["priority"], told["attributes"]) == (sent, "x", 2, {"a": 1})
-    assert (told["queue"], told["receive_count"]) == ("jobs" if "jobs" in route else "default", 1)
-    assert told["leased_until"].endswith("Z")
+    message = reply.json
+    assert message.keys() == ENVELOPE | {"text", "priority", "attributes"}
+    assert (message["id"], message["text"], message["priority"], message["attributes"]) == (sent, "x", 2, {"a": 1})
+    assert (message["queue"], message["receive_count"]) == ("jobs" if "jobs" in route else "default", 1)
+    assert message["leased_until"].endswith("Z")
     assert client.get(f"{route}?lease=60").status == 204
     assert client.get(route).status == 204
 
@@ -449,7 +449,7 @@ def test_a_lease_ends_when_the_reader_or_the_setting_says(
     assert before + seconds - 1.1 <= until <= time.time() + seconds + 1.1
 
 
-def test_every_delivery_has_a_receipt_of_its_own_and_is_counted(client: Client) -> None:
+def test_every_delivery_has_its_own_receipt_and_is_counted(client: Client) -> None:
     first = held(client)
     assert client.call("PATCH", f"/messages/{first['receipt']}", b'{"lease": 0}').status == 204
     second = client.get("/messages?lease=60").json
@@ -476,7 +476,7 @@ def test_several_queues_are_read_in_the_order_they_are_named_in(client: Client) 
     ]
 
 
-def test_one_queue_named_in_the_query_is_read_as_its_own_route_is(client: Client) -> None:
+def test_one_queue_named_in_the_query_is_read_like_its_own_route(client: Client) -> None:
     client.post("/queues/jobs/messages", [{"text": "a"}, {"text": "b"}])
     client.post("/messages", {"text": "c"})
     assert client.get("/messages?queue=jobs").json == {"text": "a"}
@@ -487,7 +487,7 @@ def test_one_queue_named_in_the_query_is_read_as_its_own_route_is(client: Client
 @pytest.mark.parametrize(
     "query", ["?wait=20", "?wait=20&lease=9", "?wait=20&limit=5", "?queue=a&queue=default&wait=20"]
 )
-def test_a_waiting_reader_gets_what_is_written_meanwhile(client: Client, store: Engine, query: str) -> None:
+def test_a_waiting_reader_gets_a_new_message(client: Client, store: Engine, query: str) -> None:
     with ThreadPoolExecutor() as threads:
         reading = threads.submit(client.get, f"/messages{query}")
         client.post("/messages", {"text": "at last"})
@@ -496,13 +496,13 @@ def test_a_waiting_reader_gets_what_is_written_meanwhile(client: Client, store: 
     assert message["text"] == "at last"
 
 
-def test_a_reader_without_a_place_to_wait_is_told_when_to_come_again(client: Client, store: Engine) -> None:
+def test_a_reader_beyond_the_limit_of_waiting_readers_gets_retry_after(client: Client, store: Engine) -> None:
     replies = []
     threads = [threading.Thread(target=lambda: replies.append(client.get("/messages?wait=20"))) for _ in range(3)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 10
-    while not replies and time.monotonic() < deadline:  # there are two places
+    while not replies and time.monotonic() < deadline:  # two readers can wait
         time.sleep(0.005)
     assert [(reply.status, reply.headers.get("retry-after")) for reply in replies] == [(204, "1")]
     store.stop_waiting()
@@ -534,7 +534,7 @@ def test_a_read_with_a_bad_query_is_refused_by_name_and_takes_nothing(client: Cl
     assert texts(client) == ["x"]
 
 
-def test_a_queues_own_route_takes_no_other_queue(client: Client) -> None:
+def test_a_queues_own_route_refuses_another_queue(client: Client) -> None:
     assert_problem(client.get("/queues/jobs/messages?queue=other"), 400, "invalid_input", field="queue")
 
 
@@ -560,7 +560,7 @@ def test_a_write_repeated_with_its_key_is_done_once_and_answered_alike(client: C
     assert stats(client)["sent"] == 2 * len(replies[0].json.get("ids", "1"))
 
 
-def test_a_write_is_remembered_after_its_message_is_gone(client: Client) -> None:
+def test_a_write_is_remembered_after_its_message_is_deleted(client: Client) -> None:
     first = client.post("/messages", {"text": "x"}, Idempotency_Key="k")
     assert texts(client) == ["x"]
     assert client.post("/messages", {"text": "x"}, Idempotency_Key="k") == first
@@ -585,7 +585,7 @@ def test_a_key_belongs_to_its_queue(client: Client) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?limit=2", "?lease=60", "?lease=default&limit=2"])
-def test_a_read_repeated_with_its_key_brings_the_same_messages_and_receipts(client: Client, query: str) -> None:
+def test_a_read_repeated_with_its_key_returns_the_same_messages_and_receipts(client: Client, query: str) -> None:
     client.post("/messages", [{"text": text} for text in "abcd"])
     first = client.get(f"/messages{query}", Idempotency_Key="k")
     assert client.get(f"/messages{query}", Idempotency_Key="k") == first
@@ -594,7 +594,7 @@ def test_a_read_repeated_with_its_key_brings_the_same_messages_and_receipts(clie
     assert stats(client)["received"] == 2 * (len(first.json) if "limit" in query else 1)
 
 
-def test_a_read_repeated_with_its_key_over_several_queues_brings_the_same_again(client: Client) -> None:
+def test_a_read_of_several_queues_repeated_with_its_key_returns_the_same(client: Client) -> None:
     client.post("/queues/low/messages", {"text": "mine"})
     first = client.get("/messages?queue=high&queue=low", Idempotency_Key="k")
     client.post("/queues/high/messages", {"text": "new"})
@@ -609,7 +609,7 @@ def test_a_read_that_found_nothing_may_find_something_with_the_same_key(client: 
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "é", "x" * 256, "a\tb"])
-def test_a_key_that_is_none_is_refused_on_every_route_that_takes_one(client: Client, key: str) -> None:
+def test_an_invalid_key_is_refused_on_every_route_that_accepts_one(client: Client, key: str) -> None:
     client.post("/messages", {"text": "x"})
     for reply in [
         client.post("/messages", {"text": "y"}, Idempotency_Key=key),
@@ -625,7 +625,7 @@ def test_a_key_that_is_none_is_refused_on_every_route_that_takes_one(client: Cli
 
 
 @pytest.mark.parametrize("route", ["/messages", "/queues/default/messages"])
-def test_a_message_acknowledged_is_gone(client: Client, route: str) -> None:
+def test_an_acknowledged_message_is_deleted(client: Client, route: str) -> None:
     receipt = held(client)["receipt"]
     assert client.call("DELETE", f"{route}/{receipt}").status == 204
     assert_problem(client.call("DELETE", f"{route}/{receipt}"), 404, "message_not_found")
@@ -634,7 +634,7 @@ def test_a_message_acknowledged_is_gone(client: Client, route: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PATCH"])
-def test_a_receipt_of_an_earlier_delivery_is_stale_once_another_reader_holds_the_message(
+def test_a_receipt_of_an_earlier_delivery_is_stale_once_another_reader_leased_the_message(
     client: Client, method: str
 ) -> None:
     first = held(client)["receipt"]
@@ -647,7 +647,7 @@ def test_a_receipt_of_an_earlier_delivery_is_stale_once_another_reader_holds_the
 @pytest.mark.parametrize(
     "receipt", ["x", "default~9~f", "none~1~f", "default~1", "ack", "a~b~c", "%00", "%F0%9F%98%80", "x" * 5_000]
 )
-def test_a_receipt_that_never_was_is_not_found(client: Client, receipt: str) -> None:
+def test_an_invented_receipt_is_not_found(client: Client, receipt: str) -> None:
     held(client)
     assert_problem(client.call("DELETE", f"/messages/{receipt}"), 404, "message_not_found")
     assert_problem(client.call("PATCH", f"/messages/{receipt}", b'{"lease": 0}'), 404, "message_not_found")
@@ -663,7 +663,7 @@ def test_a_receipt_is_not_found_under_another_queue(client: Client) -> None:
     assert stats(client)["leased"] == 1
 
 
-def test_a_lease_extended_tells_its_new_end(client: Client, store: Engine) -> None:
+def test_extending_a_lease_returns_its_new_end(client: Client, store: Engine) -> None:
     receipt = held(client)["receipt"]
     before = time.time()
     reply = client.call("PATCH", f"/messages/{receipt}", b'{"lease": 600}')
@@ -672,7 +672,7 @@ def test_a_lease_extended_tells_its_new_end(client: Client, store: Engine) -> No
     assert before + 599 <= moment(reply.json["leased_until"]) <= time.time() + 601
 
 
-def test_a_message_given_back_comes_at_once_or_after_its_delay(client: Client) -> None:
+def test_a_released_message_is_redelivered_at_once_or_after_its_delay(client: Client) -> None:
     receipt = held(client)["receipt"]
     assert client.call("PATCH", f"/messages/{receipt}", b'{"lease": 0}').status == 204
     receipt = client.get("/messages?lease=60").json["receipt"]
@@ -681,7 +681,7 @@ def test_a_message_given_back_comes_at_once_or_after_its_delay(client: Client) -
     assert stats(client)["delayed"] == 1
 
 
-def test_a_message_rejected_lies_in_the_dead_letter_queue_with_its_story(client: Client) -> None:
+def test_a_rejected_message_is_in_the_dead_letter_queue_with_its_history(client: Client) -> None:
     receipt = held(client, "poison", attributes={"mine": 1})["receipt"]
     assert client.call("PATCH", f"/messages/{receipt}", b'{"dead": true, "reason": "no \\u00e9"}').status == 204
     attributes = client.get("/queues/default.dead/messages").json["attributes"]
@@ -719,16 +719,14 @@ def test_a_message_rejected_lies_in_the_dead_letter_queue_with_its_story(client:
         ({"lease": 0, "x": 1}, "x"),
     ],
 )
-def test_a_lease_change_that_says_something_else_changes_nothing(
-    client: Client, change: dict[str, object], field: str
-) -> None:
+def test_an_invalid_lease_change_changes_nothing(client: Client, change: dict[str, object], field: str) -> None:
     receipt = held(client)["receipt"]
     reply = client.call("PATCH", f"/messages/{receipt}", json.dumps(change).encode())
     assert_problem(reply, 400, "invalid_input", field=field)
     assert client.get("/queues/default/peek").json[0]["state"] == "leased"
 
 
-def test_many_receipts_are_acknowledged_at_once_and_the_others_told(client: Client) -> None:
+def test_many_receipts_are_acknowledged_at_once_and_invalid_ones_reported(client: Client) -> None:
     stale, good, gone = (held(client, text)["receipt"] for text in ("stale", "good", "gone"))
     client.call("DELETE", f"/messages/{gone}")
     client.call("PATCH", f"/messages/{stale}", b'{"lease": 0}')
@@ -753,7 +751,7 @@ def test_many_receipts_are_acknowledged_at_once_and_the_others_told(client: Clie
         ({"receipts": ["x"] * 10_001}, "receipts"),
     ],
 )
-def test_an_ack_of_something_else_is_refused(client: Client, document: object, field: str) -> None:
+def test_an_invalid_ack_is_refused(client: Client, document: object, field: str) -> None:
     assert_problem(client.post("/messages/ack", document), 400, "invalid_input", field=field)
 
 
@@ -767,7 +765,7 @@ JSON_ONLY = [
 
 
 @pytest.mark.parametrize(("method", "route"), JSON_ONLY)
-def test_a_route_that_takes_an_object_takes_nothing_else(client: Client, method: str, route: str) -> None:
+def test_a_route_that_expects_an_object_refuses_anything_else(client: Client, method: str, route: str) -> None:
     client.post("/queues/jobs/messages", {"text": "x"})
     for body in (b"[]", b'"x"', b"1", b"null"):
         assert_problem(client.call(method, route, body), 400, "invalid_input")
@@ -779,7 +777,7 @@ def test_a_route_that_takes_an_object_takes_nothing_else(client: Client, method:
 # Transactions.
 
 
-def test_a_transaction_acknowledges_sends_and_takes_the_next(client: Client) -> None:
+def test_a_transaction_acknowledges_sends_and_receives_the_next(client: Client) -> None:
     receipt = held(client, "in", queue="jobs")["receipt"]
     client.post("/queues/jobs/messages", {"text": "next", "priority": 1})
     send = [{"queue": "out", "text": "a", "key": "k"}, {"text": "b"}]
@@ -788,7 +786,7 @@ def test_a_transaction_acknowledges_sends_and_takes_the_next(client: Client) -> 
     )
     assert reply.status == 200
     assert reply.json.keys() == {"ids", "messages"}
-    assert reply.json["ids"] == ["4", "3"]  # each message's own; of several queues the first by name comes first
+    assert reply.json["ids"] == ["4", "3"]  # each message names its queue; the first by name comes first
     (message,) = reply.json["messages"]
     assert message.keys() == ENVELOPE | {"text", "priority"}
     assert (message["text"], message["queue"]) == ("next", "jobs")
@@ -797,14 +795,14 @@ def test_a_transaction_acknowledges_sends_and_takes_the_next(client: Client) -> 
     assert stats(client, "jobs")["acked"] == 1
 
 
-def test_a_transaction_that_takes_nothing_answers_ids_alone(client: Client) -> None:
+def test_a_transaction_without_receive_returns_only_ids(client: Client) -> None:
     assert client.post("/transactions", {"send": [{"text": "a"}]}).json == {"ids": ["1"]}
     assert client.post("/transactions", {"ack": []}).json == {"ids": []}
     assert client.post("/transactions", {"receive": {"queue": "none"}}).json == {"ids": [], "messages": []}
 
 
 @pytest.mark.parametrize("bad", ["gone", "stale", "nonsense"])
-def test_a_transaction_with_a_receipt_that_does_not_hold_does_nothing(client: Client, bad: str) -> None:
+def test_a_transaction_with_an_invalid_receipt_does_nothing(client: Client, bad: str) -> None:
     first, good = held(client)["receipt"], held(client)["receipt"]
     client.call("PATCH", f"/messages/{first}", b'{"lease": 0}')
     second = client.get("/messages?lease=60").json["receipt"]
@@ -857,7 +855,7 @@ def test_a_transaction_repeated_with_its_key_is_done_once_and_answered_alike(cli
         ({"receive": {"queues": ["a"]}}, {"field": "queues"}),
     ],
 )
-def test_a_transaction_that_is_none_is_refused_by_name(
+def test_an_invalid_transaction_is_refused_by_field_name(
     client: Client, document: dict[str, object], members: dict[str, object]
 ) -> None:
     send = {} if "send" in document or not document else {"send": [{"text": "a"}]}
@@ -868,17 +866,17 @@ def test_a_transaction_that_is_none_is_refused_by_name(
 # Queues.
 
 
-def test_a_queue_is_told_with_its_settings_stats_and_an_etag(client: Client) -> None:
+def test_a_queue_is_shown_with_its_settings_stats_and_an_etag(client: Client) -> None:
     client.post("/queues/jobs/messages", [{"text": "é"}, {"text": "b"}])
     client.get("/queues/jobs/messages?lease=60")
     reply = client.get("/queues/jobs")
-    told = reply.json
-    assert told.keys() == {"queue", "stats", "settings"}
-    assert told["queue"] == "jobs"
-    assert list(told["stats"]) == NOW + TOTALS
-    now = {name: told["stats"][name] for name in ("ready", "leased", "bytes", "sent", "received")}
+    document = reply.json
+    assert document.keys() == {"queue", "stats", "settings"}
+    assert document["queue"] == "jobs"
+    assert list(document["stats"]) == NOW + TOTALS
+    now = {name: document["stats"][name] for name in ("ready", "leased", "bytes", "sent", "received")}
     assert now == {"ready": 1, "leased": 1, "bytes": 3, "sent": 2, "received": 1}
-    assert told["settings"] == {
+    assert document["settings"] == {
         "lease": 30.0,
         "max_receives": 0,
         "dead_letter_queue": None,
@@ -903,15 +901,15 @@ def test_all_queues_are_listed_by_name(client: Client) -> None:
     assert all(list(queue["stats"]) == NOW + TOTALS for queue in listed)
 
 
-def test_settings_are_changed_one_by_one_and_set_back_with_null(client: Client) -> None:
+def test_settings_are_changed_one_by_one_and_reset_with_null(client: Client) -> None:
     put = client.call("PUT", "/queues/jobs", b'{"lease": 5, "max_receives": 3}')
     assert put.status == 200
     assert client.get("/queues/jobs") == put
-    told = client.call("PUT", "/queues/jobs", b'{"lease": null, "paused": true}').json["settings"]
-    assert (told["lease"], told["max_receives"], told["paused"]) == (30.0, 3, True)
+    settings = client.call("PUT", "/queues/jobs", b'{"lease": null, "paused": true}').json["settings"]
+    assert (settings["lease"], settings["max_receives"], settings["paused"]) == (30.0, 3, True)
 
 
-def test_settings_are_set_only_at_the_version_that_was_seen(client: Client) -> None:
+def test_settings_are_changed_only_at_the_version_that_was_read(client: Client) -> None:
     seen = client.call("PUT", "/queues/jobs", b"{}").headers["etag"]
     changed = client.call("PUT", "/queues/jobs", b'{"lease": 5}', If_Match=seen)
     assert changed.status == 200
@@ -959,7 +957,7 @@ def test_a_full_queue_refuses_a_message_and_says_when_to_try_again(client: Clien
     assert texts(client, "jobs") == ["a"]
 
 
-def test_a_queue_deleted_is_gone_with_all_in_it(client: Client) -> None:
+def test_a_deleted_queue_is_not_found(client: Client) -> None:
     receipt = held(client, queue="jobs")["receipt"]
     assert client.call("DELETE", "/queues/jobs").status == 204
     assert_problem(client.call("DELETE", "/queues/jobs"), 404, "queue_not_found", queue="jobs")
@@ -976,11 +974,11 @@ def test_a_queue_deleted_is_gone_with_all_in_it(client: Client) -> None:
         ("POST", "/queues/jobs/redrive"),
     ],
 )
-def test_a_queue_that_is_not_there_is_not_found(client: Client, method: str, route: str) -> None:
+def test_a_missing_queue_is_not_found(client: Client, method: str, route: str) -> None:
     assert_problem(client.call(method, route), 404, "queue_not_found", queue="jobs")
 
 
-def test_a_queue_purged_is_empty_and_there(client: Client) -> None:
+def test_a_purged_queue_is_empty_and_still_exists(client: Client) -> None:
     client.post("/queues/jobs/messages", [{"text": "a"}, {"text": "b"}, {"text": "c", "delay": 60}])
     client.get("/queues/jobs/messages?lease=60")
     assert client.call("POST", "/queues/jobs/purge").json == {"purged": 3}
@@ -988,7 +986,7 @@ def test_a_queue_purged_is_empty_and_there(client: Client) -> None:
     assert client.get("/queues/jobs").status == 200
 
 
-def test_dead_letters_go_back_in_order_as_many_as_asked(client: Client) -> None:
+def test_a_redrive_moves_the_requested_number_of_dead_letters_in_order(client: Client) -> None:
     for text in "abc":
         receipt = held(client, text, queue="jobs")["receipt"]
         client.call("PATCH", f"/messages/{receipt}", b'{"dead": true}')
@@ -1000,29 +998,29 @@ def test_dead_letters_go_back_in_order_as_many_as_asked(client: Client) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "1", True])
-def test_a_redrive_of_an_odd_number_is_refused(client: Client, limit: object) -> None:
+def test_a_redrive_of_an_invalid_number_is_refused(client: Client, limit: object) -> None:
     client.call("PUT", "/queues/jobs", b"{}")
     assert_problem(client.post("/queues/jobs/redrive", {"limit": limit}), 400, "invalid_input", field="limit")
     assert_problem(client.post("/queues/jobs/redrive", {"x": 1}), 400, "invalid_input", field="x")
 
 
-def test_a_peek_tells_messages_and_their_states_and_changes_nothing(client: Client) -> None:
+def test_a_peek_shows_messages_and_their_states_and_changes_nothing(client: Client) -> None:
     leased = held(client, "leased")
     client.post("/messages", [{"text": "ready"}, {"text": "delayed", "delay": 60}])
     client.post("/messages", [{"text": "head", "key": "k"}, {"text": "blocked", "key": "k", "priority": 1}])
     before = stats(client)
-    told = client.get("/queues/default/peek").json
-    assert [(one["text"], one["state"]) for one in told] == [
+    messages = client.get("/queues/default/peek").json
+    assert [(one["text"], one["state"]) for one in messages] == [
         ("leased", "leased"), ("ready", "ready"), ("delayed", "delayed"), ("head", "ready"), ("blocked", "blocked")
     ]  # fmt: skip
-    assert told[0].keys() == {"id", "queue", "state", "sent_at", "receive_count", "leased_until", "text"}
-    assert told[0]["leased_until"] == leased["leased_until"]
-    assert told[4].keys() == {"id", "queue", "state", "sent_at", "receive_count", "text", "key", "priority"}
+    assert messages[0].keys() == {"id", "queue", "state", "sent_at", "receive_count", "leased_until", "text"}
+    assert messages[0]["leased_until"] == leased["leased_until"]
+    assert messages[4].keys() == {"id", "queue", "state", "sent_at", "receive_count", "text", "key", "priority"}
     after = stats(client)
     assert after | {"oldest_age": 0} == before | {"oldest_age": 0}
 
 
-def test_a_peek_goes_on_after_an_id_and_by_state(client: Client) -> None:
+def test_a_peek_continues_after_an_id_and_filters_by_state(client: Client) -> None:
     client.post("/messages", [{"text": "a"}, {"text": "b", "delay": 60}, {"text": "c"}])
     page = client.get("/queues/default/peek?limit=2").json
     assert [one["text"] for one in page] == ["a", "b"]
@@ -1034,16 +1032,16 @@ def test_a_peek_goes_on_after_an_id_and_by_state(client: Client) -> None:
     assert client.get("/queues/nowhere/peek").json == []
 
 
-def test_a_peek_at_nothing_has_no_line_as_ndjson(client: Client) -> None:
+def test_an_empty_peek_as_ndjson_has_no_lines(client: Client) -> None:
     reply = client.get("/queues/nowhere/peek", Accept="application/x-ndjson")
     assert (reply.status, reply.lines) == (200, [])
 
 
-def test_a_peek_for_the_dead_shows_what_died_of_this_queue(client: Client) -> None:
+def test_a_peek_for_dead_messages_shows_those_of_this_queue(client: Client) -> None:
     receipt = held(client)["receipt"]
     client.call("PATCH", f"/messages/{receipt}", b'{"dead": true, "reason": "bad"}')
-    (told,) = client.get("/queues/default/peek?state=dead").json
-    assert (told["state"], told["text"], told["attributes"]["dead_letter_reason"]) == ("dead", "x", "bad")
+    (message,) = client.get("/queues/default/peek?state=dead").json
+    assert (message["state"], message["text"], message["attributes"]["dead_letter_reason"]) == ("dead", "x", "bad")
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "after=-1", "after=x", "after=", "after=" + "9" * 19,
@@ -1077,7 +1075,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize(("route", "methods"), ROUTES.items())
-def test_a_method_that_a_route_does_not_have_is_answered_with_those_it_has(
+def test_an_unsupported_method_is_answered_with_the_supported_ones(
     client: Client, route: str, methods: set[str]
 ) -> None:
     for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "BREW"} - methods:
@@ -1090,7 +1088,7 @@ def test_a_method_that_a_route_does_not_have_is_answered_with_those_it_has(
 
 
 @pytest.mark.parametrize(("route", "methods"), ROUTES.items())
-def test_options_tells_the_methods_of_a_route(client: Client, route: str, methods: set[str]) -> None:
+def test_options_returns_the_methods_of_a_route(client: Client, route: str, methods: set[str]) -> None:
     reply = client.call("OPTIONS", route)
     assert reply.status == 204
     assert set(reply.headers["allow"].replace(" ", "").split(",")) == methods
@@ -1105,7 +1103,7 @@ NO_ROUTES = [
 
 @pytest.mark.parametrize("route", NO_ROUTES)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-def test_a_route_that_is_not_there_is_not_found(client: Client, method: str, route: str) -> None:
+def test_an_unknown_route_is_not_found(client: Client, method: str, route: str) -> None:
     client.post("/queues/a/messages", {"text": "x"})
     assert_problem(client.call(method, route), 404, "not_found")
     assert texts(client, "a") == ["x"]
@@ -1116,26 +1114,26 @@ def test_a_route_that_is_not_there_is_not_found(client: Client, method: str, rou
     [(method, route) for route, methods in ROUTES.items() for method in sorted(methods - {"HEAD"})
      if route not in {"/", "/docs", "/openapi.json", "/health", "/ready"} and (method, route) != ("GET", "/messages")],
 )  # fmt: skip
-def test_no_route_takes_a_query_it_does_not_know(client: Client, method: str, route: str) -> None:
+def test_every_route_refuses_an_unknown_query_parameter(client: Client, method: str, route: str) -> None:
     assert_problem(client.call(method, f"{route}?colour=red", b"{}"), 400, "invalid_input", field="colour")
 
 
-# Faults.
+# Errors.
 
 
 @pytest.mark.parametrize(("fault", "answer"), problems.PROBLEMS.items())
-def test_every_fault_of_the_table_is_answered_with_its_status_and_code(
+def test_every_error_of_the_table_is_answered_with_its_status_and_code(
     client: Client, store: Engine, monkeypatch: pytest.MonkeyPatch, fault: type[Exception], answer: tuple[int, str, str]
 ) -> None:
     monkeypatch.setattr(store, "send", raising(fault))
-    monkeypatch.setattr("tests.support.wsgi.conforms", lambda *_: None)  # send itself never raises most of them
+    monkeypatch.setattr("tests.support.wsgi.conforms", lambda *_: None)  # send itself never raises most of these
     reply = client.post("/messages", {"text": "x"})
     assert (reply.status, reply.json["code"], reply.json["title"]) == answer
 
 
 def test_statuses_and_codes_are_those_clients_know() -> None:
-    told = sorted((status, code) for status, code, _ in problems.PROBLEMS.values())
-    assert told == [
+    actual = sorted((status, code) for status, code, _ in problems.PROBLEMS.values())
+    assert actual == [
         (400, "bad_request"),
         (400, "invalid_input"),
         (401, "unauthenticated"),
@@ -1178,7 +1176,7 @@ def raising(fault: type[Exception]) -> Callable[..., NoReturn]:
 # Pages.
 
 
-def test_who_comes_with_curl_is_told_where_to_go(client: Client) -> None:
+def test_curl_at_the_root_gets_a_pointer_to_the_documentation(client: Client) -> None:
     guide = client.get("/", Host="localhost:5000", Accept="*/*")
     assert guide.json["receive"] == "curl localhost:5000/messages"
     assert guide.headers["vary"] == "Accept"
@@ -1187,7 +1185,7 @@ def test_who_comes_with_curl_is_told_where_to_go(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_browser_gets_a_page_that_runs_its_own_script_and_no_other(client: Client, path: str) -> None:
+def test_a_browser_gets_a_page_that_runs_only_its_own_script(client: Client, path: str) -> None:
     page = client.get(path, Accept="text/html,application/xhtml+xml,*/*;q=0.8")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
@@ -1199,7 +1197,7 @@ def test_a_browser_gets_a_page_that_runs_its_own_script_and_no_other(client: Cli
     assert not re.search(r"""(src|href)="(?!/docs|/openapi.json|/"|#|data:)""", page.body.decode())
 
 
-def test_the_reference_lists_no_head_and_names_what_stands_in_a_path(client: Client) -> None:
+def test_the_reference_lists_no_head_and_names_path_parameters(client: Client) -> None:
     page = client.get("/docs").body.decode()
     assert ">HEAD<" not in page
     assert '<b class="get">GET</b> <code>/queues/<i>{queue}</i>/messages/<i>{receipt_or_id}</i></code>' in page
@@ -1209,7 +1207,7 @@ def test_the_reference_lists_no_head_and_names_what_stands_in_a_path(client: Cli
 
 
 @pytest.mark.parametrize(("route", "status"), [("/health", "alive"), ("/ready", "ready")])
-def test_the_service_tells_that_it_is_alive_and_ready(client: Client, route: str, status: str) -> None:
+def test_the_service_reports_that_it_is_alive_and_ready(client: Client, route: str, status: str) -> None:
     reply = client.get(route)
     assert (reply.status, reply.json) == (200, {"status": status})
 

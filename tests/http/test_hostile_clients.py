@@ -1,6 +1,6 @@
-"""Clients that mean harm, by hundreds and thousands: a healthy one is answered all along, and then as fast as before.
+"""Test hundreds and thousands of hostile clients: a healthy one is always answered, and later as fast as before.
 
-Row 26 of what must survive has a few of them; here are many, of every kind, and figures.
+It is row 26 of docs/reliability.md with many clients of every kind, and figures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.http.hostile import KINDS, LARGE
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import REPOSITORY, LiveServer, await_true
 from tests.support.load import Connection
 
@@ -33,7 +33,7 @@ exec(Path("gunicorn.conf.py").read_text())
 
 
 class Waits(NamedTuple):
-    """Seconds that a healthy client waited."""
+    """The seconds that a healthy client waited."""
 
     p99: float
     most: float
@@ -43,23 +43,23 @@ class Waits(NamedTuple):
 
 
 class Healthy:
-    """A client that writes a message and takes it back, over and over, each time on a new connection."""
+    """A client that repeatedly sends a message and reads it back, each time on a new connection."""
 
     def __init__(self, server: LiveServer) -> None:
         self._server = server
         self._numbers = count()
 
-    def go_on(self, *, times: int = 0, seconds: float = 0.0) -> Waits:
-        """That many times at least, and that long. Every request is answered, and rightly."""
+    def repeat(self, *, times: int = 0, seconds: float = 0.0) -> Waits:
+        """Repeat at least that often and that long. Every request must get the correct answer."""
         waits: list[float] = []
         ends = time.monotonic() + seconds
         while len(waits) < 2 * times or time.monotonic() < ends:
             text = f"healthy {next(self._numbers)}"
-            for method, told, wants in [("POST", {"text": text}, None), ("GET", None, {"text": text})]:
+            for method, body, wants in [("POST", {"text": text}, None), ("GET", None, {"text": text})]:
                 began = time.monotonic()
                 connection = Connection(self._server.port)
                 assert connection.open()
-                reply = connection.ask(method, "/queues/healthy/messages", told)
+                reply = connection.ask(method, "/queues/healthy/messages", body)
                 connection.close()
                 waits.append(time.monotonic() - began)
                 assert reply.status == 200, reply
@@ -69,7 +69,7 @@ class Healthy:
 
 @contextmanager
 def hostile(kind: str, server: LiveServer, connections: int) -> Iterator[Callable[[], int]]:
-    """That many clients of a kind are at work; how often they have begun so far."""
+    """Run that many hostile clients; yield a function that returns how many connections were opened."""
     log = server.directory / "hostile"
     with log.open("wb") as begun:
         command = [sys.executable, "-m", "tests.http.hostile", kind, str(server.port), str(connections)]
@@ -98,25 +98,25 @@ def server() -> Iterator[LiveServer]:
     ("seconds", "slow", "flooding", "quick"), [(1.0, 64, 1_500, 32), pytest.param(10.0, 200, 5_000, 64, marks=LONG)]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_healthy_client_is_answered_among_hostile_ones_and_as_fast_as_before_after_them(
-    kind: str, seconds: float, slow: int, flooding: int, quick: int, server: LiveServer, tell: Tell
+def test_a_healthy_client_is_answered_during_an_attack_and_as_fast_as_before_after_it(
+    kind: str, seconds: float, slow: int, flooding: int, quick: int, server: LiveServer, add_row: AddRow
 ) -> None:
     connections = flooding if kind.startswith("floods") else slow if kind.startswith("slow") else quick
     healthy = Healthy(server)
-    healthy.go_on(times=20)  # to be warm
-    before = healthy.go_on(times=60)
+    healthy.repeat(times=20)  # warm-up
+    before = healthy.repeat(times=60)
     workers = server.workers
     with hostile(kind, server, connections) as begun:
-        during = healthy.go_on(times=1, seconds=seconds)
+        during = healthy.repeat(times=1, seconds=seconds)
         attempts = begun()
-    after = healthy.go_on(times=60)
-    tell(
+    after = healthy.repeat(times=60)
+    add_row(
         hostile_clients=kind, connections=connections, attempts=attempts,
         p99_before=before, p99_during=during, p99_after=after,
     )  # fmt: skip
     assert during.most < ANSWERED_WITHIN
-    assert after.p99 < max(10 * before.p99, 0.5)  # the machine may be busier by now
-    assert server.workers == workers  # none has died
+    assert after.p99 < max(10 * before.p99, 0.5)  # the machine may be busier now
+    assert server.workers == workers  # no worker has died
     _assert_nothing_came_of_it(server)
 
 
@@ -130,12 +130,12 @@ def _assert_nothing_came_of_it(server: LiveServer) -> None:
 
 
 @pytest.mark.slow
-def test_a_flood_takes_connections_and_not_the_files_that_a_worker_needs(tmp_path: Path) -> None:
+def test_a_flood_of_connections_leaves_a_worker_the_file_descriptors_it_needs(tmp_path: Path) -> None:
     (config := tmp_path / "few_files.py").write_text(FEW_FILES)
     settings = {"WEB_CONCURRENCY": "1", "QUEUE_THREADS": "16", "GUNICORN_CMD_ARGS": f"--config {config}"}
     with LiveServer(settings) as server:
         workers = server.workers
         with hostile("floods of connections", server, 600):
-            assert Healthy(server).go_on(times=1).most < ANSWERED_WITHIN
+            assert Healthy(server).repeat(times=1).most < ANSWERED_WITHIN
         assert server.workers == workers
         assert "Too many open files" not in server.log()

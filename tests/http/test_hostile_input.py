@@ -1,4 +1,4 @@
-"""Rows 6, 7, 16–19 and 23 of reliability.md: whatever comes in, nothing is stored, consumed or told by mistake."""
+"""Test rows 6, 7, 16–19 and 23 of docs/reliability.md: invalid input changes and reveals nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 import handler
 from settings import Settings
 from storage.store import Engine
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer
 from tests.support.wsgi import Client, Reply, a_store, check, check_problem
 from web.native import responses
@@ -40,14 +40,14 @@ Headers = dict[str, str]
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[LiveServer]:
-    """One worker, so that its memory can be watched and a connection cannot hide in another."""
+    """Run a service with one worker, to watch its memory and to keep connections in one process."""
     with LiveServer({"WEB_CONCURRENCY": "1", "QUEUE_MAX_BODY": str(MAX_BODY)}) as live:
         yield live
 
 
 @pytest.fixture
 def route(service: LiveServer, queue: str) -> Iterator[str]:
-    """The messages of a queue with one message in it; after the test, every queue is as it was before."""
+    """Return the route of a queue with one message; after the test, assert that no queue has changed."""
     for path in ("/messages", f"/queues/{queue}/messages"):
         assert ask(service, "POST", path, b'{"text": "witness"}').status == 200
     before = all_queues(service)
@@ -64,28 +64,28 @@ def all_queues(service: LiveServer) -> dict[str, dict[str, Any]]:
 
 
 def request(method: str, target: str, body: bytes = b"", headers: Headers | None = None, *, last: bool = True) -> bytes:
-    """A request's bytes; with a Content-Length unless the headers frame the body themselves."""
-    told = {"Host": "queue", **({"Connection": "close"} if last else {}), **(headers or {})}
-    if body and not {"Content-Length", "Transfer-Encoding"} & told.keys():
-        told["Content-Length"] = str(len(body))
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]
+    """Return a request's bytes, with a Content-Length unless the headers frame the body themselves."""
+    fields = {"Host": "queue", **({"Connection": "close"} if last else {}), **(headers or {})}
+    if body and not {"Content-Length", "Transfer-Encoding"} & fields.keys():
+        fields["Content-Length"] = str(len(body))
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
 def ask(service: LiveServer, method: str, target: str, body: bytes = b"", headers: Headers | None = None) -> Reply:
-    """The one reply to one good request, checked as every reply is."""
+    """Send one valid request and return its reply, checked like every reply."""
     (reply,) = talk(service, request(method, target, body, headers))
     check(reply, method)
     return reply
 
 
 def talk(service: LiveServer, sent: bytes, *, fin: bool = False) -> list[Reply]:
-    """All that a connection is answered until the service closes it; `fin`: after the client has closed its half.
+    """Send bytes and return all replies until the service closes the connection; with `fin` close the client's half.
 
-    To the service a reader that has closed its half is gone, so it consumes nothing; writes are done all the same.
+    The service treats a reader that closed its half as disconnected, so it consumes nothing. Writes are done.
     """
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered and gone before it has read all
+        with suppress(BrokenPipeError, ConnectionResetError):  # the service may have answered and closed early
             connection.sendall(sent)
         return answers(connection, fin=fin)
 
@@ -93,7 +93,7 @@ def talk(service: LiveServer, sent: bytes, *, fin: bool = False) -> list[Reply]:
 def answers(connection: socket.socket, *, fin: bool = False) -> list[Reply]:
     received = b""
     if fin:
-        with suppress(OSError):  # the service may have closed all of it already; its answer can be read yet
+        with suppress(OSError):  # the service may have closed the connection; its answer is still readable
             connection.shutdown(socket.SHUT_WR)
     with suppress(ConnectionError):
         while piece := connection.recv(65_536):
@@ -122,9 +122,7 @@ CHUNKED = {"Transfer-Encoding": "chunked"}
 GOOD = b'{"text": "intruder"}'
 
 
-def test_a_good_request_of_each_framing_is_stored_as_these_tests_take_for_granted(
-    service: LiveServer, queue: str
-) -> None:
+def test_a_valid_request_of_each_framing_is_stored(service: LiveServer, queue: str) -> None:
     target = f"/queues/{queue}/messages"
     assert ask(service, "POST", target, GOOD).status == 200
     assert ask(service, "POST", target, chunked(GOOD[:5], GOOD[5:]) + b"0\r\n\r\n", CHUNKED).status == 200
@@ -134,7 +132,7 @@ def test_a_good_request_of_each_framing_is_stored_as_these_tests_take_for_grante
     assert all_queues(service)[queue]["received"] == 4
 
 
-# Row 6: what looks like a read and is none.
+# Row 6: requests that resemble a read and are not one.
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
@@ -171,7 +169,7 @@ def test_row_6_a_header_cannot_turn_one_request_into_another(
     assert_refused(ask(service, "GET", "/x" + route, headers={name: value}), 404)
 
 
-# Row 7: a client that dies within its body.
+# Row 7: a client that dies while it sends its body.
 
 
 SHORT_BODIES = [
@@ -225,11 +223,11 @@ def test_row_7_a_short_body_settles_nothing(service: LiveServer, queue: str) -> 
         sent = request(method, path, body, {"Content-Length": str(len(body) + 1)})
         (reply,) = talk(service, sent, fin=True)
         assert_refused(reply, 400)
-    told = ask(service, "GET", f"/queues/{queue}").json
-    assert (told["stats"]["leased"], told["stats"]["sent"], told["settings"]["paused"]) == (1, 1, False)
+    document = ask(service, "GET", f"/queues/{queue}").json
+    assert (document["stats"]["leased"], document["stats"]["sent"], document["settings"]["paused"]) == (1, 1, False)
 
 
-# Row 16: bodies without end.
+# Row 16: endless bodies.
 
 
 def worker_of(service: LiveServer) -> int:
@@ -238,7 +236,7 @@ def worker_of(service: LiveServer) -> int:
 
 
 def peak_memory(pid: int) -> int:
-    """Bytes the process has held at most since `forget_peak`."""
+    """Return the process's peak memory in bytes since `forget_peak`."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1]) * 1024
@@ -251,7 +249,7 @@ def forget_peak(pid: int) -> None:
 def open_files(pid: int) -> set[str]:
     names = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
+        with suppress(FileNotFoundError):  # the file was closed meanwhile
             names.add(os.readlink(link))
     return {name for name in names if name.startswith("/")}
 
@@ -265,7 +263,7 @@ def test_row_16_a_body_declared_as_a_gigabyte_is_refused_and_takes_no_memory(ser
     forget_peak(worker)
     before = peak_memory(worker)
     for length in [MAX_BODY + 1, 10**9, 10**30, 10**1_000]:
-        for sent in (b"", b"x" * 4_000_000):  # each is sent in part only
+        for sent in (b"", b"x" * 4_000_000):  # only a part of each is sent
             message = request("POST", route, sent, {"Content-Type": "text/plain", "Content-Length": str(length)})
             replies = talk(service, message, fin=True)
             assert_refused(replies[0], 413)
@@ -317,7 +315,7 @@ def test_row_16_a_large_body_under_way_is_in_no_file(service: LiveServer, route:
 
 
 def until_read(connection: socket.socket) -> None:
-    """The service has taken from the connection all that was sent."""
+    """Wait until the service has read all that was sent on the connection."""
     deadline = time.monotonic() + 10
     while struct.unpack("i", _unsent(connection))[0] and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -327,7 +325,7 @@ def _unsent(connection: socket.socket) -> bytes:
     return fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0")
 
 
-# Row 17: JSON that is none, or hardly.
+# Row 17: invalid JSON, and unusual valid JSON.
 
 
 NO_JSON = {
@@ -385,7 +383,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON.keys())
-def test_row_17_json_that_is_none_stores_nothing(service: LiveServer, route: str, body: bytes) -> None:
+def test_row_17_invalid_json_stores_nothing(service: LiveServer, route: str, body: bytes) -> None:
     assert_refused(ask(service, "POST", route, body), 400)
     assert_refused(ask(service, "POST", route, b'[{"text":"a"},' + body + b"]"), 400)
     line = body.replace(b"\n", b"\0")
@@ -394,7 +392,7 @@ def test_row_17_json_that_is_none_stores_nothing(service: LiveServer, route: str
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON.keys())
-def test_row_17_json_that_is_none_is_refused_by_every_route(service: LiveServer, route: str, body: bytes) -> None:
+def test_row_17_invalid_json_is_refused_by_every_route(service: LiveServer, route: str, body: bytes) -> None:
     queue = route.removesuffix("/messages")
     for method, target in [
         ("PUT", queue),
@@ -408,7 +406,7 @@ def test_row_17_json_that_is_none_is_refused_by_every_route(service: LiveServer,
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"caf\xe9"])
-def test_row_17_a_plain_text_that_is_no_utf_8_stores_nothing(service: LiveServer, route: str, body: bytes) -> None:
+def test_row_17_a_plain_text_that_is_not_utf_8_stores_nothing(service: LiveServer, route: str, body: bytes) -> None:
     assert_refused(ask(service, "POST", route, body, {"Content-Type": "text/plain"}), 400)
 
 
@@ -466,13 +464,13 @@ HARD_BUT_GOOD = {
 
 @pytest.mark.parametrize("body", HARD_BUT_GOOD.values(), ids=HARD_BUT_GOOD.keys())
 @pytest.mark.parametrize("query", ["", "?limit=2", "?lease=60"])
-def test_row_17_json_that_is_hard_but_good_comes_back_exactly(
+def test_row_17_unusual_but_valid_json_comes_back_exactly(
     service: LiveServer, queue: str, body: bytes, query: str
 ) -> None:
     target = f"/queues/{queue}/messages"
     assert exact(ask(service, "POST", target, body).body) | {"id": 0} == exact(body) | {"id": 0}
-    told = exact(ask(service, "GET", target + query).body)
-    (message,) = told if isinstance(told, list) else [told]
+    document = exact(ask(service, "GET", target + query).body)
+    (message,) = document if isinstance(document, list) else [document]
     assert {name: value for name, value in message.items() if name in exact(body)} == exact(body)
 
 
@@ -490,7 +488,7 @@ def test_row_17_a_number_too_small_comes_back_exactly_or_is_refused(
 
 
 def exact(body: bytes) -> Any:
-    """JSON with its numbers as they stand there, however many digits they have."""
+    """Parse JSON and keep its numbers as written, with all digits."""
     return json.loads(body, parse_int=Decimal, parse_float=Decimal)
 
 
@@ -515,7 +513,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_row_18_a_bad_query_is_refused_and_touches_no_queue(service: LiveServer, route: str, query: str) -> None:
+def test_row_18_a_bad_query_is_refused_and_changes_no_queue(service: LiveServer, route: str, query: str) -> None:
     peek = route.removesuffix("messages") + "peek"
     for method, target in [
         ("GET", "/messages"),
@@ -533,7 +531,7 @@ def test_row_18_a_bad_query_is_refused_and_touches_no_queue(service: LiveServer,
 @pytest.mark.parametrize(
     "name", ["..", "%2e%2e", ".", "%2e", "a%2Fb", "..%2Fdefault", "a%5Cb", "*", "x" * 5_000, "%00"]
 )
-def test_row_18_a_bad_queue_name_in_the_path_touches_no_queue(service: LiveServer, route: str, name: str) -> None:
+def test_row_18_a_bad_queue_name_in_the_path_changes_no_queue(service: LiveServer, route: str, name: str) -> None:
     for method, path in [("GET", "/messages"), ("POST", "/messages"), ("PUT", ""), ("DELETE", ""), ("POST", "/purge")]:
         assert_refused(ask(service, method, f"/queues/{name}{path}", GOOD if path == "/messages" else b"{}"), 400, 404)
 
@@ -607,7 +605,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED.keys())
-def test_row_19_a_malformed_request_is_refused_and_what_follows_is_not_run(
+def test_row_19_a_malformed_request_is_refused_and_bytes_after_it_are_not_run(
     service: LiveServer, route: str, sent: bytes
 ) -> None:
     follows = request("POST", route, GOOD)
@@ -626,7 +624,7 @@ def test_row_19_a_malformed_request_is_refused_and_what_follows_is_not_run(
         ("TE unknown", 501),
     ],
 )
-def test_row_19_what_gunicorn_itself_refuses_is_told_as_a_problem_too(
+def test_row_19_a_request_that_gunicorn_refuses_gets_a_problem_document(
     service: LiveServer, route: str, name: str, status: int
 ) -> None:
     (reply,) = talk(service, MALFORMED[name].replace(b"{route}", route.encode()))
@@ -658,7 +656,7 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("body", CHUNKS.values(), ids=CHUNKS.keys())
-def test_row_19_malformed_chunks_store_nothing_and_what_follows_is_not_run(
+def test_row_19_malformed_chunks_store_nothing_and_bytes_after_them_are_not_run(
     service: LiveServer, route: str, body: bytes
 ) -> None:
     follows = request("POST", route, GOOD)
@@ -681,7 +679,7 @@ def test_row_19_a_request_within_a_refused_body_is_not_run(service: LiveServer, 
         assert [reply.status for reply in replies] in ([400], [404], [405], [413], [204])
 
 
-def test_row_19_a_good_request_behind_a_refused_one_is_answered_in_its_turn(service: LiveServer, queue: str) -> None:
+def test_row_19_a_valid_request_after_a_refused_one_is_answered_in_its_turn(service: LiveServer, queue: str) -> None:
     target = f"/queues/{queue}/messages"
     sent = b"".join(
         request(*parts, last=False)
@@ -697,7 +695,7 @@ def test_row_19_a_good_request_behind_a_refused_one_is_answered_in_its_turn(serv
     assert replies[-1].json == {"text": "intruder"}
 
 
-# Row 23: a fault of our own.
+# Row 23: an internal error.
 
 
 EVERY_ROUTE = [
@@ -725,7 +723,7 @@ def fail(*_: object, **__: object) -> NoReturn:
 
 
 @pytest.mark.parametrize(("method", "target", "body", "verb"), EVERY_ROUTE)
-def test_row_23_a_fault_inside_is_a_500_with_a_reference_that_the_log_has_too(
+def test_row_23_an_internal_error_is_a_500_with_a_reference_to_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, target: str, body: bytes, verb: str
 ) -> None:
     with a_store() as store, caplog.at_level(logging.ERROR):
@@ -734,7 +732,7 @@ def test_row_23_a_fault_inside_is_a_500_with_a_reference_that_the_log_has_too(
     assert_internal_error(reply, caplog)
 
 
-def test_row_23_a_fault_while_answering_is_a_500_too(
+def test_row_23_an_error_while_answering_is_a_500(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with a_store() as store, caplog.at_level(logging.ERROR):
@@ -744,7 +742,7 @@ def test_row_23_a_fault_while_answering_is_a_500_too(
 
 
 def once(real: Callable[..., Any]) -> Callable[..., Any]:
-    """Fails at the first call only."""
+    """Fail at the first call only."""
     calls = itertools.count()
     return lambda *args, **kwargs: real(*args, **kwargs) if next(calls) else fail()
 
@@ -760,7 +758,7 @@ def assert_internal_error(reply: Reply, log: pytest.LogCaptureFixture) -> None:
     assert "secret" in str(record.exc_info[1])
 
 
-def test_row_23_a_database_broken_under_the_service_is_told_without_its_inside() -> None:
+def test_row_23_a_broken_database_is_reported_without_internal_details() -> None:
     with LiveServer({"WEB_CONCURRENCY": "1"}) as service:
         with closing(apsw.Connection(str(service.database))) as database:
             database.execute("ALTER TABLE queues RENAME TO gone")
@@ -776,11 +774,11 @@ def test_row_23_a_database_broken_under_the_service_is_told_without_its_inside()
         assert ask(service, "GET", "/health").status == 200
 
 
-# All together: many bad requests, made by chance, the same ones in every run.
+# All of these: many random bad requests, the same ones in every run.
 
 
 def bad_requests(route: str, chance: random.Random) -> Iterator[tuple[bytes, bool]]:
-    """Without end; each is bad for sure, whatever chance has made of it. True: it needs the client's FIN to end."""
+    """Yield bad requests without end; True: the request needs the client's FIN to end."""
     document = {"text": "intruder é", "priority": 3, "attributes": {"a": [1.5, None]}}
     good = json.dumps(document, ensure_ascii=False).encode()
     kinds = ["application/json", "application/x-ndjson", "", "application/x-www-form-urlencoded"]
@@ -827,9 +825,9 @@ def bad_requests(route: str, chance: random.Random) -> Iterator[tuple[bytes, boo
     ],
 )
 def test_bad_requests_leave_the_queues_as_they_were__row_16__row_17__row_18__row_19(
-    count: int, seed: int, service: LiveServer, route: str, tell: Tell
+    count: int, seed: int, service: LiveServer, route: str, add_row: AddRow
 ) -> None:
-    """The seed of the long form is another each time; it is told with the figures."""
+    """The seed of the long form is random; it is in the table of figures."""
     before, answered = all_queues(service), Counter[int]()
     accepted: list[bytes] = []
     for sent, unfinished in itertools.islice(bad_requests(route, random.Random(seed)), count):
@@ -840,14 +838,14 @@ def test_bad_requests_leave_the_queues_as_they_were__row_16__row_17__row_18__row
     after = all_queues(service)
     changed = [name for name in before | after if before.get(name) != after.get(name)]
     failed = sum(times for status, times in answered.items() if status >= 500 and status != 501)
-    tell(
+    add_row(
         bad_requests=f"raw sockets, seed {seed}", tried=count, **{"5xx": failed},
         accepted=len(accepted), queues_changed=len(changed),
     )  # fmt: skip
-    assert (failed, accepted, changed) == (0, [], [])  # 501 is what HTTP wants said of an unknown transfer coding
+    assert (failed, accepted, changed) == (0, [], [])  # 501 is the status for an unknown transfer coding
 
 
-def test_a_byte_changed_anywhere_is_stored_just_when_it_is_answered_so__row_17__row_19(
+def test_a_request_with_a_changed_byte_is_stored_only_if_the_reply_says_so__row_17__row_19(
     service: LiveServer, queue: str
 ) -> None:
     chance = random.Random(17)
@@ -866,7 +864,7 @@ def test_a_byte_changed_anywhere_is_stored_just_when_it_is_answered_so__row_17__
     assert sum(stats["sent"] for stats in all_queues(service).values()) - before == stored
 
 
-# Any Unicode comes back exactly, by every way in and out.
+# Any Unicode comes back exactly, on every way in and out.
 
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -912,18 +910,18 @@ def test_any_message_comes_back_exactly(
     if recipient is not None:
         messages = [message | {"recipient": recipient} for message in messages]
     ids = write(client, queue, way_in, messages, escaped)
-    told = read(client, queue, way_out, recipient, len(messages))
+    messages_read = read(client, queue, way_out, recipient, len(messages))
     by_id = dict(zip(ids, messages, strict=True))
     if way_out in ("array", "ndjson"):
-        assert sorted(map(shape, told)) == sorted(map(shape, messages))
+        assert sorted(map(shape, messages_read)) == sorted(map(shape, messages))
     else:
-        expected = [by_id[message.pop("told_id")] for message in told]
-        assert [shape(message) for message in told] == [shape(message) for message in expected]
-        assert len(told) == len(messages)
+        expected = [by_id[message.pop("id_read")] for message in messages_read]
+        assert [shape(message) for message in messages_read] == [shape(message) for message in expected]
+        assert len(messages_read) == len(messages)
 
 
 def write(client: Client, queue: str, way: str, messages: list[dict[str, Any]], escaped: bool) -> list[str]:
-    """The ids."""
+    """Send the messages and return their ids."""
     encoded = [json.dumps(message, ensure_ascii=escaped).encode() for message in messages]
     if way == "one by one":
         replies = [client.call("POST", f"{queue}/messages", body).json for body in encoded]
@@ -940,7 +938,7 @@ def write(client: Client, queue: str, way: str, messages: list[dict[str, Any]], 
 
 
 def read(client: Client, queue: str, way: str, recipient: str | None, count: int) -> list[dict[str, Any]]:
-    """Messages as they were written; with `told_id` where the way tells it."""
+    """Read messages as they were written; add `id_read` if the reply has ids."""
     asked = [] if recipient is None else ["recipient=" + "".join(f"%{byte:02x}" for byte in recipient.encode())]
     accept = "application/x-ndjson" if way == "ndjson" else "*/*"
     if way in ("array", "ndjson"):
@@ -948,25 +946,25 @@ def read(client: Client, queue: str, way: str, recipient: str | None, count: int
         return reply.lines if way == "ndjson" else list(reply.json)
     if way == "plain":
         replies = [client.get("?".join([f"{queue}/messages", *asked])) for _ in range(count)]
-        return [reply.json | {"told_id": reply.headers["message-id"]} for reply in replies]
+        return [reply.json | {"id_read": reply.headers["message-id"]} for reply in replies]
     if way == "peek":
         return [without_envelope(message) for message in client.get(f"{queue}/peek").json]
     if way == "leased array":
         messages = client.get("&".join([f"{queue}/messages?lease=60&limit=9", *asked])).json
         return [without_envelope(message) for message in messages]
-    told = []
-    for _ in range(count):  # each settled before the next, as messages of one key must be
+    leased = []
+    for _ in range(count):  # each is settled before the next, as messages of one key must be
         message = client.get("&".join([f"{queue}/messages?lease=60", *asked])).json
         assert client.call("DELETE", f"/messages/{message['receipt']}").status == 204
-        told.append(without_envelope(message))
-    return told
+        leased.append(without_envelope(message))
+    return leased
 
 
 def without_envelope(message: dict[str, Any]) -> dict[str, Any]:
     envelope = {"id", "queue", "sent_at", "receive_count", "receipt", "leased_until", "state"}
-    return {name: value for name, value in message.items() if name not in envelope} | {"told_id": message["id"]}
+    return {name: value for name, value in message.items() if name not in envelope} | {"id_read": message["id"]}
 
 
 def shape(document: dict[str, Any]) -> str:
-    """Equal for equal documents only: 1, 1.0 and true are three things, and -0.0 is not 0.0."""
+    """Return a string that is equal only for equal documents: 1, 1.0 and true differ, as do 0.0 and -0.0."""
     return json.dumps(document, sort_keys=True)

@@ -1,4 +1,4 @@
-"""What an administrator does to one message by its id, over HTTP."""
+"""Test operations on one message by its id, over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def client() -> Iterator[Client]:
 
 
 def send(client: Client, text: str, queue: str = "jobs", **fields: object) -> str:
-    """The id of a new message."""
+    """Send a message and return its id."""
     sent: str = client.post(f"/queues/{queue}/messages", {"text": text, **fields}).json["id"]
     return sent
 
@@ -35,9 +35,9 @@ def ready(client: Client) -> list[str]:
 def test_a_message_is_shown_with_its_state_and_stays_as_it_is(client: Client) -> None:
     id = send(client, "later", delay=60, attributes={"a": 1})
     for _ in range(2):
-        told = client.get(f"/queues/jobs/messages/{id}").json
-        assert told.pop("sent_at").endswith("Z")
-        assert told == {
+        message = client.get(f"/queues/jobs/messages/{id}").json
+        assert message.pop("sent_at").endswith("Z")
+        assert message == {
             "id": id, "queue": "jobs", "receive_count": 0, "state": "delayed",
             "text": "later", "delay": 60, "attributes": {"a": 1},
         }  # fmt: skip
@@ -50,7 +50,7 @@ def test_a_waiting_message_is_removed(client: Client) -> None:
     assert client.get("/queues/jobs").json["stats"]["delayed"] == 0
 
 
-def test_a_scheduled_message_is_put_off_and_brought_forward(client: Client) -> None:
+def test_a_scheduled_message_is_made_due_later_and_earlier(client: Client) -> None:
     id = send(client, "a")
     assert change(client, id, '{"delay": 60}') == 204
     assert ready(client) == []
@@ -64,7 +64,7 @@ def test_a_message_is_moved_to_the_dead_letters_with_its_reason(client: Client) 
     assert dead["attributes"]["dead_letter_reason"] == "no such user"
 
 
-def test_a_message_that_is_leased_is_not_changed(client: Client) -> None:
+def test_a_leased_message_is_not_changed(client: Client) -> None:
     id = send(client, "a")
     receipt = client.get("/queues/jobs/messages?lease=60").json["receipt"]
     for reply in (
@@ -79,14 +79,14 @@ def test_a_message_that_is_leased_is_not_changed(client: Client) -> None:
 
 @pytest.mark.parametrize("id", ["0", "01", "99", str(2**63), "9" * 30])
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])
-def test_digits_that_are_no_messages_id_are_not_found(client: Client, method: str, id: str) -> None:
+def test_an_unknown_message_id_is_not_found(client: Client, method: str, id: str) -> None:
     send(client, "a")
     body = b'{"delay": 1}' if method == "PATCH" else b""
     assert client.call(method, f"/queues/jobs/messages/{id}", body).json["code"] == "message_not_found"
     assert ready(client) == ["a"]
 
 
-def test_a_receipt_is_not_looked_at_and_the_queue_default_has_ids_under_its_own_name_only(client: Client) -> None:
+def test_a_receipt_cannot_be_shown_and_ids_of_the_default_queue_need_its_name(client: Client) -> None:
     id = send(client, "a", "default")
     receipt = client.get("/messages?lease=60").json["receipt"]
     reply = client.get(f"/queues/default/messages/{receipt}")
@@ -112,7 +112,7 @@ BY_ID = [("GET", b""), ("DELETE", b""), ("PATCH", b'{"delay": 5}')]
         ('{"lease": 5}', "lease"),
     ],
 )
-def test_a_change_that_says_something_else_changes_nothing(client: Client, body: str, field: str) -> None:
+def test_an_invalid_change_changes_nothing(client: Client, body: str, field: str) -> None:
     id = send(client, "a")
     reply = client.call("PATCH", f"/queues/jobs/messages/{id}", body.encode())
     assert (reply.status, reply.json["field"]) == (400, field)

@@ -1,4 +1,4 @@
-"""Numbers come back as they were written, digit for digit, on every way through the service and on every engine."""
+"""Test that numbers come back digit for digit, on every way through the service and on every engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
 
 
 def numbers(reply: Reply) -> list[list[str]]:
-    """The numbers of each message, as they stand in the reply."""
+    """Return the numbers of each message as written in the reply."""
     return [WRITTEN.findall(one) for one in reply.body.decode().split('"text"')[1:]]
 
 
@@ -77,7 +77,7 @@ def test_a_dead_letter_and_one_that_was_redriven_keep_their_numbers(client: Clie
     client.call("PATCH", f"/messages/{receipt}", b'{"dead": true, "reason": "1.10"}')
     assert numbers(client.get("/queues/default.dead/peek")) == [LITERALS]
     receipt = client.get("/queues/default.dead/messages?lease=60").json["receipt"]
-    client.call("PATCH", f"/messages/{receipt}", b'{"dead": true}')  # it dies again
+    client.call("PATCH", f"/messages/{receipt}", b'{"dead": true}')  # it is dead-lettered again
     (dead,) = client.get("/queues/default.dead.dead/peek").json
     assert json.loads(dead["attributes"]["dead_letter_history"])[0]["dead_letter_reason"] == "1.10"
     assert numbers(client.get("/queues/default.dead.dead/peek")) == [LITERALS]
@@ -92,7 +92,7 @@ def test_a_transaction_keeps_the_numbers_of_what_it_sends_and_receives(client: C
 
 
 @pytest.mark.parametrize("literal", ["1e400", "-1e999", "1e-400", "9" * 5000])
-def test_a_number_that_no_reader_could_hold_is_refused(client: Client, literal: str) -> None:
+def test_a_number_beyond_the_range_of_readers_is_refused(client: Client, literal: str) -> None:
     assert post(client, f'{{"text": "x", "attributes": {{"n0": {literal}}}}}').json["code"] == "bad_request"
 
 
@@ -106,7 +106,7 @@ SCALAR = (
 
 @given(strategies.dictionaries(strategies.text(max_size=5), SCALAR))
 @settings(suppress_health_check=list(HealthCheck), deadline=None)
-def test_whatever_is_decoded_is_encoded_as_the_same_text(attributes: dict[str, object]) -> None:
+def test_decoded_json_is_encoded_as_the_same_text(attributes: dict[str, object]) -> None:
     text = encode({"attributes": attributes, "delay": decode("1.50")})
     assert encode(decode(text)) == text
     assert json.loads(text)["attributes"] == attributes

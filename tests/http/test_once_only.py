@@ -1,4 +1,4 @@
-"""An Idempotency-Key on every request that changes something: a repetition is answered alike and changes nothing."""
+"""Test that a change repeated with its Idempotency-Key is done once and gets the same answer."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def leased(client: Client) -> str:
 
 
 def redrive(client: Client) -> Request:
-    """Of a message that has died."""
+    """Redrive a dead letter."""
     client.call("PATCH", f"/messages/{leased(client)}", b'{"dead": true}')
     return Request("POST", "/queues/jobs/redrive", '{"limit": 1}')
 
 
 def without_stats(reply: Reply) -> object:
-    """The reply to settings has the queue's stats beside them, which are those of now."""
+    """Return the reply to settings without the stats, which are the current ones."""
     return (
         {name: value for name, value in reply.json.items() if name != "stats"} if b"stats" in reply.body else reply.body
     )
@@ -68,7 +68,7 @@ CHANGES: dict[str, Callable[[Client], Request]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_repeated_with_its_key_is_answered_alike_and_done_once(client: Client, name: str) -> None:
+def test_a_change_repeated_with_its_key_is_done_once_and_gets_the_same_answer(client: Client, name: str) -> None:
     client.post("/queues/jobs/messages", [{"text": text} for text in "abcd"])
     request = CHANGES[name](client)
     first = request.sent(client, Idempotency_Key="k")

@@ -1,7 +1,6 @@
-"""The OpenAPI document is valid, complete and true.
+"""Test that the OpenAPI document is valid, complete and correct.
 
-That every reply of the other tests is one the document tells of is checked where those are made, in
-tests/support/wsgi.py.
+tests/support/wsgi.py checks every reply of the other tests against the document.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ LINES = strategies.lists(strategies.fixed_dictionaries({"text": strategies.text(
 schemathesis.openapi.media_type(
     "application/x-ndjson", LINES.map(lambda lines: "\n".join(map(json.dumps, lines)).encode())
 )
-# That a run's arrays are of one length is more than a schema can say.
+# JSON Schema cannot state that a run's arrays have one length.
 SCALAR = strategies.none() | strategies.booleans() | strategies.integers(-(2**53), 2**53) | strategies.text(max_size=9)
 RUN = strategies.integers(1, 9).flatmap(
     lambda length: strategies.fixed_dictionaries(
@@ -71,7 +70,7 @@ def test_the_document_is_valid_openapi_and_its_schemas_are_valid_json_schema() -
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema)
 
 
-def test_a_document_that_is_not_valid_would_be_noticed() -> None:
+def test_an_invalid_document_is_detected() -> None:
     broken = deepcopy(DOCUMENT)
     broken["paths"]["/queues"]["get"]["colour"] = "red"
     with pytest.raises(jsonschema_rs.ValidationError):
@@ -86,12 +85,12 @@ def test_every_route_is_in_the_document_and_the_document_has_no_others() -> None
     assert {(method, path) for method, path, _ in operations()} == routes
 
 
-def test_every_operation_has_a_name_of_its_own() -> None:
+def test_every_operation_has_a_unique_name() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
     assert len(set(names)) == len(names)
 
 
-def test_every_reference_leads_somewhere_and_nothing_is_told_for_nobody() -> None:
+def test_every_reference_resolves_and_every_component_is_used() -> None:
     used = set(re.findall(r"'\$ref': '(#/[^']+)'", repr(DOCUMENT)))
     for target in used:
         assert resolved({"$ref": target})
@@ -105,24 +104,24 @@ def test_the_document_has_the_error_codes_of_the_service_with_their_statuses() -
     coded = {(code, status) for status, code, _ in problems.PROBLEMS.values()}
     coded |= {(code, status) for status, (code, _) in problems.ROUTING.items()}
     coded |= {(code, status) for status, code in ERROR_CODES.items()}
-    told = {(code, status) for code, (status, _) in openapi_responses.CODES.items()}
-    assert told == coded
+    documented = {(code, status) for code, (status, _) in openapi_responses.CODES.items()}
+    assert documented == coded
 
 
-def test_every_code_stands_at_some_operation() -> None:
+def test_every_code_appears_at_an_operation() -> None:
     found = {
         code
         for _, _, operation in operations()
         for answer in map(resolved, operation["responses"].values())
-        for told in answer.get("content", {}).values()
-        for part in told["schema"].get("allOf", [])
+        for media_type in answer.get("content", {}).values()
+        for part in media_type["schema"].get("allOf", [])
         for code in part.get("properties", {}).get("code", {}).get("enum", [])
     }
     assert found == set(openapi_responses.CODES)
 
 
 @pytest.mark.parametrize("id", ["1", "9" * 19, "9" * 20, "0", "01"])
-def test_the_service_takes_just_those_ids_that_the_document_describes(id: str) -> None:
+def test_the_service_accepts_exactly_the_ids_that_the_document_describes(id: str) -> None:
     described = re.fullmatch(SCHEMAS["Redrive"]["properties"]["ids"]["items"]["pattern"], id) is not None
     with a_store() as store:
         client = Client(handler.make_app(Settings(), store))
@@ -134,7 +133,7 @@ def test_its_version_is_that_of_the_package() -> None:
     assert DOCUMENT["info"]["version"] == VERSION
 
 
-def test_it_tells_the_settings_and_stats_there_are() -> None:
+def test_the_document_has_all_settings_and_stats() -> None:
     assert list(SCHEMAS["QueueSettings"]["properties"]) == [field.name for field in fields(QueueSettings)]
     assert list(SCHEMAS["QueueStats"]["properties"]) == list(QueueStats._fields)
 
@@ -145,15 +144,15 @@ def test_the_client_writes_the_messages_of_the_document() -> None:
 
 
 def test_the_client_reads_the_messages_of_the_document() -> None:
-    told = {name for kind in ("Taken", "Leased", "Peeked") for name in SCHEMAS[f"{kind}Message"]["properties"]}
-    assert {field.name for field in fields(clients.Message) if not field.name.startswith("_")} == told
+    documented = {name for kind in ("Taken", "Leased", "Peeked") for name in SCHEMAS[f"{kind}Message"]["properties"]}
+    assert {field.name for field in fields(clients.Message) if not field.name.startswith("_")} == documented
     assert {field.name for field in fields(clients.AckResult)} == set(SCHEMAS["AckResult"]["properties"])
     assert {field.name for field in fields(clients.TransactionReply)} == set(SCHEMAS["Transacted"]["properties"])
 
 
-# What schemathesis makes of the document is asked of the application, and what comes back is held to the document.
+# The application must answer schemathesis' requests as the document says.
 
-_applications = [handler.make_app(Settings())]  # the last one is asked; this one is for the document
+_applications = [handler.make_app(Settings())]  # the handler's own app; this one is for the document
 
 
 def newest(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -162,15 +161,15 @@ def newest(environ: dict[str, Any], start_response: Callable[..., Any]) -> Itera
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[None]:
-    """An application with a store of its own answers."""
+    """Return an application with its own store."""
     with a_store() as store:
-        store.stop_waiting()  # a `wait` is good, and over at once
+        store.stop_waiting()  # a `wait` is valid, and ends at once
         _applications.append(handler.make_app(Settings(max_body=200_000), store))
         yield
         _applications.pop()
 
 
-# What a request may meet that the document finds right: another's key, no such thing, a HEAD, a full queue.
+# Statuses of requests that are valid by the document: a reused key, a missing item, a HEAD, a full queue.
 VALID = ["2xx", "403", "404", "405", "409", "412", "413", "422", "429"]
 INVALID = ["400", "404", "405", "412", "413", "415", "422"]
 CHECKS = {
@@ -184,9 +183,10 @@ API = schemathesis.openapi.from_wsgi("/openapi.json", newest, config=schemathesi
 
 @API.hook
 def filter_case(context: schemathesis.HookContext, case: Case) -> bool:
-    """A schema cannot say that a queue is not its own dead-letter queue, nor in a query that one is not a list.
+    """Return whether a request is valid by rules that a schema cannot state.
 
-    Nor that a body belongs to a receipt or to an id, nor that a query has one of two parameters.
+    A queue is not its own dead-letter queue, or a list in a query. A body belongs to a receipt or to an id. A query
+    has one of two parameters.
     """
     body, path, query = case.body, case.path_parameters or {}, case.query or {}
     names = body.get("dead_letter_queue") if isinstance(body, dict) else None
@@ -199,7 +199,7 @@ def filter_case(context: schemathesis.HookContext, case: Case) -> bool:
 
 @API.hook
 def map_body(context: schemathesis.HookContext, body: Any) -> Any:
-    """To JSON Schema 1.0 is a whole number; to the service it is not."""
+    """Replace 1.0, which is an integer for JSON Schema and not for the service."""
     if isinstance(body, dict):
         return {name: map_body(context, value) for name, value in body.items()}
     if isinstance(body, list):
@@ -209,12 +209,12 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
 
 @API.parametrize()
 @settings(SCHEMATHESIS, max_examples=20)
-def test_whatever_is_asked_is_answered_as_the_document_tells(api: None, case: Case) -> None:
+def test_generated_requests_are_answered_as_documented(api: None, case: Case) -> None:
     case.call_and_validate()
 
 
 @pytest.mark.torture
 @API.parametrize()
 @settings(SCHEMATHESIS, max_examples=200)
-def test_hundreds_of_requests_of_each_kind_are_answered_as_the_document_tells(api: None, case: Case) -> None:
+def test_hundreds_of_generated_requests_of_each_kind_are_answered_as_documented(api: None, case: Case) -> None:
     case.call_and_validate()

@@ -1,4 +1,4 @@
-"""Routes beside the plain ways: duplicates, every recipient, pages, uncounted releases, many leases, redrive by id."""
+"""Test further routes: duplicates, every recipient, pages, uncounted releases, many leases, redrive by id."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def test_a_message_that_was_not_stored_is_reported(client: Client) -> None:
 # Every recipient.
 
 
-def test_a_reader_may_take_messages_whatever_their_recipient_is(client: Client) -> None:
+def test_a_reader_can_read_messages_of_every_recipient(client: Client) -> None:
     client.post("/messages", [{"text": "a", "recipient": "eu"}, {"text": "b"}, {"text": "c", "recipient": "us"}])
     assert client.get("/messages?recipients=any").json == {"text": "a", "recipient": "eu"}
-    told = client.post("/transactions", {"receive": {"recipients": "any", "limit": 5}}).json
-    assert [one["text"] for one in told["messages"]] == ["b", "c"]
+    reply = client.post("/transactions", {"receive": {"recipients": "any", "limit": 5}}).json
+    assert [one["text"] for one in reply["messages"]] == ["b", "c"]
 
 
 @pytest.mark.parametrize("query", ["recipients=all", "recipients=", "recipients=any&recipient=eu"])
-def test_every_recipient_is_asked_for_in_one_way(client: Client, query: str) -> None:
+def test_every_recipient_can_be_requested_in_one_way_only(client: Client, query: str) -> None:
     assert_refused(client.get(f"/messages?{query}"), "recipients")
     receive = dict(part.split("=") for part in query.split("&"))
     assert_refused(client.post("/transactions", {"receive": receive}), "recipients")
@@ -95,10 +95,10 @@ def test_a_bad_page_is_refused_by_name(client: Client, query: str, field: str) -
     assert_refused(client.get(f"/queues?{query}"), field)
 
 
-# Looking.
+# Peek.
 
 
-def test_a_peek_goes_backwards_and_by_key(client: Client) -> None:
+def test_a_peek_can_go_backwards_and_filter_by_key(client: Client) -> None:
     client.post("/messages", [{"text": str(number), "key": "odd" if number % 2 else "even"} for number in range(1, 9)])
     peek = "/queues/default/peek"
     assert texts(client.get(f"{peek}?before=9&limit=3")) == ["8", "7", "6"]
@@ -113,7 +113,7 @@ def test_a_peek_goes_backwards_and_by_key(client: Client) -> None:
 # Leases.
 
 
-def test_a_message_given_back_uncounted_is_as_if_it_had_not_been_delivered(client: Client) -> None:
+def test_a_message_released_uncounted_is_as_if_it_had_not_been_delivered(client: Client) -> None:
     client.call("PUT", "/queues/default", b'{"max_receives": 1}')
     client.post("/messages", {"text": "a"})
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_a_message_given_back_uncounted_is_as_if_it_had_not_been_delivered(clien
     ("body", "field"), [('{"lease": 0, "counted": 0}', "counted"), ('{"lease": 5, "counted": false}', "counted"),
                         ('{"counted": false}', "lease")]
 )  # fmt: skip
-def test_only_a_release_may_be_uncounted(client: Client, body: str, field: str) -> None:
+def test_only_a_release_can_be_uncounted(client: Client, body: str, field: str) -> None:
     client.post("/messages", {"text": "a"})
     (message,) = leased(client)
     assert_refused(patch(client, message["receipt"], body), field)
@@ -147,7 +147,7 @@ def test_a_lease_that_was_released_is_not_extended_and_its_message_can_be_acked(
 
 
 @pytest.mark.parametrize("route", ["/messages", "/queues/default/messages"])
-def test_many_leases_are_extended_at_once_and_the_others_told(client: Client, route: str) -> None:
+def test_many_leases_are_extended_at_once_and_invalid_ones_reported(client: Client, route: str) -> None:
     client.post("/messages", [{"text": str(number)} for number in range(4)])
     receipts = [one["receipt"] for one in leased(client)]
     client.call("DELETE", f"/messages/{receipts[1]}")
@@ -164,14 +164,14 @@ def test_many_leases_are_extended_at_once_and_the_others_told(client: Client, ro
      ({"receipts": [], "lease": 5}, "receipts"), ({"receipts": [1], "lease": 5}, "receipts"),
      ({"receipts": ["a"], "lease": "default"}, "lease"), ({"receipts": ["a"], "lease": 5, "delay": 1}, "delay")],
 )  # fmt: skip
-def test_an_extension_of_something_else_is_refused(client: Client, document: object, field: str) -> None:
+def test_an_invalid_extension_is_refused(client: Client, document: object, field: str) -> None:
     assert_refused(client.post("/messages/extend", document), field)
 
 
 # Dead letters.
 
 
-def test_dead_letters_go_back_by_id_and_by_reason(client: Client) -> None:
+def test_dead_letters_are_redriven_by_id_and_by_reason(client: Client) -> None:
     client.post("/messages", [{"text": text} for text in "abcd"])
     for message, reason in zip(leased(client), ("x", "y", "x", "x"), strict=True):
         patch(client, message["receipt"], f'{{"dead": true, "reason": "{reason}"}}')
@@ -188,13 +188,13 @@ def test_dead_letters_go_back_by_id_and_by_reason(client: Client) -> None:
     [({"ids": []}, "ids"), ({"ids": [1]}, "ids"), ({"ids": ["x"]}, "ids"), ({"ids": "1"}, "ids"),
      ({"reason": ""}, "reason"), ({"reason": 1}, "reason"), ({"limit": 0}, "limit"), ({"all": True}, "all")],
 )  # fmt: skip
-def test_a_redrive_of_something_else_is_refused(client: Client, document: object, field: str) -> None:
+def test_an_invalid_redrive_is_refused(client: Client, document: object, field: str) -> None:
     client.call("PUT", "/queues/default", b"{}")
     assert_refused(client.post("/queues/default/redrive", document), field)
 
 
 @pytest.mark.parametrize("number", [2**63 - 2, 2**63 - 1, 2**63, 10**19 - 1])
-def test_a_number_too_large_for_an_id_is_of_no_message(client: Client, number: int) -> None:
+def test_a_number_too_large_for_an_id_is_not_found(client: Client, number: int) -> None:
     client.post("/messages", {"text": "a"})
     path = f"/queues/default/messages/{number}"
     replies = [client.get(path), client.call("DELETE", path), client.call("PATCH", path, b'{"delay": 0}')]

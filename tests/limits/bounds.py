@@ -1,7 +1,7 @@
-"""How long others wait for a request: another process that commits, and another client of the same worker.
+"""Measure how long others wait for a request: another process that commits, and another client of the same worker.
 
-What is long depends on the machine, so it is given in multiples of what a batch of MAX_BATCH messages takes, each in
-a row of its own: a client may always send that.
+The bounds are multiples of the time of a batch, since they depend on the machine. The batch has MAX_BATCH messages,
+each in its own row, which a client can always send.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.support.postgres import Postgres
 
 T = TypeVar("T")
 
-LOCKED_FOR = 4.0  # times what a batch takes: as long may a request keep another process from committing
-ANSWERED_IN = 8.0  # times what a batch takes: as long may others wait for their answer from the same worker
-PATIENCE = 60.0  # seconds for the worst request itself: its client may well wait, and repeat what was refused as busy
+LOCKED_FOR = 4.0  # multiples of a batch's time for which a request may keep another process from committing
+ANSWERED_IN = 8.0  # multiples of a batch's time for which others may wait for the same worker
+PATIENCE = 60.0  # seconds for the worst request itself: its client can wait, and retry after busy
 numbers = count(1)
 
 
@@ -38,11 +38,11 @@ class Request(NamedTuple):
     body: bytes | None = None
     kind: str = "application/json"
     expected: range | tuple[int, ...] = (200, 204)
-    beside: str = "beside"  # the queue that others use meanwhile
+    beside: str = "beside"  # the queue of the other clients
 
 
 class Scene:
-    """A service with one worker, and what its database holds; `size`: messages of a queue that is long."""
+    """A service with one worker, and the content of its database; `size` is the length of a long queue."""
 
     def __init__(self, server: LiveServer, store: Engine, size: int) -> None:
         self.server = server
@@ -50,9 +50,9 @@ class Scene:
         self.size = size
 
     def fill(self, queue: str, total: int | None = None, **fields: object) -> None:
-        """Messages of rows of their own, unless `fields` says that they are plain."""
+        """Send messages, each stored as its own row unless `fields` makes them plain."""
         fields = {"priority": 1} | fields
-        # A loaded machine could take longer for a full batch of rows on PostgreSQL than a statement may.
+        # On a loaded machine a full batch of rows could exceed PostgreSQL's statement timeout.
         size = MAX_BATCH if fields["priority"] is None else 2_000
         for some in batched(range(self.size if total is None else total), size):
             self.store.send(queue, [new(f"{number}", **_each(fields, number)) for number in some])
@@ -76,7 +76,7 @@ def _each(fields: dict[str, object], number: int) -> dict[str, object]:
 
 @contextmanager
 def scene_on(database: Path | Postgres, size: int) -> Iterator[Scene]:
-    """A service on a database of its own, below this directory or in this PostgreSQL."""
+    """Run a service on its own database, in this directory or in this PostgreSQL."""
     url = f"sqlite:///{database}/queue.db" if isinstance(database, Path) else database.create_database(fresh())
     with LiveServer({"WEB_CONCURRENCY": "1", "QUEUE_DATABASE_URL": url}) as server:
         store = open_store(url)
@@ -85,7 +85,7 @@ def scene_on(database: Path | Postgres, size: int) -> Iterator[Scene]:
 
 
 class Other:
-    """Another client, in a thread of its own, that does one thing over and over while the block runs."""
+    """Another client, which repeats one operation in a thread while the block runs."""
 
     def __init__(self, do: Callable[[], object]) -> None:
         self.longest = 0.0
@@ -95,7 +95,7 @@ class Other:
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
-        self._do()  # to be warm
+        self._do()  # warm-up
         self._thread.start()
         return self
 
@@ -117,11 +117,11 @@ class Other:
                 return
             finally:
                 self.longest = max(self.longest, time.monotonic() - began)
-            time.sleep(0.002)  # so that it takes no core for itself
+            time.sleep(0.002)  # so that it does not occupy a core
 
 
 class Committing:
-    """Commits a message, by another process than the service's."""
+    """Commit a message, by a process other than the service."""
 
     def __init__(self, store: Engine, queue: str) -> None:
         self._store = store
@@ -132,7 +132,7 @@ class Committing:
 
 
 class Asking:
-    """Asks the same worker for its health, and to send a message."""
+    """Request the health of the same worker, and send a message to it."""
 
     def __init__(self, server: LiveServer) -> None:
         self._server = server
@@ -143,7 +143,7 @@ class Asking:
 
 
 def answer(server: LiveServer, request: Request) -> int:
-    """The status."""
+    """Return the status."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     try:
         connection.request(request.method, request.path, request.body, {"Content-Type": request.kind})
@@ -162,7 +162,7 @@ def seconds_of_a_batch(store: Engine) -> float:
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """As itertools' of Python 3.12."""
+    """Yield batches, like itertools.batched of Python 3.12."""
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some

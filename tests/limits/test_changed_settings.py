@@ -1,4 +1,4 @@
-"""Row 31 of what must survive: the settings of a long queue are changed. No message is touched, and no one waits."""
+"""Test row 31 of docs/reliability.md: changed settings of a long queue delay no other client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.limits.bounds import (
     scene_on,
     seconds_of_a_batch,
 )
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.load import Connection
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
@@ -41,34 +41,34 @@ def scene(request: pytest.FixtureRequest, size: int, tmp_path: Path) -> Iterator
 
 
 @pytest.mark.parametrize("size", [30_000, pytest.param(3_000_000, marks=LONG)])
-def test_a_retention_that_a_long_queue_is_past_keeps_no_one_waiting__row_31(scene: Scene, tell: Tell) -> None:
+def test_a_retention_that_expires_a_long_queue_delays_no_other_client__row_31(scene: Scene, add_row: AddRow) -> None:
     scene.fill(queue := fresh(), priority=None)
     time.sleep(1.1)
-    _assert_others_go_on(scene, queue, {"retention": 1}, tell)
+    _assert_others_go_on(scene, queue, {"retention": 1}, add_row)
 
 
 @pytest.mark.parametrize("size", [12_000, pytest.param(300_000, marks=LONG)])
-def test_a_limit_of_receives_that_all_who_came_back_have_reached_keeps_no_one_waiting__row_31(
-    scene: Scene, tell: Tell
+def test_a_max_receives_that_all_released_messages_have_reached_delays_no_other_client__row_31(
+    scene: Scene, add_row: AddRow
 ) -> None:
     scene.fill(queue := fresh())
     for some in batched(scene.lease(queue, scene.size), MAX_BATCH):
         scene.store.extend_many([str(message.receipt) for message in some], 0.001)
     assert scene.store.queue(queue).stats.received == scene.size
-    _assert_others_go_on(scene, queue, {"max_receives": 1}, tell)
+    _assert_others_go_on(scene, queue, {"max_receives": 1}, add_row)
 
 
-def _assert_others_go_on(scene: Scene, queue: str, changes: dict[str, Any], tell: Tell) -> None:
-    """The change is answered, others meanwhile and after it, and a message that is sent then is delivered."""
+def _assert_others_go_on(scene: Scene, queue: str, changes: dict[str, Any], add_row: AddRow) -> None:
+    """Change the settings; other clients continue, and a message sent afterwards is delivered."""
     with Other(Committing(scene.store, queue)) as commits, Other(Asking(scene.server)) as asked:
-        time.sleep(0.1)  # by now they are at work
+        time.sleep(0.1)  # they are at work now
         began = time.monotonic()
         assert answer(scene.server, Request("PUT", f"/queues/{queue}", encoded(changes))) == 200
         changed = time.monotonic()
         busy = _await_delivery(scene, queue)
         delivered = time.monotonic()
     batch = seconds_of_a_batch(scene.store)
-    tell(
+    add_row(
         changed=json.dumps(changes), engine=type(scene.store).__name__, messages=scene.size,
         answered_in=ms(changed - began), next_delivered_in=ms(delivered - changed), refused_as_busy=busy,
         others_waited_to_commit=ms(commits.longest), others_answered_in=ms(asked.longest), a_batch_takes=ms(batch),
@@ -79,7 +79,7 @@ def _assert_others_go_on(scene: Scene, queue: str, changes: dict[str, Any], tell
 
 
 def _await_delivery(scene: Scene, queue: str) -> int:
-    """Send and read until what is read was sent after the change; how many reads were refused as busy."""
+    """Send and read until a message sent after the change arrives; return how many reads were busy."""
     busy = 0
     connection = Connection(scene.server.port)
     assert connection.open()

@@ -1,4 +1,4 @@
-"""Row 28 of what must survive: the request of each route that costs most. Nothing dies, and others hardly wait."""
+"""Test row 28 of docs/reliability.md: the most costly request of each route hardly delays others."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.limits.bounds import (
     scene_on,
     seconds_of_a_batch,
 )
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from web.native.request import RUNS
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
-BODY = 8 * 1024 * 1024 - 100  # bytes: just within what a body may have
+BODY = 8 * 1024 * 1024 - 100  # bytes: just below the limit of a body
 ANY_STATUS = range(200, 500)
 
-# Each prepares a scene and returns the request; its name is its test's.
+# Each prepares a scene and returns the request; its name is the test's id.
 
 Case = Callable[[Scene], Request]
 
@@ -203,7 +203,7 @@ def readiness_beside_many_queues(scene: Scene) -> Request:
 
 
 def a_read_of_many_queues_for_all_recipients(scene: Scene) -> Request:
-    query = "&".join(f"queue={name}" for name in many_queues(scene)[:95])  # nearly as many fields as a query may have
+    query = "&".join(f"queue={name}" for name in many_queues(scene)[:95])  # nearly the limit of fields in a query
     return Request("GET", f"/messages?{query}&recipients=any&limit=1000&lease=60&wait=1")
 
 
@@ -262,7 +262,7 @@ def a_change_of_every_setting_of_a_long_queue(scene: Scene) -> Request:
 
 def a_chain_of_dead_letter_queues(scene: Scene) -> Request:
     name = fresh()
-    for n in range(990, 0, -10):  # it is long enough, and each link has a default one between
+    for n in range(990, 0, -10):  # long enough, with a default queue between the links
         scene.store.configure(f"{name}-{n}", {"dead_letter_queue": f"{name}-{n + 10}"})
     return Request("PUT", f"/queues/{name}-0", encoded({"dead_letter_queue": f"{name}-10"}), expected=(200, 400))
 
@@ -301,21 +301,21 @@ def scene(engine: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.replace("_", " "))
-def test_the_worst_request_of_a_route_holds_no_one_up__row_28(
-    case: Case, scene: Scene, engine: str, tell: Tell
+def test_the_worst_request_of_a_route_delays_no_other_client__row_28(
+    case: Case, scene: Scene, engine: str, add_row: AddRow
 ) -> None:
     request = case(scene)
     workers = scene.server.workers
     with Other(Committing(scene.store, request.beside)) as commits, Other(Asking(scene.server)) as asked:
-        time.sleep(0.1)  # by now they are at work
+        time.sleep(0.1)  # they are at work now
         began = time.monotonic()
         while (status := answer(scene.server, request)) == 503 and time.monotonic() < began + PATIENCE:
-            pass  # a part of it that can be done beforehand has been, so it is nearer to its end
+            pass  # some of it was done beforehand, so it ends sooner
         took = time.monotonic() - began
     assert scene.server.workers == workers, "the worker has died"
     assert "Traceback" not in scene.server.log()
     batch = seconds_of_a_batch(scene.store)
-    tell(
+    add_row(
         worst_request=case.__name__.replace("_", " "), engine=engine, messages=scene.size, status=status,
         answered_in=ms(took), others_waited_to_commit=ms(commits.longest), others_answered_in=ms(asked.longest),
         a_batch_takes=ms(batch),
@@ -325,7 +325,7 @@ def test_the_worst_request_of_a_route_holds_no_one_up__row_28(
     assert asked.longest < ANSWERED_IN * batch
 
 
-# What several scenes have in common; made once in each database.
+# Common parts of scenes, created once in each database.
 
 
 def made_once(make: Callable[[Scene, str], object]) -> Callable[[Scene], str]:
@@ -360,7 +360,7 @@ def _names_of_many(scene: Scene, name: str) -> list[str]:
 
 
 def one_of_each_batch(scene: Scene) -> list[str]:
-    """A receipt of one message of each of many packed batches of ten."""
+    """Return a receipt of one message of each of many packed batches of ten."""
     batches = min(MAX_BATCH, scene.size // 10)
     queue = fresh()
     for _ in range(batches):
@@ -369,7 +369,7 @@ def one_of_each_batch(scene: Scene) -> list[str]:
 
 
 def dead_letters(scene: Scene) -> str:
-    """The queue that they died in."""
+    """Return the queue that the dead letters came from."""
     scene.store.configure(queue := fresh(), {"dead_letter_expired": True})
     scene.fill(queue, ttl=0.1, key=lambda number: f"k{number % 1_000}")
     deadline = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""A second party in the middle of a call: between its transactions, and on PostgreSQL between its statements too."""
+"""Run a second party in the middle of a call: between its transactions, or its PostgreSQL statements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.sqlite.store import SqliteStore
 from storage.store import Engine
 from tests.models.parties import Row
 
-GATE = 2**62  # the number of the advisory lock at which the first party stops
+GATE = 2**62  # the advisory lock at which the first party stops
 BOUND = 20.0  # seconds that a party may take
 
 
@@ -53,8 +53,8 @@ def around_transactions(store: Engine, visit: Callable[[], None]) -> Iterator[No
 class Gate:
     """Stops the session of the first party (by its application_name) between two statements of a function.
 
-    Triggers on the tables and a stand-in for the function that numbers a key's lock pass it by; it lets so many pass
-    and holds the next until it is opened.
+    Triggers on the tables, and a replacement of the function that numbers a key's lock, call the gate. It lets some
+    calls pass and stops the next one until it is opened.
     """
 
     FIRST, SECOND = "first", "second"
@@ -68,10 +68,10 @@ class Gate:
         return f"{self._url}?application_name={party}"
 
     def meet(self, first: Callable[[], None], store: Engine, second: Callable[[], None], passing: int) -> bool:
-        """Run `second` while `first`, a call of `store`, stands at the gate, `passing` others having been passed.
+        """Run `second` while `first`, a call of `store`, waits at the gate, after `passing` earlier passes.
 
-        When the second party waits for the first one's locks, the gate opens; the first then waits after its
-        transaction until the second is done. Return whether the first came to stand at the gate.
+        If the second party waits for the first one's locks, the gate opens. The first then waits after its
+        transaction until the second is done. Return whether the first reached the gate.
         """
         execute = self._control.execute
         execute("SELECT setval('parties.passed', 1, false), setval('parties.stop_at', %s)", [passing + 1])
@@ -79,12 +79,12 @@ class Gate:
         opened, done = threading.Event(), threading.Event()
         closed = True
 
-        def hold_on() -> None:
+        def wait_for_second() -> None:
             if opened.is_set():
                 done.wait(BOUND)
 
         def run_first() -> None:
-            with around_transactions(store, hold_on):
+            with around_transactions(store, wait_for_second):
                 first()
 
         with ThreadPoolExecutor(2) as threads:

@@ -1,6 +1,6 @@
-"""A queue and its dead letters in plain Python, by the rules of the API: what random programs are checked against.
+"""A queue and its dead letters in plain Python, by the rules of the API; tests compare random programs with it.
 
-The dead letters of a queue "q" lie in "q.dead", those that die there in "q.dead.dead". All settings are those of "q".
+The dead letters of a queue "q" are in "q.dead", and those of that queue in "q.dead.dead". All settings are of "q".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from storage.model import NewMessage, State
 QUEUE = "q"
 DEDUP_WINDOW = 300_000  # ms, as all durations here
 
-# In memory where there is such a place: this is about the order of things, not about the disk.
+# In memory if possible: these tests are about order, not about the disk.
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
@@ -27,11 +27,11 @@ class Item:
     message: NewMessage
     sent_at: int
     arrived_at: int
-    due: int = 0  # not delivered before
-    ready_since: tuple[int, int] | None = None  # at the earliest and at the latest; None: it is not ready
+    due: int = 0  # time of the first delivery
+    ready_since: tuple[int, int] | None = None  # at the earliest and at the latest; None if not ready
     leased_until: int | None = None
     delivery: int = 0  # the number of its last delivery
-    released: bool = False  # since that
+    released: bool = False  # since that delivery
     receives: int = 0
     deaths: list[tuple[str, str]] = field(default_factory=list)  # the queue and the reason of each
 
@@ -50,9 +50,9 @@ class ModelQueue:
     retention: int | None = None
     delay: int = 0
     dead_letter_expired: bool = False
-    items: list[Item] = field(default_factory=list)  # of all queues, by age
+    items: list[Item] = field(default_factory=list)  # messages of all queues, by age
     totals: Counter[str] = field(default_factory=Counter)  # of "q"
-    known: dict[str, tuple[Item, int]] = field(default_factory=dict)  # by dedup_id, and until when
+    known: dict[str, tuple[Item, int]] = field(default_factory=dict)  # by dedup_id; with the time of expiry
     _number: int = 0
 
     # -- looks
@@ -79,7 +79,7 @@ class ModelQueue:
         return self.now - min(latest for _, latest in since), self.now - min(earliest for earliest, _ in since)
 
     def find(self, handle: Handle, *, to_extend: bool = False) -> str:
-        """Return whether a receipt holds, is stale, or its message is missing."""
+        """Return whether a receipt is valid, stale, or its message is missing."""
         item, delivery = handle
         if item not in self.items:
             return "missing"
@@ -87,7 +87,7 @@ class ModelQueue:
             return "stale"
         others = [other for other in self._of_key(item) if other.leased_until is not None]
         if to_extend and any(other.delivery != delivery for other in others):
-            return "stale"  # a lease that ended cannot hold again: the key is somebody else's now
+            return "stale"  # an ended lease cannot be extended: another reader has the key now
         return "holds"
 
     # -- verbs
@@ -157,7 +157,7 @@ class ModelQueue:
         return len(purged)
 
     def redrive(self, queue: str, chosen: Callable[[list[Item]], list[Item]]) -> int:
-        """Move those `chosen` among the dead letters in this queue, or from it, back by one death; how many."""
+        """Move `chosen` dead letters of this queue back by one dead-lettering; return their number."""
         dead = [i for i in self.items if i.deaths and queue in (i.queue, i.deaths[-1][0]) and i.leased_until is None]
         moved = chosen(dead)
         self._remove(moved)
@@ -188,7 +188,7 @@ class ModelQueue:
         self.settle_down()
 
     def settle_down(self) -> None:
-        """Do all that has to be done by now, as a look at the queue sees it."""
+        """Apply everything that is due, as a peek at the queue shows it."""
         while True:
             if expired := [item for item in self.items if item.leased_until is None and self._is_expired(item)]:
                 self.totals["expired"] += len(expired)
@@ -205,12 +205,12 @@ class ModelQueue:
                 item.ready_since = None
             elif item.ready_since is None:
                 since = max(item.due, item.arrived_at)
-                item.ready_since = (since, since if item.message.key is None else self.now)  # it may have been blocked
+                item.ready_since = (since, since if item.message.key is None else self.now)  # blocked before?
 
-    # -- the rest
+    # -- private
 
     def _deliverable(self, queue: str, recipient: str | None, taken: Sequence[Item]) -> list[Item]:
-        """In the order of delivery, for a reader that has `taken` some already."""
+        """Return messages in order of delivery, for a reader that has `taken` some already."""
 
         def is_next(item: Item) -> bool:
             before = [other for other in self._of_key(item) if other.number < item.number]

@@ -1,10 +1,10 @@
-"""Two parties on the same queues, and the judge of what both were answered.
+"""Two parties on the same queues, and the check of the answers to both.
 
 An Action is one call of one party, drawn before it is run. A World runs actions against stores of the same data and
-keeps account: which messages were sent, delivered, settled or removed. The order between two parties is free, so the
-judge asks only for what holds in every order: nothing is lost or doubled, keys keep their order, leases exclude each
-other, receipts keep their promises, counts equal a recount, and a purge or redrive that answered has dealt with all
-that was there when it began.
+records which messages were sent, delivered, settled or removed. The order between two parties is undefined, so the
+check covers only what is true in every order: nothing is lost or duplicated, keys keep their order, leases exclude
+each other, receipts work as specified, and counts equal a recount. A purge or redrive that answered has processed all
+messages that existed when it began.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from storage.store import Engine
 from tests.support.engines import FakeClock
 
 LIVE = ("a", "b")
-DEAD = "d"  # where the dead letters of both lie
+DEAD = "d"  # the dead-letter queue of both
 LEASE = 10.0  # seconds
 BY_ID = ("delete_message", "dead_letter", "reschedule")
 
@@ -34,7 +34,7 @@ class Action(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A message that is there."""
+    """A message in the database."""
 
     queue: str
     id: int
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 class Look(Protocol):
-    """Look at all messages without a lock that a party may hold."""
+    """Read all messages without a lock that a party may have."""
 
     def __call__(self) -> list[Row]: ...
 
@@ -56,9 +56,9 @@ class Delivery:
     text: str
     receipt: str | None
     until: int  # when its lease ends
-    together: frozenset[int]  # the ids of what was delivered to the same read
+    together: frozenset[int]  # the ids that the same read returned
     step: int
-    released: bool = False  # or moved to the dead letters: its lease holds no more
+    released: bool = False  # or moved to the dead letters: its lease has ended
 
 
 @dataclass
@@ -72,7 +72,7 @@ class World:
     wiped: set[str] = field(default_factory=set)  # by purges and deletions of queues
     there: set[str] = field(default_factory=set)
     step: int = 0
-    # Of the step that is being run:
+    # Of the current step:
     log: list[tuple[str, Action, object]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     sent: set[str] = field(default_factory=set)
@@ -239,7 +239,7 @@ class World:
     # -- the judge
 
     def judge(self, store: Engine) -> None:
-        """Close the account of a step, when no call is under way. Raise AssertionError with what was wrong."""
+        """Check the records of a step after all its calls. Raise AssertionError with the violations."""
         peeked = {queue.name: store.peek(queue.name, limit=1_000) for queue in store.queues()}
         rows = {queue: {message.id: message.text for message in messages} for queue, messages in peeked.items()}
         there = Counter(text for of_queue in rows.values() for text in of_queue.values())
@@ -292,7 +292,7 @@ class World:
                 self.faults.append(f"{queue.name} counts {counted} and has {dict(states)}")
 
     def drain(self, store: Engine) -> None:
-        """Read all that is left, which nothing may hold back. Raise AssertionError."""
+        """Read all remaining messages. Raise AssertionError if one is not delivered."""
         self.clock.advance(1_000)
         for queue in [queue.name for queue in store.queues()]:
             store.configure(queue, {"max_receives": None})
@@ -306,7 +306,7 @@ class World:
 
 
 def restock(chance: random.Random, world: World, store: Engine) -> None:
-    """See to it that both queues hold messages, plain ones and of keys, and the dead letters are from both."""
+    """Fill both queues with plain and keyed messages, and the dead letters from both."""
     rows = world.look()
     for queue in LIVE:
         there = sum(row.queue == queue for row in rows)
@@ -324,7 +324,7 @@ def restock(chance: random.Random, world: World, store: Engine) -> None:
 
 
 def draw(chance: random.Random, world: World, verbs: Sequence[str], queue: str) -> Action:
-    """Draw a call that fits what there is, mostly about this queue."""
+    """Draw a call that fits the current messages, mostly on this queue."""
     verb = chance.choice(verbs)
     held = [d for all_ in world.deliveries.values() for d in all_[-2:] if d.receipt and d.text not in world.gone]
     receipts = [str(d.receipt) for d in held if d.queue == queue] or [str(d.receipt) for d in held]
@@ -365,7 +365,7 @@ def draw(chance: random.Random, world: World, verbs: Sequence[str], queue: str) 
 
 
 def _documents(chance: random.Random, world: World, number: int) -> list[dict[str, Any]]:
-    """Plain ones together, of one key, or mixed."""
+    """Return plain messages, messages of one key, or a mix."""
     keys: list[str | None] = chance.choice([[None], ["k"], ["k", "l"], [None, "k", "l"]])
     odd = chance.random() < 0.5
     documents: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""A client cannot tell the engines apart: the same requests get the same statuses, headers and bodies from each."""
+"""Test that all engines give the same statuses, headers and bodies to the same requests."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tests.support.wsgi import Client, Reply
 
 RECEIPT = re.compile(rb"([A-Za-z0-9._-]+~[1-9][0-9]*(?:-[0-9]+)?~)([0-9a-f]+)")
 AGE = re.compile(rb'"oldest_age": [0-9.]+, ')
-NOBODYS = "q~1~1"
+UNKNOWN_RECEIPT = "q~1~1"
 pytestmark = pytest.mark.postgres
 
 
 class Ask(NamedTuple):
-    """A request. {0}, {1} … in its target or body are the first, second … receipt that came in answers before it."""
+    """A request. {0}, {1} … in its target or body are the receipts of earlier answers, in order."""
 
     method: str
     target: str
-    body: object = None  # a document, or text just as it is
+    body: object = None  # a document, or literal text
     headers: Mapping[str, str] = MappingProxyType({})
     later: float = 0.0  # seconds after the request before
 
@@ -41,7 +41,7 @@ def ask(method: str, target: str, body: object = None, /, later: float = 0.0, **
 
 
 class Session:
-    """Requests to one engine, and its answers with the random part of each receipt made a number."""
+    """Send requests to one engine, and replace the random part of each receipt in answers by a number."""
 
     def __init__(self, store: Engine, clock: FakeClock) -> None:
         self._store = store
@@ -51,26 +51,26 @@ class Session:
         self._numbers: dict[bytes, int] = {}
 
     def answer(self, asked: Ask, bring_up_to_date: bool = False) -> Reply:
-        """Each engine is free in what it does of itself before a request; with `bring_up_to_date` both do all."""
+        """Send the request. With `bring_up_to_date`, first do the upkeep whose time is up to the engine."""
         self._clock.advance(asked.later)
         if bring_up_to_date:
             self._store.queues()
         text = asked.body if isinstance(asked.body, str) else json.dumps(asked.body)
         body = b"" if asked.body is None else self._filled(text).encode()
         headers = {"Content_Type": "application/json", **asked.headers} if body else asked.headers
-        status, told, content = self._client.call(asked.method, self._filled(asked.target), body, **headers)
-        if asked.method == "PUT":  # it touches no message, and an engine may see what is past a new retention already
-            told, content = told | {"content-length": ""}, AGE.sub(b"", content)
+        status, fields, content = self._client.call(asked.method, self._filled(asked.target), body, **headers)
+        if asked.method == "PUT":  # the reply has no messages, and an engine may apply a new retention at once
+            fields, content = fields | {"content-length": ""}, AGE.sub(b"", content)
         for found in RECEIPT.finditer(content):
-            if found[0].decode() not in self.receipts and found[0].decode() != NOBODYS:
+            if found[0].decode() not in self.receipts and found[0].decode() != UNKNOWN_RECEIPT:
                 self.receipts.append(found[0].decode())
-        told = {name: value for name, value in told.items() if name != "content-length" or b"~" not in content}
-        return Reply(status, told, RECEIPT.sub(self._numbered, content))
+        fields = {name: value for name, value in fields.items() if name != "content-length" or b"~" not in content}
+        return Reply(status, fields, RECEIPT.sub(self._numbered, content))
 
     def _filled(self, text: str) -> str:
         def receipt(found: re.Match[str]) -> str:
             number = int(found[1])
-            return self.receipts[number] if number < len(self.receipts) else NOBODYS
+            return self.receipts[number] if number < len(self.receipts) else UNKNOWN_RECEIPT
 
         return re.sub(r"\{(\d+)\}", receipt, text)
 
@@ -80,7 +80,7 @@ class Session:
 
 @pytest.fixture
 def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Session]]:
-    """One with each engine. No upkeep: ids tell which of two messages died first, and so when it came by."""
+    """Return a session with each engine, without upkeep, whose timing would change the order of deaths."""
     for watch in (sqlite_upkeep, postgres_upkeep):
         monkeypatch.setattr(watch, "UPKEEP_EVERY", 3_600.0)
     clocks = [FakeClock() for _ in ENGINES]
@@ -91,7 +91,7 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[S
 
 
 def answers(sessions: Sequence[Session], corpus: Sequence[Ask], bring_up_to_date: bool = False) -> list[Reply]:
-    """What all of them answered, having answered the same."""
+    """Return the answer of all engines, which must be the same."""
     common = []
     for number, asked in enumerate(corpus):
         first, *others = [session.answer(asked, bring_up_to_date) for session in sessions]
@@ -315,7 +315,7 @@ def test_the_engines_give_the_same_answers(corpus: list[Ask], sessions: list[Ses
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_engines_give_the_same_answers_to_whatever_is_asked(seed: int, sessions: list[Session]) -> None:
+def test_the_engines_give_the_same_answers_to_generated_requests(seed: int, sessions: list[Session]) -> None:
     chance = random.Random(seed)
     replies = [reply for _ in range(120) for reply in answers(sessions, [_any(chance, sessions[0])], True)]
     assert len({reply.status for reply in replies}) >= 4
@@ -323,7 +323,7 @@ def test_the_engines_give_the_same_answers_to_whatever_is_asked(seed: int, sessi
 
 def _any(chance: random.Random, session: Session) -> Ask:
     queue = chance.choice("abc")
-    # Of the last receipts most hold.
+    # Most of the last receipts are valid.
     receipt = f"{{{max(0, len(session.receipts) - chance.randint(1, 8))}}}"
     number = chance.randint(1, 60)
     both = [receipt, f"{{{len(session.receipts) - 1}}}"]

@@ -1,4 +1,4 @@
-"""Random programs against a store and the reference queue: after every step both must look the same."""
+"""Test random programs on a store and a reference queue: after every step both look the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage.sqlite import column_batches as sqlite_column_batches
 from tests.models.model_queue import SCRATCH, Handle, Item, ModelQueue
 from tests.support.engines import ENGINES, PACE, FakeClock
 
-# Most messages are plain in most respects, most reads unaddressed: programs of nothing but rarities meet no neighbours.
+# Most messages are plain and most reads unaddressed, so that unusual ones meet usual ones.
 new_messages = st.fixed_dictionaries(
     {
         "key": st.sampled_from([None, "k", "k", "l"]),
@@ -47,7 +47,7 @@ Draw = Callable[..., Any]
 
 
 class Programs(RuleBasedStateMachine):
-    """Steps of a program; each is done to the store and to the model."""
+    """Runs the steps of a program on the store and on the model."""
 
     engine: str
     messages = new_messages
@@ -61,7 +61,7 @@ class Programs(RuleBasedStateMachine):
         self.ids: dict[Item, int] = {}
         self.held: list[tuple[str, Handle]] = []
         self.sent = 0
-        self.looked_at = 0  # the number of the last item that was compared
+        self.looked_at = 0  # the number of the last compared item
         self.store.configure("q", {})
 
     def teardown(self) -> None:
@@ -70,7 +70,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(data=st.data(), verb=st.sampled_from(VERBS))
     def step(self, data: st.DataObject, verb: str) -> None:
-        # One rule for all: of several, Hypothesis would leave half out of each program, and so most keep to few states.
+        # One rule for all: Hypothesis would omit half of several from each program, which reaches few states.
         getattr(self, verb)(data.draw)
 
     def send(self, draw: Draw) -> None:
@@ -86,8 +86,8 @@ class Programs(RuleBasedStateMachine):
 
     def receive(self, draw: Draw) -> None:
         queue = draw(st.sampled_from(["q"] * 7 + ["q.dead"]), "queue")
-        if queue == "q":  # in others nothing arrives before a look at this one
-            self._advance(draw(st.sampled_from([0, 0, 5]), "later"))  # and the store has to see by itself what that did
+        if queue == "q":  # in other queues nothing arrives before a peek at this one
+            self._advance(draw(st.sampled_from([0, 0, 5]), "later"))  # and the store must notice the effects itself
         limit, recipient = draw(limits, "limit"), draw(st.sampled_from([""] * 5 + ["ann", None]), "recipient")
         lease = draw(st.sampled_from([2, 5, 5, 8, None]), "lease")
         got = self.store.receive(Receive((queue,), limit, lease, recipient))
@@ -151,7 +151,7 @@ class Programs(RuleBasedStateMachine):
         )
 
     def _extend_many(self, chosen: list[tuple[str, Handle]]) -> None:
-        """Which of several readers of a key has it again, their leases having ended, is free: the store says."""
+        """Extend leases. The store decides which of several ended leases of a key is valid again."""
         result = self.store.extend_many([receipt for receipt, _ in chosen], 5)
         for receipt, handle in chosen:
             outcome = "stale" if receipt in result.stale else "missing" if receipt in result.missing else "holds"
@@ -246,7 +246,7 @@ class Programs(RuleBasedStateMachine):
 
     @invariant()
     def the_store_looks_like_the_model(self) -> None:
-        for queue in QUEUES:  # in this order: a look at a queue lets its dead arrive in theirs
+        for queue in QUEUES:  # in this order: a peek at a queue moves its dead letters
             self._compare(queue)
         self.looked_at = max([self.looked_at, *(item.number for item in self.model.items)])
         stats = self.store.queue("q").stats
@@ -277,7 +277,7 @@ class Programs(RuleBasedStateMachine):
         assert least <= round(stats.oldest_age * 1000) <= most
 
     def _learn(self, name: str, rows: Sequence[Message]) -> None:
-        """Take the ids from the store, and the order of those that have died since the last look, which is free."""
+        """Copy ids, and the undefined order of new dead letters, from the store."""
         ids = {row.text: row.id for row in rows}
         for item in self.model.of(name):
             if item.message.text in ids:
@@ -291,7 +291,7 @@ class Programs(RuleBasedStateMachine):
 
 
 def _deaths(message: Message) -> list[tuple[str, str]]:
-    """Return the queue and the reason of each death that a message tells of."""
+    """Return the queue and the reason of each dead-lettering of a message."""
     attributes = json.loads(message.fields or "{}").get("attributes", {})
     deaths = json.loads(attributes.get("dead_letter_history", "[]"))
     if "dead_letter_from" in attributes:
@@ -300,7 +300,7 @@ def _deaths(message: Message) -> list[tuple[str, str]]:
 
 
 def _run(machine: type[Programs], programs: int, steps: int, *phases: Phase) -> None:
-    """The same programs at every run, so that what fails once fails again."""
+    """Run the same programs each time, so that a failure is reproducible."""
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -317,24 +317,24 @@ def _run(machine: type[Programs], programs: int, steps: int, *phases: Phase) -> 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_random_programs_do_what_the_model_does(engine: str) -> None:
+def test_random_programs_match_the_model(engine: str) -> None:
     _run(
         _programs(engine), 150 // PACE[engine], 50, Phase.generate
-    )  # to find a short program that fails takes minutes: the slow one does it
+    )  # shrinking takes minutes, so only the slow test does it
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("engine", ENGINES)
-def test_many_long_random_programs_do_what_the_model_does(engine: str) -> None:
+def test_many_long_random_programs_match_the_model(engine: str) -> None:
     _run(_programs(engine), 300 // PACE[engine], 60, Phase.generate, Phase.shrink)
 
 
-def test_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
+def test_random_programs_on_packed_batches_match_the_model(packed: type[Programs]) -> None:
     _run(packed, 150, 50, Phase.generate)
 
 
 @pytest.mark.torture
-def test_many_long_random_programs_on_packed_batches_do_what_the_model_does(packed: type[Programs]) -> None:
+def test_many_long_random_programs_on_packed_batches_match_the_model(packed: type[Programs]) -> None:
     _run(packed, 300, 60, Phase.generate, Phase.shrink)
 
 
@@ -344,7 +344,7 @@ def _programs(engine: str) -> type[Programs]:
 
 @pytest.fixture
 def packed(monkeypatch: pytest.MonkeyPatch) -> type[Programs]:
-    """Programs in which most messages are plain, on SQLite, which packs as few as two of them, and at most three."""
+    """Yield programs of mostly plain messages on SQLite, which packs from two to three of them."""
     monkeypatch.setattr(sqlite_column_batches, "SHORTEST", 1)
     monkeypatch.setattr(sqlite_column_batches, "LONGEST", 3)
     messages = st.one_of(plain_messages, plain_messages, new_messages)

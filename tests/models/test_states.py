@@ -1,7 +1,7 @@
-"""The state diagram in docs/http.md is true: each of its arrows can be gone, and there is no other.
+"""Test the state diagram in docs/http.md: all its arrows occur, and no others.
 
-Each story takes a fresh queue `q` through some of the arrows. After every step the states of all its messages are
-looked up, and what changed is an arrow.
+Each story takes a new queue `q` through some of the arrows. After every step the test compares the states of all
+messages; a change is an arrow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ARROWS = set(re.findall(r"^    (\S+) --> (\S+): ", DIAGRAM, re.MULTILINE))
 
 
 class Watched:
-    """A store with one queue, whose every step is watched for arrows."""
+    """A store with one queue, whose steps are watched for arrows."""
 
     def __init__(self, store: Engine, clock: FakeClock) -> None:
         self.store = store
@@ -36,7 +36,7 @@ class Watched:
         self._look()
 
     def take(self, limit: int = 1, lease: float | None = 30.0, queue: str = "q") -> list[str]:
-        """The receipts."""
+        """Lease messages and return their receipts."""
         messages = self.store.receive(Receive((queue,), limit, lease))
         self._look()
         return [message.receipt or "" for message in messages]
@@ -168,7 +168,7 @@ STORIES = [
 def watched(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Callable[[Callable[[Watched], None]], set[tuple[str, str]]]]:
-    """Runs a story on a fresh store; the arrows it went along."""
+    """Run a story on a new store; return the arrows it took."""
     stores: list[Engine] = []
 
     def run(story: Callable[[Watched], None]) -> set[tuple[str, str]]:
@@ -184,7 +184,7 @@ def watched(
         store.close()
 
 
-def test_the_stories_go_along_every_arrow_of_the_diagram_and_no_other(
+def test_the_stories_cover_every_arrow_of_the_diagram_and_no_other(
     watched: Callable[[Callable[[Watched], None]], set[tuple[str, str]]],
 ) -> None:
     gone = set().union(*map(watched, STORIES))

@@ -1,4 +1,4 @@
-"""Random programs of two parties: calls of one, and in the middle of them calls of another."""
+"""Test random programs of two parties: calls of one in the middle of calls of the other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.models.parties import BY_ID, DEAD, LIVE, Action, Row, World, draw, re
 from tests.support.engines import ENGINES, PACE, FakeClock, postgres_database
 
 STEPS = 25  # of a program
-CHUNKS = ("CHUNK", "MOVED", "SHARE", "LONGEST")  # messages of one transaction, by the names of the constants
+CHUNKS = ("CHUNK", "MOVED", "SHARE", "LONGEST")  # the constants for the messages of one transaction
 SMALL = {**dict.fromkeys(CHUNKS, 12), "ACKED_AT_ONCE": 2, "SHORTEST": 2, "UPKEEP_EVERY": 3_600.0}
 COMMON = [
     "send",
@@ -62,13 +62,13 @@ _numbers = count(1)
 
 @pytest.fixture(autouse=True)
 def many_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verb does few messages in one transaction, and no upkeep comes in between."""
+    """Limit verbs to few messages in one transaction, and disable upkeep."""
     _set_sizes(monkeypatch, SMALL)
 
 
 @pytest.mark.parametrize("chunk", [3, 12])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_a_second_party_does_between_two_transactions_harms_no_promise__row_32(
+def test_a_second_party_between_two_transactions_breaks_no_guarantee__row_32(
     engine: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -77,7 +77,7 @@ def test_what_a_second_party_does_between_two_transactions_harms_no_promise__row
 
 
 @pytest.mark.parametrize("chunk", [3, 12])
-def test_what_a_second_party_does_between_two_statements_harms_no_promise__row_32(
+def test_a_second_party_between_two_statements_breaks_no_guarantee__row_32(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -88,7 +88,7 @@ def test_what_a_second_party_does_between_two_statements_harms_no_promise__row_3
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(100, 120))
 @pytest.mark.parametrize("chunk", [3, 12])
-def test_long_programs_of_two_parties_keep_every_promise__row_32(
+def test_long_programs_of_two_parties_keep_every_guarantee__row_32(
     chunk: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set_sizes(monkeypatch, dict.fromkeys(CHUNKS, chunk))
@@ -97,8 +97,8 @@ def test_long_programs_of_two_parties_keep_every_promise__row_32(
     _between_statements(seed, 200)
 
 
-def test_readers_at_once_keep_the_order_of_a_key() -> None:
-    """The second reader takes and gives back what the first has seen, and not yet locked."""
+def test_concurrent_readers_keep_the_order_of_a_key() -> None:
+    """The second reader leases and releases messages that the first has seen and not yet locked."""
 
     def take_and_give_back() -> None:
         for message in reversed(meeting.second.receive(Receive(("a",), 2, 10.0))):
@@ -111,7 +111,7 @@ def test_readers_at_once_keep_the_order_of_a_key() -> None:
             meeting.world.clock.advance(20)
 
 
-def test_redrives_at_once_of_keyed_dead_letters_of_two_queues_do_not_deadlock() -> None:
+def test_concurrent_redrives_of_keyed_dead_letters_of_two_queues_do_not_deadlock() -> None:
     with _meeting() as meeting:
         for passing in range(3, 12):
             for queue in LIVE:
@@ -123,7 +123,7 @@ def test_redrives_at_once_of_keyed_dead_letters_of_two_queues_do_not_deadlock() 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("other", [Action("purge", ("a",)), READ, LEASE], ids=str)
-def test_a_purge_leaves_nothing_that_was_there_when_another_call_comes_in(
+def test_a_purge_removes_all_earlier_messages_although_another_call_intervenes(
     other: Action, engine: str, tmp_path: Path
 ) -> None:
     with _pair(engine, tmp_path) as pair:
@@ -134,7 +134,7 @@ def test_a_purge_leaves_nothing_that_was_there_when_another_call_comes_in(
 
 
 @pytest.mark.parametrize("other", [Action("purge", ("a",)), READ, LEASE], ids=str)
-def test_a_purge_leaves_nothing_that_was_there_when_another_call_is_under_way(other: Action) -> None:
+def test_a_purge_removes_all_earlier_messages_although_another_call_is_under_way(other: Action) -> None:
     with _meeting() as meeting:
         for passing in range(6):
             meeting.alone("send", "a", [{"text": f"{passing} {number}"} for number in range(40)])
@@ -146,7 +146,7 @@ def test_a_purge_leaves_nothing_that_was_there_when_another_call_is_under_way(ot
 @pytest.mark.parametrize(
     "other", [Action("redrive", (DEAD, None)), Action("redrive", ("a", None)), READ_DEAD, LEASE_DEAD], ids=str
 )
-def test_a_redrive_leaves_nothing_that_was_there_when_another_call_is_under_way(other: Action) -> None:
+def test_a_redrive_moves_all_earlier_messages_although_another_call_is_under_way(other: Action) -> None:
     redrive = Action("redrive", (DEAD, None))
     with _meeting() as meeting:
         for passing in range(6):
@@ -158,7 +158,7 @@ def test_a_redrive_leaves_nothing_that_was_there_when_another_call_is_under_way(
 
 
 class Pair:
-    """Two parties on the same data, each with a store of its own, as two processes have them."""
+    """Two parties on the same data, each with its own store, like two processes."""
 
     def __init__(self, clock: FakeClock, look: Callable[[], list[Row]], first: Engine, second: Engine) -> None:
         self.world = World(clock, look)
@@ -172,7 +172,7 @@ class Pair:
         self.world.judge(self.second)
 
     def die(self, queue: str) -> None:
-        """Let messages of a queue be dead letters."""
+        """Dead-letter messages of a queue."""
         self.alone("receive", (queue,), 40, 10.0)
         for deliveries in list(self.world.deliveries.values()):
             if (last := deliveries[-1]).queue == queue and last.receipt and not last.released:
@@ -203,7 +203,7 @@ class Meeting(Pair):
     def between_statements(
         self, leading: Action, following: Sequence[Action] | Callable[[], None], passing: int
     ) -> None:
-        """Let the second party act while the first one's call stands between two statements."""
+        """Let the second party act while the first one's call waits between two statements."""
 
         def go_first() -> None:
             self.world.run("the first party", leading, self.first)

@@ -1,4 +1,4 @@
-"""What is told of every request: its id, and its line in the access log."""
+"""Test the id of every request, and its line in the access log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_request_keeps_the_id_it_came_with(store: Engine, given: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "a\nb", "a\r\nSet-Cookie: x", "é", '"', "\x1b[31m"])
 @pytest.mark.parametrize("target", ["/health", "/queues/none", "/nowhere", "/messages?limit=x", "/messages%ff"])
-def test_a_request_without_a_decent_id_gets_one_of_its_own(store: Engine, given: str, target: str) -> None:
+def test_a_request_without_a_valid_id_gets_a_new_one(store: Engine, given: str, target: str) -> None:
     client = Client(handler.make_app(Settings(), store))
     ids = {client.get(target, X_Request_Id=given).headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
@@ -51,20 +51,20 @@ def logged(store: Engine, form: str, *requests: tuple[str, str], monkeypatch: py
     return [line.decode() for line in lines]
 
 
-def test_a_line_of_json_tells_the_route_and_not_the_path(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_json_line_has_the_route_and_not_the_path(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = logged(
         store, "json", ("DELETE", "/queues/jobs/messages/jobs~1~abc"), ("GET", "/queues/a%20b/messages"),
         ("BREW", "/nowhere?x"), monkeypatch=monkeypatch,
     )  # fmt: skip
-    told: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    assert [(t["method"], t["route"], t["queue"], t["status"]) for t in told] == [
+    entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    assert [(t["method"], t["route"], t["queue"], t["status"]) for t in entries] == [
         ("DELETE", "/queues/{queue}/messages/{receipt}", "jobs", 404),
         ("GET", "/queues/{queue}/messages", "-", 400),
         ("other", "other", "-", 404),
     ]
-    assert {t["request_id"] for t in told} == {"id-1"}
-    assert {t["client"] for t in told} == {"127.0.0.1"}
-    assert all(t["ms"] >= 0 and line.endswith("}\n") for t, line in zip(told, lines, strict=True))
+    assert {t["request_id"] for t in entries} == {"id-1"}
+    assert {t["client"] for t in entries} == {"127.0.0.1"}
+    assert all(t["ms"] >= 0 and line.endswith("}\n") for t, line in zip(entries, lines, strict=True))
 
 
 def test_a_plain_line_has_the_same_values_with_spaces_between(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,10 +72,10 @@ def test_a_plain_line_has_the_same_values_with_spaces_between(store: Engine, mon
     assert re.fullmatch(r"\S+Z 127\.0\.0\.1 - GET /health - 200 \d+\.\d id-1\n", line)
 
 
-def test_no_line_is_written_unless_it_is_asked_for(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_line_is_written_unless_it_is_enabled(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert logged(store, "", ("GET", "/health"), monkeypatch=monkeypatch) == []
 
 
-def test_a_log_of_another_form_is_refused_at_the_start() -> None:
+def test_an_unknown_log_format_is_refused_at_the_start() -> None:
     with pytest.raises(BadSetting, match=r"^QUEUE_ACCESS_LOG must be json or plain$"):
         Settings.from_env({"QUEUE_ACCESS_LOG": "xml"})

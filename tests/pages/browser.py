@@ -1,7 +1,6 @@
 """A headless Chromium for tests, driven by its DevTools protocol over a pipe: no driver, no package.
 
-A Tab remembers what went wrong in it: errors on the console, refusals by the Content-Security-Policy, and every
-address that was asked for.
+A Tab records its errors on the console, violations of the Content-Security-Policy, and all requested addresses.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ FLAGS = (
 
 
 class Browser:
-    """`with Browser() as browser:` runs one, with a profile of its own. Names under .example lead to this machine."""
+    """A browser that `with` starts and stops, with its own profile. Names under .example resolve to this machine."""
 
     def __enter__(self) -> Self:
         chromium = program("chromium", "chromium-browser", "google-chrome")
@@ -61,7 +60,7 @@ class Browser:
             shutil.rmtree(self._profile, ignore_errors=True)
 
     def tab(self, width: int = 1280, height: int = 800, dark: bool = False) -> Tab:
-        """A new one, in a context of its own: nothing is kept of other tabs'."""
+        """Open a new tab in its own context, which shares no state with other tabs."""
         context = self.command("Target.createBrowserContext")["browserContextId"]
         target = self.command("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -76,7 +75,7 @@ class Browser:
         return tab
 
     def command(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Its result. Raises RuntimeError with Chromium's own words."""
+        """Run the command and return its result. Raises RuntimeError with Chromium's message."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         whole = json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0"
@@ -84,15 +83,15 @@ class Browser:
             whole = whole[os.write(self._to, whole) :]
         deadline = time.monotonic() + WITHIN
         while True:
-            told = self._next(deadline)
-            if told.get("id") == self._number:
-                if "error" in told:
-                    raise RuntimeError(f"{method}: {told['error']['message']}")
-                result: dict[str, Any] = told["result"]
+            reply = self._next(deadline)
+            if reply.get("id") == self._number:
+                if "error" in reply:
+                    raise RuntimeError(f"{method}: {reply['error']['message']}")
+                result: dict[str, Any] = reply["result"]
                 return result
 
     def _next(self, deadline: float) -> dict[str, Any]:
-        """The next answer or event; an event is noted in its tab."""
+        """Return the next reply or event; add an event to its tab."""
         while b"\0" not in self._buffer:
             if not select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise TimeoutError("Chromium did not answer")
@@ -101,15 +100,15 @@ class Browser:
                 raise RuntimeError("Chromium has ended")
             self._buffer += piece
         one, _, self._buffer = self._buffer.partition(b"\0")
-        told: dict[str, Any] = json.loads(one)
-        if told.get("sessionId") in self._tabs and "method" in told:
-            self._tabs[told["sessionId"]].note(told["method"], told["params"])
-        return told
+        event: dict[str, Any] = json.loads(one)
+        if event.get("sessionId") in self._tabs and "method" in event:
+            self._tabs[event["sessionId"]].note(event["method"], event["params"])
+        return event
 
 
 class Tab:
     def __init__(self, browser: Browser, session: str, target: str) -> None:
-        self.faults: list[str] = []  # console errors, uncaught exceptions, refusals by the policy
+        self.faults: list[str] = []  # console errors, uncaught exceptions, policy violations
         self.requests: list[str] = []
         self._browser, self._session, self._target = browser, session, target
 
@@ -117,40 +116,40 @@ class Tab:
         return self._browser.command(method, self._session, **parameters)
 
     def open(self, url: str) -> None:
-        """The page is loaded, and has run its script."""
+        """Open the page and wait until it is loaded and has run its script."""
         self.command("Page.navigate", url=url)
         self.await_true("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page. Raises AssertionError for what it throws."""
-        told = self.command("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        """Return the value of an expression in the page. Raises AssertionError for an exception."""
+        reply = self.command("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def await_true(self, script: str) -> None:
-        """The expression is true, within 20 s."""
+        """Wait until the expression is true, at most 20 s."""
         deadline = time.monotonic() + WITHIN
         while not self.run(script):
             assert time.monotonic() < deadline, f"not within {WITHIN:g} s: {script}"
             time.sleep(0.02)
 
     def press(self, key: str, ctrl: bool = False, shift: bool = False) -> None:
-        """A key of the keyboard, down and up."""
+        """Press and release a key."""
         text = {"Enter": "\r", " ": " "}.get(key, "") if not ctrl else ""
-        told = {
+        event = {
             "key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key],
             "modifiers": 2 * ctrl + 8 * shift,
         }  # fmt: skip
-        self.command("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **told)
-        self.command("Input.dispatchKeyEvent", type="keyUp", **told)
+        self.command("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **event)
+        self.command("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def type(self, text: str) -> None:
-        """Into what has the focus."""
+        """Type into the focused element."""
         self.command("Input.insertText", text=text)
 
     def tab_to(self, script: str) -> None:
-        """Tab has been pressed until the expression, of the focused element `it`, is true."""
-        for _ in range(400):  # a link for each queue that other tests have made
+        """Press Tab until the expression, of the focused element `it`, is true."""
+        for _ in range(400):  # other tests leave one link for each of their queues
             self.press("Tab")
             if self.run(f"((it) => {script})(document.activeElement)"):
                 return
@@ -162,12 +161,12 @@ class Tab:
     def close(self) -> None:
         self._browser.command("Target.closeTarget", targetId=self._target)
 
-    def note(self, event: str, told: dict[str, Any]) -> None:
+    def note(self, event: str, parameters: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
-        elif event == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.faults.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
+            self.requests.append(parameters["request"]["url"])
+        elif event == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+            self.faults.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
         elif event == "Runtime.exceptionThrown":
-            self.faults.append(json.dumps(told["exceptionDetails"].get("exception", {}).get("description")))
-        elif event == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-            self.faults.append(json.dumps(told["args"]))
+            self.faults.append(json.dumps(parameters["exceptionDetails"].get("exception", {}).get("description")))
+        elif event == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            self.faults.append(json.dumps(parameters["args"]))

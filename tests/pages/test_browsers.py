@@ -1,4 +1,4 @@
-"""A browser consumes nothing and changes nothing by itself: opened, reloaded, fetched ahead, or led by another page."""
+"""Test that a browser consumes and changes nothing by opening, reloading or prefetching a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(autouse=True)
 def untouched(client: Client) -> Iterator[None]:
-    """Each test leaves the messages as they are."""
+    """Assert that the test leaves the messages unchanged."""
     for queue in ("default", "jobs"):
         client.call("DELETE", f"/queues/{queue}")
         client.post(f"/queues/{queue}/messages", [{"text": "a"}, {"text": "b"}])
@@ -61,7 +61,7 @@ def contents(client: Client) -> list[object]:
         {"X_Purpose": "preview"},
     ],
 )
-def test_a_read_that_is_fetched_ahead_is_refused(client: Client, target: str, headers: dict[str, str]) -> None:
+def test_a_prefetched_read_is_refused(client: Client, target: str, headers: dict[str, str]) -> None:
     reply = client.get(target, **headers)
     assert (reply.status, reply.json["code"]) == (403, "prefetch")
 
@@ -86,14 +86,14 @@ def test_a_read_that_is_fetched_ahead_is_refused(client: Client, target: str, he
         ("/messages?queue=%ff", "/#/default"),
     ],
 )
-def test_a_read_that_is_opened_leads_to_the_page_of_its_queue(
+def test_an_opened_read_redirects_to_the_page_of_its_queue(
     client: Client, target: str, page: str, headers: dict[str, str]
 ) -> None:
     reply = client.get(target, **headers)
     assert (reply.status, reply.headers["location"]) == (303, page)
 
 
-def test_a_read_that_is_opened_leads_to_the_page_where_there_are_tokens_too() -> None:
+def test_an_opened_read_redirects_to_the_page_with_tokens_too() -> None:
     with a_store() as store:
         client = Client(handler.make_app(Settings(tokens="all:0123456789abcdef:receive:*"), store))
         assert client.get("/messages", Sec_Fetch_Mode="navigate", Sec_Fetch_Site="none").status == 303
@@ -108,7 +108,7 @@ def test_a_read_that_is_opened_leads_to_the_page_where_there_are_tokens_too() ->
         CROSS | {"Sec_Fetch_Site": "same-site"},
         {"Origin": "http://elsewhere.example", **FIREFOX},
         {"Origin": "null"},
-        FIREFOX,  # a picture over plain HTTP to another machine
+        FIREFOX,  # an image over plain HTTP from another machine
     ],
 )
 def test_a_read_by_another_origins_page_is_refused(client: Client, target: str, headers: dict[str, str]) -> None:
@@ -117,7 +117,7 @@ def test_a_read_by_another_origins_page_is_refused(client: Client, target: str, 
 
 
 @pytest.mark.parametrize(("method", "rule"), ROUTES)
-def test_only_looking_at_the_pages_is_free_to_other_origins(client: Client, method: str, rule: str) -> None:
+def test_other_origins_can_only_open_the_pages(client: Client, method: str, rule: str) -> None:
     harmless = method in ("GET", "HEAD") and rule in ("/", "/docs", "/openapi.json")
     path = re.sub("{.*?}", "jobs", rule.replace("{id}", "1"))
     assert (client.call(method, path, **CROSS).status == 403) != harmless
@@ -125,14 +125,14 @@ def test_only_looking_at_the_pages_is_free_to_other_origins(client: Client, meth
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json"])
-def test_no_method_that_could_change_something_is_ever_free(client: Client, method: str, path: str) -> None:
+def test_no_changing_method_is_open_to_other_origins(client: Client, method: str, path: str) -> None:
     assert client.call(method, path, **CROSS).json["code"] == "cross_origin"
 
 
 @pytest.mark.parametrize(
     "headers", [{"User_Agent": "curl/8.5", "Accept": "*/*"}, {"User_Agent": "Mozilla/5.0 WindowsPowerShell/5.1"}]
 )
-def test_a_program_is_not_taken_for_a_browser(client: Client, headers: dict[str, str]) -> None:
+def test_a_program_is_not_mistaken_for_a_browser(client: Client, headers: dict[str, str]) -> None:
     assert client.get("/queues/nothing/messages", **headers).status == 204
 
 
@@ -152,7 +152,7 @@ PAGES = {
 
 
 class Elsewhere(BaseHTTPRequestHandler):
-    """Another origin's pages, which ask for a read in every way a page can."""
+    """Pages of another origin, which request a read in every way a page can."""
 
     read = ""
 
@@ -192,12 +192,12 @@ def elsewhere() -> Iterator[int]:
 
 
 def answered(service: LiveServer, status: int) -> int:
-    """How many requests the service has answered so."""
+    """Return how many requests got this answer."""
     return sum(f" {status} " in line for line in service.log().splitlines())
 
 
-def lying(service: LiveServer) -> list[object]:
-    """All there is in the service, and what has been received or sent."""
+def state_of(service: LiveServer) -> list[object]:
+    """Return all messages in the service, and the totals of received and sent ones."""
     client = HttpClient(service.port)
     return [client.get("/queues/default/peek"), client.get("/queues")]
 
@@ -215,22 +215,22 @@ class HttpClient:
     def _ask(self, method: str, path: str, body: str | None = None) -> object:
         with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=20)) as connection:
             connection.request(method, path, body)
-            told = json.loads(connection.getresponse().read() or "null")
-        for queue in told.get("queues", []) if isinstance(told, dict) else []:
+            document = json.loads(connection.getresponse().read() or "null")
+        for queue in document.get("queues", []) if isinstance(document, dict) else []:
             del queue["stats"]["oldest_age"]
-        return told
+        return document
 
 
 @pytest.fixture
 def full(service: LiveServer) -> Iterator[LiveServer]:
-    """A service with messages, all of which are there in the end, and no more."""
+    """Run a service with messages, and assert at the end that exactly these are left."""
     HttpClient(service.port).post("/messages", [{"text": "a"}, {"text": "b"}])
-    before = lying(service)
+    before = state_of(service)
     yield service
-    assert lying(service) == before
+    assert state_of(service) == before
 
 
-HOSTS = ["127.0.0.1", "queue.example"]  # for a name that is not this machine's a browser leaves most headers out
+HOSTS = ["127.0.0.1", "queue.example"]  # for another machine's name, a browser omits most headers
 
 
 @pytest.mark.slow
@@ -259,21 +259,21 @@ def test_another_origins_page_consumes_and_sends_nothing_row_36(
     before = answered(full, 403)
     tab = browser.tab()
     tab.open(f"http://elsewhere.example:{elsewhere}{page}")
-    if page == "/rules":  # Chromium may not follow these to another origin
+    if page == "/rules":  # Chromium may refuse to follow these to another origin
         tab.run("new Promise((done) => setTimeout(done, 1000))")
     else:
         await_true(lambda: answered(full, 403) > before)
-        tab.run("new Promise((done) => setTimeout(done, 300))")  # for the others the page asks for
+        tab.run("new Promise((done) => setTimeout(done, 300))")  # the page requests the others
     tab.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", HOSTS)
-def test_the_services_own_page_may_be_made_to_fetch_a_read_ahead_and_gets_none_row_36(
+def test_a_prefetched_read_from_the_services_own_page_gets_nothing_row_36(
     browser: Browser, full: LiveServer, host: str
 ) -> None:
     tab = browser.tab()
-    tab.command("Page.setBypassCSP", enabled=True)  # else the page's own policy stops it
+    tab.command("Page.setBypassCSP", enabled=True)  # otherwise the page's own policy stops it
     tab.open(f"http://{host}:{full.port}/docs")
     before = answered(full, 403)
     tab.run(

@@ -1,4 +1,4 @@
-"""The pages at / and /docs, in a real browser on a real service; and what other people's pages can do in it."""
+"""Test the pages at / and /docs in a real browser on a real service, and attacks from other pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_tab(chromium: Browser, server: LiveServer) -> Iterator[OpenTab]:
-    """Opens a tab at a path of the service. In the end none has an error on its console or has asked anybody else."""
+    """Open tabs at paths of the service; assert at the end that none logged an error or used another host."""
     tabs: list[Tab] = []
 
     def open_at(path: str, **how: Any) -> Tab:
@@ -59,7 +59,7 @@ def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
 
 
 def figure(queue: str, column: int) -> str:
-    """What the list shows in a column of a queue's row, as an expression."""
+    """Return the expression for a column of a queue's row in the list."""
     return f"""[...document.querySelectorAll('#queues tbody tr')].find((row) => row.cells[0].textContent === '{queue}')
         ?.cells[{column}].textContent"""
 
@@ -104,7 +104,9 @@ def test_a_message_is_sent_with_the_keyboard_alone(open_tab: OpenTab, client: Qu
     tab.await_true("document.querySelectorAll('#messages li').length === 1")
 
 
-def test_a_message_that_is_refused_is_told_of_and_not_lost(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+def test_a_refused_message_is_reported_and_stays_in_the_form(
+    open_tab: OpenTab, client: QueueClient, queue: str
+) -> None:
     client.put_settings({"max_messages": 1})
     client.send("there")
     tab = open_tab(f"/#/{queue}")
@@ -118,10 +120,12 @@ def test_a_message_that_is_refused_is_told_of_and_not_lost(open_tab: OpenTab, cl
     tab.faults.clear()  # Chromium's own line for a 429
 
 
-def test_a_purge_asks_first_and_escape_keeps_all(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+def test_a_purge_asks_for_confirmation_and_escape_cancels_it(
+    open_tab: OpenTab, client: QueueClient, queue: str
+) -> None:
     client.send_many(["x"] * 1234)
     tab = open_tab(f"/#/{queue}")
-    for answer in ("Escape", "Enter"):  # Enter: the button that has the focus keeps them too
+    for answer in ("Escape", "Enter"):  # Enter: the focused button keeps them too
         tab.tab_to("it.id === 'purge'")
         tab.press("Enter")
         tab.await_true("document.getElementById('purging').open")
@@ -138,7 +142,7 @@ def test_a_purge_asks_first_and_escape_keeps_all(open_tab: OpenTab, client: Queu
     tab.await_true("!document.getElementById('nothing').hidden")
 
 
-def test_messages_are_looked_at_page_by_page_and_by_state(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+def test_messages_are_shown_page_by_page_and_by_state(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
     client.send_many([f"number {number}" for number in range(60)])
     client.receive(limit=3, lease=600)
     tab = open_tab(f"/#/{queue}")
@@ -186,7 +190,7 @@ def test_markup_in_a_message_its_attributes_and_the_address_stays_text(
     tab.await_true(f"document.getElementById('name').textContent === {json.dumps(MARKUP)}")
     assert tab.run("document.querySelectorAll('img, main script').length") == 0
     tab.await_true("document.getElementById('said').textContent !== ''")
-    tab.faults = [fault for fault in tab.faults if " 404 " not in fault]  # no queue can be called that
+    tab.faults = [fault for fault in tab.faults if " 404 " not in fault]  # not a valid queue name
 
 
 def test_markup_put_into_the_page_would_not_run(open_tab: OpenTab) -> None:
@@ -197,7 +201,7 @@ def test_markup_put_into_the_page_would_not_run(open_tab: OpenTab) -> None:
     tab.faults.clear()
 
 
-def test_a_tab_that_is_hidden_asks_for_nothing(open_tab: OpenTab) -> None:
+def test_a_hidden_tab_sends_no_requests(open_tab: OpenTab) -> None:
     tab = open_tab("/")
     hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true})"
     change = "document.dispatchEvent(new Event('visibilitychange'))"
@@ -233,7 +237,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("path", ["/", "/#/QUEUE", "/docs"])
-def test_all_text_stands_out_from_what_is_behind_it(
+def test_all_text_has_enough_contrast(
     open_tab: OpenTab, client: QueueClient, queue: str, path: str, dark: bool
 ) -> None:
     client.send_many(["x", {"text": "y", "delay": 60}])
@@ -242,11 +246,11 @@ def test_all_text_stands_out_from_what_is_behind_it(
     tab.run("document.querySelectorAll('details').forEach((one) => { one.open = true })")
     measured = tab.run(CONTRASTS)
     assert len(measured) > 20
-    assert [told for told in measured if told[1] < 4.5] == []  # WCAG 2.2, AA
-    assert (sum(told[2] for told in measured) > len(measured) / 2) == dark
+    assert [text for text in measured if text[1] < 4.5] == []  # WCAG 2.2, AA
+    assert (sum(text[2] for text in measured) > len(measured) / 2) == dark
 
 
-# Of each text that is shown: itself, its contrast, and whether it is light on dark.
+# For each visible text: itself, its contrast, and whether it is light on dark.
 CONTRASTS = """(() => {
   const light = (colour) => {
     const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
@@ -271,12 +275,12 @@ CONTRASTS = """(() => {
 })()"""
 
 
-# Where the service asks for a token.
+# A service that requires a token.
 
 
 @contextmanager
 def guarded(token: str) -> Iterator[str]:
-    """The URL of the application behind a check of a token, such as a proxy makes."""
+    """Serve the application behind a token check, like a proxy's; yield the URL."""
 
     class Server(ThreadingMixIn, WSGIServer):
         daemon_threads = True
@@ -324,11 +328,11 @@ def test_it_asks_for_a_token_once_keeps_it_for_the_tab_and_forgets_it(chromium: 
         assert tab.run("sessionStorage.length") == 0
         tab.press("Escape")
         tab.run("new Promise((done) => setTimeout(done, 2 * EVERY))")
-        assert not tab.run("document.getElementById('signing').open")  # who has said no is not asked again and again
+        assert not tab.run("document.getElementById('signing').open")  # a user who cancelled is not asked again
         tab.close()
 
 
-# Other people's pages.
+# Pages of other sites.
 
 ATTACK = """<!doctype html><title>working</title>
 <img src="{url}/queues/{queue}/messages"><iframe name="nowhere"></iframe>
@@ -344,7 +348,7 @@ Promise.allSettled(tries).then(() => {{ document.title = "done"; }});
 
 @contextmanager
 def page_elsewhere(html: str) -> Iterator[int]:
-    """The port at which any path is this page."""
+    """Serve this page at every path; yield the port."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -372,13 +376,13 @@ def test_a_page_of_another_origin_changes_nothing(
         tab.open(f"http://{host}:{port}/")
         tab.await_true("document.title === 'done' && document.images[0].complete")
         asked = [url for url in tab.requests if url.startswith(f"{server.url}/queues/{queue}/")]
-        assert len(asked) >= 4  # it did try
+        assert len(asked) >= 4  # the page did try
         tab.close()
     stats = client.stats()
     assert (stats["ready"], stats["sent"], stats["received"]) == (1, 1, 0)
 
 
-def test_a_name_made_to_point_here_reaches_nothing(
+def test_a_rebound_dns_name_reaches_nothing(
     chromium: Browser, server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     client.send("there")

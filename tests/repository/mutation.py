@@ -1,8 +1,8 @@
 """Mutation testing: puts one small mistake at a time into a copy of the tree and runs the tests of its module.
 
-`tox run -e mutation` prints each mistake, and which test noticed it: where that test has nothing to do with the
-mistake, it is unreliable itself. A sample, drawn by `--seed` and as evenly from each file as can be, is tried until
-`--minutes` are over. Not mutmut or cosmic-ray: half of this project's logic is SQL, which they cannot change.
+`tox run -e mutation` prints each mistake and the test that noticed it. A test unrelated to the mistake is unreliable.
+It tries a sample, drawn by `--seed` as evenly as possible from each file, for `--minutes`. mutmut and cosmic-ray cannot
+change SQL, which is half of this project's logic.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ TESTS: dict[str, list[str]] = {
 
 
 class Mutant(NamedTuple):
-    """The text at `start` of a file, `before`, is replaced by `after`."""
+    """Replaces the text `before` at `start` of a file by `after`."""
 
     path: str
     start: int
@@ -82,7 +82,7 @@ class Mutant(NamedTuple):
 
 
 def mutants_of(path: str, source: str) -> list[Mutant]:
-    """Return every mistake that is tried of a file, in the order of their places."""
+    """Return all mutants of a file, in order of place."""
     changes = _in_python(source) if path.endswith(".py") else _in_sql(source)
     return sorted({Mutant(path, *change) for change in changes})
 
@@ -93,7 +93,7 @@ def evenly(every: Sequence[Sequence[Mutant]], chance: random.Random) -> list[Mut
     return [mutant for turn in turns for mutant in turn if mutant is not None]
 
 
-Change = tuple[int, str, str]  # where, what stands there, what takes its place
+Change = tuple[int, str, str]  # place, old text, new text
 
 _OPERATORS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "is not": "is", "is": "is not",
               "not in": "in", "in": "not in", "and": "or", "or": "and", "+": "-", "-": "+", "*": "+", "//": "*",
@@ -102,7 +102,7 @@ _WORDS = {"min": "max", "max": "min", "any": "all", "all": "any", "True": "False
 
 
 class _Places:
-    """Where the nodes of a syntax tree stand in its source."""
+    """The places of a syntax tree's nodes in its source."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -123,7 +123,7 @@ class _Places:
         return self.source[self.start(node) : self.end(node)]
 
     def _place(self, line: int, column: int) -> int:
-        """The tree counts bytes of UTF-8."""
+        """Return the offset in characters; the tree counts bytes of UTF-8."""
         return self._starts[line - 1] + len(self._lines[line - 1].encode()[:column].decode())
 
 
@@ -137,7 +137,7 @@ def _in_python(source: str) -> Iterator[Change]:
 
 
 def _not_run(node: ast.AST) -> Iterator[ast.AST]:
-    """What of a node is there for readers and the type checker only."""
+    """Return the parts of a node that serve only readers and the type checker."""
     match node:
         case ast.FunctionDef(returns=returns, args=arguments):
             yield from [returns] if returns is not None else []
@@ -177,7 +177,7 @@ def _of_node(node: ast.AST, places: _Places) -> Iterator[Change]:
 
 
 def _between(one: ast.expr, other: ast.expr, places: _Places) -> Iterator[Change]:
-    """The operator between two operands."""
+    """Return the place of the operator between two operands."""
     start, end = places.end(one), places.start(other)
     found = re.match(
         r"[\s)]*((?:is\s+not|not\s+in|is|in|and|or)\b|[<>=!]=|//|<<|>>|[<>+*/-](?![*<>]))", places.source[start:end]
@@ -203,7 +203,7 @@ def _in_sql(source: str) -> Iterator[Change]:
 
 
 class _Run:
-    """Copies of the tree in which mutants are tried, one at a time in each."""
+    """Copies of the tree; each tries one mutant at a time."""
 
     def __init__(self, directory: Path, jobs: int, deadline: float) -> None:
         self._deadline = deadline

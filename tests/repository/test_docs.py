@@ -1,4 +1,4 @@
-"""The documents say what the code does: routes, codes, settings, and the README's own commands."""
+"""Test that the documents match the code: routes, codes, settings, and the README's commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading."""
+    """Return the cells of the first table under a heading."""
     section = text.split(f"\n{heading}\n", 1)[1]
     lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
     assert lines is not None
@@ -52,14 +52,14 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     assert documented == coded
 
 
-def test_every_right_is_documented_and_told_where_it_is_asked_for() -> None:
+def test_every_right_is_documented_for_clients_and_operators() -> None:
     documented = {row[0].strip("`") for row in rows(HTTP, "## Access")}
     assert documented == set(RIGHTS)
     (line,) = re.findall(r"^- \*\*rights\*\*: of (.*), with commas", OPERATIONS, re.MULTILINE)
     assert line == ", ".join(f"`{right}`" for right in RIGHTS)
 
 
-def test_the_example_of_a_file_of_tokens_is_one() -> None:
+def test_the_example_token_file_is_valid() -> None:
     (example,) = re.findall(r"```\n(# name:secret:rights:queues\n.*?)```", OPERATIONS, re.DOTALL)
     assert len(Tokens(Settings(tokens=example)).load()) == 3
 
@@ -109,7 +109,7 @@ def test_the_newest_version_in_the_changelog_is_that_of_the_package() -> None:
     assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version == VERSION
 
 
-def test_every_link_in_the_documents_leads_somewhere() -> None:
+def test_every_link_in_the_documents_resolves() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
@@ -132,7 +132,7 @@ def test_the_curl_lines_of_the_readme_print_what_it_says() -> None:
 
 
 def server_has_no_lease(server: LiveServer) -> bool:
-    """Whether the last line has acked what the fourth leased."""
+    """Return whether the last line acked the message that the fourth leased."""
     with urlopen(f"{server.url}/queues/jobs") as reply:
         return bool(json.load(reply)["stats"]["leased"] == 0)
 
@@ -145,6 +145,6 @@ def _without_what_varies(line: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/http.md", "docs/operations.md"])
-def test_the_documents_are_ascii_where_one_copies_from(name: str) -> None:
+def test_code_blocks_in_the_documents_are_ascii(name: str) -> None:
     for block in re.findall(r"```(?:console|python|json)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
         assert block.replace("…", "").isascii()

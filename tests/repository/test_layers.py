@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source; and that to import a module does nothing else."""
+"""Test the import and size rules of the repository, and that importing a module has no side effects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_FILES = 15  # in a folder, beside __init__.py
 class Import(NamedTuple):
     file: str
     line: int
-    module: str  # as far as it is known: of `from storage import sqlite` it is storage.sqlite
+    module: str  # as far as known: storage.sqlite for `from storage import sqlite`
     at_import: bool  # runs when the file is imported, and not only when a function is called or types are checked
 
     @property
@@ -79,7 +79,7 @@ def _is_later(node: ast.AST) -> bool:
 
 
 def refused(names: tuple[str, ...], allowed: set[str]) -> list[str]:
-    """The imports in these files that are neither of the standard library nor of what is allowed."""
+    """Return the imports in these files that are neither from the standard library nor allowed."""
     allowed = allowed | sys.stdlib_module_names
     return [str(one) for one in imports(*names) if one.top not in allowed]
 
@@ -112,7 +112,7 @@ def test_settings_import_the_standard_library_alone() -> None:
     assert refused(("settings.py",), set()) == []
 
 
-def test_handler_and_web_know_storage_by_its_protocol_and_no_engine() -> None:
+def test_handler_and_web_use_storage_by_its_protocol_and_no_engine() -> None:
     engines = [one for one in imports("handler.py", "web") if "sqlite" in one.module or "postgres" in one.module]
     assert [str(one) for one in engines] == []
 
@@ -135,7 +135,7 @@ def test_engines_do_not_import_each_other(one: str, other: str) -> None:
     assert crossing == []
 
 
-def test_an_engine_is_loaded_only_when_it_is_asked_for() -> None:
+def test_an_engine_is_loaded_only_when_it_is_used() -> None:
     engines = ("storage.sqlite", "storage.postgres")
     early = [
         str(one)
@@ -149,7 +149,7 @@ def test_an_engine_is_loaded_only_when_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_imports_in_a_circle(package: str) -> None:
-    """Each can be understood after those it imports, in functions and for types too: there is an order."""
+    """Modules have an order in which each follows its imports, also those in functions and for types."""
     names = {module_name(path) for path in source_files(package)}
     needs: dict[str, set[str]] = {name: set() for name in names}
     for one in imports(package):
@@ -172,14 +172,14 @@ def test_no_folder_is_crowded() -> None:
     assert {folder: count for folder, count in folders.items() if count > MOST_FILES} == {}
 
 
-def test_the_decisions_explain_all_that_stands_at_the_top() -> None:
+def test_the_decisions_explain_every_top_level_entry() -> None:
     ignored = [line.strip("/") for line in (REPOSITORY / ".gitignore").read_text().splitlines() if line[:1] != "#"]
     top = {
         f"{path.name}/" if path.is_dir() else path.name
         for path in REPOSITORY.iterdir()
         if path.name != ".git"
         and not any(fnmatch(path.name, pattern) for pattern in ignored)
-        and (path.is_file() or files_in(path.name))  # what an older checkout leaves is caches
+        and (path.is_file() or files_in(path.name))  # an older checkout leaves caches
     }
     decisions = (REPOSITORY / "docs/decisions.md").read_text()
     assert sorted(name for name in top if f"`{name}`" not in decisions) == []
@@ -198,11 +198,11 @@ def test_only_settings_read_the_environment() -> None:
     assert readers == []
 
 
-def test_nothing_else_stands_at_the_top() -> None:
+def test_the_top_level_has_no_other_entries() -> None:
     assert {path.name for path in REPOSITORY.glob("*.py")} == {"handler.py", "settings.py", "gunicorn.conf.py"}
 
 
-# Imports modules and tells what the code of this repository did meanwhile that is no defining.
+# Import modules and report what their code did beyond definitions.
 WATCHER = """
 import importlib, json, os, sys, threading
 import apsw
@@ -234,7 +234,7 @@ class Environment(MutableMapping):
     def __delitem__(self, name): note("environment"); del self.real[name]
 
 def start(thread, start=threading.Thread.start):
-    note("thread")  # Python tells an audit hook of it only from 3.12 on
+    note("thread")  # Python reports it to audit hooks only since 3.12
     start(thread)
 
 apsw.connection_hooks.append(lambda connection: note("connection"))
@@ -248,12 +248,12 @@ print(json.dumps(deeds))
 
 
 def deeds(repository: Path, *modules: str) -> list[str]:
-    told = subprocess.run(
+    imported = subprocess.run(
         [sys.executable, "-c", WATCHER, str(repository), *modules],
         cwd=repository, capture_output=True, check=False, text=True, timeout=60,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    found: list[str] = json.loads(told.stdout)
+    assert imported.returncode == 0, imported.stderr
+    found: list[str] = json.loads(imported.stdout)
     return found
 
 
@@ -261,7 +261,7 @@ def test_to_import_any_module_opens_nothing_reads_no_environment_and_starts_no_t
     assert deeds(REPOSITORY, *map(module_name, source_files("handler.py", "settings.py", *PACKAGES))) == []
 
 
-def test_whatever_a_module_did_at_import_would_be_noticed(tmp_path: Path) -> None:
+def test_side_effects_at_import_are_detected(tmp_path: Path) -> None:
     lines = [
         "import apsw, os, pathlib, socket, threading",
         "os.environ.get('PORT')",

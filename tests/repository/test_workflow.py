@@ -1,4 +1,4 @@
-"""What runs on the project's host is what runs anywhere: GitHub's workflow and Dependabot say so in their files."""
+"""Test that GitHub's workflow and Dependabot run the same as a local run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_the_workflow_runs_the_readmes_own_test_command_with_the_least_rights() 
     assert "    make test " in (REPOSITORY / "README.md").read_text()
     (job,) = WORKFLOW["jobs"].values()
     assert [step["run"] for step in job["steps"] if "run" in step][-1] == "make test"
-    assert job["steps"][-1]["env"] == {"CI": "true"}  # as in .ci/run: a Python that is missing fails
+    assert job["steps"][-1]["env"] == {"CI": "true"}  # as in .ci/run: a missing Python fails
     assert WORKFLOW["permissions"] == {"contents": "read"}
     assert job["timeout-minutes"] <= 30
 
 
-def test_the_workflow_brings_every_python_that_tox_asks_for() -> None:
+def test_the_workflow_installs_every_python_that_tox_uses() -> None:
     (brought,) = [step["with"]["python-version"] for step in next(iter(WORKFLOW["jobs"].values()))["steps"]
                   if "setup-python" in step.get("uses", "")]  # fmt: skip
     assert {f"py{version.replace('.', '')}" for version in brought.split()} == {
@@ -34,7 +34,7 @@ def test_the_workflow_brings_every_python_that_tox_asks_for() -> None:
     }
 
 
-def test_every_postgresql_that_tox_asks_for_is_brought_wherever_ci_runs() -> None:
+def test_ci_installs_every_postgresql_that_tox_uses() -> None:
     versions = [name.removeprefix("postgres") for name in ENVIRONMENTS if name.startswith("postgres")]
     for version in versions:
         assert f"QUEUE_TEST_POSTGRES={version}" in TOX[f"testenv:postgres{version}"]["set_env"].split()
@@ -43,6 +43,6 @@ def test_every_postgresql_that_tox_asks_for_is_brought_wherever_ci_runs() -> Non
     assert re.findall(r"postgresql-(\d+)", (GITHUB / "workflows/ci.yml").read_text()) == versions
 
 
-def test_dependabot_looks_after_all_that_is_pinned() -> None:
+def test_dependabot_covers_all_pinned_dependencies() -> None:
     asked = yaml.safe_load((GITHUB / "dependabot.yml").read_text())["updates"]
     assert {one["package-ecosystem"] for one in asked} == {"pip", "github-actions", "docker", "docker-compose"}

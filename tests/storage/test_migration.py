@@ -1,4 +1,4 @@
-"""`python -m storage migrate`: everything arrives, whatever is killed meanwhile, and nothing is given out twice."""
+"""Test `python -m storage migrate`: everything arrives despite kills, and nothing is delivered twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage.migration import MoveFailed, migrate, reopen
 from storage.model import IdempotencyKey, Message, Receive, State
 from storage.sqlite.maintenance import backup
 from storage.store import Store
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import REPOSITORY, LiveServer, await_true
 from tests.support.load import Load
 from tests.support.postgres import PgBouncer, Postgres
@@ -34,13 +34,13 @@ TOGETHER = [("q", new("sent")), ("other", new("together")), ("q", new("at once")
 
 @pytest.fixture
 def source(tmp_path: Path) -> str:
-    """A file that is not there yet."""
+    """Return the path of a file that does not exist yet."""
     return f"sqlite:///{tmp_path}/source.db"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def new_target(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    """Names databases of each engine with nothing in them."""
+    """Return a function that names empty databases of each engine."""
     numbers = count(1)
     if request.param == "sqlite":
         return lambda: f"sqlite:///{tmp_path}/target-{next(numbers)}.db"
@@ -55,7 +55,7 @@ def target(new_target: Callable[[], str]) -> str:
 
 @pytest.fixture
 def receipts(source: str) -> dict[str, str]:
-    """The source holds messages of every kind and in every state; the receipts of those that are leased, by text."""
+    """Fill the source with messages of every kind and state; return the receipts of leased ones, by text."""
     with closing(open_store(source)) as store:
         configure(store, "q", max_receives=5, dedup_window=3_600, lease=77)
         configure(store, "graves", paused=True, retention=86_400)
@@ -82,7 +82,7 @@ def receipts(source: str) -> dict[str, str]:
         return {held.text: held.receipt for held in lease(store, 4, seconds=3_600)}
 
 
-def test_everything_is_there_and_goes_on_as_if_it_had_not_been_moved(
+def test_a_moved_database_behaves_like_one_that_was_not_moved(
     source: str, target: str, receipts: dict[str, str], tmp_path: Path
 ) -> None:
     backup(Path(source.removeprefix("sqlite:///")), tmp_path / "copy.db")
@@ -96,33 +96,31 @@ def test_everything_is_there_and_goes_on_as_if_it_had_not_been_moved(
         "q": 14,
     }
     with closing(open_store(f"sqlite:///{tmp_path}/copy.db")) as copy, closing(open_store(target)) as store:
-        assert _story(store, receipts) == _story(copy, receipts)
+        assert _behaviour(store, receipts) == _behaviour(copy, receipts)
 
 
-def _story(store: Store, receipts: dict[str, str]) -> list[object]:
-    """What a store tells and does, but for what is new and random each time."""
+def _behaviour(store: Store, receipts: dict[str, str]) -> list[object]:
+    """Return what a store returns and does, without what is new and random each time."""
 
     def settled(messages: Sequence[Message]) -> list[Message]:
         return [message._replace(receipt=None, leased_until=None, sent_at=0) for message in messages]
 
-    told: list[object] = []
+    results: list[object] = []
     for queue in store.queues():
-        told += [queue._replace(stats=queue.stats._replace(oldest_age=0.0)), store.peek(queue.name)]
-        told += [store.peek(queue.name, state=State.DEAD)]
-    told += [store.send("q", [new("once")], ONCE), store.transact([], TOGETHER, None, ONCE)]
-    told += [send(store, "deduplicated again", dedup_id="d 1"), send(store, "new")]
-    told += [store.ack(list(receipts.values())), store.ack(list(receipts.values()))]
-    told += [settled(store.receive(Receive(("q",), 3, 60.0))) for _ in range(3)]
-    told += [settled(store.receive(Receive(("q",), 9, recipient="r 1"))), store.redrive("other")]
-    told += [settled(store.receive(Receive(("other", "q", "batches"), 500)))]
-    told += [queue._replace(stats=queue.stats._replace(oldest_age=0.0)) for queue in store.queues()]
-    return told
+        results += [queue._replace(stats=queue.stats._replace(oldest_age=0.0)), store.peek(queue.name)]
+        results += [store.peek(queue.name, state=State.DEAD)]
+    results += [store.send("q", [new("once")], ONCE), store.transact([], TOGETHER, None, ONCE)]
+    results += [send(store, "deduplicated again", dedup_id="d 1"), send(store, "new")]
+    results += [store.ack(list(receipts.values())), store.ack(list(receipts.values()))]
+    results += [settled(store.receive(Receive(("q",), 3, 60.0))) for _ in range(3)]
+    results += [settled(store.receive(Receive(("q",), 9, recipient="r 1"))), store.redrive("other")]
+    results += [settled(store.receive(Receive(("other", "q", "batches"), 500)))]
+    results += [queue._replace(stats=queue.stats._replace(oldest_age=0.0)) for queue in store.queues()]
+    return results
 
 
 @pytest.mark.usefixtures("receipts")
-def test_all_that_moves_has_the_wall_clocks_times_as_of_when_the_move_began(
-    source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_times_use_the_wall_clock_at_the_start_of_the_move(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now, as_written = time.time, _times(source)
     reopen(source)
     monkeypatch.setattr(time, "time", lambda: now() + 3_600)  # the clock is set an hour forward …
@@ -137,7 +135,7 @@ def test_all_that_moves_has_the_wall_clocks_times_as_of_when_the_move_began(
 
 
 def _times(source: str) -> dict[str, list[int]]:
-    """In ms, of all that a move from the source takes along."""
+    """Return the times that a move from the source copies, in ms."""
     with closing(open_source(source)) as contents:
         contents.seal()
         messages = list(contents.messages(0))
@@ -151,13 +149,13 @@ def _times(source: str) -> dict[str, list[int]]:
         }
 
 
-def test_a_source_takes_no_writes_once_a_move_has_begun_and_can_take_them_again(source: str, tmp_path: Path) -> None:
+def test_a_source_refuses_writes_after_a_move_began_and_can_be_reopened(source: str, tmp_path: Path) -> None:
     with closing(open_store(source)) as store:
         send(store, "before", "too")
         held = lease_one(store)
         with pytest.raises(UnusableDatabase, match="does not exist"):
             migrate(source, f"sqlite:///{tmp_path}/no/where.db")
-        send(store, "still")  # a move that could not begin has sealed nothing
+        send(store, "still")  # a move that could not start has sealed nothing
         _begin(source, f"sqlite:///{tmp_path}/target.db")
         for write in (
             lambda: send(store, "after"),
@@ -171,7 +169,7 @@ def test_a_source_takes_no_writes_once_a_move_has_begun_and_can_take_them_again(
         ):
             with pytest.raises(Moved):
                 write()
-        await_true(lambda: not _is_ready(store))  # once its last commit is a second ago
+        await_true(lambda: not _is_ready(store))  # a second after its last commit
         assert peek(store) == ["before", "too", "still"]
         reopen(source)
         store.check_ready()
@@ -194,7 +192,7 @@ def test_a_source_whose_messages_have_moved_is_never_opened_again(source: str, t
         assert take(store, 2) == ["moved"]
 
 
-def test_what_has_moved_is_not_moved_a_second_time(source: str, new_target: Callable[[], str]) -> None:
+def test_a_moved_database_is_not_moved_again(source: str, new_target: Callable[[], str]) -> None:
     with closing(open_store(source)) as store:
         send(store, "once")
     first, second = new_target(), new_target()
@@ -205,7 +203,7 @@ def test_what_has_moved_is_not_moved_a_second_time(source: str, new_target: Call
         assert take(store, 2) == ["once"]
 
 
-def test_a_move_adds_to_nothing_that_is_there_already(source: str, target: str) -> None:
+def test_a_move_refuses_a_target_with_messages(source: str, target: str) -> None:
     with closing(open_store(source)) as store:
         send(store, "moved")
     with closing(open_store(target)) as store:
@@ -216,7 +214,7 @@ def test_a_move_adds_to_nothing_that_is_there_already(source: str, target: str) 
         assert (take(store, 2), take(other, 2)) == (["moved"], ["precious"])
 
 
-def test_a_target_that_no_node_would_open_leaves_the_source_as_it_was(postgres: Postgres, source: str) -> None:
+def test_an_unusable_target_leaves_the_source_unchanged(postgres: Postgres, source: str) -> None:
     postgres.sql("CREATE DATABASE latin OWNER queue ENCODING 'LATIN1' TEMPLATE template0")
     postgres.sql("CREATE DATABASE foreigners")
     postgres.create_database("unsafe")
@@ -230,7 +228,7 @@ def test_a_target_that_no_node_would_open_leaves_the_source_as_it_was(postgres: 
         assert take(store) == ["stays"]
 
 
-def test_a_node_that_starts_too_early_is_refused_and_hinders_nothing(postgres: Postgres, source: str) -> None:
+def test_a_node_that_starts_too_early_is_refused_and_does_not_disturb_the_move(postgres: Postgres, source: str) -> None:
     target = postgres.create_database("too-early")
     with closing(open_store(source)) as store:
         send(store, "moved")
@@ -242,7 +240,7 @@ def test_a_node_that_starts_too_early_is_refused_and_hinders_nothing(postgres: P
         assert take(store, 2) == ["moved"]
 
 
-def test_a_move_through_a_pooler_leaves_its_sessions_as_they_were(postgres: Postgres, source: str) -> None:
+def test_a_move_through_a_pooler_leaves_its_sessions_unchanged(postgres: Postgres, source: str) -> None:
     target = postgres.create_database("moved-through-a-pooler")
     with closing(open_store(source)) as store:
         send(store, "moved")
@@ -269,11 +267,11 @@ def test_a_copy_that_differs_is_not_opened(source: str, tmp_path: Path) -> None:
         assert len(take(store, 50)) == 20
 
 
-def test_the_command_tells_what_it_has_moved(source: str, target: str, receipts: dict[str, str]) -> None:
+def test_the_command_reports_what_it_moved(source: str, target: str, receipts: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "storage", "migrate", source, target], cwd=REPOSITORY, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr  # where may stand that the tests' server runs with fsync=off
+    assert done.returncode == 0, done.stderr  # may say that the tests' server runs with fsync=off
     *queues, total = done.stdout.splitlines()
     assert [(line.split()[0], line.split()[-1]) for line in queues] == [
         ("250", "batches"), ("1", "graves"), ("1", "other"), ("2", "other.dead"), ("14", "q"),
@@ -287,8 +285,8 @@ def test_only_a_file_is_moved_from(postgres: Postgres, source: str) -> None:
 
 
 @pytest.mark.parametrize(("messages", "moves"), [(20_000, 1), pytest.param(200_000, 4, marks=LONG)])
-def test_a_move_that_is_killed_goes_on_when_it_is_begun_again(
-    messages: int, moves: int, new_target: Callable[[], str], tmp_path: Path, tell: Tell
+def test_a_killed_move_continues_when_it_is_restarted(
+    messages: int, moves: int, new_target: Callable[[], str], tmp_path: Path, add_row: AddRow
 ) -> None:
     kills = 0
     for number in range(moves):
@@ -305,24 +303,24 @@ def test_a_move_that_is_killed_goes_on_when_it_is_begun_again(
             assert taken == [str(number) for number in range(1, messages)]
             assert send(store, "next") == [messages + 1]
     assert kills >= moves
-    tell(fault=f"migrate killed, {messages:,} messages each there once and in order", times=kills, moves=moves)
+    add_row(fault=f"migrate killed, {messages:,} messages each there once and in order", times=kills, moves=moves)
 
 
 def _move_and_kill(source: str, target: str) -> int:
-    """All is moved, and the command was killed so often in between."""
+    """Move everything, and kill the command until a move completes; return the number of kills."""
     kills = 0
     while True:
         move = _migrating(source, target)
-        await_true(lambda: _is_sealed(source))  # so that the first is not done before
+        await_true(lambda: _is_sealed(source))  # so that the first is not complete before
         time.sleep(random.uniform(0.0, 0.1 * 3**kills))
         move.kill()
-        told = move.communicate()[1].decode()
+        printed = move.communicate()[1].decode()
         if move.returncode == 0:
             return kills
         if move.returncode == 1 and kills:
-            assert " already" in told  # the last was killed between its work and its word
+            assert " already" in printed  # the last was killed after its work and before its report
             return kills
-        assert move.returncode == -signal.SIGKILL, told
+        assert move.returncode == -signal.SIGKILL, printed
         kills += 1
 
 
@@ -331,8 +329,8 @@ def test_a_service_is_moved_under_load_and_loses_nothing(target: str, tmp_path: 
         load.write(keyed=True).write(batch=10, keyed=True).read().read(lease=5.0, batch=50)
         load.await_progress()
         move = _migrating(f"sqlite:///{server.database}", target)
-        told = move.communicate(timeout=60)[1]
-        assert move.returncode == 0, told
+        printed = move.communicate(timeout=60)[1]
+        assert move.returncode == 0, printed
         server.stop()
         server.environment["QUEUE_DATABASE_URL"] = target
         server.start()
@@ -351,7 +349,7 @@ def _is_ready(store: Store) -> bool:
 
 
 def _begin(source: str, target: str, copied: int = 0) -> None:
-    """A move is begun, and interrupted when so many messages have been copied."""
+    """Start a move, and interrupt it when so many messages have been copied."""
     with closing(open_target(target)) as there, closing(open_source(source)) as here:
         there.begin(here.seal())
         there.add_queues(here.queues())
@@ -360,7 +358,7 @@ def _begin(source: str, target: str, copied: int = 0) -> None:
 
 def _is_sealed(source: str) -> bool:
     with closing(apsw.Connection(source.removeprefix("sqlite:///"))) as connection:
-        connection.set_busy_timeout(5_000)  # a process that closes the file last locks it for a moment
+        connection.set_busy_timeout(5_000)  # the last process to close the file locks it briefly
         return bool(connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get)
 
 

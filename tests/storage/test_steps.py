@@ -1,4 +1,4 @@
-"""Verbs of several transactions: bounded, honest when they are cut off, and continued when they are repeated."""
+"""Test verbs of several transactions: bounded, exact when interrupted, and continued when repeated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONCE = IdempotencyKey("key", b"the request")
 
 
 class Cut:
-    """Lets a store commit so often, and then refuses what else comes, until it is mended."""
+    """Lets a store commit so often, and then refuses commits until it is repaired."""
 
     def __init__(self, store: SqliteStore, fault: Unavailable | None = None) -> None:
         self.left = 1_000_000
@@ -62,7 +62,7 @@ def dead(store: SqliteStore, count: int) -> None:
             store.reject(one.receipt)
 
 
-def test_a_purge_that_is_cut_off_says_what_was_done(store: SqliteStore) -> None:
+def test_an_interrupted_purge_reports_what_was_done(store: SqliteStore) -> None:
     fill(store, MOVED)
     fill(store, MOVED)
     cut = Cut(store)
@@ -75,7 +75,7 @@ def test_a_purge_that_is_cut_off_says_what_was_done(store: SqliteStore) -> None:
     assert (stats(store).ready, store.purge("q")) == (MOVED, MOVED)
 
 
-def test_a_verb_that_is_refused_before_it_did_anything_says_so(store: SqliteStore) -> None:
+def test_a_verb_refused_before_any_change_says_so(store: SqliteStore) -> None:
     fill(store, 5)
     receipts = [held.receipt for held in lease(store, 5)]
     Cut(store).left = 0
@@ -84,7 +84,7 @@ def test_a_verb_that_is_refused_before_it_did_anything_says_so(store: SqliteStor
             verb()
 
 
-def test_a_purge_repeated_by_its_key_goes_on_where_it_was_and_takes_nothing_sent_since(store: SqliteStore) -> None:
+def test_a_purge_repeated_by_its_key_continues_and_removes_nothing_sent_since(store: SqliteStore) -> None:
     fill(store, MOVED)
     fill(store, MOVED)
     cut = Cut(store)
@@ -116,7 +116,7 @@ def test_a_redrive_repeated_by_its_key_moves_no_more_than_its_limit(
     assert (stats(store).ready, stats(store).dead) == (8, 2)
 
 
-def test_an_ack_repeated_by_its_key_tells_of_all_its_receipts(store: SqliteStore) -> None:
+def test_an_ack_repeated_by_its_key_reports_all_its_receipts(store: SqliteStore) -> None:
     fill(store, 2_500)
     receipts = [held.receipt for _ in range(3) for held in lease(store, 1_000)]
     cut = Cut(store)
@@ -176,7 +176,7 @@ def test_a_deleted_queue_stays_deleted_though_its_messages_are_not_cleared_yet(s
     assert store.queues() == []
 
 
-def test_a_reader_is_not_kept_longer_than_it_can_be_told(
+def test_a_read_that_runs_out_of_time_is_busy_and_does_nothing(
     store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "ASK_AGAIN_FOR", 0.0)
@@ -188,7 +188,7 @@ def test_a_reader_is_not_kept_longer_than_it_can_be_told(
     assert stats(store).expired == 3 * CHUNK
 
 
-def test_many_readers_of_one_transaction_have_one_share_of_what_time_does(store: SqliteStore, clock: FakeClock) -> None:
+def test_many_readers_of_one_transaction_share_one_limit_for_due_messages(store: SqliteStore, clock: FakeClock) -> None:
     for _ in range(3):
         store.send("q", [new("old", ttl=1)] * CHUNK)
     clock.advance(1)
@@ -198,7 +198,7 @@ def test_many_readers_of_one_transaction_have_one_share_of_what_time_does(store:
 
 
 @pytest.mark.parametrize("of_two", [False, True])
-def test_a_transaction_dead_letters_fewer_messages_than_it_may_drop(
+def test_a_transaction_dead_letters_fewer_messages_than_it_can_delete(
     store: SqliteStore, clock: FakeClock, of_two: bool
 ) -> None:
     names = ["q", "other"][: 1 + of_two]
@@ -212,7 +212,7 @@ def test_a_transaction_dead_letters_fewer_messages_than_it_may_drop(
     assert [stats(store, name).dead for name in names] == [CHUNK] * len(names)
 
 
-def test_a_full_queue_refuses_rather_than_drop_all_that_has_expired_in_one_transaction(
+def test_a_full_queue_refuses_a_send_instead_of_deleting_many_expired_messages_at_once(
     store: SqliteStore, clock: FakeClock
 ) -> None:
     for _ in range(3):
@@ -225,7 +225,7 @@ def test_a_full_queue_refuses_rather_than_drop_all_that_has_expired_in_one_trans
     assert send(store, "new")
 
 
-def test_a_transaction_of_very_many_queues_is_refused_before_anything_is_looked_up(store: SqliteStore) -> None:
+def test_a_transaction_of_very_many_queues_is_refused_before_any_lookup(store: SqliteStore) -> None:
     Cut(store).left = 0
     with pytest.raises(InvalidInput):
         store.transact([f"q{number}~1~1" for number in range(MAX_TRANSACTION_QUEUES + 1)], [])
@@ -234,8 +234,8 @@ def test_a_transaction_of_very_many_queues_is_refused_before_anything_is_looked_
 
 
 @pytest.mark.parametrize("most", [1, 2, 9])
-def test_steps_kept_under_a_key_are_those_that_were_committed(most: int) -> None:
-    """However often it is cut off, each step is made once."""
+def test_steps_remembered_under_a_key_are_the_committed_ones(most: int) -> None:
+    """However often it is interrupted, each step is done once."""
     kept: dict[str, Any] = {}
     made: list[int] = []
 

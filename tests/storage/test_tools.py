@@ -1,4 +1,4 @@
-"""`python -m storage`: what an operator does to a database, also while the service runs (row 21), and what it says."""
+"""Test `python -m storage`: its tools, also while the service runs (row 21), and their output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.sqlite.disk import file as sqlite_file
 from storage.sqlite.maintenance import check
 from storage.sqlite.store import SqliteStore
 from tests.support.checker import Outcome, read_histories
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import REPOSITORY, LiveServer, await_true
 from tests.support.load import Connection, Load
 from tests.support.shorthand import lease, peek, send, take
@@ -28,7 +28,7 @@ PAGE = 4096
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    """With 700 messages in two queues, in all states."""
+    """Return a database with 700 messages in two queues, in all states."""
     store = SqliteStore(path := tmp_path / "queue.db")
     send(store, *(str(number) for number in range(500)))
     send(store, *(f"long {number} ".ljust(9_000, ".") for number in range(20)))
@@ -40,7 +40,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As a shell runs it."""
+    """Run the command like a shell."""
     return subprocess.run(
         [sys.executable, "-m", "storage", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
@@ -54,7 +54,7 @@ def url(path: Path) -> str:
 
 
 @pytest.mark.parametrize("backups", [1, pytest.param(15, marks=LONG)])
-def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_path: Path, tell: Tell) -> None:
+def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_path: Path, add_row: AddRow) -> None:
     copies = [tmp_path / f"copy-{number}.db" for number in range(backups)]
     histories = tmp_path / "histories"
     with LiveServer() as server, Load(server.port, histories) as load:
@@ -68,11 +68,11 @@ def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_pa
             assert before <= set(there) <= _written(histories)
             for writer in {text.rsplit("-", 1)[0] for text in there}:
                 numbers = [int(text.removeprefix(f"{writer}-")) for text in there if text.startswith(writer)]
-                assert numbers == list(range(len(numbers)))  # none is missing before the last
-                assert len(numbers) % 5 == 0  # nor a part of a batch
+                assert numbers == list(range(len(numbers)))  # no message before the last is missing
+                assert len(numbers) % 5 == 0  # and no part of a batch
         load.read(2, lease=30.0, batch=500)
         verdict = load.finish()
-    tell(fault="backup under load", times=backups, **verdict.figures)
+    add_row(fault="backup under load", times=backups, **verdict.figures)
     assert verdict.faultless, verdict
     assert not list(tmp_path.glob("*.part"))
     with LiveServer({"QUEUE_DATABASE_URL": url(copies[0])}) as restored:
@@ -91,13 +91,13 @@ def test_a_backup_under_load_is_a_consistent_prefix__row_21(backups: int, tmp_pa
 
 
 def _written(histories: Path, *outcomes: Outcome) -> set[str]:
-    """The texts of writes with these outcomes by now; of all that were asked, if none is named."""
+    """Return the texts of writes with these outcomes so far; without outcomes, of all requested writes."""
     writes = [operation for operation in read_histories(histories) if operation.kind == "write"]
     return {text for write in writes if not outcomes or write.outcome in outcomes for text in write.given}
 
 
 def _texts(path: Path) -> list[str]:
-    """Those in the queue of a Load; the file is found sound, and left as it is."""
+    """Return the texts in the queue of a Load; check the file, and leave it unchanged."""
     copy = path.with_name("looked-at.db")
     shutil.copyfile(path, copy)
     try:
@@ -123,13 +123,13 @@ def test_a_backup_holds_leases_settings_and_counts_and_goes_on_with_the_ids(data
         store.close()
 
 
-def test_a_backup_replaces_nothing(database: Path, tmp_path: Path) -> None:
+def test_a_backup_replaces_no_file(database: Path, tmp_path: Path) -> None:
     (there := tmp_path / "there").write_text("precious")
-    assert told("backup", url(database), str(there)) == f"{there} already exists"
+    assert error_of("backup", url(database), str(there)) == f"{there} already exists"
     assert there.read_text() == "precious"
 
 
-def test_a_backup_that_finds_no_room_leaves_nothing_behind(database: Path, tmp_path: Path) -> None:
+def test_a_backup_on_a_full_disk_leaves_nothing_behind(database: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", 'ulimit -f 100; exec "$0" -m storage backup "$1" "$2"',
          sys.executable, url(database), str(tmp_path / "copy.db")],
@@ -145,7 +145,7 @@ def test_a_backup_that_finds_no_room_leaves_nothing_behind(database: Path, tmp_p
 # check
 
 
-def test_check_finds_whatever_page_is_damaged(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_finds_any_damaged_page(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = database.read_bytes()
     assert len(content) % PAGE == 0
     for page in range(0, len(content), PAGE):
@@ -171,16 +171,16 @@ def test_check_finds_a_wrong_count(database: Path, counter: str) -> None:
     with closing(apsw.Connection(str(database))) as connection:
         real = connection.execute(f"SELECT {counter} FROM queues WHERE name = 'q'").get
         connection.execute(f"UPDATE queues SET {counter} = {counter} + 3 WHERE name = 'q'")
-    assert told("check", url(database)) == f"queue 'q' counts {real + 3} {counter} but has {real}"
+    assert error_of("check", url(database)) == f"queue 'q' counts {real + 3} {counter} but has {real}"
 
 
-def test_check_finds_messages_of_no_queue(database: Path) -> None:
+def test_check_finds_messages_without_a_queue(database: Path) -> None:
     with closing(apsw.Connection(str(database))) as connection:
         connection.execute("UPDATE messages SET queue_id = 99 WHERE queue_id = 2; DELETE FROM queues WHERE id = 2")
-    assert told("check", url(database)) == "80 messages are in no queue"
+    assert error_of("check", url(database)) == "80 messages are in no queue"
 
 
-def test_check_and_info_tell_of_a_service_under_load(tmp_path: Path) -> None:
+def test_check_and_info_work_with_a_service_under_load(tmp_path: Path) -> None:
     with LiveServer() as server, Load(server.port, tmp_path / "histories") as load:
         load.write(2, batch=10).read().read(lease=5.0, batch=20)
         await_true(lambda: len(list(read_histories(tmp_path / "histories"))) > 20)
@@ -191,7 +191,7 @@ def test_check_and_info_tell_of_a_service_under_load(tmp_path: Path) -> None:
     assert verdict.faultless, verdict
 
 
-def test_info_tells_what_is_there(database: Path) -> None:
+def test_info_reports_the_contents(database: Path) -> None:
     lines = command("info", url(database)).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["file", "size", "log", "sqlite", "queue", "queue"]
     assert lines[-2].startswith("queue     other: 0 ready, 0 leased, 80 delayed, 0 blocked; ")
@@ -201,7 +201,7 @@ def test_info_tells_what_is_there(database: Path) -> None:
 # vacuum
 
 
-def test_vacuum_gives_back_what_was_free_while_the_service_goes_on(tmp_path: Path) -> None:
+def test_vacuum_returns_free_space_while_the_service_runs(tmp_path: Path) -> None:
     with LiveServer() as server, Load(server.port, tmp_path / "histories") as load:
         connection = Connection(server.port)
         assert connection.open()
@@ -219,11 +219,11 @@ def test_vacuum_gives_back_what_was_free_while_the_service_goes_on(tmp_path: Pat
     assert verdict.refused == verdict.unknown == 0
 
 
-# What goes wrong is one sentence, and exit code 1.
+# An error is one sentence, with exit code 1.
 
 
-def told(*arguments: str) -> str:
-    """The one sentence a command that fails says."""
+def error_of(*arguments: str) -> str:
+    """Run a command, which must fail; return its one line of error."""
     done = command(*arguments)
     assert (done.returncode, done.stdout) == (1, ""), done
     (line,) = done.stderr.splitlines()
@@ -233,14 +233,12 @@ def told(*arguments: str) -> str:
 
 @pytest.fixture(params=["info", "check", "backup", "vacuum"])
 def verb(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Says what the verb says of a URL."""
+    """Return a function that runs the verb on a URL and returns its error."""
     more = [str(tmp_path / "copy.db")] if request.param == "backup" else []
-    return lambda where: told(request.param, where, *more)
+    return lambda where: error_of(request.param, where, *more)
 
 
-def test_what_is_no_database_of_ours_is_one_sentence(
-    verb: Callable[[str], str], database: Path, tmp_path: Path
-) -> None:
+def test_a_foreign_file_is_reported_in_one_sentence(verb: Callable[[str], str], database: Path, tmp_path: Path) -> None:
     assert verb(url(tmp_path / "nowhere.db")) == f"{tmp_path}/nowhere.db does not exist"
     assert verb(url(tmp_path)) == f"{tmp_path} is a directory"
     assert verb("mysql://x").startswith("'mysql://…' names no database")
@@ -254,13 +252,13 @@ def test_what_is_no_database_of_ours_is_one_sentence(
     assert not list(tmp_path.glob("copy.db*"))
 
 
-def test_a_damaged_database_is_one_sentence(verb: Callable[[str], str], database: Path) -> None:
+def test_a_damaged_database_is_reported_in_one_sentence(verb: Callable[[str], str], database: Path) -> None:
     content = database.read_bytes()
     database.write_bytes(content[:PAGE] + b"\xff" * PAGE * 3 + content[4 * PAGE :])
     assert "malformed" in verb(url(database))
 
 
-def test_a_vacuum_that_finds_the_file_locked_is_one_sentence(
+def test_a_vacuum_of_a_locked_file_is_reported_in_one_sentence(
     database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 100)
@@ -271,7 +269,7 @@ def test_a_vacuum_that_finds_the_file_locked_is_one_sentence(
 
 
 @pytest.mark.parametrize("arguments", [[], ["tidy", "x"], ["backup", "sqlite:///x"], ["check", "sqlite:///x", "more"]])
-def test_a_wrong_command_tells_how_it_is_used(arguments: list[str]) -> None:
+def test_a_wrong_command_prints_its_usage(arguments: list[str]) -> None:
     done = command(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m storage")

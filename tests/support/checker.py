@@ -1,16 +1,16 @@
-"""The total-queue checker: what was acknowledged must come out, and nothing that was not written.
+"""The total-queue checker: all acknowledged messages must be delivered, and no others.
 
-Writers and readers (tests/support/load.py) are processes of their own. Each appends to a history on disk what it is
-about to ask, and then what it was told; so a process or a service killed at any moment leaves an exact record: an
-operation was acknowledged, refused, or its outcome is unknown. `judge` gives the Verdict on the histories:
+Writers and readers (tests/support/load.py) are separate processes. Each appends every request to a history on disk
+before it sends it, and then the reply. So a kill of a process or the service at any moment leaves an exact record: an
+operation was acknowledged, refused, or its outcome is unknown. `judge` returns the Verdict on the histories:
 
 lost        acknowledged, and never read. A leased message counts as read once it is settled.
 unexpected  read, and never written (or the write was refused)
-recovered   the write's outcome was unknown, and it was there: as good as if it was not
+recovered   the write's outcome was unknown, and it was read, which is as correct as not
 duplicated  delivered again against the rules of leases, or stored twice
-disordered  got an id below that of a write that had been acknowledged before it was asked for
+disordered  has an id below that of a write that was acknowledged before its request
 
-Every text is written once only, so a text names its message.
+Every text is written only once, so a text identifies its message.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
 
 
 class Operation(NamedTuple):
-    """One request as its process saw it. Times are the machine's monotonic clock, the same in all processes."""
+    """One request as its process saw it. Times are of the monotonic clock, which all processes share."""
 
     kind: Literal["write", "read", "ack"]
     asked: float
@@ -42,7 +42,7 @@ class Operation(NamedTuple):
     lease: float | None = None  # seconds
     outcome: Outcome = Outcome.UNKNOWN
     answered: float = float("inf")
-    got: Sequence[Any] = ()  # ids written, messages read, receipts that did not hold
+    got: Sequence[Any] = ()  # ids written, messages read, invalid receipts
 
 
 class Delivery(NamedTuple):
@@ -72,7 +72,7 @@ class Verdict:
 
     @property
     def figures(self) -> dict[str, int]:
-        """Its columns in the table of faults."""
+        """Return the verdict's columns in the table of faults."""
         return {"acknowledged": self.acknowledged} | {name: len(texts) for name, texts in self._faults.items()}
 
     @property
@@ -80,12 +80,12 @@ class Verdict:
         return {name: getattr(self, name) for name in ("lost", "unexpected", "duplicated", "disordered")}
 
     def __str__(self) -> str:
-        told = [f"{name} {len(texts)} {texts[:5] or ''}".rstrip() for name, texts in self._faults.items()]
-        return f"acknowledged {self.acknowledged} | unknown {self.unknown} | " + " | ".join(told)
+        counts = [f"{name} {len(texts)} {texts[:5] or ''}".rstrip() for name, texts in self._faults.items()]
+        return f"acknowledged {self.acknowledged} | unknown {self.unknown} | " + " | ".join(counts)
 
 
 def judge(operations: Iterable[Operation], written_as: Callable[[str], str] = lambda text: text) -> Verdict:
-    """`written_as` gives the text that a text read was written as, where a pipeline stands between the two."""
+    """Return the verdict. `written_as` maps a text read to the text written, if a pipeline is in between."""
     writes, deliveries, settled = [], dict[str, list[Delivery]](), dict[str, Outcome]()
     for operation in operations:
         if operation.kind == "write":
@@ -127,10 +127,10 @@ def _is_duplicated(deliveries: list[Delivery], settled: dict[str, Outcome]) -> b
         return True
     leased = sorted((one for one in deliveries if one.receipt is not None), key=lambda one: one.receive_count)
     if final and final[0].receipt is not None and final[0] is not leased[-1]:
-        return True  # delivered once more, although it was settled
+        return True  # redelivered although it was settled
     return any(
         after.receive_count == before.receive_count
-        or after.answered < before.asked + (before.lease or 0) - ROUNDING  # it cannot have ended yet
+        or after.answered < before.asked + (before.lease or 0) - ROUNDING  # the lease cannot have ended yet
         for before, after in pairwise(leased)
     )
 
@@ -151,7 +151,7 @@ def _disordered(writes: list[Operation]) -> Iterator[str]:
 
 
 class History:
-    """Appends operations to a file; each line is with the operating system before the next step is taken."""
+    """Appends operations to a file; the operating system has each line before the next step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -171,12 +171,12 @@ class History:
 
 
 def read_histories(directory: Path) -> Iterator[Operation]:
-    """All operations of all processes. An operation without an answer, or with half a one, is unknown."""
+    """Yield all operations of all processes. An operation without a complete answer is unknown."""
     for path in sorted(directory.glob("*.jsonl")):
         asked: dict[str, Any] | None = None
         for line in path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
-                break  # its process was killed while it wrote this
+                break  # its process was killed during this write
             record = json.loads(line)
             if "asked" in record:
                 if asked is not None:

@@ -1,4 +1,4 @@
-"""Reaches the connections to SQLite that are opened meanwhile, by whatever part of the service."""
+"""Access the connections to SQLite that any part of the service opens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import apsw
 
 @contextmanager
 def on_each_connection(do: Callable[[apsw.Connection], object]) -> Iterator[None]:
-    """Done to each that is opened in the block, before anything else, and in the thread that opens it."""
+    """Call `do` for each connection opened in the block, first and in the thread that opens it."""
 
     def hook(connection: apsw.Connection) -> None:
         do(connection)
@@ -26,7 +26,7 @@ def still_open(connections: list[apsw.Connection]) -> list[apsw.Connection]:
     def is_open(connection: apsw.Connection) -> bool:
         try:
             return connection.in_transaction is not None
-        except apsw.ThreadingViolationError:  # another thread uses it just now
+        except apsw.ThreadingViolationError:  # another thread is using it
             return True
         except apsw.ConnectionClosedError:
             return False

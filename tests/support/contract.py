@@ -1,4 +1,4 @@
-"""Whether a reply of the service is one that its OpenAPI document tells of."""
+"""Check replies of the service against its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from web.pages import openapi
 DOCUMENT = openapi.document()
 _PATHS = {
     re.compile(re.sub(r"\{\w+\}", "[^/]+", path) + r"\Z"): path
-    for path in sorted(DOCUMENT["paths"], key=lambda path: "{" in path.rpartition("/")[2])  # the exact ones first
+    for path in sorted(DOCUMENT["paths"], key=lambda path: "{" in path.rpartition("/")[2])  # exact paths first
 }
 
 
 def conforms(method: str, path: str, status: int, headers: dict[str, str], body: bytes) -> None:
-    """Asserts that the document has this status, type and content at this route. `headers` in lower case."""
+    """Assert that the document has this status, type and content at this route. `headers` are in lower case."""
     operation = _operation(method, path)
     if operation is None:
         known = (401, 403, 404, 421, 204 if method == "OPTIONS" else 405)
@@ -43,14 +43,14 @@ def conforms(method: str, path: str, status: int, headers: dict[str, str], body:
         _valid(at, answer["content"][kind]["schema"], json.loads(body))
 
 
-def resolved(told: dict[str, Any]) -> dict[str, Any]:
-    """What a $ref of the document leads to."""
-    while "$ref" in told:
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the target of a $ref of the document."""
+    while "$ref" in schema:
         found: Any = DOCUMENT
-        for step in told["$ref"].removeprefix("#/").split("/"):
+        for step in schema["$ref"].removeprefix("#/").split("/"):
             found = found[step]
-        told = found
-    return told
+        schema = found
+    return schema
 
 
 def _operation(method: str, path: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The engines under test, and the clock they are tested by."""
+"""The engines under test, and their clock."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _postgres(directory: Path, clock: Clock) -> Engine:
 
 
 class _Database:
-    """One database for all tests of a session, emptied for each: to make one takes longer than most tests."""
+    """One database for all tests of a session, emptied for each, since creating one takes longer."""
 
     def __init__(self) -> None:
         self.server = Postgres(fast=True)
@@ -68,15 +68,15 @@ class _Database:
 
 @cache
 def postgres_database() -> _Database:
-    """It is started when it is first asked for; skips the test, or in CI fails it, where PostgreSQL is missing."""
+    """Start PostgreSQL at the first call; skip the test if it is missing, or in CI fail it."""
     return _Database()
 
 
-# Opens the store that lies in a directory, or begins one there. A further engine is a further line.
+# Open or create the store in a directory. Another engine is another line.
 ENGINES: dict[str, Callable[[Path, Clock], Engine]] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
 }
 
-# How many times as long as the fastest an engine takes for an operation: so many fewer a test of chance tries.
+# How many times longer than the fastest an engine takes; random tests try so many fewer.
 PACE = {"sqlite": 1, "postgres": 8}

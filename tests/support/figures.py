@@ -1,6 +1,6 @@
-"""The tables that stand at the end of a run: each test that measures something tells a row.
+"""Tables of figures at the end of a test run: each test that measures something adds a row.
 
-A table is told by its columns: rows with the same ones, in the same order, stand in one.
+Rows with the same columns, in the same order, are in one table.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from typing import Protocol
 Cells = Mapping[str, object]
 
 
-class Tell(Protocol):
-    """Tells a row: what stands in each column, by the column's name."""
+class AddRow(Protocol):
+    """Adds a row: the value of each column, by the column's name."""
 
     def __call__(self, **cells: object) -> None: ...
 
 
+Tell = AddRow  # the former name, which some tests still use
+
+
 def tables(rows: Iterable[Cells]) -> Iterator[str]:
-    """Markdown, a line at a time; rows are in the order in which they were told."""
+    """Yield the tables in Markdown, line by line; rows keep their order."""
     sorted_by_table: dict[tuple[str, ...], list[Cells]] = {}
     for row in rows:
         sorted_by_table.setdefault(tuple(row), []).append(row)
@@ -26,12 +29,12 @@ def tables(rows: Iterable[Cells]) -> Iterator[str]:
         yield ""
         yield _line(column.replace("_", " ") for column in columns)
         yield _line("---" for _ in columns)
-        yield from (_line(_told(cell) for cell in row.values()) for row in members)
+        yield from (_line(_formatted(cell) for cell in row.values()) for row in members)
 
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _told(cell: object) -> str:
+def _formatted(cell: object) -> str:
     return f"{cell:,}" if isinstance(cell, int) else str(cell)

@@ -1,7 +1,7 @@
 """A real service for tests: gunicorn with the repository's own configuration, on a free port, in a private directory.
 
-LiveServer can be stopped, killed and started again on the same port and database. FaultProxy stands between it and a
-client and loses replies.
+LiveServer can be stopped, killed and started again on the same port and database. FaultProxy, between it and a client,
+loses replies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STOPS_WITHIN = 40.0  # seconds: a little over the graceful timeout
 
 
 class LiveServer:
-    """`with LiveServer() as server:` runs one at `server.url`. `environment` is added to this process's own."""
+    """A service at `server.url`, which `with` starts and stops. `environment` extends this process's own."""
 
     def __init__(
         self,
@@ -52,18 +52,18 @@ class LiveServer:
 
     @property
     def pid(self) -> int:
-        """The master's; its process group holds the workers too."""
+        """Return the master's pid; its process group includes the workers."""
         assert self._process is not None, "not running"
         return self._process.pid
 
     @property
     def workers(self) -> list[int]:
-        """The pids of those that are there now, which may be fewer than there should be, or more."""
+        """Return the pids of the current workers, which may be fewer or more than configured."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
     def start(self) -> None:
-        """It answers. Raises RuntimeError, with its log, if it does not within 20 s."""
+        """Start the service and wait until it answers. Raises RuntimeError, with its log, after 20 s."""
         with self._log_file() as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -82,7 +82,7 @@ class LiveServer:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """It has ended, as SIGTERM makes it end. Raises RuntimeError, with its log, if it does not within 40 s."""
+        """Stop the service by SIGTERM and wait. Raises RuntimeError, with its log, after 40 s."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -94,25 +94,25 @@ class LiveServer:
         self._process = None
 
     def kill(self) -> None:
-        """Master and workers are dead, all at once, as by SIGKILL or the OOM killer."""
+        """Kill master and workers at once, like SIGKILL or the OOM killer."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError):  # all of it had ended already
+        with suppress(ProcessLookupError):  # all had ended already
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
 
     def restart(self) -> None:
-        """Killed if it still runs, and started again on the same port and database."""
+        """Kill the service if it runs, and start it on the same port and database."""
         self.kill()
         self.start()
 
     def await_unconnected(self) -> None:
-        """No client has a connection left, so what a killed one had asked for is done. Raises AssertionError."""
+        """Wait until no client is connected, so requests of killed ones are done. Raises AssertionError."""
         await_true(lambda: not _connections_to(self.port))
 
     def await_read(self, *clients: socket.socket) -> None:
-        """All that these have sent has been read, so it is under way. Raises AssertionError."""
+        """Wait until the service has read all that these clients sent. Raises AssertionError."""
         ports = {client.getsockname()[1] for client in clients}
 
         def is_read() -> bool:
@@ -122,7 +122,7 @@ class LiveServer:
         await_true(is_read)
 
     def log(self) -> str:
-        """The end of what its processes wrote."""
+        """Return the end of the log of its processes."""
         return (self.directory / "log").read_text(errors="replace")[-10_000:]
 
     def __enter__(self) -> Self:
@@ -158,11 +158,11 @@ class LiveServer:
 
 
 class FaultProxy:
-    """Hands requests on to `upstream`, and their replies back; but the next `losing` replies it loses.
+    """Forwards requests to `upstream` and their replies back, except that it loses the next `losing` replies.
 
-    A lost reply is one of a request that the service has done: the client sees its connection reset, or gets `instead`.
-    With `loses_each` the first reply to each request is lost, and that to its repetition is not. Each reply is late by
-    `delay` seconds. A request that `hangs` is not handed on, and its connection is closed after that many seconds.
+    The service has done a request whose reply is lost. The client's connection is reset, or gets `instead`. With
+    `loses_each` the first reply to each request is lost, and the reply to its retry is not. Each reply is delayed by
+    `delay` seconds. A request that `hangs` is not forwarded, and its connection is closed after that many seconds.
     """
 
     def __init__(self, upstream: LiveServer) -> None:
@@ -182,7 +182,7 @@ class FaultProxy:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # ends the accept that waits
+        self._listener.shutdown(socket.SHUT_RDWR)  # ends the waiting accept
         self._listener.close()
 
     def _accept(self) -> None:
@@ -224,7 +224,7 @@ class FaultProxy:
 
 
 def await_true(happened: Callable[[], bool]) -> None:
-    """It happened, within 20 s."""
+    """Wait until it happened. Raises AssertionError after 20 s."""
     deadline = time.monotonic() + 20
     while not happened():
         assert time.monotonic() < deadline, "it did not happen within 20 s"
@@ -238,7 +238,7 @@ def free_port() -> int:
 
 
 def _read_message(stream: IO[bytes]) -> bytes:
-    """One HTTP request or reply with its body; empty at the end of the stream."""
+    """Return one HTTP request or reply with its body; empty at the end of the stream."""
     head, length = b"", 0
     while line := stream.readline():
         head += line
@@ -250,12 +250,12 @@ def _read_message(stream: IO[bytes]) -> bytes:
 
 
 def _connections_to(port: int) -> int:
-    """How many the service's side of has not closed, whatever the client's did (Linux: proc_net_tcp)."""
+    """Return how many connections the service has not closed (Linux: proc_net_tcp)."""
     established, close_wait = "01", "08"
     return sum(at[3] in (established, close_wait) for at in _sockets_of(port))
 
 
 def _sockets_of(port: int) -> list[list[str]]:
-    """The fields of the service's side of each."""
+    """Return the fields of the service's side of each connection."""
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [at for at in sockets if at[1].endswith(f":{port:04X}")]

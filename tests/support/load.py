@@ -1,8 +1,8 @@
-"""Load for fault tests: writers and readers in processes of their own, whose histories tests/support/checker.py judges.
+"""Load for fault tests: writers and readers in separate processes; tests/support/checker.py checks their histories.
 
-They speak HTTP themselves, not through our client, so that what is unknown is exact: nothing that was sent is sent
-again. But a reader without leases gives each read an Idempotency-Key and repeats it until it is answered: a lost
-reply would else take its message along, which the API allows. A writer does so if it is told to.
+They use HTTP without the client and repeat no request, so that unknown outcomes are recorded exactly. A reader without
+leases gives each read an Idempotency-Key and repeats it until it is answered, since otherwise a lost reply loses its
+message, as the API allows. A `keyed` writer does the same.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Reply(NamedTuple):
 
 
 class Connection:
-    """Kept alive, and never repeats a request by itself: one that was sent and not answered is unknown."""
+    """A kept-alive connection that never repeats a request: without an answer its outcome is unknown."""
 
     def __init__(self, port: int) -> None:
         self._http = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
     def open(self) -> bool:
-        """Whether there is a connection, a new one if need be; nothing is asked yet."""
+        """Connect if necessary, without a request; return whether there is a connection."""
         if self._http.sock is None:
             try:
                 self._http.connect()
@@ -62,7 +62,7 @@ class Connection:
         document: Any = json.loads(content) if content else None
         if reply.status in (200, 204):
             return Reply(Outcome.ACKNOWLEDGED, document, reply.status, reply.headers)
-        refused = reply.status < 500 or document["code"] in ("busy", "disk_full")  # these say that nothing was done
+        refused = reply.status < 500 or document["code"] in ("busy", "disk_full")  # these mean that nothing was done
         return Reply(Outcome.REFUSED if refused else Outcome.UNKNOWN, document, reply.status, reply.headers)
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Connection:
 
 @dataclass
 class Actor:
-    """A writer or a reader at work on one queue, until `stopping` says so."""
+    """A writer or a reader of one queue, until `stopping` returns True."""
 
     port: int
     queue: str
@@ -79,7 +79,7 @@ class Actor:
     batch: int = 1
     lease: float | None = None  # readers: seconds, None to remove at once; writers: not used
     keyed: bool = False  # writers: repeat a write with its Idempotency-Key until it is answered
-    before: Sequence[str] = ()  # readers: queues whose messages are still to come to this one
+    before: Sequence[str] = ()  # readers: queues whose messages will move to this one
     stopping: Callable[[], bool] = lambda: False
     connection: Connection = field(init=False)
 
@@ -87,7 +87,7 @@ class Actor:
         self.connection = Connection(self.port)
 
     def write(self) -> None:
-        """Writes batch after batch until told to stop."""
+        """Write batch after batch until `stopping`."""
         number = 0
         while self._connected() and not self.stopping():
             texts = [f"{self.history.path.stem}-{number + n}" for n in range(self.batch)]
@@ -102,7 +102,7 @@ class Actor:
             self.history.answered(reply.outcome, ids)
 
     def read(self) -> None:
-        """Reads (and, with a lease, acknowledges) until it is told to stop and nothing is left to come."""
+        """Read, and with a lease ack, until `stopping` and no message is left."""
         read = self._lease if self.lease is not None else self._take
         while not (self.stopping() and self._is_drained()):
             if self._connected():
@@ -141,7 +141,7 @@ class Actor:
         return reply
 
     def _connected(self) -> bool:
-        """Waits for the service to be there, however long it takes, unless told to stop."""
+        """Wait for the service, without limit, until `stopping`."""
         while not self.connection.open():
             if self.stopping():
                 return False
@@ -175,22 +175,22 @@ class Load:
         return self._start("reader", processes, f"--batch={batch}", *options)
 
     def await_progress(self) -> None:
-        """Each process has asked something since this call, and it was acknowledged. Raises AssertionError."""
+        """Wait until each process has made an acknowledged request since this call. Raises AssertionError."""
         before = {path: path.stat().st_size for path in self.directory.glob("*.jsonl")}
 
         def goes_on(path: Path) -> bool:
             with path.open("rb") as history:
                 history.seek(before[path])
-                return history.read().count(b'"acknowledged"') > 1  # the first may be of something asked before
+                return history.read().count(b'"acknowledged"') > 1  # the first answer may be to an earlier request
 
         await_true(lambda: all(map(goes_on, before)))
 
     def finish_writing(self) -> None:
-        """All writers have had their last answer."""
+        """Stop the writers and wait for their last answers."""
         self._finish("writer")
 
     def finish(self, written_as: Callable[[str], str] = lambda text: text) -> Verdict:
-        """Writers end, readers empty the queue (one is added if there is none), and the verdict is given."""
+        """Stop the writers, let readers (at least one) empty the queue, and return the verdict."""
         self._finish("writer")
         if not self._running["reader"]:
             self.read()
@@ -234,7 +234,7 @@ class Load:
 
 
 def main() -> None:
-    parser = ArgumentParser(description="One writer or reader of a Load; the end of its input tells it to finish.")
+    parser = ArgumentParser(description="One writer or reader of a Load; it finishes at the end of its input.")
     parser.add_argument("role", choices=["writer", "reader"])
     parser.add_argument("port", type=int)
     parser.add_argument("queue")

@@ -1,7 +1,7 @@
 """Real PostgreSQL for tests: private servers on the loopback, a standby, PgBouncer; and HAProxy before several nodes.
 
-Everything lies in directories of its own under TMPDIR and ends with its `with`. PostgreSQL and PgBouncer refuse to run
-as root: root's tests run them as another user.
+All files are in new directories under TMPDIR until the end of the `with`. PostgreSQL and PgBouncer refuse to run as
+root, so root's tests run them as another user.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.support.live import LiveServer, await_true, free_port
 from tests.support.programs import postgres_program, program
 
 ADMIN = "postgres"  # the superuser
-ROLE = "queue"  # whom the service connects as: owns its database, and nothing else
-STANDBY = "standby"  # as what it makes itself known to its primary
+ROLE = "queue"  # the role of the service: owns its database, and nothing else
+STANDBY = "standby"  # its name at its primary
 STOPS_WITHIN = 30.0  # seconds
 
 
 class Daemon:
-    """A program that serves a port of the loopback until it is stopped or killed; it can be started again."""
+    """A program that serves a loopback port until it is stopped or killed, and can be restarted."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -51,7 +51,7 @@ class Daemon:
         return self._process
 
     def start(self) -> None:
-        """It answers, or has at least begun to. Raises AssertionError, with its log, when it ends or is late."""
+        """Start it and wait until it answers. Raises AssertionError, with its log, if it ends or is late."""
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -72,18 +72,18 @@ class Daemon:
         await_true(answers)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """It has ended."""
+        """Stop it and wait."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(STOPS_WITHIN)
             self._process = None
 
     def log(self) -> str:
-        """The end of what it wrote."""
+        """Return the end of its log."""
         return (self.directory / "log").read_text(errors="replace")[-10_000:]
 
     def run(self, name: str, *arguments: str) -> str:
-        """Run a program of PostgreSQL's to its end, as the daemon's user; return what it printed.
+        """Run a program of PostgreSQL to its end, as the daemon's user; return its output.
 
         Raises AssertionError if it failed.
         """
@@ -119,7 +119,7 @@ class Daemon:
 
 
 class Postgres(Daemon):
-    """A PostgreSQL server. Its data is as durable as by default, unless told that no test will crash it (`fast`)."""
+    """A PostgreSQL server with default durability, unless `fast`, for tests that do not crash it."""
 
     def __init__(self, *, fast: bool = False, options: Sequence[str] = ()) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Postgres(Daemon):
             "shared_buffers=64MB",
             "max_connections=200",
             "max_wal_senders=4",
-            "recovery_init_sync_method=syncfs",  # what it does by default, file by file, takes seconds
+            "recovery_init_sync_method=syncfs",  # the default, file by file, takes seconds
             *self._options,
         ]
         return [postgres_program("postgres"), "-D", str(self.data), *(f"--{option}" for option in options)]
@@ -149,7 +149,7 @@ class Postgres(Daemon):
         return True
 
     def start(self) -> None:
-        """Begins a cluster if there is none yet."""
+        """Start the server, and create a cluster if there is none yet."""
         new = not self.data.exists()
         if new:
             self.run(
@@ -160,12 +160,12 @@ class Postgres(Daemon):
             self.sql(f"CREATE ROLE {ROLE} LOGIN")
 
     def restart_at_once(self) -> None:
-        """As `pg_ctl restart -m immediate`: it ends without a checkpoint, and recovers at its start."""
+        """Restart like `pg_ctl restart -m immediate`: without a checkpoint, and with recovery."""
         self.stop(signal.SIGQUIT)
         self.start()
 
     def kill(self) -> None:
-        """All its processes are dead, as by SIGKILL or with their machine."""
+        """Kill all its processes, like SIGKILL or a machine failure."""
         children = Path(f"/proc/{self.running.pid}/task/{self.running.pid}/children").read_text().split()
         self.running.kill()
         self.running.wait()
@@ -173,33 +173,33 @@ class Postgres(Daemon):
         for pid in map(int, children):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        await_true(lambda: not any(map(_is_alive, children)))  # else it could not be started again
+        await_true(lambda: not any(map(_is_alive, children)))  # otherwise it could not be started again
 
     def follow(self, primary: Postgres) -> None:
-        """It is the standby of `primary`, which acknowledges nothing from now on that is not on this disk too.
+        """Make it the standby of `primary`, which from now on acknowledges only what is on this disk too.
 
-        What it held itself is gone.
+        The server's own data is deleted.
         """
         self.stop()
         shutil.rmtree(self.data, ignore_errors=True)
         source = f"host=127.0.0.1 port={primary.port} user={ADMIN} application_name={STANDBY}"
         self.run("pg_basebackup", "-D", str(self.data), "-d", source, "-R", "-c", "fast", "--no-sync")
         self.start()
-        self._wait_for("")  # as a primary it will have no standby
+        self._wait_for("")  # as a primary it has no standby
         primary._wait_for(STANDBY)
         await_true(lambda: primary.sql("SELECT sync_state FROM pg_stat_replication") == "sync\n")
 
     def promote(self) -> None:
-        """A standby becomes a primary, and takes writes."""
+        """Promote a standby to a primary, which accepts writes."""
         assert self.sql("SELECT pg_promote()") == "t\n"
 
     def terminate_connections(self, database: str) -> int:
-        """As an administrator's pg_terminate_backend, or a failing network; how many there were."""
+        """End connections like pg_terminate_backend or a failing network; return their number."""
         ended = self.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
         return len(ended.splitlines())
 
     def create_database(self, name: str) -> str:
-        """Its URL. It is empty."""
+        """Create an empty database and return its URL."""
         self.sql(f'CREATE DATABASE "{name}" OWNER {ROLE}')
         return self.url(name)
 
@@ -207,7 +207,7 @@ class Postgres(Daemon):
         return f"postgresql://{ROLE}@127.0.0.1:{self.port}/{database}"
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """What the superuser's statement brought: a line a row, columns apart by |."""
+        """Run a statement as the superuser; return a line for each row, columns separated by |."""
         at = ["-h", "127.0.0.1", "-p", str(self.port), "-U", ADMIN, "-d", database]
         return self.run("psql", "-qAtX", "-v", "ON_ERROR_STOP=1", *at, "-c", statement)
 
@@ -217,13 +217,13 @@ class Postgres(Daemon):
 
 
 def url_of_both(servers: Sequence[Postgres], database: str) -> str:
-    """Leads to whichever of them takes writes."""
+    """Return a URL that connects to the server that accepts writes."""
     hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
     return f"postgresql://{ROLE}@{hosts}/{database}?target_session_attrs=read-write"
 
 
 class PgBouncer(Daemon):
-    """A connection pooler in transaction mode before a PostgreSQL: a session holds only for one transaction."""
+    """A connection pooler in transaction mode before a PostgreSQL: a session lasts only one transaction."""
 
     def __init__(self, upstream: Postgres, connections: int = 10) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class PgBouncer(Daemon):
 
 
 class Balancer(Daemon):
-    """HAProxy before several nodes of the service: a connection's requests go to them in turn, if they are ready."""
+    """HAProxy before several nodes of the service: it sends a connection's requests to the ready ones in turn."""
 
     def __init__(self, nodes: Sequence[LiveServer]) -> None:
         super().__init__()
@@ -298,12 +298,12 @@ class Balancer(Daemon):
         try:
             with urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as reply:
                 return bool(reply.status == 200)
-        except OSError:  # 503 too: it has found no node yet
+        except OSError:  # also 503: it has found no node yet
             return False
 
 
 def _another_user() -> str | None:
-    """Whom root runs servers as: PostgreSQL's own user, which its package makes. Nobody else needs another."""
+    """Return the user that root runs servers as: PostgreSQL's own, which its package creates."""
     if os.geteuid() != 0:
         return None
     with suppress(KeyError):
@@ -317,7 +317,7 @@ def _group() -> int | None:
 
 
 def _is_alive(pid: str) -> bool:
-    """A zombie is not."""
+    """Return whether the process is alive; a zombie is not."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

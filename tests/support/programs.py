@@ -11,11 +11,11 @@ POSTGRES = os.environ.get("QUEUE_TEST_POSTGRES")  # the major version to test wi
 
 
 class ProgramMissing(Exception):
-    """A test that meets it is skipped, and fails where it is CI's (conftest.py)."""
+    """Skips the test, or fails it in CI (conftest.py)."""
 
 
 def program(*names: str) -> str:
-    """Return where it is; of several that would do, the first that exists. Raises ProgramMissing."""
+    """Return the path of the first of these programs that exists. Raises ProgramMissing."""
     path = os.pathsep.join([*_PATH, "/usr/sbin", "/sbin"])  # Debian keeps these off PATH
     for name in names:
         if (found := shutil.which(name, path=path)) is not None:
@@ -24,7 +24,7 @@ def program(*names: str) -> str:
 
 
 def postgres_program(name: str) -> str:
-    """Return where this program of PostgreSQL's is, of the version under test. Raises ProgramMissing."""
+    """Return the path of this PostgreSQL program, of the version under test. Raises ProgramMissing."""
     versions = _postgres_versions()
     version = min(versions, default=0) if POSTGRES is None else int(POSTGRES)
     if (found := shutil.which(name, path=versions.get(version, ""))) is not None:

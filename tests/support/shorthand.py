@@ -1,4 +1,4 @@
-"""The verbs of a Store in few words, so that the stories are short. The queue is "q" where none is named."""
+"""Short forms of the verbs of a Store. The default queue is "q"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Held(NamedTuple):
-    """A message under a lease."""
+    """A leased message."""
 
     text: str
     receipt: str
@@ -25,12 +25,12 @@ def new(text: str = "hi", **fields: Any) -> NewMessage:
 
 
 def send(store: Store, *texts: str, queue: str = "q", **fields: Any) -> list[int]:
-    """One batch of these texts, all with these fields."""
+    """Send one batch of these texts, all with these fields."""
     return store.send(queue, [new(text, **fields) for text in texts]).ids
 
 
 def take(store: Store, limit: int = 1, *, queue: str = "q", recipient: str | None = "") -> list[str]:
-    """Removes messages; their texts."""
+    """Remove messages and return their texts."""
     return texts(store.receive(Receive((queue,), limit, recipient=recipient)))
 
 
@@ -51,7 +51,7 @@ def texts(messages: Sequence[Message | Held]) -> list[str]:
 
 
 def peek(store: Store, *, queue: str = "q", state: State | None = None) -> list[str]:
-    """The texts of all that are there, oldest first."""
+    """Return the texts of all messages, oldest first."""
     return texts(store.peek(queue, limit=100_000, state=state))
 
 
@@ -64,7 +64,7 @@ def configure(store: Store, queue: str = "q", version: int | None = None, **sett
 
 
 def in_threads(work: Sequence[Callable[[], T]]) -> list[T | Exception]:
-    """What each returned, or raised, when all ran at the same time."""
+    """Run all at the same time; return what each returned or raised."""
 
     def run(one: Callable[[], T]) -> T | Exception:
         try:

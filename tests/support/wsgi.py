@@ -1,4 +1,4 @@
-"""The application called as a server would call it, and what must hold for every reply, whatever was asked."""
+"""Call the application like a server, and check what must be true of every reply."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEMORY = Path("/dev/shm")
 
 @contextmanager
 def a_store(pollers: int = 2) -> Iterator[Engine]:
-    """A new store, in memory where the system has a place for that: hundreds of tests need one, and none a disk."""
+    """Return a new store, in memory if possible: hundreds of tests need one, and none a disk."""
     with (
         TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as directory,
         closing(open_store(f"sqlite:///{directory}/queue.db", pollers=pollers)) as store,
@@ -35,7 +35,7 @@ class App(Protocol):
 
 
 class Reply(NamedTuple):
-    """`headers` go by their names in lower case."""
+    """A reply; the names of `headers` are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -47,15 +47,15 @@ class Reply(NamedTuple):
 
     @property
     def lines(self) -> list[Any]:
-        """An NDJSON body's values."""
+        """Return the values of an NDJSON body."""
         return [json.loads(line) for line in self.body.split(b"\n")[:-1]]
 
 
 class Client:
-    """Requests to a WSGI application, each in a new environ."""
+    """Sends requests to a WSGI application, each in a new environ."""
 
     def __init__(self, app: App, **always: str) -> None:
-        """`always`: headers of every request."""
+        """Send the headers `always` with every request."""
         self._app = app
         self._always = always
 
@@ -63,12 +63,12 @@ class Client:
         return self.call("GET", target, **headers)
 
     def post(self, target: str, document: object, **headers: str) -> Reply:
-        """A JSON document, surrogates escaped."""
+        """Post a JSON document, with surrogates escaped."""
         headers = {"Content_Type": "application/json"} | headers
         return self.call("POST", target, json.dumps(document).encode(), **headers)
 
     def call(self, method: str, target: str, body: bytes = b"", /, **headers: str) -> Reply:
-        """`headers` with _ for -; REMOTE_ADDR is none. What holds for every reply has been checked."""
+        """Return the checked reply. `headers` have _ for -; a REMOTE_ADDR of None is left out."""
         path, _, query = target.partition("?")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
@@ -79,7 +79,7 @@ class Client:
             "SERVER_PORT": "5000",
             "SERVER_PROTOCOL": "HTTP/1.1",
             "REMOTE_ADDR": "127.0.0.1",
-            "HTTP_X_REQUEST_ID": "0123456789abcdef",  # so that replies to the same request are the same
+            "HTTP_X_REQUEST_ID": "0123456789abcdef",  # so that replies to equal requests are equal
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
             "wsgi.input": io.BytesIO(body),
@@ -112,12 +112,12 @@ class Client:
         finally:
             if hasattr(pieces, "close"):
                 pieces.close()
-        ((status, told),) = started
-        return Reply(status, told, body)
+        ((status, headers),) = started
+        return Reply(status, headers, body)
 
 
 def check(reply: Reply, method: str = "GET") -> None:
-    """What holds for every reply of the application: JSON, a page or nothing, never cached, every error a problem."""
+    """Check every reply: JSON, a page or nothing, never cached, every error a problem."""
     headers = reply.headers
     assert headers["cache-control"] == "no-store"
     assert headers["x-request-id"]
@@ -147,17 +147,17 @@ def check(reply: Reply, method: str = "GET") -> None:
 
 
 def check_problem(reply: Reply) -> None:
-    """RFC 9457 as api.md has it, with nothing of the inside in it."""
+    """Check an RFC 9457 problem document without internal details."""
     assert reply.headers["content-type"] == "application/problem+json"
-    told: Mapping[str, Any] = reply.json
-    assert {"type", "title", "status", "detail", "code"} <= told.keys()
-    assert told.keys() <= {"type", "title", "status", "detail", "code", "field", "index", "queue"}
-    assert told["status"] == reply.status
-    assert told["type"] == "about:blank"
+    problem: Mapping[str, Any] = reply.json
+    assert {"type", "title", "status", "detail", "code"} <= problem.keys()
+    assert problem.keys() <= {"type", "title", "status", "detail", "code", "field", "index", "queue"}
+    assert problem["status"] == reply.status
+    assert problem["type"] == "about:blank"
     for name in ("title", "detail", "code"):
-        assert isinstance(told[name], str)
-        assert told[name]
-    assert told["code"].replace("_", "").islower()
+        assert isinstance(problem[name], str)
+        assert problem[name]
+    assert problem["code"].replace("_", "").islower()
     assert ("retry-after" in reply.headers) == (reply.status in (429, 503))
     if reply.status in (429, 503):
         assert int(reply.headers["retry-after"]) >= 1

@@ -1,4 +1,4 @@
-"""Order while another transaction is under way, which a connection of the test's own holds open."""
+"""Test the order of messages beside a transaction that the test's own connection leaves open."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_send_that_commits_late_is_not_passed_over(url: str, store: Store) -> 
         assert _take_by(reader) == "after 200"
 
 
-def test_a_read_that_is_rolled_back_leaves_its_message_the_first(url: str, store: Store) -> None:
+def test_a_rolled_back_read_leaves_its_message_first(url: str, store: Store) -> None:
     with psycopg.connect(url) as failing, psycopg.connect(url, autocommit=True) as reader:
         _take_by(reader)
         assert _take_by(failing) == "1"
@@ -53,7 +53,7 @@ def test_a_read_that_is_rolled_back_leaves_its_message_the_first(url: str, store
         assert [_take_by(reader) for _ in range(2)] == ["1", "202"]
 
 
-def test_what_is_given_back_comes_first_again(url: str, store: Store) -> None:
+def test_a_released_message_comes_first_again(url: str, store: Store) -> None:
     held = lease(store, 3)
     with psycopg.connect(url, autocommit=True) as reader:
         assert [_take_by(reader) for _ in range(200)] == [str(number) for number in range(3, 203)]
@@ -62,7 +62,7 @@ def test_what_is_given_back_comes_first_again(url: str, store: Store) -> None:
         assert [_take_by(reader) for _ in range(4)] == ["0", "1", "2", "203"]
 
 
-def test_a_higher_priority_comes_first_whatever_was_taken(url: str, store: Store) -> None:
+def test_a_higher_priority_comes_first_after_reads_of_others(url: str, store: Store) -> None:
     with psycopg.connect(url, autocommit=True) as reader:
         for _ in range(200):
             _take_by(reader)
@@ -77,7 +77,7 @@ SEND = "SELECT queue_service.send(0, '', 'q', ARRAY[convert_to(%s, 'UTF8')], NUL
 
 
 def _take_by(session: psycopg.Connection[tuple[object, ...]]) -> str:
-    """What the next read by this very session removes: a session is what remembers."""
+    """Return what the next read of this session removes; remembered places belong to a session."""
     row = session.execute(RECEIVE).fetchone()
     assert row is not None
     text = row[0]
@@ -85,12 +85,12 @@ def _take_by(session: psycopg.Connection[tuple[object, ...]]) -> str:
     return text.decode()
 
 
-def test_a_read_waits_for_whoever_is_giving_back_what_comes_first(url: str) -> None:
+def test_a_read_waits_for_a_concurrent_release_of_the_first_message(url: str) -> None:
     with closing(PostgresStore(url)) as store, psycopg.connect(url) as another, ThreadPoolExecutor(1) as thread:
         send(store, "second")
         send(store, "first", priority=1)
         lease(store, 1, seconds=0.2)
-        late = round(time.time() * 1000) + 60_000  # when the lease has long ended
+        late = round(time.time() * 1000) + 60_000  # long after the end of the lease
         another.execute("SELECT queue_service.catch_up(%s::bigint, '', 'q', 10)", [late])
         time.sleep(0.3)
         read = thread.submit(take, store)

@@ -1,4 +1,4 @@
-"""Two parties in the middle of each other's verbs: one is a connection that the test holds open before its commit."""
+"""Test two concurrent calls; one is a connection that the test leaves open before its commit."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def clock() -> FakeClock:
 def store(url: str, clock: FakeClock) -> Iterator[Store]:
     with closing(PostgresStore(url, clock=clock)) as store:
         yield store
-    check(url)  # whatever the two did, the counts are true
+    check(url)  # the counts are correct in every case
 
 
 @pytest.fixture
 def party(url: str, store: Store) -> Iterator[psycopg.Connection[Any]]:
-    """The second party, in a transaction of its own."""
+    """Yield the second party, in its own transaction."""
     with psycopg.connect(url) as connection:
         connection.execute("SET search_path = queue_service")
         yield connection
@@ -63,7 +63,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def _when_it_waits(url: str, doing: Future[Any]) -> None:
-    """Return once a lock is waited for in this database, by what is being done."""
+    """Run the call in a thread; return once it waits for a lock in this database."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(url, autocommit=True) as session:
 
@@ -96,7 +96,7 @@ def _take_by(party: psycopg.Connection[Any], clock: FakeClock) -> str | None:
 # Reads
 
 
-def test_a_message_that_a_read_is_just_taking_is_given_to_no_other(
+def test_a_message_in_an_uncommitted_read_is_not_delivered_again(
     store: Store, party: psycopg.Connection[Any], clock: FakeClock
 ) -> None:
     send(store, "a", "b")
@@ -112,26 +112,26 @@ def _read_again(store: Store) -> list[str]:
 
 
 def _use_the_key(party: psycopg.Connection[Any]) -> None:
-    """As another request with this Idempotency-Key that is under way."""
+    """Use the Idempotency-Key like a concurrent request."""
     party.execute("SELECT pg_advisory_xact_lock((SELECT coalesce(max(id), 0) FROM queues)::int, hashtext('key'))")
 
 
-def test_a_repeated_read_of_a_queue_that_is_made_beside_it_takes_nothing_twice(
+def test_a_repeated_read_beside_the_creation_of_its_queue_takes_nothing_twice(
     store: Store, party: psycopg.Connection[Any], threads: ThreadPoolExecutor
 ) -> None:
     _use_the_key(party)
     first = threads.submit(_read_again, store)
-    time.sleep(0.2)  # it waits, or has looked and found nothing
+    time.sleep(0.2)  # it waits, or found nothing
     send(store, "a", "b")
     party.commit()
     assert first.result() == []
     assert _read_again(store) == ["a"] == _read_again(store)
 
 
-def test_a_repeated_read_of_a_queue_that_is_made_anew_beside_it_takes_nothing_twice(
+def test_a_repeated_read_beside_the_recreation_of_its_queue_takes_nothing_twice(
     url: str, store: Store, party: psycopg.Connection[Any], threads: ThreadPoolExecutor
 ) -> None:
-    def make_anew() -> None:
+    def recreate() -> None:
         store.delete_queue("q")
         send(store, "a", "b")
 
@@ -139,7 +139,7 @@ def test_a_repeated_read_of_a_queue_that_is_made_anew_beside_it_takes_nothing_tw
     _use_the_key(party)
     first = threads.submit(_read_again, store)
     _when_it_waits(url, first)
-    made = threads.submit(make_anew)
+    made = threads.submit(recreate)
     time.sleep(0.2)  # it waits, or is done
     party.commit()
     made.result()
@@ -147,7 +147,7 @@ def test_a_repeated_read_of_a_queue_that_is_made_anew_beside_it_takes_nothing_tw
     assert _read_again(store) == ["a"] == _read_again(store)
 
 
-def test_a_message_that_a_lease_is_just_taking_is_given_to_no_other(
+def test_a_message_in_an_uncommitted_lease_is_not_delivered_again(
     store: Store, party: psycopg.Connection[Any], clock: FakeClock
 ) -> None:
     send(store, "a", "b")
@@ -157,7 +157,7 @@ def test_a_message_that_a_lease_is_just_taking_is_given_to_no_other(
     assert (stats(store).leased, stats(store).ready) == (2, 0)
 
 
-def test_a_reader_of_all_recipients_passes_over_what_another_is_just_taking(
+def test_a_reader_of_all_recipients_skips_messages_of_an_uncommitted_read(
     store: Store, party: psycopg.Connection[Any], clock: FakeClock
 ) -> None:
     send(store, "a", "b", recipient="ann")
@@ -170,10 +170,10 @@ def test_a_reader_of_all_recipients_passes_over_what_another_is_just_taking(
 
 
 @pytest.mark.parametrize("limit", [2, 10])
-def test_a_keys_messages_that_moved_while_its_lock_was_waited_for_are_all_given_out_in_order(
+def test_messages_of_a_key_moved_during_a_wait_for_its_lock_are_delivered_in_order(
     url: str, store: Store, clock: FakeClock, threads: ThreadPoolExecutor, limit: int
 ) -> None:
-    """The lock is older than what a statement sees that began before it was had."""
+    """A statement that began before it got the lock sees older rows."""
     send(store, "a1", "a2", "a3", key="a")
     with psycopg.connect(url, autocommit=True) as gate, psycopg.connect(url, application_name="slow") as reader:
         gate.execute(SLOW_LOCK)
@@ -207,10 +207,10 @@ TRANSACT = """
 # Sends
 
 
-def test_a_send_waits_for_whoever_settles_its_key(
+def test_a_send_waits_for_a_concurrent_settlement_of_its_key(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
-    """Else it would find the key's first message still there, and its own would be blocked for ever."""
+    """Otherwise it would see the key's first message, and its own would stay blocked."""
     send(store, "first", key="k")
     assert _take_by(party, clock) == "first"
     sending = threads.submit(send, store, "next", key="k")
@@ -221,7 +221,7 @@ def test_a_send_waits_for_whoever_settles_its_key(
     assert take(store) == ["next"]
 
 
-def test_a_send_that_is_under_way_is_in_the_queue_before_it_is_deleted(
+def test_a_deletion_waits_for_a_send_under_way(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     send(store, "before")
@@ -234,7 +234,7 @@ def test_a_send_that_is_under_way_is_in_the_queue_before_it_is_deleted(
     await_true(lambda: party.execute("SELECT count(*) FROM messages").fetchone() == (0,))
 
 
-def test_a_send_that_comes_while_its_queue_is_being_deleted_is_kept_in_a_new_one(
+def test_a_send_during_the_deletion_of_its_queue_goes_to_a_new_queue(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     send(store, "old")
@@ -259,7 +259,7 @@ def test_an_unused_queue_is_not_deleted_under_a_send(
     assert peek(store) == ["under way"]
 
 
-def test_a_retention_holds_for_a_send_that_was_under_way_when_it_was_set(
+def test_a_new_retention_applies_to_a_send_that_was_under_way(
     store: Store, party: psycopg.Connection[Any], clock: FakeClock
 ) -> None:
     send(store, "before")
@@ -273,7 +273,7 @@ def test_a_retention_holds_for_a_send_that_was_under_way_when_it_was_set(
     assert stats(store).expired == 2
 
 
-def test_a_retention_touches_no_message(store: Store, party: psycopg.Connection[Any]) -> None:
+def test_a_new_retention_updates_no_message(store: Store, party: psycopg.Connection[Any]) -> None:
     send(store, "a", "b", ttl=100)
     written = "SELECT id, xmin::text FROM messages ORDER BY id"
     before = party.execute(written).fetchall()
@@ -285,7 +285,7 @@ def test_a_retention_touches_no_message(store: Store, party: psycopg.Connection[
 # Verbs of several transactions
 
 
-def test_a_purge_goes_on_behind_what_another_removed(
+def test_a_purge_continues_after_messages_that_another_removed(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     _send_many(store)
@@ -297,10 +297,10 @@ def test_a_purge_goes_on_behind_what_another_removed(
     assert stats(store).ready == 0
 
 
-def test_a_redrive_goes_on_behind_what_another_moved(
+def test_a_redrive_continues_after_messages_that_another_moved(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
-    _bury_many(store, clock)
+    _dead_letter_many(store, clock)
     party.execute("SELECT redrive(%s::bigint, 'q', NULL, NULL, NULL, NULL)", [_now(clock)])
     redriving = threads.submit(store.redrive, "q")
     _when_it_waits(url, redriving)
@@ -309,10 +309,10 @@ def test_a_redrive_goes_on_behind_what_another_moved(
     assert (stats(store).ready, stats(store).dead) == (MORE_THAN_A_STEP, 0)
 
 
-def test_a_redrive_goes_on_behind_what_a_reader_leased(
+def test_a_redrive_continues_after_messages_that_a_reader_leased(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
-    _bury_many(store, clock)
+    _dead_letter_many(store, clock)
     party.execute(
         "SELECT receive(%s::bigint, '', ARRAY['q.dead'], 1000, ''::bytea, 30000, 1, NULL, NULL)", [_now(clock)]
     )
@@ -323,7 +323,7 @@ def test_a_redrive_goes_on_behind_what_a_reader_leased(
     assert (stats(store, "q.dead").leased, stats(store, "q.dead").ready) == (1_000, 0)
 
 
-def test_a_purge_that_is_cut_off_says_what_it_removed_and_goes_on_when_repeated(
+def test_an_interrupted_purge_reports_what_it_removed_and_continues_when_repeated(
     store: Store, party: psycopg.Connection[Any]
 ) -> None:
     ids = _send_many(store)
@@ -339,7 +339,7 @@ def test_a_purge_that_is_cut_off_says_what_it_removed_and_goes_on_when_repeated(
     assert peek(store) == ["sent later"]
 
 
-def test_a_purge_forgets_a_dedup_id_that_a_sender_asks_for_at_once(
+def test_a_purge_forgets_a_dedup_id_that_a_concurrent_sender_uses(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     send(store, "first", dedup_id="d")
@@ -351,7 +351,7 @@ def test_a_purge_forgets_a_dedup_id_that_a_sender_asks_for_at_once(
     assert peek(store) == ["again"]
 
 
-def test_one_read_deals_with_a_bounded_part_of_what_a_lowered_max_receives_condemns(
+def test_one_read_dead_letters_a_bounded_number_after_a_lowered_max_receives(
     store: Store, party: psycopg.Connection[Any]
 ) -> None:
     send(store, *map(str, range(3_000)))
@@ -360,7 +360,7 @@ def test_one_read_deals_with_a_bounded_part_of_what_a_lowered_max_receives_conde
     party.execute("SELECT release(0, '', 'q', id, token, 0, true) FROM messages WHERE state = 1")
     party.commit()
     send(store, "good")
-    with psycopg.connect(party.info.dsn) as upkeep:  # which is kept from dealing with the rest meanwhile
+    with psycopg.connect(party.info.dsn) as upkeep:  # which cannot process the rest meanwhile
         upkeep.execute("SELECT pg_advisory_lock(-id) FROM queue_service.queues WHERE name = 'q'")
         configure(store, max_receives=1)
         assert take(store) == ["good"]
@@ -374,8 +374,8 @@ def test_one_read_deals_with_a_bounded_part_of_what_a_lowered_max_receives_conde
 def test_a_redrive_of_one_by_its_reason_reads_few_of_many_dead_letters(
     url: str, store: Store, clock: FakeClock
 ) -> None:
-    for grave in ("one", "two"):
-        configure(store, dead_letter_expired=True, dead_letter_queue=grave)
+    for dead_letters in ("one", "two"):
+        configure(store, dead_letter_expired=True, dead_letter_queue=dead_letters)
         send(store, *["x"] * 5_000, ttl=1)
         clock.advance(1)
         assert peek(store) == []
@@ -388,12 +388,10 @@ def test_a_redrive_of_one_by_its_reason_reads_few_of_many_dead_letters(
     assert rows[0] < 3_000
 
 
-# In circles
+# Deadlocks
 
 
-def test_redrives_of_keyed_dead_letters_of_two_queues_never_wait_for_each_other_in_a_circle(
-    url: str, store: Store
-) -> None:
+def test_redrives_of_keyed_dead_letters_of_two_queues_never_deadlock(url: str, store: Store) -> None:
     configure(store, queue="a", dead_letter_queue="z")
     configure(store, queue="z", dead_letter_queue="m")
     with ExitStack() as stack:
@@ -418,7 +416,7 @@ def test_redrives_of_keyed_dead_letters_of_two_queues_never_wait_for_each_other_
     assert found == (0,)
 
 
-def test_two_settings_at_once_close_no_circle_of_dead_letter_queues(
+def test_two_concurrent_settings_close_no_circle_of_dead_letter_queues(
     url: str, store: Store, party: psycopg.Connection[Any], threads: ThreadPoolExecutor
 ) -> None:
     party.execute("SELECT pg_advisory_xact_lock(-2, 0)")
@@ -431,7 +429,7 @@ def test_two_settings_at_once_close_no_circle_of_dead_letter_queues(
         setting.result(10)
 
 
-def test_a_deletion_waits_for_a_setting_that_would_close_a_circle_with_it(
+def test_a_deletion_waits_for_a_setting_that_would_close_a_circle(
     url: str, store: Store, party: psycopg.Connection[Any], threads: ThreadPoolExecutor
 ) -> None:
     configure(store, dead_letter_queue="graves")
@@ -472,12 +470,12 @@ def test_a_waiting_reader_is_woken_by_another_nodes_hint(
         listens = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'NOTIFY%'"
         with psycopg.connect(url, autocommit=True) as session:
             await_true(lambda: session.execute(listens).fetchone() == (1,))
-        time.sleep(0.3)  # by now the reader's own first hint has come
+        time.sleep(0.3)  # the reader's own first hint has arrived now
         send(another, "from another node")
         assert texts(reading.result(25)) == ["from another node"]
 
 
-def test_a_waiting_reader_is_woken_by_whatever_its_own_node_does(
+def test_a_waiting_reader_is_woken_by_every_operation_of_its_own_node(
     store: Store, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_upkeep, "POLL_EVERY", 3_600.0)
@@ -498,7 +496,7 @@ def test_a_waiting_reader_is_woken_by_whatever_its_own_node_does(
 
     def first_read(queue: str, act: Callable[[], object]) -> list[str]:
         reading = threads.submit(store.receive, Receive((queue,), recipient=None, wait=20.0))
-        time.sleep(0.3)  # by now it has looked, and waits
+        time.sleep(0.3)  # it has looked, and waits now
         act()
         return texts(reading.result(25))
 
@@ -521,13 +519,13 @@ def test_a_waiting_reader_is_woken_by_whatever_its_own_node_does(
     }  # fmt: skip
 
 
-def test_readiness_is_asked_of_the_disk_once_a_second(store: Store, party: psycopg.Connection[Any]) -> None:
+def test_readiness_is_checked_on_disk_once_a_second(store: Store, party: psycopg.Connection[Any]) -> None:
     store.check_ready()
     party.execute("SELECT FROM clock FOR UPDATE")
-    store.check_ready()  # else it would wait for the row
+    store.check_ready()  # otherwise it would wait for the row
 
 
-def test_a_request_that_is_given_up_under_its_key_is_not_remembered_as_done(
+def test_an_abandoned_request_is_not_remembered_as_done_under_its_key(
     store: Store, party: psycopg.Connection[Any]
 ) -> None:
     send(store, "a")
@@ -547,7 +545,7 @@ def _send_many(store: Store) -> list[int]:
     return ids
 
 
-def _bury_many(store: Store, clock: FakeClock) -> None:
+def _dead_letter_many(store: Store, clock: FakeClock) -> None:
     configure(store, dead_letter_expired=True)
     send(store, *["x"] * 10_000, ttl=1)
     send(store, *["x"] * (MORE_THAN_A_STEP - 10_000), ttl=1)

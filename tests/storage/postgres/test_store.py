@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: refusals at opening, several nodes on one database, lost connections, the tools."""
+"""Test the PostgreSQL engine: refusals, several nodes, lost connections, the tools."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.shorthand import configure, in_threads, lease, lease_one, new
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """Of an empty database."""
+    """Return the URL of an empty database."""
     return postgres_database().url_for(tmp_path)
 
 
 @pytest.fixture
 def nodes(url: str) -> Iterator[list[Engine]]:
-    """Three, as three processes would have."""
+    """Return three stores, like three processes."""
     stores = [open_store(url) for _ in range(3)]
     yield stores
     for store in stores:
@@ -51,7 +51,7 @@ def sql(url: str, statement: str) -> list[tuple[object, ...]]:
 # Several nodes
 
 
-def test_a_limit_holds_exactly_however_many_send_at_once(nodes: list[Engine]) -> None:
+def test_a_limit_is_exact_with_many_concurrent_senders(nodes: list[Engine]) -> None:
     configure(nodes[0], max_messages=25)
 
     def fill(node: Store) -> int:
@@ -66,14 +66,14 @@ def test_a_limit_holds_exactly_however_many_send_at_once(nodes: list[Engine]) ->
     assert stats(nodes[0]).ready == 25
 
 
-def test_of_writes_with_one_key_at_once_one_is_stored_and_all_get_its_answer(nodes: list[Engine]) -> None:
+def test_one_of_concurrent_writes_with_one_key_is_stored_and_all_get_its_answer(nodes: list[Engine]) -> None:
     key = IdempotencyKey("k", b"1")
     answers = in_threads([lambda node=node: node.send("q", [new("a")], key) for node in nodes * 4])  # type: ignore[misc]
     assert len({str(answer) for answer in answers}) == 1
     assert peek(nodes[0]) == ["a"]
 
 
-def test_of_messages_with_one_dedup_id_at_once_one_is_stored(nodes: list[Engine]) -> None:
+def test_one_of_concurrent_messages_with_one_dedup_id_is_stored(nodes: list[Engine]) -> None:
     batches = [["a", "b", "c"], ["c", "b", "a"]] * 6
 
     def work(node: Store, batch: list[str]) -> list[int]:
@@ -86,7 +86,7 @@ def test_of_messages_with_one_dedup_id_at_once_one_is_stored(nodes: list[Engine]
     assert sorted(peek(nodes[0])) == ["a", "b", "c"]
 
 
-def test_readers_with_one_key_at_once_get_the_same_message(nodes: list[Engine]) -> None:
+def test_concurrent_readers_with_one_key_get_the_same_message(nodes: list[Engine]) -> None:
     send(nodes[0], "a", "b", "c")
     ask = Receive(("q",), lease=30)
     found = in_threads([lambda node=node: node.receive(ask, IdempotencyKey("k", b"1")) for node in nodes * 4])  # type: ignore[misc]
@@ -130,7 +130,7 @@ def test_each_key_stays_serial_and_in_order_across_nodes(nodes: list[Engine]) ->
     assert stats(nodes[0]).acked == 150
 
 
-def test_senders_and_readers_of_two_queues_leave_the_counts_right(nodes: list[Engine], url: str) -> None:
+def test_senders_and_readers_of_two_queues_keep_the_counts_correct(nodes: list[Engine], url: str) -> None:
     def work(number: int) -> None:
         node = nodes[number % 3]
         for turn in range(15):
@@ -147,7 +147,7 @@ def test_senders_and_readers_of_two_queues_leave_the_counts_right(nodes: list[En
     assert storage_tool(["check", url]) == 0
 
 
-def test_two_that_settle_one_receipt_at_once_settle_it_once(nodes: list[Engine]) -> None:
+def test_two_concurrent_acks_of_one_receipt_settle_it_once(nodes: list[Engine]) -> None:
     send(nodes[0], "a")
     held = lease_one(nodes[0])
     answers = in_threads([lambda node=node: node.ack([held.receipt]).acked for node in nodes * 3])  # type: ignore[misc]
@@ -162,7 +162,7 @@ def test_a_reader_of_one_node_is_woken_by_a_write_of_another(nodes: list[Engine]
         assert [message.text for message in reading.result(15)] == ["a"]
 
 
-def test_nobody_holds_a_transaction_or_a_lock_while_waiting(nodes: list[Engine], url: str) -> None:
+def test_a_waiting_reader_has_no_transaction_and_no_lock(nodes: list[Engine], url: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(nodes[0].receive, Receive(("q",), wait=20))
         listening = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'NOTIFY%'"
@@ -177,21 +177,21 @@ def test_nobody_holds_a_transaction_or_a_lock_while_waiting(nodes: list[Engine],
 
 
 def terminate(url: str) -> None:
-    """All connections to the database have ended."""
+    """End all connections to the database."""
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     pids = [row[0] for row in sql(url, f"SELECT pid {others}")]
     sql(url, f"SELECT pg_terminate_backend(pid) {others}")
     await_true(lambda: not [row for row in sql(url, f"SELECT pid {others}") if row[0] in pids])
 
 
-def test_connections_that_ended_while_idle_are_replaced_unseen(store: Store, url: str) -> None:
+def test_connections_that_ended_while_idle_are_replaced_silently(store: Store, url: str) -> None:
     for number in range(5):
         terminate(url)
         send(store, str(number))
     assert take(store, 9) == ["0", "1", "2", "3", "4"]
 
 
-def test_what_was_under_way_when_its_connection_ended_is_not_known(store: Store, url: str) -> None:
+def test_an_operation_whose_connection_ended_has_an_unknown_outcome(store: Store, url: str) -> None:
     send(store, "a")
     held = lease_one(store)
     with psycopg.connect(url) as other, ThreadPoolExecutor(1) as pool:
@@ -206,7 +206,7 @@ def test_what_was_under_way_when_its_connection_ended_is_not_known(store: Store,
     store.settle(held.receipt)
 
 
-def test_who_waits_too_long_for_a_lock_is_told_that_nothing_was_done(store: Store, url: str) -> None:
+def test_a_lock_timeout_reports_that_nothing_was_done(store: Store, url: str) -> None:
     send(store, "a")
     held = lease_one(store)
     with psycopg.connect(url) as other:
@@ -221,7 +221,7 @@ def test_who_waits_too_long_for_a_lock_is_told_that_nothing_was_done(store: Stor
 # Opening
 
 
-def test_first_starts_at_once_make_one_schema(url: str) -> None:
+def test_concurrent_first_starts_create_one_schema(url: str) -> None:
     sql(url, "DROP SCHEMA queue_service CASCADE")
     stores = in_threads([lambda: open_store(url)] * 6)
     assert all(isinstance(store, PostgresStore) for store in stores)
@@ -239,7 +239,7 @@ def test_first_starts_at_once_make_one_schema(url: str) -> None:
         ("ALTER ROLE queue SET synchronous_commit = off", "ALTER ROLE queue RESET ALL", "synchronous_commit"),
     ],
 )
-def test_a_database_that_would_not_do_is_refused_with_the_reason(change: str, back: str, reason: str, url: str) -> None:
+def test_an_unsuitable_database_is_refused_with_the_reason(change: str, back: str, reason: str, url: str) -> None:
     open_store(url).close()
     sql(url, change)
     try:
@@ -249,14 +249,14 @@ def test_a_database_that_would_not_do_is_refused_with_the_reason(change: str, ba
         sql(url, back)
 
 
-def test_another_encoding_than_utf_8_is_refused() -> None:
+def test_an_encoding_other_than_utf_8_is_refused() -> None:
     server = postgres_database().server
     server.sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     with pytest.raises(UnusableDatabase, match="LATIN1"):
         open_store(server.url("latin"))
 
 
-def test_a_server_that_is_not_there_is_told_of() -> None:
+def test_an_unreachable_server_is_reported() -> None:
     with pytest.raises(UnusableDatabase, match="cannot be used"):
         open_store("postgresql://queue@127.0.0.1:1/none")
     with pytest.raises(UnusableDatabase, match="cannot be used"):
@@ -266,7 +266,7 @@ def test_a_server_that_is_not_there_is_told_of() -> None:
 # The tools
 
 
-def test_info_and_check_tell_what_is_there(store: Store, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_and_check_report_the_contents(store: Store, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     send(store, "a", "b", "c")
     lease_one(store)
     assert storage_tool(["info", url]) == 0
@@ -275,21 +275,21 @@ def test_info_and_check_tell_what_is_there(store: Store, url: str, capsys: pytes
     assert capsys.readouterr().out == "ok: 3 messages in 1 queues\n"
 
 
-def test_check_finds_counts_that_are_wrong_and_messages_of_no_queue(
+def test_check_finds_wrong_counts_and_messages_without_a_queue(
     store: Store, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     send(store, "a", "b", key="k")
     sql(url, "UPDATE queue_service.messages SET state = 0")
     sql(url, "INSERT INTO queue_service.messages (queue_id, sent_at, arrived_at, state, text) VALUES (99, 0, 0, 0, '')")
     assert storage_tool(["check", url]) == 1
-    told = capsys.readouterr().err
-    assert "queue 'q' counts 1 ready but has 2" in told
-    assert "queue 'q' has a key with 0 leased and 2 free messages" in told
-    assert "1 messages are in no queue" in told
+    printed = capsys.readouterr().err
+    assert "queue 'q' counts 1 ready but has 2" in printed
+    assert "queue 'q' has a key with 0 leased and 2 free messages" in printed
+    assert "1 messages are in no queue" in printed
 
 
 @pytest.mark.parametrize(("arguments", "program"), [(["vacuum"], "autovacuum"), (["backup", "copy"], "pg_dump")])
-def test_what_postgresql_does_itself_is_left_to_it(
+def test_commands_that_postgresql_provides_itself_are_refused(
     arguments: list[str], program: str, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verb, *file = arguments
@@ -307,11 +307,11 @@ def test_a_stale_receipt_stops_a_transaction_with_its_place(store: Store) -> Non
     assert peek(store) == ["a"]
 
 
-# Locks are taken in one order: no request waits for a deadlock to be found, which takes a second.
+# Locks are taken in one order, since detecting a deadlock takes a second.
 
 
 @pytest.mark.parametrize("settings", [{"max_receives": 5}, {"max_messages": 100_000}], ids=str)
-def test_senders_transactors_and_readers_of_keys_never_wait_for_each_other_in_a_circle(
+def test_senders_transactors_and_readers_of_keys_never_deadlock(
     nodes: list[Engine], url: str, settings: dict[str, int]
 ) -> None:
     nodes[0].configure("q", settings)
@@ -350,11 +350,11 @@ def _deadlocks(url: str) -> int:
     "setting",
     ["default_transaction_isolation = 'repeatable read'", "standard_conforming_strings = off", "array_nulls = off"],
 )
-def test_a_database_with_settings_that_the_engine_cannot_live_with_is_refused(url: str, setting: str) -> None:
+def test_a_database_with_unsuitable_settings_is_refused(url: str, setting: str) -> None:
     database = sql(url, "SELECT current_database()")[0][0]
     sql(url, f'ALTER DATABASE "{database}" SET {setting}')
     try:
         with pytest.raises(UnusableDatabase, match="it must be"):
             open_store(url)
-    finally:  # the database is another test's next
+    finally:  # the next test uses the database
         sql(url, f'ALTER DATABASE "{database}" RESET ALL')

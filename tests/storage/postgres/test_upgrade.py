@@ -1,7 +1,7 @@
-"""A database of an older version, made by its own code, is brought to this one where it lies.
+"""Test the upgrade in place of a database that an older version wrote.
 
 tests/storage/data/postgres-version-1.sql is a dump of a queue `q` (max_receives 3, retention 4,000,000 s) in which a
-message of each kind waits, and whose first message of key "a" was rejected, leased from `q.dead`, released and leased
+message of each kind is stored. Its first message of key "a" was rejected, leased from `q.dead`, released and leased
 again.
 """
 
@@ -43,7 +43,7 @@ def url(postgres: Postgres) -> str:
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """Shows a time soon after the dump was made."""
+    """Return a clock shortly after the dump was made."""
     clock = FakeClock()
     clock.advance(1_795_915_600 - clock.now() / 1000)
     return clock
@@ -56,13 +56,13 @@ def store(url: str, clock: FakeClock) -> Iterator[Store]:
     check(url)
 
 
-def test_all_that_was_there_is_there(store: Store) -> None:
+def test_all_old_messages_are_kept(store: Store) -> None:
     assert peek(store) == ["plain", "second", "delayed", "short", "a2", "known", "once"]
     assert stats(store)[:5] == (4, 2, 1, 0, 1)
     assert (store.queue("q").settings.retention, store.queue("q.dead").settings.lease) == (4_000_000, 7)
 
 
-def test_receipts_and_what_was_remembered_still_hold(store: Store, clock: FakeClock) -> None:
+def test_receipts_and_remembered_keys_stay_valid(store: Store, clock: FakeClock) -> None:
     assert store.extend(A2, 60) == clock.now() + 60_000
     store.settle(A2)
     assert store.send("q", [new("once")], IdempotencyKey("once", b"once")) == ([8], [])
@@ -71,7 +71,7 @@ def test_receipts_and_what_was_remembered_still_hold(store: Store, clock: FakeCl
     assert (read.text, read.receipt) == ("plain", PLAIN)
 
 
-def test_a_dead_letter_keeps_its_story_and_goes_home(store: Store) -> None:
+def test_a_dead_letter_keeps_its_history_and_can_be_redriven(store: Store) -> None:
     (read,) = store.receive(Receive(("q.dead",), lease=43_200.0), IdempotencyKey("dead", b"dead"))
     (seen,) = store.peek("q", state=State.DEAD)
     for dead in (read, seen):
@@ -94,14 +94,14 @@ def test_messages_expire_by_their_own_ttl_and_by_the_retention_as_before(store: 
     assert "second" not in peek(store)
 
 
-def test_what_was_released_before_is_leased_and_released_as_anything_else(store: Store) -> None:
+def test_a_message_released_before_the_upgrade_can_be_leased_and_released(store: Store) -> None:
     held = lease_one(store)
     store.release(held.receipt)
     with pytest.raises(StaleReceipt):
         store.extend(held.receipt, 60)
 
 
-def test_nodes_that_start_at_once_upgrade_it_once(url: str, clock: FakeClock) -> None:
+def test_nodes_that_start_at_once_upgrade_the_database_once(url: str, clock: FakeClock) -> None:
     stores = in_threads([partial(PostgresStore, url, clock=clock)] * 4)
     opened = [store for store in stores if isinstance(store, PostgresStore)]
     found = [texts(store.peek("q")) for store in opened]
@@ -111,8 +111,8 @@ def test_nodes_that_start_at_once_upgrade_it_once(url: str, clock: FakeClock) ->
     assert all(len(seen) == 7 for seen in found)
 
 
-def test_a_node_of_the_older_version_is_refused_what_it_could_do_wrong(store: Store, url: str) -> None:
-    """A verb whose answer it would misread, or that would undo what it does not know of, is not there for it."""
+def test_a_node_of_the_older_version_cannot_call_incompatible_verbs(store: Store, url: str) -> None:
+    """The upgrade removes verbs whose answers the older version would misread, or that would lose data."""
     with psycopg.connect(url, autocommit=True) as node:
         for call in OLDER_CALLS:
             statement = f"SELECT queue_service.{call}".encode()

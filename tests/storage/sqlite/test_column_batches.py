@@ -1,4 +1,4 @@
-"""How batches lie in the SQLite file: packed as long as they are taken and settled whole."""
+"""Test how the SQLite file stores batches: packed while they are leased and settled whole."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def store(path: Path) -> SqliteStore:
 
 
 def rows(path: Path) -> tuple[int, int]:
-    """How many messages have a row of their own, and how many runs there are."""
+    """Return the number of messages with their own row, and the number of runs."""
     connection = apsw.Connection(str(path))
     found: tuple[int, int] = connection.execute(
         "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM runs)"
@@ -36,7 +36,7 @@ def rows(path: Path) -> tuple[int, int]:
     return found
 
 
-def test_a_batch_that_is_leased_and_acked_whole_never_has_a_row_a_message(store: SqliteStore, path: Path) -> None:
+def test_a_batch_leased_and_acked_whole_never_has_one_row_per_message(store: SqliteStore, path: Path) -> None:
     send(store, *map(str, range(1000)))
     assert rows(path) == (0, 1000 // LONGEST)
     held = store.receive(Receive(("q",), 1000, 30))
@@ -58,7 +58,7 @@ def test_limits_that_are_multiples_of_the_longest_run_unpack_nothing(store: Sqli
     store.close()
 
 
-def test_to_settle_one_unpacks_its_run_and_no_other(store: SqliteStore, path: Path) -> None:
+def test_settling_one_message_unpacks_only_its_run(store: SqliteStore, path: Path) -> None:
     send(store, *map(str, range(300)))
     held = lease(store, 300)
     store.settle(held[150].receipt)
@@ -66,7 +66,7 @@ def test_to_settle_one_unpacks_its_run_and_no_other(store: SqliteStore, path: Pa
     store.close()
 
 
-def test_reads_of_one_unpack_a_run_only_when_the_one_before_is_used_up(store: SqliteStore, path: Path) -> None:
+def test_reads_of_one_message_unpack_a_run_only_after_the_previous_one(store: SqliteStore, path: Path) -> None:
     send(store, *map(str, range(5 * LONGEST)))
     for number in range(LONGEST):
         assert take(store) == [str(number)]
@@ -76,7 +76,7 @@ def test_reads_of_one_unpack_a_run_only_when_the_one_before_is_used_up(store: Sq
 
 @pytest.mark.parametrize("lease_for", [None, 30.0])
 @pytest.mark.parametrize("limit", [10, LONGEST - 1, LONGEST + 1, 333])
-def test_a_read_that_ends_within_a_run_unpacks_it_and_no_other(
+def test_a_read_that_ends_within_a_run_unpacks_only_that_run(
     store: SqliteStore, path: Path, limit: int, lease_for: float | None
 ) -> None:
     texts = list(map(str, range(1000)))
@@ -147,7 +147,7 @@ def test_a_queue_with_a_retention_packs_too_and_one_with_a_delay_does_not(store:
 
 
 def test_a_transaction_unpacks_many_runs_some_at_a_time(store: SqliteStore) -> None:
-    """That is seen by nobody, and keeps the others waiting for less than all of it."""
+    """It happens in steps, so others wait for less than all of it."""
     receipts = []
     for _ in range(25):
         send(store, *map(str, range(10 * LONGEST)))
@@ -184,7 +184,7 @@ def test_no_run_is_too_short_or_too_long(store: SqliteStore, path: Path, count: 
     store.close()
 
 
-def test_a_message_of_very_many_names_is_measured_like_any() -> None:
+def test_the_size_of_a_message_with_very_many_names_is_measured_correctly() -> None:
     names = {f"n{number}": [number] for number in range(50_000)}
     assert NewColumnBatch.of(["text"], names) is None
     run = NewColumnBatch(["text", "longer text"], {"a": [1, 22], "bb": [None, True]})

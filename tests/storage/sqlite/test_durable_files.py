@@ -1,7 +1,6 @@
-"""What reaches the disk outside SQLite's own commits, in which order, and what a disk fault stops.
+"""Test the order of writes outside SQLite's own commits, and the effects of a disk fault.
 
-Each system call that orders files on the disk is recorded, so that an fsync that is left out is noticed without
-cutting the power.
+The tests record each system call that orders files on the disk, so a missing fsync shows without a power cut.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Event = tuple[str, str]  # a call and the name of its file
 
 
 class Calls:
-    """The calls of `os` that were made, in order; `fail` is asked before each, and may raise."""
+    """Records the calls of `os` in order; `fail` is called before each, and may raise."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -78,7 +77,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "queue.db"
 
 
-# A new file gets its name once it is on disk, and takes nobody else's.
+# A new file gets its name once it is on disk, and never replaces another file.
 
 
 def test_a_backup_is_on_disk_before_it_has_its_name_and_the_name_before_it_is_reported(
@@ -91,7 +90,7 @@ def test_a_backup_is_on_disk_before_it_has_its_name_and_the_name_before_it_is_re
     assert calls.events == [("fsync", "copy.db.part"), ("link", "copy.db"), ("fsync", tmp_path.name)]
 
 
-def test_a_backup_does_not_replace_a_file_that_has_appeared_meanwhile(path: Path, tmp_path: Path) -> None:
+def test_a_backup_does_not_replace_a_file_created_meanwhile(path: Path, tmp_path: Path) -> None:
     with closing(SqliteStore(path)) as store:
         send(store, "a")
     target = tmp_path / "copy.db"
@@ -101,7 +100,7 @@ def test_a_backup_does_not_replace_a_file_that_has_appeared_meanwhile(path: Path
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_backup_goes_over_what_an_interrupted_one_has_left(path: Path, tmp_path: Path) -> None:
+def test_a_backup_overwrites_the_remains_of_an_interrupted_one(path: Path, tmp_path: Path) -> None:
     with closing(SqliteStore(path)) as store:
         send(store, "a")
     (tmp_path / "copy.db.part").write_text("half a backup")
@@ -110,7 +109,7 @@ def test_a_backup_goes_over_what_an_interrupted_one_has_left(path: Path, tmp_pat
         assert take(store) == ["a"]
 
 
-def test_a_moved_database_has_its_name_on_disk_when_the_move_is_reported(
+def test_the_name_of_a_moved_database_is_on_disk_when_the_move_is_reported(
     path: Path, tmp_path: Path, calls: Calls
 ) -> None:
     with closing(SqliteStore(path)) as store:
@@ -121,7 +120,7 @@ def test_a_moved_database_has_its_name_on_disk_when_the_move_is_reported(
     assert sorted(file.name for file in tmp_path.glob("target.db*")) == ["target.db", "target.db-lock"]
 
 
-def test_a_move_does_not_replace_a_file_that_has_appeared_meanwhile_and_goes_on_when_it_is_gone(
+def test_a_move_does_not_replace_a_file_created_meanwhile_and_continues_when_it_is_deleted(
     path: Path, tmp_path: Path
 ) -> None:
     with closing(SqliteStore(path)) as store:
@@ -137,10 +136,10 @@ def test_a_move_does_not_replace_a_file_that_has_appeared_meanwhile_and_goes_on_
         assert take(store, 2) == ["a"]
 
 
-def test_a_moved_database_does_not_get_its_name_while_part_of_it_is_in_a_log(
+def test_a_moved_database_is_not_renamed_while_part_of_it_is_in_a_log(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program that has it open keeps the log there: only the file would get the name."""
+    """Another program with the file open keeps the log, and only the file would be renamed."""
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 50)
     with closing(SqliteStore(path)) as store:
         send(store, "a")
@@ -156,12 +155,12 @@ def test_a_moved_database_does_not_get_its_name_while_part_of_it_is_in_a_log(
         assert take(store, 2) == ["a"]
 
 
-# A log of which a write has failed is written anew, all of it, before anything builds on it.
+# A log with a failed write is rewritten entirely before it is used.
 
 
 @contextmanager
 def a_write_has_failed(path: Path, megabytes: int = 0) -> Iterator[None]:
-    """The log is there as long as this lasts, and not to be trusted."""
+    """Leave a log with a failed write during the block."""
     failing = threading.Event()
 
     def fail(cursor: object, statement: str, values: object) -> bool:
@@ -172,7 +171,7 @@ def a_write_has_failed(path: Path, megabytes: int = 0) -> Iterator[None]:
     with on_each_connection(lambda connection: connection.set_exec_trace(fail)):
         store = SqliteStore(path)
     another = apsw.Connection(str(path))
-    another.execute("BEGIN; SELECT count(*) FROM sqlite_schema").fetchall()  # so that the log is not tidied away
+    another.execute("BEGIN; SELECT count(*) FROM sqlite_schema").fetchall()  # so that the log is not deleted
     try:
         send(store, "a", *["x" * 1_000_000] * megabytes)
         failing.set()
@@ -185,7 +184,7 @@ def a_write_has_failed(path: Path, megabytes: int = 0) -> Iterator[None]:
         another.close()
 
 
-def test_a_log_of_which_a_write_has_failed_is_synced_before_it_is_trusted(path: Path, calls: Calls) -> None:
+def test_a_log_with_a_failed_write_is_synced_before_it_is_trusted(path: Path, calls: Calls) -> None:
     with a_write_has_failed(path, megabytes=3):
         calls.events.clear()
         size = path.with_name("queue.db-wal").stat().st_size
@@ -200,7 +199,7 @@ def test_a_log_of_which_a_write_has_failed_is_synced_before_it_is_trusted(path: 
         assert calls.of("pwritev") == []  # once is enough
 
 
-def test_a_log_that_cannot_be_written_anew_is_not_trusted(path: Path, calls: Calls) -> None:
+def test_a_log_that_cannot_be_rewritten_is_not_trusted(path: Path, calls: Calls) -> None:
     def fail(event: Event) -> None:
         if event == ("fsync", "queue.db-wal"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -216,7 +215,7 @@ def test_a_log_that_cannot_be_written_anew_is_not_trusted(path: Path, calls: Cal
         assert ("fsync", "queue.db-wal") in calls.events
 
 
-def test_a_write_anew_that_was_cut_short_is_not_trusted(
+def test_an_interrupted_rewrite_of_a_log_is_not_trusted(
     path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with a_write_has_failed(path), monkeypatch.context() as patch:
@@ -227,7 +226,7 @@ def test_a_write_anew_that_was_cut_short_is_not_trusted(
     assert calls.of("ftruncate") == []
 
 
-def test_a_log_is_written_anew_where_the_filesystem_has_no_direct_writes(
+def test_a_log_is_rewritten_on_a_filesystem_without_direct_writes(
     path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.open
@@ -242,11 +241,11 @@ def test_a_log_is_written_anew_where_the_filesystem_has_no_direct_writes(
     with a_write_has_failed(path):
         monkeypatch.setattr(os, "open", without_direct)
         SqliteStore(path).close()
-        assert tried == ["queue.db-wal"]  # where it has some, they must be used: see _rewrite
+        assert tried == ["queue.db-wal"]  # a filesystem with direct writes must use them: see _rewrite
         assert ("fsync", "queue.db-wal") in calls.events
 
 
-def test_a_log_is_not_written_anew_under_a_writer(path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_not_rewritten_during_a_write(path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", 50)
     with a_write_has_failed(path), closing(apsw.Connection(str(path))) as writer:
         writer.execute("BEGIN IMMEDIATE")
@@ -256,11 +255,11 @@ def test_a_log_is_not_written_anew_under_a_writer(path: Path, calls: Calls, monk
         assert calls.events == []
 
 
-# A disk fault stops the writing, whoever meets it.
+# A disk fault in any part stops writes.
 
 
 @pytest.mark.parametrize("fault", [apsw.IOError, apsw.CorruptError])
-def test_a_disk_fault_that_upkeep_meets_stops_the_writing(
+def test_a_disk_fault_during_upkeep_stops_writes(
     path: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls, fault: type[apsw.Error]
 ) -> None:
     monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 0.01)
@@ -293,7 +292,7 @@ def test_a_disk_fault_that_upkeep_meets_stops_the_writing(
     assert ("fsync", "queue.db-wal") in calls.events
 
 
-def test_upkeep_that_could_not_open_the_file_tries_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upkeep_retries_if_it_could_not_open_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 0.01)
     tries = count()
 
@@ -310,9 +309,7 @@ def test_upkeep_that_could_not_open_the_file_tries_again(path: Path, monkeypatch
 
 @pytest.mark.parametrize("fault", [apsw.IOError, apsw.CorruptError])
 @pytest.mark.parametrize("statement", ["INSERT", "COMMIT"])
-def test_a_disk_fault_that_a_request_meets_stops_the_writing(
-    path: Path, fault: type[apsw.Error], statement: str
-) -> None:
+def test_a_disk_fault_during_a_request_stops_writes(path: Path, fault: type[apsw.Error], statement: str) -> None:
     failing, failed = threading.Event(), threading.Event()
 
     def fail(cursor: object, sql: str, values: object) -> bool:
@@ -336,9 +333,7 @@ def test_a_disk_fault_that_a_request_meets_stops_the_writing(
     store.close()
 
 
-def test_a_disk_fault_that_a_tool_meets_makes_the_next_to_open_the_file_write_the_log_anew(
-    path: Path, calls: Calls
-) -> None:
+def test_after_a_disk_fault_in_a_tool_the_next_open_rewrites_the_log(path: Path, calls: Calls) -> None:
     def fail(cursor: object, sql: str, values: object) -> bool:
         if sql.startswith("VACUUM"):
             raise apsw.IOError("the disk has failed")

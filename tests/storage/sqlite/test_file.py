@@ -1,4 +1,4 @@
-"""The SQLite file: what is refused as one, how it comes to be, and how connections to it are set."""
+"""Test the SQLite file: refusals, creation, and the settings of connections."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_sqlite_with_the_wal_reset_bug_is_refused__row_5(version: str, fit: bo
             sqlite_file.refuse_unsafe_sqlite(version)
 
 
-def test_a_store_asks_for_the_version_before_it_touches_the_file__row_5(
+def test_a_store_checks_the_version_before_it_opens_the_file__row_5(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
@@ -65,7 +65,7 @@ def test_a_store_asks_for_the_version_before_it_touches_the_file__row_5(
     assert not path.exists()
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_alone__row_24(path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_left_alone__row_24(path: Path) -> None:
     path.write_bytes(content := b"Dear diary, " * 1_000)
     assert refusal(path).endswith("not a database")
     assert path.read_bytes() == content
@@ -90,25 +90,25 @@ def test_a_newer_schema_is_refused_and_left_alone__row_24(path: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_an_empty_file_is_taken_for_a_fresh_one(path: Path) -> None:
+def test_an_empty_file_becomes_a_new_database(path: Path) -> None:
     path.touch()
     store = SqliteStore(path)
     assert send(store, "a") == [1]
     store.close()
 
 
-def test_a_directory_that_is_not_there_is_refused_and_not_made__row_24(tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused_and_not_created__row_24(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere" / "queue.db")
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_directory_in_the_files_place_is_refused__row_24(tmp_path: Path) -> None:
+def test_a_directory_instead_of_a_file_is_refused__row_24(tmp_path: Path) -> None:
     assert "is a directory" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere, whatever the mode says")
 @pytest.mark.parametrize("place", ["directory", "file"])
-def test_what_cannot_be_written_is_refused__row_24(path: Path, place: str) -> None:
+def test_a_file_that_cannot_be_written_is_refused__row_24(path: Path, place: str) -> None:
     SqliteStore(path).close()
     locked = path if place == "file" else path.parent
     locked.chmod(0o500)
@@ -119,10 +119,10 @@ def test_what_cannot_be_written_is_refused__row_24(path: Path, place: str) -> No
 
 
 @pytest.mark.parametrize("place", ["directory", "file"])
-def test_what_the_system_calls_unwritable_is_refused__row_24(
+def test_a_file_that_the_system_reports_as_unwritable_is_refused__row_24(
     path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the test above, for root too: the answer of access(2) is made up."""
+    """Fake the answer of access(2), so that this also works for root."""
     SqliteStore(path).close()
     locked = path if place == "file" else path.parent
     monkeypatch.setattr(os, "access", lambda place, mode: place != locked)
@@ -140,17 +140,17 @@ def test_a_network_filesystem_is_refused__row_24(path: Path, kind: str, monkeypa
     [
         ["server:/x {parent} nfs4 rw 0 0", "/dev/vdb {folder} ext4 rw 0 0"],  # a disk inside the network's tree
         ["server:/x {folder} nfs4 rw 0 0", "/dev/vdb {folder} ext4 rw 0 0"],  # mounted over it
-        ["server:/x {folder}2 nfs4 rw 0 0"],  # a name that only begins alike
+        ["server:/x {folder}2 nfs4 rw 0 0"],  # a name with the same beginning
     ],
 )
-def test_a_local_disk_near_a_network_filesystem_is_taken(
+def test_a_local_disk_near_a_network_filesystem_is_accepted(
     path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mounted(monkeypatch, *(line.format(folder=path.parent, parent=path.parent.parent) for line in lines))
     SqliteStore(path).close()
 
 
-def test_a_network_filesystem_is_seen_through_a_link_and_through_blanks_in_its_name__row_24(
+def test_a_network_filesystem_is_detected_behind_a_link_and_with_spaces_in_its_name__row_24(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (far := tmp_path / "far away ü").mkdir()
@@ -170,13 +170,13 @@ def mounted(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "queue.db", "sqlite:queue.db", "sqlite://queue.db", "sqlite:///", "mysql:///x"])
-def test_a_url_that_names_no_file_is_refused(url: str) -> None:
+def test_a_url_without_a_file_is_refused(url: str) -> None:
     with pytest.raises(UnusableDatabase):
         open_store(url)
 
 
 @pytest.mark.parametrize("what", ["text", "foreign", "newer", "read-only"])
-def test_a_service_does_not_start_on_what_it_cannot_use_and_says_why__row_24(
+def test_a_service_refuses_an_unusable_file_and_says_why__row_24(
     what: str, path: Path, read_only: Callable[[Path], None]
 ) -> None:
     reason = {
@@ -204,7 +204,7 @@ def test_a_service_does_not_start_on_what_it_cannot_use_and_says_why__row_24(
 
 @pytest.fixture
 def read_only() -> Iterator[Callable[[Path], None]]:
-    """Makes a directory one of a filesystem that is mounted read-only, which stops even root."""
+    """Mount a directory read-only, which stops even root."""
     mounted_on: list[Path] = []
 
     def mount(directory: Path) -> None:
@@ -224,7 +224,7 @@ def read_only() -> Iterator[Callable[[Path], None]]:
 # -- opening
 
 
-def test_two_first_starts_at_once_make_one_schema__row_27(path: Path) -> None:
+def test_two_concurrent_first_starts_create_one_schema__row_27(path: Path) -> None:
     program = (
         "import sys; from storage import open_store; from storage.model import NewMessage\n"
         "print('imported', flush=True); sys.stdin.readline()\n"
@@ -249,7 +249,7 @@ def test_two_first_starts_at_once_make_one_schema__row_27(path: Path) -> None:
     store.close()
 
 
-def test_the_file_says_whose_it_is(path: Path) -> None:
+def test_the_file_has_the_application_id(path: Path) -> None:
     SqliteStore(path).close()
     connection = apsw.Connection(str(path))
     assert connection.pragma("application_id") == int.from_bytes(b"QUEU", "big")
@@ -261,18 +261,18 @@ def test_the_file_says_whose_it_is(path: Path) -> None:
 def test_every_connection_writes_through_the_log_and_syncs_each_commit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 3_600.0)  # its connection is asked from here
+    monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 3_600.0)  # this test queries its connection
     connections: list[apsw.Connection] = []
     with on_each_connection(connections.append):
         store = SqliteStore(path)
         send(store, "a")
         peek(store)
         store.receive(Receive(("nowhere",), wait=0.05))
-        await_true(lambda: len(connections) >= 4)  # to write, to read, to look out for waiting readers, for upkeep
+        await_true(lambda: len(connections) >= 4)  # to write, to read, to watch for waiting readers, for upkeep
     there = still_open(connections)
     for connection in there:
-        told = [connection.pragma(name) for name in ("journal_mode", "synchronous", "mmap_size")]
-        assert told == ["wal", 2, 0]  # 2: FULL
+        pragmas = [connection.pragma(name) for name in ("journal_mode", "synchronous", "mmap_size")]
+        assert pragmas == ["wal", 2, 0]  # 2: FULL
         assert 0 < connection.pragma("journal_size_limit") <= 64 * 1024 * 1024
     store.close()
     assert still_open(connections) == []
@@ -282,13 +282,13 @@ def test_every_connection_writes_through_the_log_and_syncs_each_commit(
 # The size of the file.
 
 
-def test_a_file_that_has_emptied_gives_its_room_back_and_keeps_what_is_left(path: Path) -> None:
+def test_an_emptied_file_shrinks_and_keeps_the_remaining_messages(path: Path) -> None:
     store = SqliteStore(path)
     try:
         for _ in range(100):
-            send(store, *["x" * 160] * 1_000)  # of a file whose quarter is more than the 2 MiB that stay free
+            send(store, *["x" * 160] * 1_000)  # a quarter of the file is more than the 2 MiB that stay free
         left = [f"{number}" for number in range(2_000)]
-        send(store, *left, key="k")  # at the file's end, in rows of their own
+        send(store, *left, key="k")  # at the file's end, each in its own row
         with closing(apsw.Connection(str(path))) as beside:  # the file's own size lags until a checkpoint
             full = beside.pragma("page_count") * beside.pragma("page_size")
         for _ in range(100):
@@ -300,10 +300,10 @@ def test_a_file_that_has_emptied_gives_its_room_back_and_keeps_what_is_left(path
     assert check(path).startswith("ok: 2,000 messages")
 
 
-# -- where it really lies, and whose it is
+# -- real path and owner
 
 
-def test_what_lies_beside_a_linked_database_lies_beside_where_it_really_is__row_35(tmp_path: Path) -> None:
+def test_files_beside_a_linked_database_are_beside_its_real_path__row_35(tmp_path: Path) -> None:
     (real := tmp_path / "disk").mkdir()
     (link := tmp_path / "queue.db").symlink_to(real / "real.db")
     with closing(SqliteStore(link)) as store, closing(SqliteStore(real / "real.db")) as other:
@@ -315,7 +315,7 @@ def test_what_lies_beside_a_linked_database_lies_beside_where_it_really_is__row_
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no second disk here")
-def test_the_disk_that_is_watched_is_the_one_that_a_link_leads_to__row_35(path: Path) -> None:
+def test_the_watched_disk_is_that_of_the_real_path__row_35(path: Path) -> None:
     if path.parent.stat().st_dev == Path("/dev/shm").stat().st_dev:
         pytest.skip("the tests' own files are on the second disk")
     with TemporaryDirectory(dir="/dev/shm") as other:
@@ -333,7 +333,7 @@ def _free(folder: Path) -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file another's")
-def test_a_tool_that_root_runs_leaves_no_lock_that_the_service_cannot_open__row_35(path: Path) -> None:
+def test_a_tool_run_by_root_leaves_no_lock_that_the_service_cannot_open__row_35(path: Path) -> None:
     SqliteStore(path).close()
     lock = Path(f"{path}-lock")
     lock.unlink()
@@ -359,8 +359,8 @@ def older(path: Path) -> Path:
 def test_a_tool_leaves_the_schema_of_a_running_older_service_as_it_is(path: Path, tmp_path: Path, verb: str) -> None:
     older(path)
     copy = tmp_path / "copy.db"
-    said = sqlite_maintenance.backup(path, copy) if verb == "backup" else getattr(sqlite_maintenance, verb)(path)
-    assert said
+    report = sqlite_maintenance.backup(path, copy) if verb == "backup" else getattr(sqlite_maintenance, verb)(path)
+    assert report
     for file in [path, *([copy] if verb == "backup" else [])]:
         with closing(apsw.Connection(str(file))) as connection:
             assert connection.pragma("user_version") == 1
@@ -374,18 +374,18 @@ def test_a_check_of_an_older_file_says_which_version_it_needs_and_changes_nothin
         assert connection.pragma("user_version") == 1
 
 
-# -- its time
+# -- time
 
 
-def boot_again(path: Path) -> None:
+def reboot(path: Path) -> None:
     with closing(apsw.Connection(str(path))) as connection:
         connection.execute("UPDATE clock SET boot_id = 'of another boot', offset_ms = 0")
 
 
-def test_a_file_dated_in_the_future_makes_nothing_expire_at_the_next_boot__row_35(path: Path) -> None:
+def test_a_file_dated_in_the_future_expires_nothing_at_the_next_boot__row_35(path: Path) -> None:
     with closing(SqliteStore(path)) as store:
         send(store, "a", ttl=3_600)
-    boot_again(path)
+    reboot(path)
     os.utime(path, (time.time() + 86_400,) * 2)
     with closing(SqliteStore(path)) as store:
         assert peek(store) == ["a"]
@@ -393,10 +393,10 @@ def test_a_file_dated_in_the_future_makes_nothing_expire_at_the_next_boot__row_3
 
 
 @pytest.mark.parametrize("left", [[], ["a message"]], ids=["empty", "with messages"])
-def test_a_wall_clock_set_back_across_a_boot_does_not_take_the_services_time_back(
+def test_a_wall_clock_set_back_across_a_boot_does_not_set_back_the_services_time(
     path: Path, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as the file knows it: from its messages, and from upkeep, which keeps the time while it is written to."""
+    """The file has the time of its messages and of the last upkeep."""
     with closing(SqliteStore(path)) as store:
         send(store, "gone")
         await_true(lambda: _kept_time(path) > 0)
@@ -404,7 +404,7 @@ def test_a_wall_clock_set_back_across_a_boot_does_not_take_the_services_time_bac
             send(store, *left)
         assert len(store.receive(Receive(("q",), 1))) == 1
     before = time.time()
-    boot_again(path)
+    reboot(path)
     monkeypatch.setattr(time, "time", lambda: before - 3_600)
     with closing(SqliteStore(path)) as store:
         assert store._clock.now() / 1_000 > before - 70

@@ -1,4 +1,4 @@
-"""Every statement on the way of a message finds an index: none reads a whole queue, and reads do not sort."""
+"""Test that every statement on a message uses an index: none reads a whole queue, and reads do not sort."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def path(tmp_path: Path) -> Path:
 
 
 class Statements:
-    """All SQL done by this thread since `begin`, once each, and a set of its values."""
+    """Records all SQL of this thread since `begin`, once each, with a set of its values."""
 
     def __init__(self) -> None:
-        self._thread: int | None = None  # a lone request leads its own commit, so its thread does all there is to do
+        self._thread: int | None = None  # a lone request leads its own commit, so this thread runs all statements
         self._seen: dict[str, Any] = {}
 
     def watch(self, connection: apsw.Connection) -> None:
@@ -87,7 +87,7 @@ HOT_VERBS: dict[str, Callable[[SqliteStore], object]] = {
     "purge": lambda store: store.purge("keys"),
     "redrive": lambda store: store.redrive("q"),
 }
-# These go through a queue by age, or take all of a rare set and sort it.
+# These scan a queue by age, or sort all of a rare set.
 MAY_WALK = {"stats", "peek", "peek ready", "purge", "listing", "reschedule"}
 
 
@@ -105,7 +105,7 @@ def test_no_statement_reads_all_messages_of_a_queue_nor_sorts_them(
     send(store, *map(str, range(300)))
     lease(store, 2, seconds=1)
     peek(store)
-    clock.advance(1)  # so that something has ended and expired
+    clock.advance(1)  # so that leases have ended and messages expired
     send(store, *"abcdefgh", key="k", queue="keys")
     statements.begin()
     HOT_VERBS[verb](store)
@@ -130,7 +130,7 @@ def test_a_read_takes_from_the_front_of_its_own_index(path: Path, statements: St
     store.close()
 
 
-def test_whether_a_key_is_locked_is_asked_of_its_leased_messages_alone(path: Path, statements: Statements) -> None:
+def test_the_lock_of_a_key_is_checked_in_its_leased_messages_alone(path: Path, statements: Statements) -> None:
     store = SqliteStore(path)
     send(store, *"abc", key="k")
     held = lease_one(store)
@@ -141,7 +141,7 @@ def test_whether_a_key_is_locked_is_asked_of_its_leased_messages_alone(path: Pat
     store.close()
 
 
-def test_no_text_is_read_of_messages_that_are_only_removed(path: Path) -> None:
+def test_removing_messages_reads_no_texts(path: Path) -> None:
     read: list[object] = []
 
     def note(cursor: apsw.Cursor, row: Any) -> Any:
@@ -169,11 +169,11 @@ def test_no_text_is_read_of_messages_that_are_only_removed(path: Path) -> None:
         store.close()
 
 
-def test_what_time_has_done_to_a_page_of_queues_is_asked_by_one_statement(path: Path) -> None:
+def test_one_statement_finds_what_is_due_in_a_page_of_queues(path: Path) -> None:
     asked: list[str] = []
 
     def note(cursor: apsw.Cursor, sql: str, values: object) -> bool:
-        if threading.current_thread() is threading.main_thread():  # upkeep asks too
+        if threading.current_thread() is threading.main_thread():  # upkeep runs it too
             asked.append(sql)
         return True
 
@@ -210,7 +210,7 @@ def test_a_step_of_a_redrive_reads_no_more_rows_for_many_dead_letter_queues_than
 
 
 def _reads_all(step: str) -> bool:
-    """A scan, but for one of values given with the statement, of queues (few) or of an inner select."""
+    """Return whether the plan scans a table, except for values of the statement, queues, or an inner select."""
     if not step.startswith("SCAN"):
         return False
     return not step.startswith(
@@ -227,8 +227,8 @@ def _reads_all(step: str) -> bool:
     )
 
 
-def test_sqlite_is_told_not_to_prepare_statements_anew_for_the_sake_of_partial_indexes(path: Path) -> None:
-    """It would at each use, and no count of its own shows it: pops and leases cost nearly twice the CPU."""
+def test_sqlite_does_not_prepare_statements_again_for_partial_indexes(path: Path) -> None:
+    """It would at each use, without a trace in its counters, and nearly double the CPU time of reads."""
     store = SqliteStore(path)
     flags = [connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, -1) for connection in connections_of(store)]
     assert flags == [1, 1]

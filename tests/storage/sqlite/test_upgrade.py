@@ -1,7 +1,7 @@
-"""Row 27 of what must survive: a file of every released schema is opened by today's code, and nothing in it is lost.
+"""Test row 27 of docs/reliability.md: today's code opens files of every released schema, and loses nothing.
 
-`python -m tests.storage.sqlite.test_upgrade` writes such a file with today's code: once for each schema, when it is
-released.
+`python -m tests.storage.sqlite.test_upgrade` writes such a file with today's code. Run it once for each schema, at its
+release.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ ODD = "NUL \0, CR \r, LF \n, 😀 and \ufeff"
 HALF_AN_HOUR, DAY, YEARS = 1_800.0, 86_400.0, 3 * 366 * 86_400.0  # seconds
 
 BATCH = [str(number) for number in range(300)]
-# Some have attributes, and of these some have others than the rest: for one, two and many in succession.
+# Some have attributes, and some of these differ from the rest: one, two and many in succession.
 BATCH_FIELDS: dict[str, dict[str, Any]] = {
     str(number): {"attributes": {"place": number, "name": f"№ {number}"} if number % 7 else {"alone": True}}
     for number in range(40, 300)
     if number % 50
 }
 
-# What `fill` leaves: each queue's texts by their state, oldest first.
+# The result of `fill`: each queue's texts by state, oldest first.
 THERE = {
     "batch": {State.READY: BATCH[15:], State.LEASED: BATCH[5:15]},
     "dead": {State.READY: ["rejected", "given up"]},
@@ -58,14 +58,14 @@ THERE = {
 
 
 def long_ago() -> FakeClock:
-    """It shows a time that is past on any machine: it is in 2024."""
+    """Return a clock in 2024, which is in the past on any machine."""
     clock = FakeClock()
     clock.advance(-96_000_000)
     return clock
 
 
 def fill(store: Store, clock: FakeClock) -> dict[str, str]:
-    """Messages in every state, settings, totals and remembered keys; the receipts of those that are leased."""
+    """Write messages in every state, settings, totals and keys; return the receipts of leased ones."""
     configure(store, "dying", max_receives=2, dead_letter_queue="dead")
     send(store, "rejected", "given up", queue="dying")
     store.reject(lease_one(store, queue="dying").receipt, "does not fit")
@@ -100,7 +100,7 @@ def fill(store: Store, clock: FakeClock) -> dict[str, str]:
 
 @pytest.fixture(params=["today's", *RELEASED])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of a file that `fill` filled, by today's code or by that of a release; beside it are its receipts."""
+    """Return a copy of a file filled by `fill`, by today's code or by a release; its receipts are beside it."""
     path = tmp_path / "queue.db"
     if request.param in RELEASED:
         shutil.copyfile(DATA / f"{request.param}.sqlite", path)
@@ -111,18 +111,18 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def write(path: Path) -> None:
-    """A new file that is filled, and what its test has to know beside it."""
+    """Write a filled file, and beside it the data that its test needs."""
     clock = long_ago()
     with closing(SqliteStore(path, clock=clock)) as store:
         receipts = fill(store, clock)
-    told = {"now": clock.now(), "receipts": receipts, "fields": BATCH_FIELDS}
-    path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
+    notes = {"now": clock.now(), "receipts": receipts, "fields": BATCH_FIELDS}
+    path.with_suffix(".json").write_text(json.dumps(notes, indent=1) + "\n")
 
 
 def assert_nothing_is_lost(path: Path) -> None:
-    """All of THERE is there, and does what it would have done if nobody had closed the file."""
-    told = json.loads(path.with_suffix(".json").read_text())
-    (clock := long_ago()).advance((told["now"] - clock.now()) / 1_000 + 60)
+    """Assert that all of THERE exists and behaves as if the file had never been closed."""
+    notes = json.loads(path.with_suffix(".json").read_text())
+    (clock := long_ago()).advance((notes["now"] - clock.now()) / 1_000 + 60)
     SqliteStore(path, clock=clock).close()  # brings the schema to the newest version
     assert check(path).startswith("ok")
     with closing(SqliteStore(path, clock=clock)) as store:
@@ -131,10 +131,10 @@ def assert_nothing_is_lost(path: Path) -> None:
             assert {s: peek(store, queue=queue, state=s) for s in State if peek(store, queue=queue, state=s)} == states
         assert peek(store, queue="dying", state=State.DEAD) == ["rejected", "given up"]
         batch = {message.text: json.loads(message.fields or "{}") for message in store.peek("batch", limit=1_000)}
-        assert {text: fields for text, fields in batch.items() if fields} == told.get("fields", {})  # not in version 1
+        assert {text: fields for text, fields in batch.items() if fields} == notes.get("fields", {})  # not in version 1
         _assert_settings_and_totals(store)
-        _assert_receipts_and_keys(store, told["receipts"])
-        _assert_all_comes_out(store, clock, told["receipts"])
+        _assert_receipts_and_keys(store, notes["receipts"])
+        _assert_all_comes_out(store, clock, notes["receipts"])
     assert check(path).startswith("ok")
 
 
@@ -184,15 +184,15 @@ def test_nothing_in_the_file_of_an_earlier_release_is_lost__row_27(old: Path) ->
     assert_nothing_is_lost(old)
 
 
-def test_there_is_a_file_of_every_schema_but_perhaps_the_one_being_made__row_27() -> None:
+def test_every_released_schema_has_a_test_file__row_27() -> None:
     assert set(RELEASED) >= {f"version-{number}" for number in range(1, sqlite_file.SCHEMA_VERSION)}
     for name in RELEASED:
         version = int.from_bytes((DATA / f"{name}.sqlite").read_bytes()[60:64], "big")
         assert name == f"version-{version}"  # the header's user_version
 
 
-def test_a_service_started_on_the_file_of_an_earlier_release_gives_all_of_it_out__row_27(old: Path) -> None:
-    """Years later: leases have ended, delays are over, and what was to be kept for a day is gone."""
+def test_a_service_started_on_the_file_of_an_earlier_release_delivers_all_of_it__row_27(old: Path) -> None:
+    """Start years later: leases have ended, delays have passed, and messages kept for a day are deleted."""
     out = []
     with LiveServer({"QUEUE_DATABASE_URL": f"sqlite:///{old}"}) as server:
         connection = Connection(server.port)
@@ -207,7 +207,7 @@ def test_a_service_started_on_the_file_of_an_earlier_release_gives_all_of_it_out
     assert sorted(out) == sorted(set(everything) - {"gone in a day"})
 
 
-# What version 4 reckons by, of rows as version 3 left them.
+# The columns that version 4 uses, of rows as version 3 left them.
 
 THIRD = """
     INSERT INTO queues (name, settings, ready) VALUES ('kept', '{"retention": 1000}', 5), ('dead', '{}', 1);
@@ -222,7 +222,7 @@ THIRD = """
 """
 
 
-def test_arrival_and_ttl_are_reckoned_from_what_an_earlier_release_kept(
+def test_arrival_and_ttl_are_computed_from_the_rows_of_an_earlier_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, clock = tmp_path / "queue.db", FakeClock()
@@ -254,7 +254,7 @@ def test_arrival_and_ttl_are_reckoned_from_what_an_earlier_release_kept(
         assert peek(store, queue="kept") == ["dead"]
 
 
-# The way from one schema to the next, with one that does not exist.
+# The upgrade from one schema to the next, with an invented one.
 
 NEXT = """
     ALTER TABLE messages ADD COLUMN colour TEXT;
@@ -273,8 +273,8 @@ class NextRelease:
         self._script = script
         self._steps = [*sqlite_file._STEPS, str(script)]
 
-    def becomes_today(self, between: str = "") -> None:
-        """`between` are statements in the middle of the new step."""
+    def add_to_todays_code(self, between: str = "") -> None:
+        """Make the new step today's; `between` are statements in the middle of it."""
         self._script.write_text(NEXT.format(between=between))
         self._patch.setattr(sqlite_file, "_STEPS", self._steps)
         self._patch.setattr(sqlite_file, "SCHEMA_VERSION", len(self._steps))
@@ -286,17 +286,17 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NextRelease
 
 
 def schema_of(path: Path) -> list[str]:
-    """Its version, and the names of all that is in it."""
+    """Return the schema's version, and the names of all objects in it."""
     with closing(apsw.Connection(str(path))) as connection:
         names = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema ORDER BY name")]
         return [str(connection.pragma("user_version")), *names]
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["old", "fresh"])
-def test_a_file_is_brought_to_the_next_schema_and_nothing_is_lost__row_27(
+def test_a_file_is_upgraded_to_the_next_schema_and_nothing_is_lost__row_27(
     fresh: bool, old: Path, next_release: NextRelease
 ) -> None:
-    next_release.becomes_today()
+    next_release.add_to_todays_code()
     if fresh:
         old.unlink()
         write(old)
@@ -306,15 +306,15 @@ def test_a_file_is_brought_to_the_next_schema_and_nothing_is_lost__row_27(
     assert {"colours", "coloured"} <= set(names)
 
 
-def test_an_upgrade_that_fails_is_told_and_leaves_the_file_as_it_was__row_27(
+def test_a_failed_upgrade_is_reported_and_leaves_the_file_unchanged__row_27(
     old: Path, next_release: NextRelease
 ) -> None:
     before = schema_of(old)
-    next_release.becomes_today(between="INSERT INTO nowhere VALUES (1);")
+    next_release.add_to_todays_code(between="INSERT INTO nowhere VALUES (1);")
     with pytest.raises(UnusableDatabase, match="no such table: nowhere"):
         SqliteStore(old)
     assert schema_of(old) == before
-    next_release.becomes_today()
+    next_release.add_to_todays_code()
     assert_nothing_is_lost(old)
 
 
@@ -333,7 +333,7 @@ open_store("sqlite:///" + path).close()
 
 
 def upgrades(path: Path, script: Path, count: int) -> list[int]:
-    """What as many processes end with that begin the upgrade at once."""
+    """Run concurrent upgrades in so many processes; return their exit codes."""
     running = [
         subprocess.Popen(
             [sys.executable, "-c", UPGRADE, str(path), str(script)],
@@ -353,7 +353,7 @@ def upgrades(path: Path, script: Path, count: int) -> list[int]:
     return [process.returncode for process in running]
 
 
-def test_an_upgrade_killed_in_the_middle_leaves_the_file_as_it_was__row_27(
+def test_an_upgrade_killed_in_the_middle_leaves_the_file_unchanged__row_27(
     old: Path, tmp_path: Path, next_release: NextRelease
 ) -> None:
     before = schema_of(old)
@@ -361,15 +361,15 @@ def test_an_upgrade_killed_in_the_middle_leaves_the_file_as_it_was__row_27(
     script.write_text(NEXT.format(between="SELECT die();"))
     assert upgrades(old, script, 1) == [-signal.SIGKILL]
     assert schema_of(old) == before
-    next_release.becomes_today()
+    next_release.add_to_todays_code()
     assert_nothing_is_lost(old)
 
 
-def test_four_upgrades_at_once_make_one__row_27(old: Path, tmp_path: Path, next_release: NextRelease) -> None:
+def test_four_concurrent_upgrades_do_it_once__row_27(old: Path, tmp_path: Path, next_release: NextRelease) -> None:
     script = tmp_path / "together.sql"
     script.write_text(NEXT.format(between=""))
     assert upgrades(old, script, 4) == [0] * 4
-    next_release.becomes_today()
+    next_release.add_to_todays_code()
     assert_nothing_is_lost(old)
 
 

@@ -1,0 +1,98 @@
+"""Requests that lease or remove messages: polls, and transactions that ack what was read before."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from .column_batches import ColumnBatch, messages_of
+from .errors import NotFound, StaleReceipt
+from .messages import AckResult, Lease, Message, Source, encode
+from .paths import queue_path
+from .settling import LeasedMessages
+from .transport import Reply, Transport, retry_after
+
+LONGEST_WAIT = 20.0  # seconds that the service holds one poll
+
+
+class Reader:
+    """Read messages, and ack the `leased` ones. Calls return the messages as in the replies, one document each."""
+
+    def __init__(self, transport: Transport, leased: LeasedMessages) -> None:
+        self._transport = transport
+        self.leased = leased
+
+    def read(
+        self, source: Source, limit: int, wait: float, lease: Lease | None, headers: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Poll until there are messages, or return none after `wait` seconds."""
+        query: list[tuple[str, str | int | float]] = [("limit", limit)] if limit != 1 or lease is not None else []
+        if lease is not None:
+            query.append(("lease", round(lease, 3) if isinstance(lease, float) else lease))
+        query += source.readers.items()
+        query += [("queue", name) for name in source.queues or ()]
+        path = "/messages" if source.queues else f"{queue_path(source.name)}/messages"
+        until = time.monotonic() + wait
+        while True:
+            left = max(0.0, until - time.monotonic())
+            poll = min(LONGEST_WAIT, round(left, 3))
+            parameters = urlencode([*query, ("wait", poll)] if poll else query)
+            # A poll without a lease is not cut: the messages that it removed are in its reply alone.
+            reply = self._transport.call(
+                "GET", f"{path}?{parameters}" if parameters else path, headers=headers, waits=poll,
+                cut_at_close=bool(poll) and lease is not None,
+            )  # fmt: skip
+            if reply.status != 204:
+                return _documents(reply)
+            # A 204 with a Retry-After did not wait, because too many readers were waiting.
+            pause = retry_after(reply.headers)
+            if pause is not None and left > 0:
+                self._transport.sleep(pause)
+            if time.monotonic() >= until:
+                return []
+
+    def ack_and_read(
+        self,
+        messages: Iterable[Message | ColumnBatch | str],
+        source: Source,
+        limit: int,
+        wait: float,
+        lease: Lease,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[AckResult, list[dict[str, Any]]]:
+        """Ack the messages and lease the next ones, in one request if all receipts are valid."""
+        receipts = self.leased.stop_renewing(messages)
+        receive = {"queue": source.name, "limit": limit, "wait": wait, "lease": lease, **source.readers}
+        try:
+            reply = self.transact({"ack": receipts, "receive": receive}, headers)
+        except (NotFound, StaleReceipt):  # one of the receipts was not valid, so nothing was done
+            acked = self.leased.ack_many(receipts, source.name)
+            return acked, self.read(source, limit, wait, lease, headers)
+        return AckResult(messages_of(receipts), [], []), reply.get("messages", [])
+
+    def transact(
+        self, document: Mapping[str, Any], headers: Mapping[str, str] | None = None, key: str | None = None
+    ) -> dict[str, Any]:
+        """Make a transaction and return the reply's JSON; {} if there was nothing to receive."""
+        waits = document.get("receive", {}).get("wait", 0)
+        reply = self._transport.call(
+            "POST", "/transactions", body=encode(document), headers=headers, key=key, waits=waits,
+            cut_at_close=bool(waits),
+        )  # fmt: skip
+        if reply.status == 204:  # done, and the service did not wait for messages
+            self._transport.sleep(retry_after(reply.headers) or 0)
+            return {}
+        return dict(json.loads(reply.body))
+
+
+def _documents(reply: Reply) -> list[dict[str, Any]]:
+    content = json.loads(reply.body)
+    if isinstance(content, list):
+        return content
+    for name, header in (("id", "message-id"), ("sent_at", "message-sent-at"), ("queue", "message-queue")):
+        if header in reply.headers:
+            content.setdefault(name, reply.headers[header])
+    return [content]

@@ -179,7 +179,7 @@ def test_a_deleted_queue_stays_deleted_though_its_messages_are_not_cleared_yet(s
 def test_a_reader_is_not_kept_longer_than_it_can_be_told(
     store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "ASK_AGAIN_FOR", 0.0)
+    monkeypatch.setattr(steps, "RETRY_FOR", 0.0)
     for _ in range(3):
         store.send("q", [new("old", ttl=1)] * CHUNK)
     clock.advance(1)

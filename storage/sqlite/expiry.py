@@ -106,7 +106,8 @@ def late_queues(work: WriteTransaction, names: Sequence[str]) -> list[str]:
         """,
         (json.dumps(names), work.now),
     )
-    return [name for (name,) in rows if is_late(work, work.queue(name))]
+    found = [work.find_queue(name) for (name,) in rows]  # one may have been deleted meanwhile
+    return [queue.name for queue in found if queue is not None and is_late(work, queue)]
 
 
 def next_due(work: WriteTransaction, queue_id: int) -> tuple[int | None, int | None]:

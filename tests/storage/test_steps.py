@@ -267,3 +267,22 @@ def test_steps_kept_under_a_key_are_those_that_were_committed(most: int) -> None
             attempt()
     assert attempt() == attempt() == {"n": 9}
     assert made == list(range(9))
+
+
+def test_a_list_of_queues_leaves_out_one_that_another_process_deletes_meanwhile(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(store, "deleted", retention=60)
+    configure(store, "kept", retention=60)
+    select = WriteTransaction.all
+    with closing(SqliteStore(tmp_path / "queue.db")) as other:
+
+        def select_and_delete(work: WriteTransaction, sql: str, values: tuple[Any, ...]) -> list[Any]:
+            rows = select(work, sql, values)
+            if "settings <> '{}'" in sql:
+                monkeypatch.undo()
+                other.delete_queue("deleted")
+            return rows
+
+        monkeypatch.setattr(WriteTransaction, "all", select_and_delete)
+        assert [queue.name for queue in store.queues()] == ["kept"]

@@ -73,7 +73,7 @@ class Settings:
             workers=_number(env, "WEB_CONCURRENCY", default.workers, 1, 256),
             threads=_number(env, "QUEUE_THREADS", default.threads, 2, 1_000),
             max_body=_number(env, "QUEUE_MAX_BODY", default.max_body, 1, 256 * 1024 * 1024),
-            allow_anonymous=_yes(env, "QUEUE_ALLOW_ANONYMOUS"),
+            allow_anonymous=_is_yes(env, "QUEUE_ALLOW_ANONYMOUS"),
             tokens=env.get("QUEUE_TOKENS", "").strip(),
             tokens_file=env.get("QUEUE_TOKENS_FILE", ""),
             access_log=_one_of(env, "QUEUE_ACCESS_LOG", "json", "plain"),
@@ -133,7 +133,7 @@ def _host(env: Mapping[str, str], name: str, default: str) -> str:
         raise BadSetting(f"{name} must be an IP address, or localhost") from None
 
 
-def _yes(env: Mapping[str, str], name: str) -> bool:
+def _is_yes(env: Mapping[str, str], name: str) -> bool:
     return _one_of(env, name, "yes", "no") == "yes"
 
 

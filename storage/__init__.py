@@ -11,7 +11,7 @@ from storage.errors import UnusableDatabase
 from storage.store import Engine
 from storage.wakeup_pipes import WakeupPipe
 
-__all__ = ["care_of", "is_postgres", "location_of", "open_source", "open_store", "open_target", "path_of"]
+__all__ = ["is_postgres", "location_of", "maintenance_for", "open_source", "open_store", "open_target", "path_of"]
 
 
 def open_store(url: str, *, pollers: int = 32, wakeup_pipe: WakeupPipe | None = None) -> Engine:
@@ -54,7 +54,7 @@ def open_target(url: str) -> Target:
     return SqliteTarget(path)
 
 
-def care_of(url: str) -> tuple[Any, Path | str]:
+def maintenance_for(url: str) -> tuple[Any, Path | str]:
     """Return the module with info, check, backup and vacuum for this database, and the argument that they take."""
     if is_postgres(url):
         from storage.postgres import maintenance as postgres_maintenance

@@ -22,25 +22,22 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-class _Unmade(Sequence[T]):
+class _LazySequence(Sequence[T]):
     """A sequence that creates its items when they are read."""
 
     @overload
-    def __getitem__(self, place: int) -> T: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[T]: ...
-    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
-        return list(self)[place]
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return list(self)[index]
 
 
-class NewColumnBatch(_Unmade[NewMessage]):
+class NewColumnBatch(_LazySequence[NewMessage]):
     """Plain messages to send. Iteration creates the NewMessage objects."""
 
     def __init__(self, texts: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None) -> None:
-        """Keep the columns unchecked; use `of` or `of_documents` to check them.
-
-        `attributes` has for each name one value per message.
-        """
+        """Keep the columns unchecked; `of` and `of_documents` check them. `attributes`: by name a value per message."""
         self.texts = texts
         self.attributes = attributes
 
@@ -51,8 +48,8 @@ class NewColumnBatch(_Unmade[NewMessage]):
             return None
         if not (attributes is None or _is_table(attributes, len(texts))):
             return None
-        run = cls(texts, attributes)
-        return run if run.longest <= LARGEST_MESSAGE and run._is_unicode() else None
+        batch = cls(texts, attributes)
+        return batch if batch.longest <= LARGEST_MESSAGE and batch._is_unicode() else None
 
     @classmethod
     def of_documents(cls, documents: Sequence[Any]) -> Self | None:
@@ -114,7 +111,7 @@ class NewColumnBatch(_Unmade[NewMessage]):
         """Return texts and attributes as the JSON of a ColumnBatch."""
         if self.attributes is None:
             return _json(self.texts), None
-        return _json(self.texts), f"{{{', '.join(f'{_json(name)}: {told}' for name, told in self._values.items())}}}"
+        return _json(self.texts), f"{{{', '.join(f'{_json(name)}: {array}' for name, array in self._values.items())}}}"
 
     @cached_property
     def _values(self) -> dict[str, str]:
@@ -153,15 +150,15 @@ class ColumnBatch(NamedTuple):
         return str(Receipt(self.queue, self.id, self.token or 0, self.length))
 
     def messages(self) -> Iterator[Message]:
-        before, _, behind = str(Receipt(self.queue, 0, self.token or 0)).partition("~0~")
-        for number, text, fields in unpacked(self.id, self.texts, self.attributes):
+        prefix, _, suffix = str(Receipt(self.queue, 0, self.token or 0)).partition("~0~")
+        for number, text, fields in unpack_columns(self.id, self.texts, self.attributes):
             yield Message(
                 number, self.queue, text, fields, self.sent_at, self.receive_count,
-                None if self.token is None else f"{before}~{number}~{behind}", self.leased_until,
+                None if self.token is None else f"{prefix}~{number}~{suffix}", self.leased_until,
             )  # fmt: skip
 
 
-class Messages(_Unmade[Message]):
+class Messages(_LazySequence[Message]):
     """Messages in order, some still packed. It equals the list of all of them."""
 
     def __init__(self, parts: Sequence[Message | ColumnBatch] = ()) -> None:
@@ -194,25 +191,25 @@ def plain_form(message: NewMessage) -> tuple[str, ...] | None:
 def packed(messages: Sequence[Message]) -> Iterator[Message | ColumnBatch]:
     """Yield the same leased messages, with small adjacent ones as batches."""
     known = messages.parts if isinstance(messages, Messages) else messages
-    for together, group in groupby(enumerate(known), _together):
+    for together, group in groupby(enumerate(known), _batch_key):
         some = [part for _, part in group]
-        yield from [_run_of(some)] if together and len(some) > 1 else some
+        yield from [_to_batch(some)] if together and len(some) > 1 else some
 
 
-def _together(item: tuple[int, Message | ColumnBatch]) -> tuple[object, ...] | None:
+def _batch_key(item: tuple[int, Message | ColumnBatch]) -> tuple[object, ...] | None:
     """Return a key that is equal for adjacent messages of one batch; None for a message that cannot be in one."""
-    place, part = item
+    index, part = item
     if isinstance(part, ColumnBatch) or part.receipt is None or len(part.text) > 2 * LARGEST_MESSAGE:
         return None
     if (form := _form(part.fields)) is None:
         return None
     token = part.receipt.rpartition("~")[2]
-    return form, part.id - place, part.queue, part.sent_at, part.receive_count, token, part.leased_until
+    return form, part.id - index, part.queue, part.sent_at, part.receive_count, token, part.leased_until
 
 
-def _run_of(messages: Sequence[Any]) -> ColumnBatch:
+def _to_batch(messages: Sequence[Any]) -> ColumnBatch:
     first = messages[0]
-    texts, attributes = NewColumnBatch.of_messages([NewMessage(one.text, one.fields) for one in messages]).columns()
+    texts, attributes = NewColumnBatch.of_messages([NewMessage(m.text, m.fields) for m in messages]).columns()
     return ColumnBatch(
         first.id, len(messages), first.queue, texts, attributes, first.sent_at, first.receive_count,
         Receipt.parse_one(first.receipt).token, first.leased_until,
@@ -220,10 +217,7 @@ def _run_of(messages: Sequence[Any]) -> ColumnBatch:
 
 
 def _form(fields: str | None) -> tuple[str, ...] | None:
-    """Return the attribute names of a message without other fields.
-
-    Return None if it has other fields, or numbers that the columns would write differently.
-    """
+    """Return the attribute names, or None if it has other fields, or numbers that the columns would rewrite."""
     if fields is None:
         return ()
     known = json.loads(fields)
@@ -245,7 +239,7 @@ def _is_table(attributes: object, rows: int) -> TypeGuard[dict[str, list[Any]]]:
     )
 
 
-def unpacked(first: int, texts: str, attributes: str | None) -> Iterable[tuple[int, str, str | None]]:
+def unpack_columns(first: int, texts: str, attributes: str | None) -> Iterable[tuple[int, str, str | None]]:
     """Yield the id, text and fields of each message in the columns of a ColumnBatch."""
     known: list[str] = json.loads(texts)
     return zip(

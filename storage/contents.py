@@ -106,9 +106,9 @@ class Source(Contents, Protocol):
         """Accept writes again; the next migration gets a new id. Raises StoreError if the target is complete."""
 
     def is_moved(self) -> bool:
-        """Return whether `has_moved` was called."""
+        """Return whether `mark_moved` was called."""
 
-    def has_moved(self) -> None:
+    def mark_moved(self) -> None:
         """Record that the target serves the messages now: `unseal` fails from now on."""
 
 
@@ -127,7 +127,7 @@ class Target(Contents, Protocol):
     def add_messages(self, messages: Sequence[MovedMessage]) -> None:
         """Add all the messages or none."""
 
-    def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
+    def add_remembered(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
         """Replace the remembered dedup_ids and replies; the next message gets an id above `last_id`."""
 
     def open(self) -> None:

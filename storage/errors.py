@@ -69,10 +69,7 @@ class MessageNotFound(StoreError):
 
 
 class StaleReceipt(StoreError):
-    """The lease of a receipt has ended and cannot continue.
-
-    In a transaction, `index` is the receipt's place, also if its message is `missing`.
-    """
+    """The lease is over. `index` is the receipt's place in a transaction, also if its message is `missing`."""
 
     def __init__(self, index: int | None = None, *, missing: bool = False) -> None:
         super().__init__(

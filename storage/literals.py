@@ -10,7 +10,7 @@ _quote = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create 
 _SIGNIFICANT = re.compile(r"[1-9]")
 
 
-class WrittenFloat(float):
+class LiteralFloat(float):
     """A number whose `literal`, as read, differs from Python's spelling."""
 
     __slots__ = ("literal",)
@@ -23,7 +23,7 @@ class MinusZero(int):
     literal = "-0"
 
 
-_WRITTEN = frozenset({WrittenFloat, MinusZero})
+_LITERALS = frozenset({LiteralFloat, MinusZero})
 
 
 def read_float(literal: str) -> float:
@@ -33,9 +33,9 @@ def read_float(literal: str) -> float:
         return number
     if number in (float("inf"), float("-inf")) or (number == 0 and _SIGNIFICANT.search(re.split("[eE]", literal)[0])):
         raise ValueError("a number is too large or too small")
-    written = WrittenFloat(number)
-    written.literal = literal
-    return written
+    literal_float = LiteralFloat(number)
+    literal_float.literal = literal
+    return literal_float
 
 
 def read_int(literal: str) -> int:
@@ -45,7 +45,7 @@ def read_int(literal: str) -> int:
 
 def encode(document: dict[str, Any]) -> str:
     """Return an object of scalars, and of objects of scalars, as JSON with its numbers as they were read."""
-    if not _has_written(document):
+    if not _has_literal(document):
         return _quote(document)
     return f"{{{', '.join(f'{_quote(name)}: {_encode_value(value)}' for name, value in document.items())}}}"
 
@@ -58,13 +58,13 @@ def decode(text: str) -> Any:
 def _encode_value(value: Any) -> str:
     if isinstance(value, dict):
         return encode(value)
-    return str(value.literal) if type(value) in _WRITTEN else _quote(value)
+    return str(value.literal) if type(value) in _LITERALS else _quote(value)
 
 
-def _has_written(document: dict[str, Any]) -> bool:
+def _has_literal(document: dict[str, Any]) -> bool:
     """Return whether a value needs its own spelling; json's encoder handles all others much faster."""
     for value in document.values():
-        if type(value) in _WRITTEN or (type(value) is dict and not _WRITTEN.isdisjoint(map(type, value.values()))):
+        if type(value) in _LITERALS or (type(value) is dict and not _LITERALS.isdisjoint(map(type, value.values()))):
             return True
     return False
 

@@ -54,18 +54,18 @@ def reopen(source_url: str) -> None:
 
 
 def _move(source: Source, target: Target) -> dict[str, Tally]:
-    part_of = target.move()
-    if part_of not in (None, source.move()):
+    begun = target.move()
+    if begun not in (None, source.move()):
         raise MoveFailed("the target has a part of another move; delete that if you do not need it")
-    if source.is_moved() and part_of is None:
+    if source.is_moved() and begun is None:
         raise MoveFailed("the messages were moved already, and may be in use at the target")
     last = target.begin(source.seal())
     target.add_queues(source.queues())
     for chunk in _chunks(source.messages(last)):
         target.add_messages(chunk)
-    target.add_memories(source.dedups(), source.replies(), source.last_id())
+    target.add_remembered(source.dedups(), source.replies(), source.last_id())
     moved = _compare(source, target)
-    source.has_moved()  # before the target opens: from then on `unseal` must fail
+    source.mark_moved()  # before the target opens: from then on `unseal` must fail
     target.open()
     return moved
 
@@ -84,10 +84,10 @@ def _chunks(messages: Iterator[MovedMessage]) -> Iterator[list[MovedMessage]]:
 
 
 def _compare(source: Contents, target: Contents) -> dict[str, Tally]:
-    theirs, ours = _tally(source), _tally(target)
-    if (source.last_id(), theirs) == (target.last_id(), ours):
-        return theirs
-    differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    expected, copied = _tally(source), _tally(target)
+    if (source.last_id(), expected) == (target.last_id(), copied):
+        return expected
+    differing = sorted(name for name in expected.keys() | copied.keys() if expected.get(name) != copied.get(name))
     raise MoveFailed(f"the copy differs from the source, in: {', '.join(differing) or 'the next id'}")
 
 
@@ -99,8 +99,8 @@ def _tally(contents: Contents) -> dict[str, Tally]:
     for message in contents.messages(0):
         digests[message.queue].update(repr(message).encode())
         counts[message.queue] += 1
-    for memory in contents.dedups():
-        digests[memory.queue].update(repr(memory).encode())
+    for dedup in contents.dedups():
+        digests[dedup.queue].update(repr(dedup).encode())
     for reply in contents.replies():
         digests[reply.queue].update(repr(reply).encode())
     return {name: Tally(counts[name], digest.hexdigest()) for name, digest in digests.items()}

@@ -238,7 +238,7 @@ class Disk(NamedTuple):
     disk_free: int | None
 
 
-class ReadRoom(Protocol):
+class ReadMemory(Protocol):
     """Memory reserved for large reads. The reading thread calls it."""
 
     def take(self, size: int, *, wait: bool) -> None:

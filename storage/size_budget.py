@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from storage.column_batches import ColumnBatch, Messages
 from storage.errors import Busy
-from storage.model import Message, ReadRoom
+from storage.model import Message, ReadMemory
 from storage.validation import MAX_READ_BYTES
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class SizeBudget:
         self._most = most
         self._empty = True
 
-    def holds(self, size: int) -> bool:
+    def add(self, size: int) -> bool:
         """Add a message of `size` bytes and return True, or return False if it does not fit; from then on none fits."""
         self.full = self.full or (not self._empty and self.size + size > self._most)
         self._empty = False
@@ -50,32 +50,34 @@ class SizeBudget:
             raise LargeRead(self.size)
 
 
-def in_room(room: ReadRoom | None, read: Callable[[int], T], messages_of: Callable[[T], Sequence[Message] | None]) -> T:
+def read_reserved(
+    memory: ReadMemory | None, read: Callable[[int], T], messages_of: Callable[[T], Sequence[Message] | None]
+) -> T:
     """Return the result of `read`, called with the bytes reserved for it.
 
     If `read` raises LargeRead, wait for more memory and call it again. `messages_of` returns the messages in its
     result. Raises Busy, and then nothing was read.
     """
-    if room is None:
+    if memory is None:
         return read(sys.maxsize)
     reserved, awaited = USUAL_READ_BYTES, 0
     try:
-        room.take(reserved * WIDEST, wait=False)
+        memory.take(reserved * WIDEST, wait=False)
     except Busy:
         reserved = SMALL_READ_BYTES
     while True:
         try:
-            found = read(reserved)
+            result = read(reserved)
         except LargeRead as large:
             # Other messages have come first meanwhile: the second time reserve the maximum, to need no third.
             reserved = awaited = max(large.size, MAX_READ_BYTES if awaited else 0)
-            room.take(reserved * WIDEST, wait=True)
+            memory.take(reserved * WIDEST, wait=True)
         except BaseException:
-            room.keep(0)
+            memory.keep(0)
             raise
         else:
-            room.keep(_memory_of(messages_of(found) or ()))
-            return found
+            memory.keep(_memory_of(messages_of(result) or ()))
+            return result
 
 
 def _memory_of(messages: Sequence[Message]) -> int:

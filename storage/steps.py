@@ -13,7 +13,7 @@ from storage.validation import MAX_TRANSACTION_QUEUES
 T = TypeVar("T")
 Progress = dict[str, Any]  # of a request: a JSON object
 
-ASK_AGAIN_FOR = 5.0  # seconds
+RETRY_FOR = 5.0  # seconds
 
 
 class Transaction(Protocol):
@@ -62,9 +62,9 @@ def in_steps(
     return progress
 
 
-def ask_again(attempt: Callable[[], T | None]) -> T:
+def until_done(attempt: Callable[[], T | None]) -> T:
     """Call `attempt` until it returns a result other than None, and return that. Raises Busy after ASK_AGAIN_FOR."""
-    deadline = time.monotonic() + ASK_AGAIN_FOR
+    deadline = time.monotonic() + RETRY_FOR
     while (result := attempt()) is None:
         if time.monotonic() > deadline:
             raise Busy("too many due messages to process in time")
@@ -85,6 +85,6 @@ def check_queues(names: Collection[str]) -> None:
         raise InvalidInput(f"the receipts and messages belong to more than {MAX_TRANSACTION_QUEUES} queues")
 
 
-def report_of(count: int | None, deed: str) -> str | None:
+def describe_progress(count: int | None, action: str) -> str | None:
     """Return the clause that an interrupted request reports, or None if nothing was done."""
-    return f"{count:,} messages were {deed}" if count else None
+    return f"{count:,} messages were {action}" if count else None

@@ -13,7 +13,7 @@ from storage.model import (
     Message,
     NewMessage,
     Queue,
-    ReadRoom,
+    ReadMemory,
     Receive,
     Sent,
     State,
@@ -198,7 +198,7 @@ class Lifecycle(Protocol):
     def observe(self, observer: Observer) -> None:
         """Report to this observer from now on."""
 
-    def limit_reads(self, room: ReadRoom) -> None:
+    def limit_reads(self, memory: ReadMemory) -> None:
         """Reserve memory in `room` before a large read from now on; such a read may raise Busy."""
 
     def disk(self) -> Disk:

@@ -9,11 +9,11 @@ that the service's time continues undisturbed, and the other nodes follow the ta
 from __future__ import annotations
 
 from storage.clock import BootClock, since_boot
-from storage.postgres.pool import Pool, flat
+from storage.postgres.pool import Pool, scalar
 
 STEP = 1_000  # ms; a smaller difference is drift and the duration of the query …
 SLEW = 20  # ms: … and is corrected by at most so much at a time
-PATIENCE = 250  # ms; ignore the result of a slower query
+MAX_QUERY_TIME = 250  # ms; ignore the result of a slower query
 
 _SERVER = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
@@ -23,7 +23,7 @@ class SharedClock(BootClock):
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._ahead: int = flat(pool.read("SELECT ahead FROM queue_service.clock"))
+        self._ahead: int = scalar(pool.read("SELECT ahead FROM queue_service.clock"))
         super().__init__(self._difference() + self._ahead)
         self._shown = 0
 
@@ -37,20 +37,20 @@ class SharedClock(BootClock):
         before = since_boot()
         ((ahead, server),) = self._pool.read(f"SELECT ahead, {_SERVER} FROM queue_service.clock")
         after = since_boot()
-        if after - before > PATIENCE:
+        if after - before > MAX_QUERY_TIME:
             return  # this process or the server was delayed, so the result is inexact
-        apart = server + ahead - (self._offset + after)
-        if abs(apart) < STEP:
-            self._offset += max(-SLEW, min(SLEW, apart))
+        difference = server + ahead - (self._offset + after)
+        if abs(difference) < STEP:
+            self._offset += max(-SLEW, min(SLEW, difference))
         elif ahead != self._ahead:
-            self._offset += apart
+            self._offset += difference
         else:
             corrected = self._pool.run(
                 "UPDATE queue_service.clock SET ahead = $1::bigint WHERE ahead = $2::bigint RETURNING ahead",
-                ahead - apart,
+                ahead - difference,
                 ahead,
             )
-            ahead = flat(corrected) if corrected else ahead  # else another node was first: the next call follows it
+            ahead = scalar(corrected) if corrected else ahead  # else another node was first: the next call follows it
         self._ahead = ahead
 
     def _difference(self) -> int:
@@ -58,7 +58,7 @@ class SharedClock(BootClock):
         tries: list[tuple[int, int]] = []
         for _ in range(3):
             before = since_boot()
-            server: int = flat(self._pool.read(f"SELECT {_SERVER}"))
+            server: int = scalar(self._pool.read(f"SELECT {_SERVER}"))
             after = since_boot()
             tries.append((after - before, server - after))
         return min(tries)[1]

@@ -62,10 +62,10 @@ def peek(
     return [
         Message(
             number, queue, text.decode(), with_dead_letter_history(fields, deaths), wall(sent_at), count,
-            leased_until=wall(due_at) if STATES[at] == State.LEASED else None,
-            state=State.DEAD if state is State.DEAD else State(STATES[at]),
+            leased_until=wall(due_at) if STATES[state_number] == State.LEASED else None,
+            state=State.DEAD if state is State.DEAD else State(STATES[state_number]),
         )
-        for number, text, fields, deaths, sent_at, count, due_at, at, _ in rows
+        for number, text, fields, deaths, sent_at, count, due_at, state_number, _ in rows
     ]  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def describe(read: Callable[..., list[Any]], now: int, names: list[str]) -> list
         names,
     )
 
-    def describe(name: str, version: int, kept: str, *counts: int | None) -> Queue:
-        settings = read_settings(kept)
+    def describe(name: str, version: int, stored: str, *counts: int | None) -> Queue:
+        settings = read_settings(stored)
         ready, leased, delayed, blocked, *totals = [count or 0 for count in counts[:10]]
         dead, since = counts[10:]
         age = 0.0 if since is None or settings.paused else max(0, now - since) / 1000

@@ -32,7 +32,7 @@ def info(url: str) -> str:
             f"size      {size:,} bytes, including indexes and dead rows",
             f"postgres  {server}, data checksums {checksums}",
         ]
-        for name, *counts, bytes_there in connection.execute(
+        for name, *counts, size_in_bytes in connection.execute(
             f"""
             SELECT name, {", ".join(f"coalesce(sum({state}), 0)::bigint" for state in STATES)},
                    coalesce(sum(bytes), 0)::bigint
@@ -41,7 +41,7 @@ def info(url: str) -> str:
             """.encode()
         ):
             states = ", ".join(f"{count:,} {state}" for state, count in zip(STATES, counts, strict=True))
-            lines.append(f"queue     {name}: {states}; {bytes_there:,} bytes")
+            lines.append(f"queue     {name}: {states}; {size_in_bytes:,} bytes")
     return "\n".join(lines)
 
 
@@ -49,8 +49,8 @@ def check(url: str) -> str:
     """Read all messages and compare them with the counts; return a summary. Raises Unsound."""
     with _opened(url) as connection:
         faults = [
-            f"queue '{name}' counts {told} {what} but has {real}"
-            for name, what, told, real in connection.execute(_RECOUNT.encode()).fetchall()
+            f"queue '{name}' counts {stored} {what} but has {actual}"
+            for name, what, stored, actual in connection.execute(_RECOUNT.encode()).fetchall()
         ]
         faults += [
             f"queue '{name}' has a key with {leased} leased and {free} free messages"
@@ -91,11 +91,11 @@ _RECOUNT = f"""
                sum(octet_length(text) + coalesce(octet_length(fields), 0))::bigint AS bytes
           FROM queue_service.messages GROUP BY queue_id
     )
-    SELECT name, what, coalesce(told, 0), coalesce(is_there, 0)
+    SELECT name, what, coalesce(stored, 0), coalesce(actual, 0)
       FROM queue_service.queues LEFT JOIN counted ON counted.queue_id = id LEFT JOIN real ON real.queue_id = id
      CROSS JOIN LATERAL (VALUES {", ".join(f"('{s}', counted.{s}, real.{s})" for s in (*STATES, "bytes"))})
-                     AS compared (what, told, is_there)
-     WHERE name IS NOT NULL AND coalesce(told, 0) <> coalesce(is_there, 0)
+                     AS compared (what, stored, actual)
+     WHERE name IS NOT NULL AND coalesce(stored, 0) <> coalesce(actual, 0)
 """
 
 # Keys with more than one deliverable message, or with a deliverable one beside a leased one, or with two readers.

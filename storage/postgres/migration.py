@@ -21,7 +21,7 @@ from storage.postgres.schema import LOCK, check_server, create
 
 _DELIVERY = ("note", "ids", "duplicates", "queue", "id", "text", "fields", "deaths", "sent_at", "receive_count",
              "token", "leased_until")  # fmt: skip
-_ITEMS = 2_000  # rows in one fetch
+_FETCHED_ROWS = 2_000  # rows in one fetch
 
 
 class PostgresTarget:
@@ -35,34 +35,31 @@ class PostgresTarget:
             raise UnusableDatabase(f"no connection to the database: {str(fault).splitlines()[0]}") from fault
 
     def move(self) -> str | None:
-        """Return the id of the migration that has begun to fill it; None if it is empty.
-
-        Raises UnusableDatabase also if no node could open the result, or the role may not create it.
-        """
+        """Implement Target.move. Raises UnusableDatabase also if no node could open the result."""
         check_server(self._connection)
-        if not self._one("SELECT has_database_privilege(current_database(), 'CREATE')"):
+        if not self._value("SELECT has_database_privilege(current_database(), 'CREATE')"):
             raise UnusableDatabase("the role has no right to CREATE in the database")
-        if self._is_there("queue_service") and not self._is_held():
+        if self._exists("queue_service") and not self._is_placeholder():
             raise UnusableDatabase("the database already has a queue service (the schema queue_service)")
-        if not self._is_there("queue_service_arriving"):
+        if not self._exists("queue_service_arriving"):
             return None
-        if not self._one("SELECT to_regclass('queue_service_arriving.arriving') IS NOT NULL"):
+        if not self._value("SELECT to_regclass('queue_service_arriving.arriving') IS NOT NULL"):
             raise UnusableDatabase("another program owns the schema queue_service_arriving; drop it if unneeded")
-        move: str = self._one("SELECT move FROM queue_service_arriving.arriving")
+        move: str = self._value("SELECT move FROM queue_service_arriving.arriving")
         return move
 
     def begin(self, move: str) -> int:
         with self._transaction():
             self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))  # a node may be creating its schema
-            if not self._is_there("queue_service_arriving"):
+            if not self._exists("queue_service_arriving"):
                 create(self._connection)
                 self._connection.execute("ALTER SCHEMA queue_service RENAME TO queue_service_arriving")
                 self._connection.execute("CREATE TABLE queue_service_arriving.arriving (move text NOT NULL)")
                 self._connection.execute("INSERT INTO queue_service_arriving.arriving VALUES (%s)", (move,))
-            if not self._is_there("queue_service"):
+            if not self._exists("queue_service"):
                 self._connection.execute("CREATE SCHEMA queue_service CREATE TABLE version (version integer)")
                 self._connection.execute("INSERT INTO queue_service.version VALUES (NULL)")
-        last: int = self._one(
+        last: int = self._value(
             "SELECT coalesce(max((SELECT max(id) FROM messages WHERE queue_id = queues.id)), 0) FROM queues"
         )
         return last
@@ -84,7 +81,7 @@ class PostgresTarget:
                 )
 
     def add_messages(self, messages: Sequence[MovedMessage]) -> None:
-        queues = self._numbers()
+        queues = self._queue_ids()
         with (
             self._transaction(),
             self._connection.cursor().copy(
@@ -100,8 +97,8 @@ class PostgresTarget:
                     None if m.key is None else m.key.encode(), m.origin, m.deaths, m.fields, m.text.encode(),
                 ))  # fmt: skip
 
-    def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
-        queues = self._numbers() | {"": 0}
+    def add_remembered(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
+        queues = self._queue_ids() | {"": 0}
         with self._transaction(), self._connection.cursor() as cursor:
             cursor.execute("TRUNCATE dedup, replies, graves")
             with cursor.copy("COPY dedup (queue_id, dedup_id, message_id, forget_at) FROM STDIN") as copy:
@@ -109,9 +106,8 @@ class PostgresTarget:
                     copy.write_row((queues[dedup.queue], dedup.dedup_id.encode(), dedup.message_id, dedup.forget_at))
             with cursor.copy("COPY replies (queue_id, key, fingerprint, reply, forget_at) FROM STDIN") as copy:
                 for reply in replies:
-                    copy.write_row(
-                        (queues[reply.queue], reply.key, reply.fingerprint, json.dumps(_kept(reply)), reply.forget_at)
-                    )
+                    document = json.dumps(_to_document(reply))
+                    copy.write_row((queues[reply.queue], reply.key, reply.fingerprint, document, reply.forget_at))
             cursor.execute("UPDATE queues SET keyed = EXISTS (SELECT FROM messages WHERE queue_id = queues.id "
                            "AND key IS NOT NULL)")  # fmt: skip
             cursor.execute("INSERT INTO graves (origin, queue_id) "
@@ -139,15 +135,15 @@ class PostgresTarget:
         return [MovedQueue(row[0], row[1], json.dumps(row[2], sort_keys=True), *row[3:]) for row in rows]
 
     def messages(self, after: int) -> Iterator[MovedMessage]:
-        for name, queue in self._numbers().items():
+        for name, queue in self._queue_ids().items():
             for row in self._rows(
                 "SELECT id, state, priority, recipient, key, due_at, token, receive_count, sent_at, arrived_at, ttl, "
                 "origin, deaths, fields, text FROM messages WHERE queue_id = %s AND id > %s ORDER BY id",
                 (queue, after),
             ):
-                number, state, priority, recipient, key, *more, text = row
+                number, state, priority, recipient, key, *rest, text = row
                 head = (number, name, STATES[state], priority, recipient.decode(), key and key.decode())
-                yield MovedMessage._make((*head, *more, text.decode()))
+                yield MovedMessage._make((*head, *rest, text.decode()))
 
     def dedups(self) -> Iterator[MovedDedup]:
         for name, dedup_id, message_id, forget_at in self._rows(
@@ -163,23 +159,23 @@ class PostgresTarget:
             'LEFT JOIN queues ON id = queue_id ORDER BY coalesce(name, \'\') COLLATE "C", key COLLATE "C"',
             (),
         ):
-            yield MovedReply(name, key, fingerprint, *_parts(reply), forget_at)
+            yield MovedReply(name, key, fingerprint, *_from_document(reply), forget_at)
 
     def last_id(self) -> int:
-        last: int = self._one("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM message_ids")
+        last: int = self._value("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM message_ids")
         return last
 
     def close(self) -> None:
         self._connection.close()
 
-    def _is_there(self, schema: str) -> bool:
-        return bool(self._one("SELECT count(*) FROM pg_namespace WHERE nspname = %s", schema))
+    def _exists(self, schema: str) -> bool:
+        return bool(self._value("SELECT count(*) FROM pg_namespace WHERE nspname = %s", schema))
 
-    def _is_held(self) -> bool:
+    def _is_placeholder(self) -> bool:
         """Return whether the service's schema is only a placeholder."""
-        if not self._one("SELECT to_regclass('queue_service.version') IS NOT NULL"):
+        if not self._value("SELECT to_regclass('queue_service.version') IS NOT NULL"):
             return False
-        return bool(self._one("SELECT count(*) = 1 AND count(version) = 0 FROM queue_service.version"))
+        return bool(self._value("SELECT count(*) = 1 AND count(version) = 0 FROM queue_service.version"))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -188,11 +184,11 @@ class PostgresTarget:
             self._connection.execute("SET LOCAL search_path = queue_service_arriving")
             yield
 
-    def _numbers(self) -> dict[str, int]:
+    def _queue_ids(self) -> dict[str, int]:
         with self._transaction():
             return dict(self._connection.execute("SELECT name, id FROM queues").fetchall())
 
-    def _one(self, sql: str, *values: Any) -> Any:
+    def _value(self, sql: str, *values: Any) -> Any:
         with self._transaction():
             row = self._connection.execute(sql, values).fetchone()
         assert row is not None
@@ -201,11 +197,11 @@ class PostgresTarget:
     def _rows(self, sql: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         """Yield the rows, fetched in pieces, because they may not fit into memory."""
         with self._transaction(), self._connection.cursor(name="moving") as cursor:
-            cursor.itersize = _ITEMS
+            cursor.itersize = _FETCHED_ROWS
             yield from cursor.execute(sql, values)
 
 
-def _kept(reply: MovedReply) -> Any:
+def _to_document(reply: MovedReply) -> Any:
     """Convert a reply to the form of sql/verbs.sql: a send's result, or deliveries, the first with the sent ids."""
     if reply.messages is None:
         return {"ids": reply.ids, "duplicates": []}
@@ -223,7 +219,7 @@ def _kept(reply: MovedReply) -> Any:
     return rows
 
 
-def _parts(reply: Any) -> tuple[list[int] | None, str | None]:
+def _from_document(reply: Any) -> tuple[list[int] | None, str | None]:
     """Return the ids and the messages, as in MovedReply, of a stored reply."""
     if isinstance(reply, dict):
         return reply["ids"], None

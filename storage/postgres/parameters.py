@@ -14,7 +14,7 @@ from storage.model import IdempotencyKey, Message, NewMessage, Receipt, Receive,
 from storage.validation import MAX_BATCH
 
 
-def fields_of(messages: Sequence[NewMessage]) -> str | None:
+def fields_json(messages: Sequence[NewMessage]) -> str | None:
     """Return everything but the texts, for `store` in sql/sending.sql; None if the messages have only texts."""
     if all(message.fields is None for message in messages):
         return None
@@ -37,17 +37,17 @@ def _hex(text: str | None) -> str | None:
     return None if text is None else text.encode().hex()
 
 
-def ask_of(ask: Receive) -> list[Any]:
+def receive_parameters(ask: Receive) -> list[Any]:
     lease = None if ask.lease is None else -1 if isinstance(ask.lease, str) else round(1000 * ask.lease)
     recipient = None if ask.recipient is None else ask.recipient.encode()
     return [list(ask.queues), ask.limit, recipient, lease, secrets.randbits(63) | 1]
 
 
-def once_of(once: IdempotencyKey | None) -> tuple[str | None, bytes | None]:
+def key_parameters(once: IdempotencyKey | None) -> tuple[str | None, bytes | None]:
     return (None, None) if once is None else (once.key, once.fingerprint)
 
 
-def receipt_of(text: str, queue: str | None, parse: Callable[[str], Receipt] = Receipt.parse_one) -> Receipt:
+def parse_receipt(text: str, queue: str | None, parse: Callable[[str], Receipt] = Receipt.parse_one) -> Receipt:
     """Parse a receipt (of this queue). Raises MessageNotFound for any other text."""
     receipt = parse(text)
     if queue is not None and receipt.queue != queue:
@@ -55,7 +55,7 @@ def receipt_of(text: str, queue: str | None, parse: Callable[[str], Receipt] = R
     return receipt
 
 
-def parsed(texts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:
+def parse_receipts(texts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:
     """Return each receipt of one message with its text in the result, and the texts that are none (of this queue).
 
     Raises InvalidInput for receipts of too many messages.
@@ -64,16 +64,16 @@ def parsed(texts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str],
     missing: list[str] = []
     for text in texts:
         try:
-            receipt = receipt_of(text, queue, lambda text: Receipt.parse(text, MAX_BATCH))
+            receipt = parse_receipt(text, queue, lambda text: Receipt.parse(text, MAX_BATCH))
         except MessageNotFound:
             missing.append(text)
         else:
-            known |= {receipt: text} if receipt.length == 1 else {one: str(one) for one in receipt.each()}
+            known |= {receipt: text} if receipt.length == 1 else {single: str(single) for single in receipt.each()}
     check_receipts(known)
     return known, missing
 
 
-def receipts_of(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
+def expand_receipts(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
     """Return a receipt for each message, and the place of its text.
 
     Raises StaleReceipt, with its index, for a text that is no receipt.
@@ -85,15 +85,15 @@ def receipts_of(texts: Sequence[str]) -> tuple[list[Receipt], list[int]]:
         except MessageNotFound:
             raise StaleReceipt(index, missing=True) from None
     check_receipts(parsed)
-    each = [(one, index) for index, receipt in enumerate(parsed) for one in receipt.each()]
-    return [one for one, _ in each], [index for _, index in each]
+    each = [(single, index) for index, receipt in enumerate(parsed) for single in receipt.each()]
+    return [single for single, _ in each], [index for _, index in each]
 
 
 def columns(receipts: Sequence[Receipt]) -> tuple[list[str], list[int], list[int]]:
-    return [one.queue for one in receipts], [one.id for one in receipts], [one.token for one in receipts]
+    return [r.queue for r in receipts], [r.id for r in receipts], [r.token for r in receipts]
 
 
-def unsettled(known: Mapping[Receipt, str], statuses: Sequence[str], missing: list[str]) -> tuple[list[str], list[str]]:
+def failed(known: Mapping[Receipt, str], statuses: Sequence[str], missing: list[str]) -> tuple[list[str], list[str]]:
     """Return the stale and the missing receipts."""
     by_status: dict[str, list[str]] = {"held": [], "stale": [], "missing": missing}
     for text, status in zip(known.values(), statuses, strict=True):
@@ -101,7 +101,7 @@ def unsettled(known: Mapping[Receipt, str], statuses: Sequence[str], missing: li
     return by_status["stale"], by_status["missing"]
 
 
-def messages_of(rows: Sequence[Any], clock: Clock) -> list[Message]:
+def to_messages(rows: Sequence[Any], clock: Clock) -> list[Message]:
     """Return the messages in the rows of a function that leases or removes them."""
     ahead = clock.wall(0)  # computed once: the wall clock's lead over the service's time
     return [
@@ -114,7 +114,7 @@ def messages_of(rows: Sequence[Any], clock: Clock) -> list[Message]:
     ]  # fmt: skip
 
 
-def is_late(rows: Sequence[Any]) -> bool:
+def is_too_much_due(rows: Sequence[Any]) -> bool:
     """Return whether these rows report that a queue is not up to date."""
     return bool(rows) and rows[0][0] is not None
 

@@ -35,8 +35,8 @@ from storage.size_budget import LargeRead
 T = TypeVar("T")
 
 CONNECTIONS = 8  # in a process: enough to keep a server's core busy, and 12 processes fit in its 100
-LEND_WITHIN = 4.0  # seconds that a request waits for a connection before it fails as Busy
-ANSWER_WITHIN = 15.0  # seconds that a statement may take: the longest waits 4 s for locks and moves 10,000 messages
+CONNECTION_TIMEOUT = 4.0  # seconds that a request waits for a connection before it fails as Busy
+STATEMENT_TIMEOUT = 15.0  # seconds that a statement may take: the longest waits 4 s for locks and moves 10,000 messages
 ATTEMPTS = 3  # for a statement that certainly did nothing: a deadlock's victim, or a lost connection
 
 # Defaults that a URL may override: notice a dead server within seconds; of several hosts, use the writable one.
@@ -58,13 +58,13 @@ class Connection(psycopg.Connection[Any]):
     """A connection that gives up waiting for a server that is stopped or cut off."""
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
-        return super().wait(gen, interval, ANSWER_WITHIN if timeout is None else timeout)
+        return super().wait(gen, interval, STATEMENT_TIMEOUT if timeout is None else timeout)
 
 
 def connection_string(url: str) -> str:
     """Return the connection string of a URL, with this service's defaults. Raises psycopg.ProgrammingError."""
-    said: dict[str, Any] = conninfo.conninfo_to_dict(url)
-    return conninfo.make_conninfo("", **(_DEFAULTS | said))
+    parameters: dict[str, Any] = conninfo.conninfo_to_dict(url)
+    return conninfo.make_conninfo("", **(_DEFAULTS | parameters))
 
 
 class WriteTransaction:
@@ -82,7 +82,7 @@ class WriteTransaction:
 
     def recall(self, once: IdempotencyKey) -> Any:
         """Return the value stored under this key, None if there is none. Raises IdempotencyMismatch."""
-        return flat(self.run("SELECT remembered($1::bigint, 0, $2::text, $3::bytea)", self.now, *once))
+        return scalar(self.run("SELECT remembered($1::bigint, 0, $2::text, $3::bytea)", self.now, *once))
 
     def remember(self, once: IdempotencyKey, value: Any) -> None:
         until = self.now + round(REQUEST_WINDOW * 1000)
@@ -109,7 +109,7 @@ class Pool:
             kwargs={"autocommit": True, "prepare_threshold": None, "cursor_factory": psycopg.RawCursor},
             min_size=1,
             max_size=CONNECTIONS,
-            timeout=LEND_WITHIN,
+            timeout=CONNECTION_TIMEOUT,
             reconnect_timeout=3.0,  # s; then the next request starts an attempt: back within seconds after any outage
             check=_check_alive,
             open=True,
@@ -121,22 +121,22 @@ class Pool:
         Raises Busy or DiskFull, with nothing done; Unavailable, with an unknown outcome; or the StoreError of the
         function.
         """
-        return self._observed(lambda connection: connection.execute(statement, values, binary=True).fetchall())
+        return self._run_observed(lambda connection: connection.execute(statement, values, binary=True).fetchall())
 
     def transact(self, now: int, operation: Callable[[WriteTransaction], T]) -> T:
         """Run an operation as one transaction, perhaps several times, and return its result. Raises as `run` does."""
 
-        def whole(connection: Connection) -> T:
+        def run_in_transaction(connection: Connection) -> T:
             with connection.transaction():
                 return operation(WriteTransaction(connection, now))
 
-        return self._observed(whole)
+        return self._run_observed(run_in_transaction)
 
     def read(self, statement: str, *values: Any) -> list[Any]:
         """Run a statement that only reads, and repeat it after a lost connection. Raises as `run` does."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._do(lambda connection: connection.execute(statement, values, binary=True).fetchall())
+                return self._retry(lambda connection: connection.execute(statement, values, binary=True).fetchall())
             except (Busy, DiskFull):
                 raise
             except Unavailable:
@@ -147,14 +147,14 @@ class Pool:
     def close(self) -> None:
         self._pool.close()
 
-    def _observed(self, work: Callable[[Connection], T]) -> T:
+    def _run_observed(self, work: Callable[[Connection], T]) -> T:
         began = time.perf_counter()
         try:
-            return self._do(work)
+            return self._retry(work)
         finally:
             self.observe(1, time.perf_counter() - began)
 
-    def _do(self, work: Callable[[Connection], T]) -> T:
+    def _retry(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 connection = self._pool.getconn()
@@ -164,26 +164,26 @@ class Pool:
                 return work(connection)
             except psycopg.Error as fault:
                 known = translate(fault)
-                if attempt == ATTEMPTS or not isinstance(fault, _WORTH_ANOTHER):
+                if attempt == ATTEMPTS or not isinstance(fault, _RETRYABLE):
                     if known is None:
                         raise
                     raise known from fault
             finally:
-                _abandon(connection)
+                _cancel_unfinished(connection)
                 self._pool.putconn(connection)
         raise AssertionError("unreachable")
 
 
 def _check_alive(connection: Connection) -> None:
     """Raise psycopg.OperationalError if the server has ended this idle connection; needs no query."""
-    watch = select.poll()
-    watch.register(connection.fileno(), select.POLLIN)
-    if watch.poll(0):
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
         connection.close()
         raise psycopg.OperationalError("the server has ended this connection")
 
 
-def _abandon(connection: Connection) -> None:
+def _cancel_unfinished(connection: Connection) -> None:
     """Cancel an unfinished statement if the server is reachable, and close its connection; the pool opens another."""
     if connection.info.transaction_status is TransactionStatus.ACTIVE:
         with suppress(psycopg.Error):
@@ -191,9 +191,9 @@ def _abandon(connection: Connection) -> None:
         connection.close()
 
 
-_WORTH_ANOTHER = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_RETRYABLE = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _DID_NOTHING = (
-    *_WORTH_ANOTHER,
+    *_RETRYABLE,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
     psycopg.errors.ReadOnlySqlTransaction,
@@ -205,7 +205,7 @@ _DID_NOTHING = (
 
 
 # The errors by the code that a function raises; its message has the details.
-_REFUSALS: dict[str | None, Callable[[str], StoreError | LargeRead]] = {
+_ERRORS_BY_CODE: dict[str | None, Callable[[str], StoreError | LargeRead]] = {
     "QS404": QueueNotFound,
     "QS409": lambda message: _stale(*message.split()),
     "QS410": lambda _: MessageNotFound(),
@@ -223,8 +223,8 @@ def _stale(status: str, index: str | None = None) -> StaleReceipt:
 def translate(fault: psycopg.Error) -> StoreError | LargeRead | None:
     """Translate an error of PostgreSQL; return None for a bug in this program."""
     state, message = fault.sqlstate, fault.diag.message_primary or ""
-    if state in _REFUSALS:
-        return _REFUSALS[state](message)
+    if state in _ERRORS_BY_CODE:
+        return _ERRORS_BY_CODE[state](message)
     if isinstance(fault, psycopg.errors.DiskFull):
         return DiskFull()
     if isinstance(fault, _DID_NOTHING):
@@ -235,6 +235,6 @@ def translate(fault: psycopg.Error) -> StoreError | LargeRead | None:
     return Unavailable("the connection to the database was lost; the outcome is unknown")
 
 
-def flat(rows: Sequence[Any]) -> Any:
+def scalar(rows: Sequence[Any]) -> Any:
     """Return the single value of a single row."""
     return rows[0][0]

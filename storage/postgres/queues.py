@@ -8,7 +8,7 @@ from typing import Any
 from storage.codec import read_settings, write_settings
 from storage.errors import PreconditionFailed
 from storage.model import QueueSettings, check_chain
-from storage.postgres.pool import WriteTransaction, flat
+from storage.postgres.pool import WriteTransaction, scalar
 
 _SETTINGS = "SELECT version, settings::text FROM queues WHERE name = $1::text"
 
@@ -25,19 +25,19 @@ def configure(work: WriteTransaction, name: str, changes: Mapping[str, Any], ver
     settings = read_settings(found[0][1]).changed(changes)
     if "dead_letter_queue" in changes:
         _check_chain(work, name, settings)
-    kept = write_settings(settings)
+    document = write_settings(settings)
     changed = work.run(
         "UPDATE queues SET settings = $2::jsonb, version = version + 1, used_at = $3::bigint WHERE name = $1::text "
         "RETURNING version",
-        name, kept, work.now,
+        name, document, work.now,
     )  # fmt: skip
-    return flat(changed), kept
+    return scalar(changed), document
 
 
 def delete_queue(work: WriteTransaction, name: str) -> bool:
     """Delete the queue and return True. Raises QueueNotFound, InvalidInput."""
     _lock_chains(work)
-    if flat(work.run("SELECT delete_queue($1::bigint, $2::text)", work.now, name)):
+    if scalar(work.run("SELECT delete_queue($1::bigint, $2::text)", work.now, name)):
         _check_chain(work, name, QueueSettings())
     return True
 
@@ -45,7 +45,7 @@ def delete_queue(work: WriteTransaction, name: str) -> bool:
 def expire_queue(work: WriteTransaction, number: int) -> None:
     """Delete the queue if it is unused for as long as its setting `expires`. Raises InvalidInput."""
     _lock_chains(work)
-    name = flat(work.run("SELECT expire_queue($1::bigint, $2::bigint)", work.now, number))
+    name = scalar(work.run("SELECT expire_queue($1::bigint, $2::bigint)", work.now, number))
     if name is not None:
         _check_chain(work, name, QueueSettings())
 

@@ -20,7 +20,7 @@ from storage.model import (
     Message,
     NewMessage,
     Queue,
-    ReadRoom,
+    ReadMemory,
     Receive,
     Sent,
     State,
@@ -30,30 +30,30 @@ from storage.model import (
 from storage.postgres import inspection, queues
 from storage.postgres.clock import SharedClock
 from storage.postgres.parameters import (
-    ask_of,
     columns,
-    fields_of,
-    is_late,
+    expand_receipts,
+    failed,
+    fields_json,
+    is_too_much_due,
     json_text,
-    messages_of,
-    once_of,
-    parsed,
-    receipt_of,
-    receipts_of,
-    unsettled,
+    key_parameters,
+    parse_receipt,
+    parse_receipts,
+    receive_parameters,
+    to_messages,
 )
-from storage.postgres.pool import Pool, WriteTransaction, flat
+from storage.postgres.pool import Pool, WriteTransaction, scalar
 from storage.postgres.schema import prepare
 from storage.postgres.upkeep import STEP, Hints, QueueSnapshot, Upkeep, late_queues
-from storage.size_budget import in_room
-from storage.steps import Progress, ask_again, check_queues, group_by_queue, in_steps, report_of
+from storage.size_budget import read_reserved
+from storage.steps import Progress, check_queues, describe_progress, group_by_queue, in_steps, until_done
 from storage.store import Observer
 from storage.validation import MAX_PAGE
 from storage.waiting import Subscription, Waiting, receive_after
 from storage.wakeup_pipes import WakeupPipe
 
-LOOK_FOR = 0.5  # seconds that a read-only call first removes expired and spent messages …
-WAIT_FOR_DUE = 3.0  # … and returns ended leases and delays
+REMOVE_SPENT_FOR = 0.5  # seconds that a read-only call first removes expired and spent messages …
+RETURN_DUE_FOR = 3.0  # … and returns ended leases and delays
 READY_FOR = 1.0  # seconds that one write proves that writes work
 
 
@@ -70,7 +70,7 @@ class PostgresStore:
         self._waiting = Waiting(lambda: QueueSnapshot(connection_info, self._pool, self._clock), pollers, wakeup_pipe)
         self._hints = Hints(self._pool)
         self._upkeep = Upkeep(self._pool, self._clock, self._catch_up)
-        self._room: ReadRoom | None = None
+        self._memory: ReadMemory | None = None
         self._ready_until = 0.0
 
     # -- messages
@@ -80,9 +80,9 @@ class PostgresStore:
         ((ids, duplicates),) = self._pool.run(
             "SELECT * FROM queue_service.send($1::bigint, $2::text, $3::text, $4::bytea[], $5::json, $6::text, "
             "$7::bytea)",
-            *self._moment(), queue, texts, fields_of(messages), *once_of(once),
+            *self._times(), queue, texts, fields_json(messages), *key_parameters(once),
         )  # fmt: skip
-        self._became_ready([queue])
+        self._notify_readers([queue])
         return Sent(ids, duplicates)
 
     def receive(
@@ -94,30 +94,30 @@ class PostgresStore:
             rows = self._pool.run(
                 "SELECT * FROM queue_service.receive($1::bigint, $2::text, $3::text[], $4::int, $5::bytea, "
                 "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint)",
-                *self._moment(), *ask_of(ask), *once_of(once), reserved,
+                *self._times(), *receive_parameters(ask), *key_parameters(once), reserved,
             )  # fmt: skip
-            return None if is_late(rows) else messages_of(rows, self._clock)
+            return None if is_too_much_due(rows) else to_messages(rows, self._clock)
 
         def claim() -> list[Message]:
-            return in_room(self._room, lambda reserved: ask_again(lambda: attempt(reserved)), lambda found: found)
+            return read_reserved(self._memory, lambda size: until_done(lambda: attempt(size)), lambda found: found)
 
         return self._waiting.receive(claim, Subscription(ask.queues, ask.recipient), ask.wait, present)
 
     def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
-        known, missing = parsed(receipts, queue)
+        known, missing = parse_receipts(receipts, queue)
         statuses = self._change(
             once, "ack($1::bigint, $2::text[], $3::bigint[], $4::bigint[])", self._clock.now(), *columns(list(known))
         )
-        self._became_ready({receipt.queue for receipt in known}, hint=False)
-        return AckResult(statuses.count("held"), *unsettled(known, statuses, missing))
+        self._notify_readers({receipt.queue for receipt in known}, hint=False)
+        return AckResult(statuses.count("held"), *failed(known, statuses, missing))
 
     def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
-        one = receipt_of(receipt, queue)
-        self._change(once, "settle($1::bigint, $2::text, $3::bigint, $4::bigint)", self._clock.now(), *one[:3])
-        self._became_ready([one.queue], hint=False)
+        parsed = parse_receipt(receipt, queue)
+        self._change(once, "settle($1::bigint, $2::text, $3::bigint, $4::bigint)", self._clock.now(), *parsed[:3])
+        self._notify_readers([parsed.queue], hint=False)
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
-        receipt_of(receipt, queue)
+        parse_receipt(receipt, queue)
         result = self.extend_many([receipt], lease, queue, once)
         if result.stale:
             raise StaleReceipt
@@ -128,14 +128,14 @@ class PostgresStore:
     def extend_many(
         self, receipts: Sequence[str], lease: float, queue: str | None = None, once: IdempotencyKey | None = None
     ) -> ExtendResult:
-        known, missing = parsed(receipts, queue)
+        known, missing = parse_receipts(receipts, queue)
         now = self._clock.now()
         until, statuses = self._change(
             once,
             "extend($1::bigint, $2::text[], $3::bigint[], $4::bigint[], $5::bigint)",
             now, *columns(list(known)), now + round(lease * 1000),
         )  # fmt: skip
-        return ExtendResult(statuses.count("held"), self._clock.wall(until), *unsettled(known, statuses, missing))
+        return ExtendResult(statuses.count("held"), self._clock.wall(until), *failed(known, statuses, missing))
 
     def release(
         self,
@@ -146,24 +146,24 @@ class PostgresStore:
         *,
         counted: bool = True,
     ) -> None:
-        one = receipt_of(receipt, queue)
+        parsed = parse_receipt(receipt, queue)
         self._change(
             once,
             "release($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::bigint, $7::boolean)",
-            *self._moment(), *one[:3], round(delay * 1000), counted,
+            *self._times(), *parsed[:3], round(delay * 1000), counted,
         )  # fmt: skip
-        self._became_ready([one.queue])
+        self._notify_readers([parsed.queue])
 
     def reject(
         self, receipt: str, reason: str = "rejected", queue: str | None = None, once: IdempotencyKey | None = None
     ) -> None:
-        one = receipt_of(receipt, queue)
+        parsed = parse_receipt(receipt, queue)
         self._change(
             once,
             "reject($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::text)",
-            *self._moment(), *one[:3], json_text(reason),
+            *self._times(), *parsed[:3], json_text(reason),
         )  # fmt: skip
-        self._became_ready([one.queue])
+        self._notify_readers([parsed.queue])
 
     def transact(
         self,
@@ -173,7 +173,7 @@ class PostgresStore:
         once: IdempotencyKey | None = None,
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
-        receipts, wanted = receipts_of(ack)
+        receipts, text_places = expand_receipts(ack)
         check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
         places = group_by_queue(send)
         batches = {name: [send[place][1] for place in where] for name, where in places.items()}
@@ -184,29 +184,29 @@ class PostgresStore:
                 "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
                 "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
                 "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint)",
-                *self._moment(),
+                *self._times(),
                 *columns(receipts),
                 list(batches),
                 [len(batch) for batch in batches.values()],
                 [message.text.encode() for batch in batches.values() for message in batch],
-                [fields_of(batch) for batch in batches.values()],
+                [fields_json(batch) for batch in batches.values()],
                 [stored[place] for place in range(len(send))],
-                *(ask_of(receive) if receive and present() else [None] * 5),
-                *once_of(once),
+                *(receive_parameters(receive) if receive and present() else [None] * 5),
+                *key_parameters(once),
                 reserved,
             )
-            late = is_late(rows)
-            return done, late, [] if late else messages_of(rows, self._clock)
+            too_much_due = is_too_much_due(rows)
+            return done, too_much_due, [] if too_much_due else to_messages(rows, self._clock)
 
         try:
-            done, late, found = in_room(self._room if receive else None, attempt, lambda done: done[2])
+            done, too_much_due, found = read_reserved(self._memory if receive else None, attempt, lambda done: done[2])
         except StaleReceipt as fault:
             if fault.index is not None:
-                fault.index = wanted[fault.index]
+                fault.index = text_places[fault.index]
             raise
         ids, duplicates = done[1], tuple(done[2])
-        self._became_ready(batches)
-        if receive is not None and (late or (receive.wait > 0 and not found)):
+        self._notify_readers(batches)
+        if receive is not None and (too_much_due or (receive.wait > 0 and not found)):
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
         return Transacted(ids, found, duplicates=duplicates)
 
@@ -214,14 +214,14 @@ class PostgresStore:
 
     def message(self, queue: str, id: int) -> Message:
         self._bring_up_to_date([queue])
-        return in_room(
-            self._room, partial(inspection.message, self._pool, self._clock, queue, id), lambda found: [found]
+        return read_reserved(
+            self._memory, partial(inspection.message, self._pool, self._clock, queue, id), lambda found: [found]
         )
 
     def delete_message(self, queue: str, id: int, once: IdempotencyKey | None = None) -> None:
         self._bring_up_to_date([queue])
         self._change(once, "delete_message($1::bigint, $2::text, $3::bigint)", self._clock.now(), queue, id)
-        self._became_ready([queue])
+        self._notify_readers([queue])
 
     def reschedule(self, queue: str, id: int, delay: float, once: IdempotencyKey | None = None) -> None:
         self._bring_up_to_date([queue])
@@ -230,16 +230,16 @@ class PostgresStore:
             "reschedule($1::bigint, $2::text, $3::bigint, $4::bigint)",
             self._clock.now(), queue, id, round(delay * 1000),
         )  # fmt: skip
-        self._became_ready([queue])
+        self._notify_readers([queue])
 
     def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: IdempotencyKey | None = None) -> None:
         self._bring_up_to_date([queue])
         self._change(
             once,
             "dead_letter($1::bigint, $2::text, $3::text, $4::bigint, $5::text)",
-            *self._moment(), queue, id, json_text(reason),
+            *self._times(), queue, id, json_text(reason),
         )  # fmt: skip
-        self._became_ready([queue])
+        self._notify_readers([queue])
 
     def peek(
         self,
@@ -252,8 +252,8 @@ class PostgresStore:
         key: str | None = None,
     ) -> list[Message]:
         self._bring_up_to_date([queue])
-        which = queue, limit, after, before, state, key
-        return in_room(self._room, partial(inspection.peek, self._pool, self._clock, *which), lambda found: found)
+        read = partial(inspection.peek, self._pool, self._clock, queue, limit, after, before, state, key)
+        return read_reserved(self._memory, read, lambda found: found)
 
     # -- queues
 
@@ -273,14 +273,14 @@ class PostgresStore:
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
     ) -> Queue:
         def operation(work: WriteTransaction) -> list[Queue]:
-            made = work.once(once, lambda: queues.configure(work, name, changes, version))
+            configured = work.once(once, lambda: queues.configure(work, name, changes, version))
             return [
-                queue._replace(version=made[0], settings=read_settings(made[1]))
+                queue._replace(version=configured[0], settings=read_settings(configured[1]))
                 for queue in inspection.describe(work.run, work.now, [name])
             ]
 
         found = self._pool.transact(self._clock.now(), operation)
-        self._became_ready([name])
+        self._notify_readers([name])
         if not found:  # a repeated request; the queue was deleted since
             raise QueueNotFound(name)
         return found[0]
@@ -309,7 +309,7 @@ class PostgresStore:
             None if ids is None else list(ids),
             None if reason is None else reason.replace("\0", "\ufffd"),
         )
-        self._became_ready([queue])
+        self._notify_readers([queue])
         return moved
 
     # -- the serving process
@@ -326,11 +326,11 @@ class PostgresStore:
         self._pool.observe = observer.committed
         self._waiting.observe = observer.waiting
 
-    def limit_reads(self, room: ReadRoom) -> None:
-        self._room = room
+    def limit_reads(self, memory: ReadMemory) -> None:
+        self._memory = memory
 
     def disk(self) -> Disk:
-        return Disk(flat(self._pool.read("SELECT pg_database_size(current_database())")), None, None)
+        return Disk(scalar(self._pool.read("SELECT pg_database_size(current_database())")), None, None)
 
     def stop_waiting(self) -> None:
         self._waiting.stop()
@@ -341,7 +341,7 @@ class PostgresStore:
         self._waiting.close()
         self._pool.close()
 
-    def _moment(self) -> tuple[int, str]:
+    def _times(self) -> tuple[int, str]:
         """Return the service's time (ms), and the wall clock's as RFC 3339."""
         now = self._clock.now()
         return now, rfc3339(self._clock.wall(now))
@@ -350,44 +350,44 @@ class PostgresStore:
         """Call a function as a transaction of its own and return its result, or with `once` the first call's."""
         statement = f"SELECT to_jsonb(queue_service.{call})"
         if once is None:
-            return flat(self._pool.run(statement, *values))
-        return self._once(once, lambda work: flat(work.run(statement, *values)))
+            return scalar(self._pool.run(statement, *values))
+        return self._once(once, lambda work: scalar(work.run(statement, *values)))
 
     def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], Any]) -> Any:
         """Return the JSON value of an operation of one transaction, or of the first call with this key."""
         return self._pool.transact(self._clock.now(), lambda work: work.once(once, lambda: operation(work)))
 
-    def _in_steps(self, once: IdempotencyKey | None, deed: str, call: str, queue: str, *values: Any) -> int:
+    def _in_steps(self, once: IdempotencyKey | None, action: str, call: str, queue: str, *values: Any) -> int:
         """Call a function that does one step, with its previous result, until it is done; return its count."""
 
         def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
             state = json.dumps(at) if at else None
-            at = flat(work.run(f"SELECT queue_service.{call}", work.now, queue, state, *values))
+            at = scalar(work.run(f"SELECT queue_service.{call}", work.now, queue, state, *values))
             return at, not at["done"]
 
         def run(operation: Callable[[WriteTransaction], tuple[Progress, bool]]) -> tuple[Progress, bool]:
             return self._pool.transact(self._clock.now(), operation)
 
-        count: int = in_steps(run, {}, step, lambda at: report_of(at.get("count"), deed), once)["count"]
+        count: int = in_steps(run, {}, step, lambda at: describe_progress(at.get("count"), action), once)["count"]
         return count
 
-    def _became_ready(self, names: Collection[str], hint: bool = True) -> None:
+    def _notify_readers(self, names: Collection[str], hint: bool = True) -> None:
         """Wake the readers of these queues in this process, and with `hint` in the others, to look for messages."""
         self._waiting.notify(names)
         if hint:
             self._hints.give()
 
     def _bring_up_to_date(self, names: list[str]) -> None:
-        """Apply what is due to these queues, within LOOK_FOR or WAIT_FOR_DUE."""
+        """Apply what is due to these queues, within REMOVE_SPENT_FOR or RETURN_DUE_FOR."""
         began = time.monotonic()
         for name in late_queues(self._pool, self._clock.now(), names):
             while (done := self._catch_up(name)) >= STEP:
-                if time.monotonic() - began > (WAIT_FOR_DUE if done >= CHUNK else LOOK_FOR):
+                if time.monotonic() - began > (RETURN_DUE_FOR if done >= CHUNK else REMOVE_SPENT_FOR):
                     break
 
     def _catch_up(self, name: str) -> int:
         """Apply one step of what is due to a queue; return its size: below STEP none is left, from CHUNK on more is."""
         statement = "SELECT queue_service.catch_up($1::bigint, $2::text, $3::text, $4::int)"
-        done: int = flat(self._pool.run(statement, *self._moment(), name, STEP))
-        self._became_ready([name])
+        done: int = scalar(self._pool.run(statement, *self._times(), name, STEP))
+        self._notify_readers([name])
         return done

@@ -15,7 +15,7 @@ from storage.clock import Clock
 from storage.errors import InvalidInput
 from storage.model import CHUNK
 from storage.postgres.clock import SharedClock
-from storage.postgres.pool import Pool, flat
+from storage.postgres.pool import Pool, scalar
 from storage.postgres.queues import expire_queue
 from storage.waiting import Availability, Subscription
 
@@ -41,15 +41,15 @@ class QueueSnapshot:
         self._pool = pool
         self._clock = clock
         self._listening: psycopg.Connection[Any] | None = None
-        self._heard = False  # whether hints arrive at all; the first is its own
-        self._listen_at = self._look_at = 0.0
+        self._hints_arrive = False  # whether hints arrive at all; the first is its own
+        self._listen_at = self._query_at = 0.0
 
     def changed(self) -> bool:
         hints = self._hints()
         now = time.monotonic()
-        if not hints and now < self._look_at:
+        if not hints and now < self._query_at:
             return False
-        self._look_at = now + (POLL_EVERY if self._heard else POLL_WITHOUT)
+        self._query_at = now + (POLL_EVERY if self._hints_arrive else POLL_WITHOUT)
         return True
 
     def availability(self, subscription: Subscription, most: int) -> Availability:
@@ -75,9 +75,9 @@ class QueueSnapshot:
             count = sum(1 for _ in self._listening.notifies(timeout=0))
         except psycopg.Error:
             self.close()
-            self._listening, self._heard = None, False
+            self._listening, self._hints_arrive = None, False
             return 0
-        self._heard = self._heard or count > 0
+        self._hints_arrive = self._hints_arrive or count > 0
         return count
 
     def _listen(self) -> None:
@@ -142,12 +142,12 @@ class Upkeep:
             try:
                 if isinstance(self._clock, SharedClock):
                     self._clock.adjust()
-                if self._is_its_turn():
-                    self._once()
+                if self._claim_pass():
+                    self._run_pass()
             except Exception as fault:  # the next second may succeed, and no request depends on it
                 _log.warning("upkeep failed: %s", fault)
 
-    def _is_its_turn(self) -> bool:
+    def _claim_pass(self) -> bool:
         return bool(
             self._pool.run(
                 """
@@ -158,7 +158,7 @@ class Upkeep:
             )
         )
 
-    def _once(self) -> None:
+    def _run_pass(self) -> None:
         now = self._clock.now()
         self._until = time.monotonic() + UPKEEP_FOR
         window = self._pool.read(
@@ -198,7 +198,7 @@ class Upkeep:
                     RETURNING 1
                 ) SELECT count(*) FROM forgotten
             """
-            self._repeat(lambda statement=statement: flat(self._pool.run(statement, queues, now)) == CHUNK)  # type: ignore[misc]
+            self._repeat(lambda statement=statement: scalar(self._pool.run(statement, queues, now)) == CHUNK)  # type: ignore[misc]
 
     def _clear(self, queue_id: int, now: int) -> None:
         """Remove the rest of a deleted queue, and finally the queue, when no transaction can add to it any more."""
@@ -212,7 +212,7 @@ class Upkeep:
                     RETURNING 1
                 ) SELECT count(*) FROM gone
             """
-            if not self._repeat(lambda statement=statement: flat(self._pool.run(statement, queue_id)) == CHUNK):  # type: ignore[misc]
+            if not self._repeat(lambda statement=statement: scalar(self._pool.run(statement, queue_id)) == CHUNK):  # type: ignore[misc]
                 return
         self._pool.run(
             "DELETE FROM queue_service.queues "
@@ -224,4 +224,4 @@ class Upkeep:
 
 def late_queues(pool: Pool, now: int, names: list[str]) -> list[str]:
     """Return those of these queues for which something is due."""
-    return flat(pool.read("SELECT ARRAY(SELECT queue_service.late_queues($1::bigint, $2::text[]))", now, names))  # type: ignore[no-any-return]
+    return scalar(pool.read("SELECT ARRAY(SELECT queue_service.late_queues($1::bigint, $2::text[]))", now, names))  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from storage.column_batches import ColumnBatch, NewColumnBatch, unpacked
+from storage.column_batches import ColumnBatch, NewColumnBatch, unpack_columns
 from storage.model import CHUNK_BYTES, STATES, Receipt
 from storage.size_budget import SizeBudget
 from storage.sqlite.transaction import QueueRow, WriteTransaction, int_array
@@ -23,7 +23,7 @@ from storage.sqlite.transaction import QueueRow, WriteTransaction, int_array
 LONGEST = 100  # messages in a batch (the last has a few more): one of them may cause the unpacking of all
 SHORTEST = 8  # messages in a batch: for fewer, rows of their own cost the same
 LARGEST = 64 * 1024  # characters of text, about
-MANY = 1 << 62
+UNLIMITED = 1 << 62
 
 
 class BatchRow(NamedTuple):
@@ -34,7 +34,7 @@ class BatchRow(NamedTuple):
     token: int | None
     queue_id: int
     sent_at: int
-    brings: int  # bytes of its columns, as a read returns them
+    read_size: int  # bytes of its columns, as a read returns them
 
     @property
     def ids(self) -> range:
@@ -45,20 +45,20 @@ class BatchRow(NamedTuple):
         return 0
 
 
-_BRINGS = "octet_length(texts) + coalesce(octet_length(attributes), 0)"
-_BATCH = f"id, count, bytes, receive_count, token, queue_id, sent_at, {_BRINGS}"
+_READ_SIZE = "octet_length(texts) + coalesce(octet_length(attributes), 0)"
+_BATCH = f"id, count, bytes, receive_count, token, queue_id, sent_at, {_READ_SIZE}"
 # SQL. Without INDEXED BY, SQLite uses the index of all batches and walks over leased ones.
 READY_BATCHES = "INDEXED BY deliverable_runs WHERE queue_id = ?1 AND state = 0"
 
 
-def pack(work: WriteTransaction, queue: QueueRow, run: NewColumnBatch) -> int:
+def pack(work: WriteTransaction, queue: QueueRow, batch: NewColumnBatch) -> int:
     """Store the messages, in order and ready, as batches; return the last id. The caller counts them."""
     last: int = work.execute(
-        "UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'messages' RETURNING seq", (len(run),)
+        "UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'messages' RETURNING seq", (len(batch),)
     ).get
-    first = last - len(run) + 1
+    first = last - len(batch) + 1
     rows = []
-    for piece in _cut(run):
+    for piece in _split(batch):
         rows.append((first, queue.id, len(piece), piece.size, work.now, *piece.columns()))
         first += len(piece)
     work.connection.executemany(
@@ -73,7 +73,7 @@ def ready(work: WriteTransaction, queue: QueueRow, recipient: str | None, after:
         return
     rows = work.execute(
         f"SELECT {_BATCH} FROM runs {READY_BATCHES} AND sent_at > ?2 AND receive_count < ?3 ORDER BY id",
-        (queue.id, after, queue.settings.max_receives or MANY),
+        (queue.id, after, queue.settings.max_receives or UNLIMITED),
     )
     with closing(rows):  # the caller may not read to the end
         yield from map(BatchRow._make, rows)
@@ -84,23 +84,25 @@ def select_ready(work: WriteTransaction, queue: QueueRow, limit: int, receives: 
     return _select(work, f"{READY_BATCHES} AND receive_count >= ?2 ORDER BY id LIMIT ?3", queue.id, receives, limit)
 
 
-def whole(work: WriteTransaction, receipts: Iterable[Receipt]) -> tuple[list[tuple[QueueRow, BatchRow]], list[Receipt]]:
+def match_receipts(
+    work: WriteTransaction, receipts: Iterable[Receipt]
+) -> tuple[list[tuple[QueueRow, BatchRow]], list[Receipt]]:
     """Return the batches that one of these receipts covers, and the other receipts, each split into single messages."""
-    spans = [one for one in receipts if one.length > 1]
-    rest = dict.fromkeys(one for one in receipts if one.length == 1)
+    spans = [r for r in receipts if r.length > 1]
+    rest = dict.fromkeys(r for r in receipts if r.length == 1)
     if not spans:
         return [], list(rest)
-    known = {run.id: run for run in _select(work, "WHERE id IN carray(?)", int_array([one.id for one in spans]))}
+    known = {batch.id: batch for batch in _select(work, "WHERE id IN carray(?)", int_array([r.id for r in spans]))}
     found: dict[int, tuple[QueueRow, BatchRow]] = {}
     for span in spans:
-        queue, run = work.find_queue(span.queue), known.get(span.id)
-        if queue and run and (run.queue_id, run.token, run.length) == (queue.id, span.token, span.length):
-            found[run.id] = queue, run
+        queue, batch = work.find_queue(span.queue), known.get(span.id)
+        if queue and batch and (batch.queue_id, batch.token, batch.length) == (queue.id, span.token, span.length):
+            found[batch.id] = queue, batch
         else:
             rest |= dict.fromkeys(span.each())
     # Drop receipts of single messages in a batch that is settled whole.
-    settled = {Receipt(queue.name, n, run.token or 0) for queue, run in found.values() for n in run.ids} if rest else ()
-    return list(found.values()), [one for one in rest if one not in settled]
+    settled = {Receipt(queue.name, n, b.token or 0) for queue, b in found.values() for n in b.ids} if rest else ()
+    return list(found.values()), [r for r in rest if r not in settled]
 
 
 def containing(work: WriteTransaction, ids: Iterable[int]) -> dict[int, BatchRow]:
@@ -115,18 +117,18 @@ def containing(work: WriteTransaction, ids: Iterable[int]) -> dict[int, BatchRow
     return found
 
 
-def extend(work: WriteTransaction, queue: QueueRow, run: BatchRow, until: int) -> None:
+def extend(work: WriteTransaction, queue: QueueRow, batch: BatchRow, until: int) -> None:
     """Set the lease of a batch to end at `until`, also one that has expired."""
-    was = work.execute("SELECT state FROM runs WHERE id = ?", (run.id,)).get
-    work.execute("UPDATE runs SET state = 1, due_at = ? WHERE id = ?", (until, run.id))
-    work.count(queue, **{STATES[was]: -run.length, "leased": run.length} if STATES[was] != "leased" else {})
+    was = work.execute("SELECT state FROM runs WHERE id = ?", (batch.id,)).get
+    work.execute("UPDATE runs SET state = 1, due_at = ? WHERE id = ?", (until, batch.id))
+    work.count(queue, **{STATES[was]: -batch.length, "leased": batch.length} if STATES[was] != "leased" else {})
 
 
-def unpack(work: WriteTransaction, queue: QueueRow, runs: Collection[BatchRow]) -> None:
+def unpack(work: WriteTransaction, queue: QueueRow, batches: Collection[BatchRow]) -> None:
     """Give each message of these batches a row of its own."""
-    if not runs:
+    if not batches:
         return
-    ids = _ids(runs)
+    ids = _ids(batches)
     rows = [
         (number, *rest, fields, text)
         for first, texts, attributes, *rest in work.all(
@@ -135,7 +137,7 @@ def unpack(work: WriteTransaction, queue: QueueRow, runs: Collection[BatchRow]) 
             "receive_count, sent_at FROM runs WHERE id IN carray(?)",
             (ids,),
         )
-        for number, text, fields in unpacked(first, texts, attributes)
+        for number, text, fields in unpack_columns(first, texts, attributes)
     ]
     work.connection.executemany(
         "INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, fields, text) "
@@ -143,7 +145,7 @@ def unpack(work: WriteTransaction, queue: QueueRow, runs: Collection[BatchRow]) 
         rows,
     )
     work.execute("DELETE FROM runs WHERE id IN carray(?)", (ids,))
-    work.lower_swept(queue, min(run.id for run in runs))
+    work.lower_swept(queue, min(batch.id for batch in batches))
 
 
 def return_due(work: WriteTransaction, queue: QueueRow) -> bool:
@@ -152,9 +154,9 @@ def return_due(work: WriteTransaction, queue: QueueRow) -> bool:
     ended = "WHERE queue_id = ? AND state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
     due = _select(work, ended, queue.id, work.now, most)
     most_receives = queue.settings.max_receives
-    spent = [run for run in due if most_receives and run.receive_count >= most_receives]
+    spent = [batch for batch in due if most_receives and batch.receive_count >= most_receives]
     unpack(work, queue, spent)
-    back = [run for run in due if run not in spent]
+    back = [batch for batch in due if batch not in spent]
     if back:
         work.execute("UPDATE runs SET state = 0 WHERE id IN carray(?)", (_ids(back),))
         count = count_messages(back)
@@ -166,15 +168,15 @@ def return_due(work: WriteTransaction, queue: QueueRow) -> bool:
 
 def purge(work: WriteTransaction, queue: QueueRow, last: int, most: int) -> int:
     """Remove some of the batches that begin up to id `last`, newest first; return the number of messages."""
-    return remove(work, queue, _some(work, queue.id, last, most))
+    return remove(work, queue, _newest(work, queue.id, last, most))
 
 
 def clear(work: WriteTransaction, queue_id: int, most: int) -> bool:
     """Remove some of a deleted queue's batches; return False if it had none."""
-    runs = _some(work, queue_id, MANY, most)
-    if runs:
-        work.execute("DELETE FROM runs WHERE id IN carray(?)", (_ids(runs),))
-    return bool(runs)
+    batches = _newest(work, queue_id, UNLIMITED, most)
+    if batches:
+        work.execute("DELETE FROM runs WHERE id IN carray(?)", (_ids(batches),))
+    return bool(batches)
 
 
 def peek(
@@ -193,10 +195,10 @@ def peek(
     """
     after, before, moment = bounds
     found: list[tuple[Any, ...]] = []
-    room = SizeBudget(reserved)
+    budget = SizeBudget(reserved)
     rows: Any = connection.execute(
         f"""
-        SELECT {_BRINGS}, id, sent_at, receive_count, due_at, state, texts, attributes
+        SELECT {_READ_SIZE}, id, sent_at, receive_count, due_at, state, texts, attributes
           FROM runs
          WHERE queue_id = ?1 AND id > ?2 - {LONGEST + SHORTEST} AND id < ?3 AND id + count - 1 > ?2
            AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?5)
@@ -205,42 +207,42 @@ def peek(
         (queue_id, after, before, state, moment),
     )
     with closing(rows):
-        for size, first, sent_at, count, due_at, at, texts, attributes in rows:
-            if len(found) >= limit or not room.holds(size):
+        for size, first, sent_at, count, due_at, state_number, texts, attributes in rows:
+            if len(found) >= limit or not budget.add(size):
                 break
-            room.check()
+            budget.check()
             found += (
-                (number, text, fields, None, sent_at, count, due_at, at)
-                for number, text, fields in (list(unpacked(first, texts, attributes))[:: -1 if newest else 1])
+                (number, text, fields, None, sent_at, count, due_at, state_number)
+                for number, text, fields in (list(unpack_columns(first, texts, attributes))[:: -1 if newest else 1])
                 if after < number < before
             )
     return {row[0]: row for row in found[:limit]}
 
 
-def _cut(run: NewColumnBatch) -> Iterator[NewColumnBatch]:
+def _split(batch: NewColumnBatch) -> Iterator[NewColumnBatch]:
     # Messages too few for a last batch go to the one before it.
-    if run.longest * LONGEST <= LARGEST:
-        starts = range(0, max(1, len(run) - SHORTEST + 1), LONGEST)
-        yield from starmap(run.cut, pairwise([*starts, len(run)]))
+    if batch.longest * LONGEST <= LARGEST:
+        starts = range(0, max(1, len(batch) - SHORTEST + 1), LONGEST)
+        yield from starmap(batch.cut, pairwise([*starts, len(batch)]))
         return
-    lengths = list(accumulate(run.lengths()))  # cumulative
+    lengths = list(accumulate(batch.lengths()))  # cumulative
     start = 0
-    while start < len(run):
+    while start < len(batch):
         before = lengths[start - 1] if start else 0
         end = min(start + LONGEST, bisect_left(lengths, before + LARGEST) + 1)
-        if len(run) - end < SHORTEST:
-            end = len(run)
-        yield run.cut(start, end)
+        if len(batch) - end < SHORTEST:
+            end = len(batch)
+        yield batch.cut(start, end)
         start = end
 
 
-def take_away(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow]) -> dict[int, ColumnBatch]:
+def take(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow]) -> dict[int, ColumnBatch]:
     """Remove these batches and return them, by their first id."""
     rows = work.all(
         "SELECT id, count, texts, attributes, sent_at, receive_count + 1 FROM runs WHERE id IN carray(?)",
-        (_ids(runs),),
+        (_ids(batches),),
     )
-    remove(work, queue, runs, received=count_messages(runs))
+    remove(work, queue, batches, received=count_messages(batches))
     ahead = work.wall(0)
     return {
         first: ColumnBatch(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count)
@@ -248,15 +250,15 @@ def take_away(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow])
     }
 
 
-def lease(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow], lease: int) -> dict[int, ColumnBatch]:
+def lease(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow], lease: int) -> dict[int, ColumnBatch]:
     """Lease these batches and return them, by their first id."""
     token, until = secrets.randbits(63) | 1, work.now + lease
     rows = work.all(
         "UPDATE runs SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 WHERE id IN carray(?) "
         "RETURNING id, count, texts, attributes, sent_at, receive_count",
-        (token, until, _ids(runs)),
+        (token, until, _ids(batches)),
     )
-    count = count_messages(runs)
+    count = count_messages(batches)
     work.count(queue, ready=-count, leased=count, received=count)
     ahead = work.wall(0)
     return {
@@ -272,7 +274,7 @@ def size_leased_again(work: WriteTransaction, bounds: tuple[int, int, int, int])
     return sum(
         row[0]
         for row in work.all(
-            f"SELECT {_BRINGS} FROM runs WHERE queue_id = ? AND id BETWEEN ? AND ? AND token = ?", bounds
+            f"SELECT {_READ_SIZE} FROM runs WHERE queue_id = ? AND id BETWEEN ? AND ? AND token = ?", bounds
         )
     )
 
@@ -290,29 +292,29 @@ def leased_again(work: WriteTransaction, queue: QueueRow, bounds: tuple[int, int
     ]
 
 
-def remove(work: WriteTransaction, queue: QueueRow, runs: Sequence[BatchRow], **totals: int) -> int:
+def remove(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow], **totals: int) -> int:
     """Remove the batches; return the number of their messages."""
-    if not runs:
+    if not batches:
         return 0
-    rows = work.all("DELETE FROM runs WHERE id IN carray(?) RETURNING state, count, bytes", (_ids(runs),))
+    rows = work.all("DELETE FROM runs WHERE id IN carray(?) RETURNING state, count, bytes", (_ids(batches),))
     by_state = {name: -sum(row[1] for row in rows if row[0] == state) for state, name in enumerate(STATES[:2])}
     work.count(queue, bytes=-sum(row[2] for row in rows), **by_state, **totals)
     return sum(row[1] for row in rows)
 
 
-def count_messages(runs: Iterable[BatchRow]) -> int:
+def count_messages(batches: Iterable[BatchRow]) -> int:
     """Return the number of messages in these batches."""
-    return sum(run.length for run in runs)
+    return sum(batch.length for batch in batches)
 
 
-def _some(work: WriteTransaction, queue_id: int, last: int, most: int) -> list[BatchRow]:
+def _newest(work: WriteTransaction, queue_id: int, last: int, most: int) -> list[BatchRow]:
     """Return the newest of a queue's batches up to `last`, as many as one transaction may remove."""
     chosen, size = [], 0
-    for run in _select(
+    for batch in _select(
         work, "WHERE queue_id = ? AND id <= ? ORDER BY id DESC LIMIT ?", queue_id, last, max(1, most // LONGEST)
     ):
-        chosen.append(run)
-        size += run.size
+        chosen.append(batch)
+        size += batch.size
         if size > CHUNK_BYTES:
             break
     return chosen
@@ -323,6 +325,6 @@ def _select(work: WriteTransaction, which: str, *values: Any) -> list[BatchRow]:
     return [BatchRow(*row) for row in work.all(f"SELECT {_BATCH} FROM runs {which}", values)]
 
 
-def _ids(runs: Iterable[BatchRow]) -> Any:
+def _ids(batches: Iterable[BatchRow]) -> Any:
     """Bind their ids as one value, for `IN carray(?)`."""
-    return int_array([run.id for run in runs])
+    return int_array([batch.id for batch in batches])

@@ -14,7 +14,7 @@ from storage.sqlite.transaction import ARRIVED, LEASED, LETTER, SIZE, QueueRow, 
 SHARE = 1_000  # deferrable removals that one read does at most
 
 
-class Front(NamedTuple):
+class Cutoff(NamedTuple):
     """The limit of retention: messages up to `id`, and those that arrived by `moment`, are past it."""
 
     id: int
@@ -42,7 +42,7 @@ def bring_up_to_date(work: WriteTransaction, queue: QueueRow) -> bool:
     return more
 
 
-def clear_out(work: WriteTransaction, queue: QueueRow, most: int = SHARE) -> bool:
+def remove_undeliverable(work: WriteTransaction, queue: QueueRow, most: int = SHARE) -> bool:
     """Remove some of the messages that reads skip: past retention, or spent because max_receives was lowered.
 
     Return whether more are left.
@@ -51,9 +51,9 @@ def clear_out(work: WriteTransaction, queue: QueueRow, most: int = SHARE) -> boo
         return True
     more = False
     if queue.retention is not None:
-        more = _sweep_runs(work, queue, most) or _sweep(work, queue, most)
+        more = _sweep_batches(work, queue, most) or _sweep(work, queue, most)
     if queue.settings.max_receives:
-        more = _bury_spent(work, queue, most) or more
+        more = _dead_letter_spent(work, queue, most) or more
     work.swept.add(queue.id)
     return more
 
@@ -64,7 +64,7 @@ def catch_up(work: WriteTransaction, name: str, most: int) -> bool:
     if queue is None:
         return False
     more = bring_up_to_date(work, queue)
-    return clear_out(work, queue, most) or more
+    return remove_undeliverable(work, queue, most) or more
 
 
 def is_late(work: WriteTransaction, queue: QueueRow) -> bool:
@@ -106,7 +106,8 @@ def late_queues(work: WriteTransaction, names: Sequence[str]) -> list[str]:
         """,
         (json.dumps(names), work.now),
     )
-    return [name for (name,) in rows if is_late(work, work.queue(name))]
+    found = [work.find_queue(name) for (name,) in rows]  # one may have been deleted meanwhile
+    return [queue.name for queue in found if queue is not None and is_late(work, queue)]
 
 
 def next_due(work: WriteTransaction, queue_id: int) -> tuple[int | None, int | None]:
@@ -125,15 +126,15 @@ def next_due(work: WriteTransaction, queue_id: int) -> tuple[int | None, int | N
     return row
 
 
-def front(work: WriteTransaction, queue: QueueRow) -> Front:
+def find_cutoff(work: WriteTransaction, queue: QueueRow) -> Cutoff:
     """Find the limit of retention by binary search, so that many expired messages cost little."""
     if queue.retention is None:
-        return Front(0, -1)
+        return Cutoff(0, -1)
     cutoff = work.now - queue.retention
     low = work.queue(queue.name).swept
     first = _first(work, queue.id, low)
     if first is None or first[1] > cutoff:
-        return Front(0, cutoff)
+        return Cutoff(0, cutoff)
     low, high = first[0], work.execute("SELECT max(id) FROM messages WHERE queue_id = ?", (queue.id,)).get
     while low < high:  # arrival increases with id: low has expired, and ids above high have not
         middle = (low + high) // 2
@@ -142,7 +143,7 @@ def front(work: WriteTransaction, queue: QueueRow) -> Front:
             low = found[0]
         else:
             high = middle
-    return Front(low, cutoff)
+    return Cutoff(low, cutoff)
 
 
 def _first(work: WriteTransaction, queue_id: int, after: int) -> tuple[int, int] | None:
@@ -156,17 +157,17 @@ def _first(work: WriteTransaction, queue_id: int, after: int) -> tuple[int, int]
 def _return_due(work: WriteTransaction, queue: QueueRow) -> bool:
     more = column_batches.return_due(work, queue)
     limit = _limit(work, queue.settings.max_receives > 0)
-    most = queue.settings.max_receives or column_batches.MANY
+    most = queue.settings.max_receives or column_batches.UNLIMITED
     rows = work.all(
         f"SELECT id, iif(state = 1 AND receive_count >= ?3, {SIZE}, 0), key, state = 1 AND receive_count >= ?3 "
         "FROM messages WHERE queue_id = ?1 AND state IN (1, 2) AND due_at <= ?2 ORDER BY due_at, id LIMIT ?4",
         (queue.id, work.now, most, limit),
     )
-    some = _some(work, rows)
-    work.dead_letter(queue, sorted(row[0] for row in some if row[3]), "max_receives")
-    back = [row for row in some if not row[3]]
+    chosen = _within_budget(work, rows)
+    work.dead_letter(queue, sorted(row[0] for row in chosen if row[3]), "max_receives")
+    back = [row for row in chosen if not row[3]]
     work.give_back(queue, [row[0] for row in back], {row[2] for row in back if row[2] is not None})
-    return more or not work.budget or len(some) == limit
+    return more or not work.budget or len(chosen) == limit
 
 
 def _drop_expired(work: WriteTransaction, queue: QueueRow) -> bool:
@@ -176,17 +177,17 @@ def _drop_expired(work: WriteTransaction, queue: QueueRow) -> bool:
         "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
         (queue.id, work.now, limit),
     )
-    some = _some(work, rows)
-    work.expire(queue, [row[0] for row in some])
-    return len(some) == limit or len(some) < len(rows)
+    chosen = _within_budget(work, rows)
+    work.expire(queue, [row[0] for row in chosen])
+    return len(chosen) == limit or len(chosen) < len(rows)
 
 
-def _limit(work: WriteTransaction, letters: bool, most: int = column_batches.MANY) -> int:
+def _limit(work: WriteTransaction, dead_letters: bool, most: int = column_batches.UNLIMITED) -> int:
     """Return how many messages, at most `most`, this transaction may still move; fewer if they become dead letters."""
-    return min(most, max(1, work.budget // LETTER) if letters and work.budget else work.budget)
+    return min(most, max(1, work.budget // LETTER) if dead_letters and work.budget else work.budget)
 
 
-def _some(work: WriteTransaction, rows: list[Any]) -> list[Any]:
+def _within_budget(work: WriteTransaction, rows: list[Any]) -> list[Any]:
     """Return as many of these rows as this transaction may still move; the second column is a size."""
     size = 0
     for count, row in enumerate(rows, 1):
@@ -211,29 +212,29 @@ def _sweep(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
         "WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?",
         (queue.id, swept, limit),
     )
-    past = _some(work, list(takewhile(lambda row: row[3] <= cutoff, rows)))
+    past = _within_budget(work, list(takewhile(lambda row: row[3] <= cutoff, rows)))
     if past:
         work.swept_to(queue, past[-1][0])
         work.expire(queue, [row[0] for row in past if row[2] != LEASED])
     return not past or not work.budget or len(past) == limit
 
 
-def _sweep_runs(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
+def _sweep_batches(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
     """Remove batches past retention, except leased ones."""
     cutoff = work.now - (queue.retention or 0)
     limit = _limit(work, queue.settings.dead_letter_expired, most)
     limit = max(1, limit // column_batches.LONGEST) if limit else 0
-    past = list(takewhile(lambda run: run.sent_at <= cutoff, column_batches.select_ready(work, queue, limit)))
+    past = list(takewhile(lambda batch: batch.sent_at <= cutoff, column_batches.select_ready(work, queue, limit)))
     work.budget = max(0, work.budget - column_batches.count_messages(past))
     if queue.settings.dead_letter_expired:
         column_batches.unpack(work, queue, past)
-        work.expire(queue, [number for run in past for number in run.ids])
+        work.expire(queue, [number for batch in past for number in batch.ids])
     else:
         column_batches.remove(work, queue, past, expired=column_batches.count_messages(past))
     return bool(past) and len(past) == limit
 
 
-def _bury_spent(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
+def _dead_letter_spent(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
     """Dead-letter ready messages that reached max_receives because it was lowered."""
     limit = _limit(work, True, most)
     receives = queue.settings.max_receives
@@ -247,7 +248,7 @@ def _bury_spent(work: WriteTransaction, queue: QueueRow, most: int) -> bool:
         )
         if not rows:
             return bool(packed)
-        some = _some(work, rows)
-        work.dead_letter(queue, sorted(row[0] for row in some), "max_receives")
-        limit = min(limit - len(some), work.budget)  # the next message of a key may be spent too
+        chosen = _within_budget(work, rows)
+        work.dead_letter(queue, sorted(row[0] for row in chosen), "max_receives")
+        limit = min(limit - len(chosen), work.budget)  # the next message of a key may be spent too
     return True

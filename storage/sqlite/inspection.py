@@ -13,11 +13,11 @@ from storage.codec import read_settings, with_dead_letter_history
 from storage.model import STATES, Message, Queue, QueueStats, State
 from storage.size_budget import SizeBudget
 from storage.sqlite import column_batches
-from storage.sqlite.expiry import Front, front
+from storage.sqlite.expiry import Cutoff, find_cutoff
 from storage.sqlite.transaction import ARRIVED, SIZE_READ, WriteTransaction
 
 MAX_DEAD_LETTER_QUEUES = 100  # dead-letter queues that are searched for one queue's dead letters
-WALKED = 100_000  # messages that one search for the oldest ready one reads at most
+MAX_SCANNED = 100_000  # messages that one search for the oldest ready one reads at most
 MAX_ID = (1 << 63) - 1
 
 _MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state"
@@ -42,7 +42,7 @@ def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> lis
         if ask.state is State.DEAD:
             rows = _peek_dead(connection, name, ask)
         else:
-            rows = _peek(connection, found.id, ask, front(work, found))
+            rows = _peek(connection, found.id, ask, find_cutoff(work, found))
     return [_message(clock, name, row, dead=ask.state is State.DEAD) for row in rows]
 
 
@@ -71,21 +71,21 @@ def names(connection: apsw.Connection, prefix: str, after: str, limit: int) -> l
     return [row[0] for row in rows]
 
 
-def describe(connection: apsw.Connection, clock: Clock, names: Sequence[str], fresh: dict[int, int]) -> list[Queue]:
+def describe(connection: apsw.Connection, clock: Clock, names: Sequence[str], scanned: dict[int, int]) -> list[Queue]:
     """Return the existing ones of these queues.
 
-    `fresh` caches for each queue an id: no message up to it is ready for the first time, now or later, so the search
+    `scanned` caches for each queue an id: no message up to it is ready for the first time, now or later, so the search
     for the oldest ready message skips it.
     """
     connection.execute("BEGIN")  # one snapshot
     try:
-        found = [_describe(connection, clock, name, fresh) for name in names]
+        found = [_describe(connection, clock, name, scanned) for name in names]
     finally:
         connection.execute("COMMIT")
     return [queue for queue in found if queue is not None]
 
 
-def _describe(connection: apsw.Connection, clock: Clock, name: str, fresh: dict[int, int]) -> Queue | None:
+def _describe(connection: apsw.Connection, clock: Clock, name: str, scanned: dict[int, int]) -> Queue | None:
     row: Any = connection.execute(
         "SELECT id, version, settings, ready, leased, delayed, blocked, "
         "bytes, sent, received, acked, expired, dead_lettered FROM queues WHERE name = ?",
@@ -103,40 +103,40 @@ def _describe(connection: apsw.Connection, clock: Clock, name: str, fresh: dict[
     age = 0.0
     if ready and not read_settings(settings).paused:
         work = WriteTransaction(connection, clock)
-        since = _ready_since(work, name, number, fresh)
+        since = _ready_since(work, name, number, scanned)
         age = 0.0 if since is None else max(0, work.now - since) / 1000
     return Queue(
         name, version, read_settings(settings), QueueStats(ready, leased, delayed, blocked, dead, age, *totals)
     )
 
 
-def _ready_since(work: WriteTransaction, name: str, number: int, fresh: dict[int, int]) -> int | None:
+def _ready_since(work: WriteTransaction, name: str, number: int, scanned: dict[int, int]) -> int | None:
     """Return when the oldest ready message became ready, None if none is ready."""
-    begin = front(work, work.queue(name))
+    cutoff = find_cutoff(work, work.queue(name))
     moments = [
         work.execute("SELECT min(due_at) FROM messages WHERE queue_id = ? AND state = 0 AND due_at > 0", (number,)).get,
         work.execute(
             f"SELECT min(iif(due_at, due_at, sent_at)) FROM runs {column_batches.READY_BATCHES} AND sent_at > ?2",
-            (number, begin.moment),
+            (number, cutoff.moment),
         ).get,
     ]
     rows = work.execute(
         f"SELECT id, state = 0 AND due_at = 0, {ARRIVED} FROM messages WHERE queue_id = ? AND id > ? "
         "ORDER BY id LIMIT ?",
-        (number, max(begin.id, fresh.get(number, 0)), WALKED),
+        (number, max(cutoff.id, scanned.get(number, 0)), MAX_SCANNED),
     )
-    for one, is_fresh, arrived in rows:
+    for id, is_fresh, arrived in rows:
         if is_fresh:
             moments.append(arrived)
             break
-        fresh[number] = one
+        scanned[number] = id
     rows.close()
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _peek(connection: apsw.Connection, number: int, ask: Peek, begin: Front) -> list[Any]:
+def _peek(connection: apsw.Connection, number: int, ask: Peek, cutoff: Cutoff) -> list[Any]:
     # Only leased messages before the limit of retention are shown.
-    after = ask.after if ask.state is State.LEASED else max(ask.after, begin.id)
+    after = ask.after if ask.state is State.LEASED else max(ask.after, cutoff.id)
     bounds = after, MAX_ID if ask.before is None else ask.before
     newest = ask.before is not None
     state = None if ask.state is None else STATES.index(ask.state)
@@ -146,24 +146,24 @@ def _peek(connection: apsw.Connection, number: int, ask: Peek, begin: Front) -> 
     packed = (
         {}
         if keyed
-        else column_batches.peek(connection, number, ask.limit, (*bounds, begin.moment), state, newest, ask.reserved)
+        else column_batches.peek(connection, number, ask.limit, (*bounds, cutoff.moment), state, newest, ask.reserved)
     )
     sizes: list[Any] = connection.execute(
         f"SELECT id, {SIZE_READ} FROM messages WHERE {which} AND id > ?2 AND id < ?3 "
         f"ORDER BY id {'DESC' if newest else ''} LIMIT {ask.limit}",
         (number, *bounds, *keyed),
     ).fetchall()
-    sizes += ((one, len(row[1].encode()) + len((row[2] or "").encode())) for one, row in packed.items())
+    sizes += ((id, len(row[1].encode()) + len((row[2] or "").encode())) for id, row in packed.items())
     sizes.sort(reverse=newest)
-    room = SizeBudget(ask.reserved)
-    ids = [one for one, size in sizes[: ask.limit] if room.holds(size)]
-    room.check()
+    budget = SizeBudget(ask.reserved)
+    ids = [id for id, size in sizes[: ask.limit] if budget.add(size)]
+    budget.check()
     if not ids:
         return []
     rows: list[Any] = connection.execute(
         f"SELECT {_MESSAGE} FROM messages WHERE {which} AND id BETWEEN ?2 AND ?3", (number, min(ids), max(ids), *keyed)
     ).fetchall()
-    return sorted([*rows, *(packed[one] for one in ids if one in packed)], reverse=newest)
+    return sorted([*rows, *(packed[id] for id in ids if id in packed)], reverse=newest)
 
 
 def _peek_dead(connection: apsw.Connection, name: str, ask: Peek) -> list[Any]:
@@ -173,24 +173,24 @@ def _peek_dead(connection: apsw.Connection, name: str, ask: Peek) -> list[Any]:
     which = "origin = ?1 AND queue_id = ?2 AND id > ?3 AND id < ?4" + ("" if ask.key is None else " AND key = ?5")
     keyed = () if ask.key is None else (ask.key,)
     sizes: list[Any] = [
-        (one, size)
+        (id, size)
         for dead_letter_queue in dead_letter_queues(connection, name)
-        for one, size in connection.execute(
+        for id, size in connection.execute(
             f"SELECT id, {SIZE_READ} FROM messages WHERE {which} ORDER BY id {'DESC' if newest else ''} "
             f"LIMIT {ask.limit}",
             (name, dead_letter_queue, *bounds, *keyed),
         ).fetchall()
     ]
-    room = SizeBudget(ask.reserved)
-    ids = [one for one, size in sorted(sizes, reverse=newest)[: ask.limit] if room.holds(size)]
-    room.check()
-    return [connection.execute(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", (one,)).fetchone() for one in ids]
+    budget = SizeBudget(ask.reserved)
+    ids = [id for id, size in sorted(sizes, reverse=newest)[: ask.limit] if budget.add(size)]
+    budget.check()
+    return [connection.execute(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", (id,)).fetchone() for id in ids]
 
 
 def _message(clock: Clock, queue: str, row: Any, dead: bool) -> Message:
-    number, text, fields, deaths, sent_at, count, due_at, at = row
+    number, text, fields, deaths, sent_at, count, due_at, state_number = row
     return Message(
         number, queue, text, with_dead_letter_history(fields, deaths), clock.wall(sent_at), count,
-        leased_until=clock.wall(due_at) if STATES[at] == State.LEASED else None,
-        state=State.DEAD if dead else State(STATES[at]),
+        leased_until=clock.wall(due_at) if STATES[state_number] == State.LEASED else None,
+        state=State.DEAD if dead else State(STATES[state_number]),
     )  # fmt: skip

@@ -22,16 +22,16 @@ def info(path: Path) -> str:
         lines = [
             f"file      {path} (schema version {connection.pragma('user_version')})",
             f"size      {pages * page:,} bytes, of which {free * page:,} free",
-            f"log       {_size_of_log(path):,} bytes",
+            f"log       {_log_size(path):,} bytes",
             f"sqlite    {apsw.sqlite_lib_version()}",
         ]
         if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'move'").get:
             lines.append("move      this database is sealed: its messages are being moved to another one, or were")
-        for name, bytes_there, *counts in connection.execute(
+        for name, size_in_bytes, *counts in connection.execute(
             f"SELECT name, bytes, {', '.join(STATES)} FROM queues WHERE name IS NOT NULL ORDER BY name"
         ):
             states = ", ".join(f"{count:,} {state}" for state, count in zip(STATES, counts, strict=True))
-            lines.append(f"queue     {name}: {states}; {bytes_there:,} bytes")
+            lines.append(f"queue     {name}: {states}; {size_in_bytes:,} bytes")
     return "\n".join(lines)
 
 
@@ -45,8 +45,8 @@ def check(path: Path) -> str:
             )
         faults = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall() if row[0] != "ok"]
         faults += [
-            f"queue '{name}' counts {told} {what} but has {real}"
-            for name, what, told, real in connection.execute(_RECOUNT).fetchall()
+            f"queue '{name}' counts {stored} {what} but has {actual}"
+            for name, what, stored, actual in connection.execute(_RECOUNT).fetchall()
         ]
         strays = connection.execute(
             f"SELECT coalesce(sum(count), 0) FROM ({_MESSAGES}) WHERE queue_id NOT IN (SELECT id FROM queues)"
@@ -76,7 +76,7 @@ def backup(path: Path, target: Path) -> str:
             sync(part)
             os.link(part, target)  # unlike a rename, does not replace a new file
         except (OSError, apsw.Error) as fault:
-            raise UnusableDatabase(f"the backup failed: {_told(fault)}") from fault
+            raise UnusableDatabase(f"the backup failed: {_reason(fault)}") from fault
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -146,13 +146,13 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
         finally:
             file.close()
     except (OSError, apsw.Error) as fault:
-        raise UnusableDatabase(f"{path}: {_told(fault)}") from fault
+        raise UnusableDatabase(f"{path}: {_reason(fault)}") from fault
 
 
-def _told(fault: OSError | apsw.Error) -> str:
+def _reason(fault: OSError | apsw.Error) -> str:
     return (fault.strerror or str(fault)) if isinstance(fault, OSError) else str(fault)
 
 
-def _size_of_log(path: Path) -> int:
+def _log_size(path: Path) -> int:
     log = Path(f"{path}-wal")
     return log.stat().st_size if log.exists() else 0

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import apsw
 
-from storage.column_batches import unpacked
+from storage.column_batches import unpack_columns
 from storage.contents import MovedDedup, MovedMessage, MovedQueue, MovedReply
 from storage.errors import StoreError, UnusableDatabase
 from storage.model import STATES, Sent
@@ -79,7 +79,7 @@ class SqliteContents:
             """,
             (self._step, after),
         ):
-            for number, text, fields in unpacked(first, texts, attributes):
+            for number, text, fields in unpack_columns(first, texts, attributes):
                 if number > after:
                     yield MovedMessage(
                         number, queue, state, 0, "", None, due_at, token, count, sent_at, sent_at, None, None, None,
@@ -103,11 +103,11 @@ class SqliteContents:
             "WHERE name IS NOT NULL OR queue_id = 0 ORDER BY coalesce(name, ''), key",
             (self._step,),
         )
-        work = WriteTransaction(self._connection, _Ahead(self._step))
-        for queue, key, fingerprint, kept, forget_at in rows:
-            reply = json.loads(kept)
+        work = WriteTransaction(self._connection, _StoppedClock(self._step))
+        for queue, key, fingerprint, document, forget_at in rows:
+            reply = json.loads(document)
             if isinstance(reply, dict):
-                yield MovedReply(queue, key, fingerprint, *_parts(work, reply), forget_at)
+                yield MovedReply(queue, key, fingerprint, *_from_document(work, reply), forget_at)
 
     def last_id(self) -> int:
         return self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get or 0
@@ -166,7 +166,7 @@ class SqliteSource(SqliteContents):
             return bool(self._connection.execute("SELECT done FROM move").get)
         return False
 
-    def has_moved(self) -> None:
+    def mark_moved(self) -> None:
         with self._file.lock.held(), self._connection:
             self._connection.execute("UPDATE move SET done = 1")
 
@@ -215,7 +215,7 @@ class SqliteTarget(SqliteContents):
                 messages,
             )
 
-    def add_memories(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
+    def add_remembered(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
         with self._connection:
             self._connection.execute("DELETE FROM dedup; DELETE FROM replies")
             self._connection.executemany(
@@ -227,7 +227,7 @@ class SqliteTarget(SqliteContents):
                 "INSERT INTO replies (queue_id, key, fingerprint, reply, forget_at) "
                 "VALUES (coalesce((SELECT id FROM queues WHERE name = ?), 0), ?, ?, ?, ?)",
                 (
-                    (reply.queue, reply.key, reply.fingerprint, json.dumps(_kept(reply)), reply.forget_at)
+                    (reply.queue, reply.key, reply.fingerprint, json.dumps(_to_document(reply)), reply.forget_at)
                     for reply in replies
                 ),
             )
@@ -247,7 +247,7 @@ class SqliteTarget(SqliteContents):
             connection.execute("DROP TABLE arriving")
 
 
-class _Ahead(NamedTuple):
+class _StoppedClock(NamedTuple):
     """A stopped Clock, `step` ms behind the wall clock."""
 
     step: int
@@ -259,7 +259,7 @@ class _Ahead(NamedTuple):
         return moment + self.step
 
 
-def _parts(work: WriteTransaction, reply: dict[str, Any]) -> tuple[list[int] | None, str | None]:
+def _from_document(work: WriteTransaction, reply: dict[str, Any]) -> tuple[list[int] | None, str | None]:
     """Return the ids and messages of a stored reply; leased messages as they are now."""
     ids = replies.sent(reply).ids if "ids" in reply else None
     if "leased" not in reply and "messages" not in reply:
@@ -268,16 +268,16 @@ def _parts(work: WriteTransaction, reply: dict[str, Any]) -> tuple[list[int] | N
     return ids, json.dumps(None if found is None else [message[:8] for message in found])
 
 
-def _kept(reply: MovedReply) -> dict[str, Any]:
-    kept = {} if reply.ids is None else replies.of_sent(Sent(reply.ids, []))
-    return kept if reply.messages is None else kept | {"messages": json.loads(reply.messages)}
+def _to_document(reply: MovedReply) -> dict[str, Any]:
+    document = {} if reply.ids is None else replies.of_sent(Sent(reply.ids, []))
+    return document if reply.messages is None else document | {"messages": json.loads(reply.messages)}
 
 
 def _seals(connection: apsw.Connection) -> Iterator[tuple[str, str]]:
     """Yield the name and event of each trigger: every change of every table.
 
-    For `clock` only the update with which a service checks its readiness, because the first process that opens the file
-    after a boot must insert a row.
+    The table `clock` has only a trigger for the update that checks readiness. The first process that opens the file
+    after a boot must still insert a row.
     """
     for (table,) in connection.execute(
         "SELECT name FROM sqlite_schema "

@@ -17,20 +17,20 @@ from storage.sqlite.inspection import dead_letter_queues
 from storage.sqlite.transaction import BLOCKED, DELAYED, LEASED, READY, SIZE, QueueRow, WriteTransaction, int_array
 
 MOVED = 2_000  # messages in one step of a purge, a clearing or a redrive
-SHRUNK = 500  # pages
+SHRINK_PAGES = 500  # pages
 
 
 def configure(work: WriteTransaction, queue: QueueRow, changes: Mapping[str, Any]) -> tuple[int, str]:
     """Change the settings; return their version and JSON. Raises InvalidInput."""
     settings = queue.settings.changed(changes)
     _check_chain(work, queue, settings)
-    kept = write_settings(settings)
+    document = write_settings(settings)
     version: int = work.execute(
         "UPDATE queues SET settings = ?, version = version + 1, used_at = ? WHERE id = ? RETURNING version",
-        (kept, work.now, queue.id),
+        (document, work.now, queue.id),
     ).get
     work.forget_queue(queue)
-    return version, kept
+    return version, document
 
 
 def _check_chain(work: WriteTransaction, queue: QueueRow, settings: QueueSettings) -> None:
@@ -52,10 +52,7 @@ def last_id(work: WriteTransaction) -> int:
 
 
 def purge(work: WriteTransaction, queue: QueueRow, last: int) -> int:
-    """Remove some of the messages up to id `last`; return their number.
-
-    Begin with the newest, so that no next message of a key becomes ready.
-    """
+    """Remove some of the messages up to id `last`, newest first to keep keys blocked; return their number."""
     if removed := column_batches.purge(work, queue, last, CHUNK):
         return removed
     rows = work.remove(queue, _chunk(work, queue.id, last), "id, fields ->> 'dedup_id'")
@@ -69,28 +66,28 @@ def purge(work: WriteTransaction, queue: QueueRow, last: int) -> int:
     return len(rows)
 
 
-def disown(work: WriteTransaction, queue: QueueRow) -> None:
+def mark_deleted(work: WriteTransaction, queue: QueueRow) -> None:
     """Mark the queue as deleted; upkeep removes its contents by `clear`. Raises InvalidInput."""
     _check_chain(work, queue, QueueSettings())
     work.execute("UPDATE queues SET name = NULL WHERE id = ?", (queue.id,))
     work.forget_queue(queue)
 
 
-def disown_unused(work: WriteTransaction, name: str) -> None:
+def delete_if_unused(work: WriteTransaction, name: str) -> None:
     """Mark the queue as deleted if it has been empty and unused for as long as its setting `expires`."""
     queue = work.find_queue(name)
     if queue is None or queue.settings.expires is None or queue.messages:
         return
     if queue.used_at + queue.settings.expires * 1000 <= work.now:
         with suppress(InvalidInput):  # without its settings its dead letters would move in a cycle
-            disown(work, queue)
+            mark_deleted(work, queue)
 
 
 def clear(work: WriteTransaction, queue_id: int) -> bool:
     """Remove some of a deleted queue's contents, finally the queue itself; return whether more is left."""
     if column_batches.clear(work, queue_id, CHUNK):
         return True
-    if ids := _chunk(work, queue_id, column_batches.MANY):
+    if ids := _chunk(work, queue_id, column_batches.UNLIMITED):
         work.execute("DELETE FROM messages WHERE id IN carray(?)", (int_array(ids),))
         return True
     for table, name in (("replies", "key"), ("dedup", "dedup_id")):
@@ -128,7 +125,7 @@ def redrive_ids(work: WriteTransaction, queue: QueueRow, ids: Sequence[int], rea
         "AND (queue_id = ?2 OR origin = ?3) ORDER BY id",
         (int_array(ids), queue.id, queue.name),
     )
-    return _send_back(work, [row for row in rows if _may_go(row, reason)])
+    return _redrive_rows(work, [row for row in rows if _can_redrive(row, reason)])
 
 
 def redrive(
@@ -162,30 +159,30 @@ def redrive(
     chosen: list[Any] = []
     size = 0
     for row in rows:
-        if _may_go(row, reason):
+        if _can_redrive(row, reason):
             chosen.append(row)
             size += row[5]
         if len(chosen) == most or size > CHUNK_BYTES:
-            _send_back(work, chosen)
+            _redrive_rows(work, chosen)
             return len(chosen), row[0]
-    _send_back(work, chosen)
+    _redrive_rows(work, chosen)
     return len(chosen), rows[-1][0] if len(rows) == looked_at else bounds[1]
 
 
 _LETTER = f"id, queue_id, origin, state, deaths ->> '$[#-1].dead_letter_reason', {SIZE}"
 
 
-def _may_go(row: Any, reason: str | None) -> bool:
+def _can_redrive(row: Any, reason: str | None) -> bool:
     return row[3] != LEASED and reason in (None, row[4])
 
 
-def _send_back(work: WriteTransaction, rows: Sequence[Any]) -> int:
-    ways: dict[tuple[int, str], list[int]] = {}
-    for number, grave_id, origin, *_ in rows:
-        ways.setdefault((grave_id, origin), []).append(number)
+def _redrive_rows(work: WriteTransaction, rows: Sequence[Any]) -> int:
+    ids_by_route: dict[tuple[int, str], list[int]] = {}
+    for number, dead_letter_queue_id, origin, *_ in rows:
+        ids_by_route.setdefault((dead_letter_queue_id, origin), []).append(number)
     count = 0
-    for (grave_id, origin), ids in ways.items():
-        name = work.execute("SELECT name FROM queues WHERE id = ?", (grave_id,)).get
+    for (dead_letter_queue_id, origin), ids in ids_by_route.items():
+        name = work.execute("SELECT name FROM queues WHERE id = ?", (dead_letter_queue_id,)).get
         if name is not None:  # else upkeep is removing the queue
             _undo_dead_lettering(work, work.queue(name), work.queue_for_writing(origin), ids)
             count += len(ids)
@@ -193,7 +190,7 @@ def _send_back(work: WriteTransaction, rows: Sequence[Any]) -> int:
 
 
 def _undo_dead_lettering(
-    work: WriteTransaction, dead_letter_queue: QueueRow, home: QueueRow, ids: Sequence[int]
+    work: WriteTransaction, dead_letter_queue: QueueRow, origin_queue: QueueRow, ids: Sequence[int]
 ) -> None:
     rows = work.all(
         f"""
@@ -207,10 +204,10 @@ def _undo_dead_lettering(
           FROM messages WHERE id IN carray(?3) ORDER BY id
         RETURNING state, key, {SIZE}
         """,
-        (home.id, work.now, int_array(ids)),
+        (origin_queue.id, work.now, int_array(ids)),
     )
     first = work.connection.last_insert_rowid() - len(ids) + 1
-    work.arrived(home, rows)
+    work.arrived(origin_queue, rows)
     new_ids = {number: first + place for place, number in enumerate(sorted(ids))}
     named = work.all(
         "SELECT id, fields, deaths FROM messages WHERE id IN carray(?) AND instr(fields, '\"dedup_id\"')",
@@ -224,7 +221,7 @@ def _undo_dead_lettering(
     work.execute(  # its dedup_id moves with it
         "UPDATE dedup SET message_id = value ->> 2 FROM json_each(?2) "
         "WHERE queue_id = ?1 AND dedup_id = value ->> 0 AND message_id = value ->> 1",
-        (home.id, json.dumps(known, ensure_ascii=False)),
+        (origin_queue.id, json.dumps(known, ensure_ascii=False)),
     )
 
 
@@ -232,32 +229,32 @@ def _undo_dead_lettering(
 
 
 def delete_message(work: WriteTransaction, queue: QueueRow, number: int) -> None:
-    _waiting(work, queue, number)
+    _require_unleased(work, queue, number)
     work.remove(queue, [number])
 
 
 def dead_letter(work: WriteTransaction, queue: QueueRow, number: int, reason: str) -> None:
-    _waiting(work, queue, number)
+    _require_unleased(work, queue, number)
     work.dead_letter(queue, [number], reason)
 
 
 def reschedule(work: WriteTransaction, queue: QueueRow, number: int, delay: int) -> None:
-    state = _waiting(work, queue, number)
+    state = _require_unleased(work, queue, number)
     if state == READY and not delay:
         return
     due = work.now + delay
-    to = BLOCKED if state == BLOCKED else DELAYED if delay else READY
+    new_state = BLOCKED if state == BLOCKED else DELAYED if delay else READY
     work.execute(  # an expired lease must not be extended
-        "UPDATE messages SET state = ?, due_at = ?, token = -abs(token) WHERE id = ?", (to, due, number)
+        "UPDATE messages SET state = ?, due_at = ?, token = -abs(token) WHERE id = ?", (new_state, due, number)
     )
-    if to != state:
-        work.count(queue, **{STATES[state]: -1, STATES[to]: 1})
+    if new_state != state:
+        work.count(queue, **{STATES[state]: -1, STATES[new_state]: 1})
 
 
-def _waiting(work: WriteTransaction, queue: QueueRow, number: int) -> int:
+def _require_unleased(work: WriteTransaction, queue: QueueRow, number: int) -> int:
     """Return the state of a message that is not leased; unpack its batch. Raises MessageNotFound, MessageLeased."""
     packed = column_batches.containing(work, [number])
-    column_batches.unpack(work, queue, [run for run in packed.values() if run.queue_id == queue.id])
+    column_batches.unpack(work, queue, [batch for batch in packed.values() if batch.queue_id == queue.id])
     found: int | None = work.execute("SELECT state FROM messages WHERE id = ? AND queue_id = ?", (number, queue.id)).get
     if found is None:
         raise MessageNotFound
@@ -285,8 +282,8 @@ def forget(work: WriteTransaction) -> None:
 
 
 def shrink(work: WriteTransaction) -> None:
-    """Return up to SHRUNK free pages to the disk; SQLite moves used pages from the file's end into other free ones."""
-    work.all(f"PRAGMA incremental_vacuum({SHRUNK})", ())
+    """Return up to SHRINK_PAGES free pages to the disk; SQLite moves used pages from the file's end."""
+    work.all(f"PRAGMA incremental_vacuum({SHRINK_PAGES})", ())
 
 
 def note_time(work: WriteTransaction) -> None:

@@ -15,7 +15,7 @@ from storage.model import Message, QueueSettings, Receipt, Receive
 from storage.size_budget import LargeRead, SizeBudget
 from storage.sqlite import column_batches
 from storage.sqlite.column_batches import BatchRow
-from storage.sqlite.expiry import Front, bring_up_to_date, clear_out, front
+from storage.sqlite.expiry import Cutoff, bring_up_to_date, find_cutoff, remove_undeliverable
 from storage.sqlite.transaction import SIZE_READ, QueueRow, WriteTransaction, int_array
 from storage.validation import MAX_BATCH, MAX_RECIPIENTS
 
@@ -26,7 +26,7 @@ class Candidate(NamedTuple):
     id: int
     priority: int
     key: str | None
-    brings: int  # bytes of text and fields
+    read_size: int  # bytes of text and fields
     receive_count: int
     followed: bool
 
@@ -36,60 +36,57 @@ class Candidate(NamedTuple):
 
 
 def take_from_queues(
-    work: WriteTransaction, rows: Sequence[QueueRow], ask: Receive, room: SizeBudget
+    work: WriteTransaction, rows: Sequence[QueueRow], ask: Receive, budget: SizeBudget
 ) -> Messages | None:
     """Take the next messages of these queues, in order of preference; None if too many are due for one transaction."""
     taken: list[Message | ColumnBatch] = []
     left = ask.limit
     for row in rows:
-        if not left or room.full:
+        if not left or budget.full:
             break
         if bring_up_to_date(work, row):
             return Messages(taken) if taken else None
-        clear_out(work, row)
+        remove_undeliverable(work, row)
         work.note_use(row)
-        taken += (found := take(work, row, left, ask.recipient, _asked_lease(ask, row.settings), room))
+        taken += (found := take(work, row, left, ask.recipient, _lease_ms(ask, row.settings), budget))
         left -= len(Messages(found))
     return Messages(taken)
 
 
 def take(
-    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, lease: int | None, room: SizeBudget
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, lease: int | None, budget: SizeBudget
 ) -> list[Message | ColumnBatch]:
-    """Take the next messages: lease them for `lease` ms, or (None) remove them. Raises LargeRead.
-
-    The queue must be up to date.
-    """
+    """Lease (for `lease` ms) or (None) remove the next messages of an up-to-date queue. Raises LargeRead."""
     if queue.settings.paused:
         return []
-    chosen = _choose(work, queue, limit, recipient, room)
-    room.check()
-    rows = [one for one in chosen if isinstance(one, Candidate)]
-    packed = [one for one in chosen if isinstance(one, BatchRow)]
-    given: dict[int, Message | ColumnBatch] = {}
+    chosen = _choose(work, queue, limit, recipient, budget)
+    budget.check()
+    rows = [candidate for candidate in chosen if isinstance(candidate, Candidate)]
+    packed = [candidate for candidate in chosen if isinstance(candidate, BatchRow)]
+    taken: dict[int, Message | ColumnBatch] = {}
     if rows:
-        given |= _take_away(work, queue, rows) if lease is None else _lease(work, queue, rows, lease)
+        taken |= _remove(work, queue, rows) if lease is None else _lease(work, queue, rows, lease)
     if packed:
-        given |= (
-            column_batches.take_away(work, queue, packed)
+        taken |= (
+            column_batches.take(work, queue, packed)
             if lease is None
             else column_batches.lease(work, queue, packed, lease)
         )
-    return [given[one.id] for one in chosen]
+    return [taken[candidate.id] for candidate in chosen]
 
 
 def available(work: WriteTransaction, queue: QueueRow, recipient: str | None, most: int) -> int:
     """Return how many messages `take` would return, at most `most`."""
     if queue.settings.paused:
         return 0
-    begin = front(work, queue)
+    cutoff = find_cutoff(work, queue)
     with (
-        _candidates(work, queue, most, recipient, begin) as heads,
-        closing(column_batches.ready(work, queue, recipient, begin.moment)) as packed,
+        _candidates(work, queue, most, recipient, cutoff) as heads,
+        closing(column_batches.ready(work, queue, recipient, cutoff.moment)) as packed,
     ):
         count = sum(1 for _ in islice(heads, most))
-        while count < most and (run := next(packed, None)) is not None:
-            count += run.length
+        while count < most and (batch := next(packed, None)) is not None:
+            count += batch.length
     return min(count, most)
 
 
@@ -127,71 +124,72 @@ def spans_of(found: Messages) -> list[tuple[str, int, int, int]]:
     """Return the spans of leased messages for `leased_again`."""
     spans: list[tuple[str, int, int, int]] = []
     for part in found.parts:
-        one = Receipt.parse(part.receipt or "", MAX_BATCH)
+        receipt = Receipt.parse(part.receipt or "", MAX_BATCH)
         if spans:
             queue, first, length, token = spans[-1]
-            if (queue, first + length, token) == (one.queue, one.id, one.token):
-                spans[-1] = queue, first, length + one.length, token
+            if (queue, first + length, token) == (receipt.queue, receipt.id, receipt.token):
+                spans[-1] = queue, first, length + receipt.length, token
                 continue
-        spans.append((one.queue, one.id, one.length, one.token))
+        spans.append((receipt.queue, receipt.id, receipt.length, receipt.token))
     return spans
 
 
 def _choose(
-    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, room: SizeBudget
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, budget: SizeBudget
 ) -> list[Candidate | BatchRow]:
     chosen: list[Candidate | BatchRow] = []
     left = limit
-    begin = front(work, queue)
+    cutoff = find_cutoff(work, queue)
     with (
-        _candidates(work, queue, limit, recipient, begin) as heads,
-        closing(column_batches.ready(work, queue, recipient, begin.moment)) as packed,
+        _candidates(work, queue, limit, recipient, cutoff) as heads,
+        closing(column_batches.ready(work, queue, recipient, cutoff.moment)) as packed,
     ):
-        for one in _in_order(work, queue, limit, recipient, heads, packed):
-            if not room.holds(one.brings):
+        for candidate in _in_delivery_order(work, queue, limit, recipient, heads, packed):
+            if not budget.add(candidate.read_size):
                 return chosen
-            if one.length > left:
+            if candidate.length > left:
                 break
-            chosen.append(one)
-            left -= one.length
+            chosen.append(candidate)
+            left -= candidate.length
             if not left:
                 return chosen
         else:
             return chosen
-    assert isinstance(one, BatchRow)
-    column_batches.unpack(work, queue, [one])  # the next read will probably take a part too
-    return [*chosen, *(Candidate(number, 0, None, 0, one.receive_count, False) for number in one.ids[:left])]
+    assert isinstance(candidate, BatchRow)
+    column_batches.unpack(work, queue, [candidate])  # the next read will probably take a part too
+    parts = [Candidate(n, 0, None, 0, candidate.receive_count, False) for n in candidate.ids[:left]]
+    return [*chosen, *parts]
 
 
-def _in_order(
+def _in_delivery_order(
     work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, *sources: Iterator[Candidate | BatchRow]
 ) -> Iterator[Candidate | BatchRow]:
     """Yield the messages in order of delivery: after a key's message, the key's next one competes with the others."""
     heap: list[tuple[int, int, Candidate | BatchRow, Iterator[Candidate | BatchRow]]] = []
 
     def compete(source: Iterator[Candidate | BatchRow]) -> None:
-        for one in source:
-            heapq.heappush(heap, (-one.priority, one.id, one, source))
+        for candidate in source:
+            heapq.heappush(heap, (-candidate.priority, candidate.id, candidate, source))
             break
 
     for source in sources:
         compete(source)
     while heap:
-        _, _, one, source = heapq.heappop(heap)
-        yield one
-        limit -= one.length
+        _, _, candidate, source = heapq.heappop(heap)
+        yield candidate
+        limit -= candidate.length
         compete(source)
-        if isinstance(one, Candidate) and one.followed and limit:
-            compete(_followers(work, queue, one, limit, recipient))
+        if isinstance(candidate, Candidate) and candidate.followed and limit:
+            compete(_followers(work, queue, candidate, limit, recipient))
 
 
 @contextmanager
 def _candidates(
-    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, begin: Front
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, cutoff: Cutoff
 ) -> Iterator[Iterator[Candidate]]:
     """Yield an iterator of ready single messages, in order, `limit` or more."""
     if recipient is not None:
-        yield iter(_heads(work, queue, limit, recipient, begin))
+        yield iter(_heads(work, queue, limit, recipient, cutoff))
         return
     names = [
         row[0]
@@ -208,33 +206,33 @@ def _candidates(
         )
     ]
     if len(names) < 2:  # the usual case
-        yield iter(_heads(work, queue, limit, names[0], begin) if names else [])
+        yield iter(_heads(work, queue, limit, names[0], cutoff) if names else [])
         return
-    sources = [_paged_heads(work, queue, limit, name, begin) for name in names]
-    yield heapq.merge(*sources, key=lambda one: (-one.priority, one.id))
+    sources = [_paged_heads(work, queue, limit, name, cutoff) for name in names]
+    yield heapq.merge(*sources, key=lambda candidate: (-candidate.priority, candidate.id))
 
 
 def _paged_heads(
-    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, begin: Front
+    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, cutoff: Cutoff
 ) -> Iterator[Candidate]:
     """Yield a recipient's messages, read in growing pages: with a thousand recipients most need only the first."""
     known, size = 0, 1
     while known < limit:
-        heads = _heads(work, queue, min(size, limit), recipient, begin)
+        heads = _heads(work, queue, min(size, limit), recipient, cutoff)
         yield from heads[known:]
         if len(heads) < size:
             return
         known, size = len(heads), size * 4
 
 
-def _heads(work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, begin: Front) -> list[Candidate]:
-    if not begin.id:
+def _heads(work: WriteTransaction, queue: QueueRow, limit: int, recipient: str, cutoff: Cutoff) -> list[Candidate]:
+    if not cutoff.id:
         return _select_heads(work, queue, "ORDER BY priority DESC, id LIMIT ?4", recipient, limit)
     heads: list[Candidate] = []
     for priority in range(9, -1, -1):  # one index lookup each, however many expired messages precede
         if len(heads) < limit:
             behind = "AND priority = ?5 AND id > ?6 ORDER BY id LIMIT ?4"
-            heads += _select_heads(work, queue, behind, recipient, limit - len(heads), priority, begin.id)
+            heads += _select_heads(work, queue, behind, recipient, limit - len(heads), priority, cutoff.id)
     return heads
 
 
@@ -248,7 +246,7 @@ def _select_heads(work: WriteTransaction, queue: QueueRow, which: str, *values: 
           FROM messages
          WHERE queue_id = ?1 AND state = 0 AND receive_count < ?2 AND recipient = ?3 {which}
         """,
-        (queue.id, queue.settings.max_receives or column_batches.MANY, *values),
+        (queue.id, queue.settings.max_receives or column_batches.UNLIMITED, *values),
     )
     return list(map(Candidate._make, rows))
 
@@ -269,10 +267,10 @@ def _followers(
         yield follower
 
 
-def _take_away(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate]) -> dict[int, Message]:
+def _remove(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate]) -> dict[int, Message]:
     """Remove the messages and return them, by id."""
     columns = "id, text, fields, deaths, sent_at, receive_count"
-    rows = work.remove(queue, [one.id for one in chosen], columns, received=len(chosen))
+    rows = work.remove(queue, [candidate.id for candidate in chosen], columns, received=len(chosen))
     ahead = work.wall(0)  # computed once: the wall clock's lead over the service's time
     return {
         number: Message(number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count + 1)
@@ -284,14 +282,14 @@ def _lease(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate], lea
     """Lease the messages and return them, by id."""
     token = secrets.randbits(63) | 1
     until = work.now + lease
-    ids = [one.id for one in chosen]
+    ids = [candidate.id for candidate in chosen]
     # A key's followers were blocked, all others ready.
     rows = work.all(
         "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 "
         "WHERE id IN carray(?) RETURNING id, text, fields, deaths, sent_at, receive_count",
         (token, until, int_array(ids)),
     )
-    keyed = [one.key for one in chosen if one.key is not None]
+    keyed = [candidate.key for candidate in chosen if candidate.key is not None]
     blocked = len(keyed) - len(set(keyed))
     work.count(queue, ready=blocked - len(ids), blocked=-blocked, leased=len(ids), received=len(ids))
     ahead = work.wall(0)
@@ -304,7 +302,7 @@ def _lease(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate], lea
     }  # fmt: skip
 
 
-def _asked_lease(ask: Receive, settings: QueueSettings) -> int | None:
+def _lease_ms(ask: Receive, settings: QueueSettings) -> int | None:
     """Return the lease in ms that a reader asks for, None for none."""
     if ask.lease is None:
         return None

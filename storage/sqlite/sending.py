@@ -11,7 +11,7 @@ from storage.column_batches import NewColumnBatch, plain_form, size_of
 from storage.errors import DiskFull, QueueFull
 from storage.model import CHUNK, STATES, NewMessage, Sent
 from storage.sqlite import column_batches
-from storage.sqlite.expiry import bring_up_to_date, clear_out
+from storage.sqlite.expiry import bring_up_to_date, remove_undeliverable
 from storage.sqlite.transaction import BLOCKED, DELAYED, READY, QueueRow, WriteTransaction, by_state
 from storage.steps import group_by_queue
 
@@ -35,23 +35,23 @@ class Batch(NamedTuple):
     messages: Sequence[NewMessage]
     parts: list[NewColumnBatch | Rows]  # the messages in order: packed ones, and those in rows of their own
     size: int
-    named: list[tuple[int, str]]  # places and dedup_ids
+    dedup_ids: list[tuple[int, str]]  # places and dedup_ids
     firsts: dict[str, int]  # the first place of each dedup_id, in the order of the database
 
 
 def prepare(messages: Sequence[NewMessage]) -> Batch:
-    named: list[tuple[int, str]] = []
+    dedup_ids: list[tuple[int, str]] = []
     if not isinstance(messages, NewColumnBatch):
-        named = [(place, one.dedup_id) for place, one in enumerate(messages) if one.dedup_id is not None]
-    firsts = {name: place for place, name in reversed(named)}
-    return Batch(messages, list(_parts(messages)), size_of(messages), named, dict(sorted(firsts.items())))
+        dedup_ids = [(place, m.dedup_id) for place, m in enumerate(messages) if m.dedup_id is not None]
+    firsts = {name: place for place, name in reversed(dedup_ids)}
+    return Batch(messages, list(_parts(messages)), size_of(messages), dedup_ids, dict(sorted(firsts.items())))
 
 
 def prepare_for_queues(messages: Sequence[tuple[str, NewMessage]]) -> list[tuple[str, list[int], Batch]]:
     """Return each queue's own messages, and their places."""
     return [
-        (name, where, prepare([messages[place][1] for place in where]))
-        for name, where in group_by_queue(messages).items()
+        (name, places, prepare([messages[place][1] for place in places]))
+        for name, places in group_by_queue(messages).items()
     ]
 
 
@@ -61,16 +61,16 @@ def send_to_queues(work: WriteTransaction, batches: Sequence[tuple[str, list[int
     duplicates: list[int] = []
     if len(batches) > 1:
         work.create_queues([name for name, *_ in batches])
-    for name, where, batch in batches:
+    for name, places, batch in batches:
         sent = send(work, work.queue_for_writing(name), batch)
-        ids |= zip(where, sent.ids, strict=True)
-        duplicates += [where[place] for place in sent.duplicates]
+        ids |= zip(places, sent.ids, strict=True)
+        duplicates += [places[place] for place in sent.duplicates]
     return Sent([ids[place] for place in range(len(ids))], sorted(duplicates))
 
 
 def send(work: WriteTransaction, queue: QueueRow, batch: Batch) -> Sent:
     """Store the messages in order; return their ids: for a known dedup_id, the id of its first message."""
-    if not batch.named:
+    if not batch.dedup_ids:
         return Sent(_insert(work, queue, batch, ()), [])
     firsts = batch.firsts
     known: dict[str, int] = dict(
@@ -80,7 +80,7 @@ def send(work: WriteTransaction, queue: QueueRow, batch: Batch) -> Sent:
             (queue.id, work.now, _json(list(firsts))),
         )
     )
-    duplicates = {place: name for place, name in batch.named if name in known or firsts[name] < place}
+    duplicates = {place: name for place, name in batch.dedup_ids if name in known or firsts[name] < place}
     ids = _insert(work, queue, batch, duplicates)
     work.execute(
         "INSERT OR REPLACE INTO dedup (queue_id, dedup_id, message_id, forget_at) "
@@ -105,7 +105,7 @@ def _insert(work: WriteTransaction, queue: QueueRow, batch: Batch, skipped: Coll
         size = size_of(stored)
     if not stored:
         return [0] * len(batch.messages)
-    queue = _make_room(work, queue, len(stored), size)
+    queue = _check_limits(work, queue, len(stored), size)
     states: list[int] = []
     last = 0
     for part in batch.parts:
@@ -114,10 +114,10 @@ def _insert(work: WriteTransaction, queue: QueueRow, batch: Batch, skipped: Coll
             states += [READY] * len(part)
         else:
             rows = _rows(list(part)) if isinstance(part, NewColumnBatch) else part
-            some = _states(work, queue, rows, {place - len(states) for place in skipped})
-            if set(some) != {SKIPPED}:
-                last = _insert_rows(work, queue, rows, some)
-            states += some
+            part_states = _states(work, queue, rows, {place - len(states) for place in skipped})
+            if set(part_states) != {SKIPPED}:
+                last = _insert_rows(work, queue, rows, part_states)
+            states += part_states
     work.count(queue, sent=len(stored), bytes=size, **by_state([state for state in states if state != SKIPPED]))
     ids = iter(range(last - len(stored) + 1, last + 1))
     return [0 if state == SKIPPED else next(ids) for state in states]
@@ -130,41 +130,41 @@ def _parts(messages: Sequence[NewMessage]) -> Iterator[NewColumnBatch | Rows]:
     if isinstance(messages, NewColumnBatch):
         yield messages
         return
-    alone: list[NewMessage] = []
+    single: list[NewMessage] = []
     for form, group in groupby(messages, plain_form):
-        stretch = list(group)
-        if form is None or len(stretch) < column_batches.SHORTEST:
-            alone += stretch
+        messages_of_form = list(group)
+        if form is None or len(messages_of_form) < column_batches.SHORTEST:
+            single += messages_of_form
             continue
-        if alone:
-            yield _rows(alone)
-            alone = []
-        yield NewColumnBatch.of_messages(stretch)
-    if alone:
-        yield _rows(alone)
+        if single:
+            yield _rows(single)
+            single = []
+        yield NewColumnBatch.of_messages(messages_of_form)
+    if single:
+        yield _rows(single)
 
 
 def _rows(messages: list[NewMessage]) -> Rows:
-    columns = [(one.priority, one.recipient, one.key, one.delay, one.ttl, one.fields, one.text) for one in messages]
-    keys = {one.key for one in messages if one.key is not None}
+    columns = [(m.priority, m.recipient, m.key, m.delay, m.ttl, m.fields, m.text) for m in messages]
+    keys = {message.key for message in messages if message.key is not None}
     return Rows(messages, _json(columns), _json(sorted(keys)) if keys else None)
 
 
-def _make_room(work: WriteTransaction, queue: QueueRow, count: int, size: int) -> QueueRow:
+def _check_limits(work: WriteTransaction, queue: QueueRow, count: int, size: int) -> QueueRow:
     if work.nearly_full:
         raise DiskFull
     if queue.settings.max_messages is None and queue.settings.max_bytes is None:
         return queue
-    if _excess(queue, count, size):  # remove expired messages first; upkeep removes the rest of very many
+    if _exceeded_limit(queue, count, size):  # remove expired messages first; upkeep removes the rest of very many
         bring_up_to_date(work, queue)
-        clear_out(work, work.queue(queue.name), CHUNK)
+        remove_undeliverable(work, work.queue(queue.name), CHUNK)
         queue = work.queue(queue.name)
-    if excess := _excess(queue, count, size):
-        raise excess
+    if error := _exceeded_limit(queue, count, size):
+        raise error
     return queue
 
 
-def _excess(queue: QueueRow, count: int, size: int) -> QueueFull | None:
+def _exceeded_limit(queue: QueueRow, count: int, size: int) -> QueueFull | None:
     """Return the error for the limit that so many more messages, of so many bytes, would exceed."""
     settings = queue.settings
     if settings.max_messages is not None and queue.messages + count > settings.max_messages:
@@ -198,22 +198,22 @@ def _insert_rows(work: WriteTransaction, queue: QueueRow, rows: Rows, states: li
     """Insert the messages and return the last id. The states are bound as one digit each."""
     delay = round(queue.settings.delay * 1000)
     if len(states) == 1:  # the statement for many would cost a third more
-        one = rows.messages[0]
-        delay = delay if one.delay is None else one.delay
-        due_at, expires_at = work.now + delay if delay else 0, None if one.ttl is None else work.now + one.ttl
+        message = rows.messages[0]
+        delay = delay if message.delay is None else message.delay
+        due_at, expires_at = work.now + delay if delay else 0, None if message.ttl is None else work.now + message.ttl
         work.execute(
             f"INSERT INTO messages ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 queue.id,
                 work.now,
                 states[0],
-                one.priority,
-                one.recipient,
-                one.key,
+                message.priority,
+                message.recipient,
+                message.key,
                 due_at,
                 expires_at,
-                one.fields,
-                one.text,
+                message.fields,
+                message.text,
             ),
         )
         return work.connection.last_insert_rowid()

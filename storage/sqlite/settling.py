@@ -29,7 +29,7 @@ class Held(NamedTuple):
 Found = Held | MessageNotFound | StaleReceipt
 
 
-def hold(work: WriteTransaction, receipt: str, queue: str | None = None) -> Held:
+def find_held(work: WriteTransaction, receipt: str, queue: str | None = None) -> Held:
     """Return the message of a receipt (of this queue). Raises MessageNotFound, StaleReceipt, InvalidInput."""
     parsed = Receipt.parse_one(receipt)
     if queue is not None and parsed.queue != queue:
@@ -42,10 +42,7 @@ def hold(work: WriteTransaction, receipt: str, queue: str | None = None) -> Held
 
 
 def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
-    """Return each receipt with its place. Raises InvalidInput for too many.
-
-    Raises StaleReceipt, with its index, for a text that is no receipt.
-    """
+    """Return receipts with places. Raises StaleReceipt, with its index, for other texts; InvalidInput for too many."""
     places: dict[Receipt, int] = {}
     for index, text in enumerate(receipts):
         try:
@@ -57,21 +54,21 @@ def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
 
 
 def ack_all(work: WriteTransaction, places: dict[Receipt, int]) -> bool:
-    """Settle the messages of all these receipts. Raises StaleReceipt, with its index, if one is invalid.
+    """Settle all receipts. Raises StaleReceipt, with its index, if one is invalid.
 
     Return False, with nothing settled, if more batches must first be unpacked in further transactions.
     """
-    whole, rest = column_batches.whole(work, places)
+    whole, rest = column_batches.match_receipts(work, places)
     found = _find(work, rest)
     if found is None:
         return False
-    helds: list[Held] = []
-    for receipt, one in zip(rest, found, strict=True):
-        if not isinstance(one, Held):
-            index = next(place for given, place in places.items() if given.covers(receipt))
-            raise StaleReceipt(index, missing=isinstance(one, MessageNotFound))
-        helds.append(one)
-    _remove(work, helds, whole)
+    valid: list[Held] = []
+    for receipt, match in zip(rest, found, strict=True):
+        if not isinstance(match, Held):
+            index = next(place for covering, place in places.items() if covering.covers(receipt))
+            raise StaleReceipt(index, missing=isinstance(match, MessageNotFound))
+        valid.append(match)
+    _remove(work, valid, whole)
     return True
 
 
@@ -100,25 +97,25 @@ def parse(receipts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str
 
 def ack(work: WriteTransaction, receipts: Mapping[Receipt, str]) -> AckResult | None:
     """Settle the messages of valid receipts, and report the others. Return None as ack_all returns False."""
-    sorted_out = _sort_out(work, receipts)
-    if sorted_out is None:
+    result = _sort_receipts(work, receipts)
+    if result is None:
         return None
-    helds, whole, stale, missing = sorted_out
-    return AckResult(_remove(work, helds, whole), stale, missing)
+    valid, whole, stale, missing = result
+    return AckResult(_remove(work, valid, whole), stale, missing)
 
 
 def extend_many(work: WriteTransaction, receipts: Mapping[Receipt, str], lease: int) -> ExtendResult | None:
     """Extend the leases of valid receipts by `lease` ms, report the others. Return None as ack_all returns False."""
-    sorted_out = _sort_out(work, receipts)
-    if sorted_out is None:
+    result = _sort_receipts(work, receipts)
+    if result is None:
         return None
-    helds, whole, stale, missing = sorted_out
+    valid, whole, stale, missing = result
     until = work.now + lease
-    for row, run in whole:
-        column_batches.extend(work, row, run, until)
-    extended = _extend(work, helds, until)
-    stale += [str(Receipt(held.queue.name, held.id, abs(held.token))) for held in helds if held.id not in extended]
-    count = sum(run.length for _, run in whole) + len(extended)
+    for row, batch in whole:
+        column_batches.extend(work, row, batch, until)
+    extended = _extend(work, valid, until)
+    stale += [str(Receipt(held.queue.name, held.id, abs(held.token))) for held in valid if held.id not in extended]
+    count = sum(batch.length for _, batch in whole) + len(extended)
     return ExtendResult(count, work.wall(until), stale, missing)
 
 
@@ -128,27 +125,27 @@ def extend(work: WriteTransaction, held: Held, until: int) -> None:
         raise StaleReceipt
 
 
-def _extend(work: WriteTransaction, helds: Sequence[Held], until: int) -> set[int]:
+def _extend(work: WriteTransaction, valid: Sequence[Held], until: int) -> set[int]:
     """Extend the leases unless they were released or another lease has their key; return the ids of their messages."""
-    extended = {held.id for held in helds if held.state == LEASED and held.token > 0}
+    extended = {held.id for held in valid if held.state == LEASED and held.token > 0}
     ended: dict[str, list[Held]] = {}
-    for held in sorted(helds, key=lambda held: held.id):
+    for held in sorted(valid, key=lambda held: held.id):
         if held.state != LEASED and held.token > 0:
             ended.setdefault(held.queue.name, []).append(held)
-    for some in ended.values():
-        queue = some[0].queue
-        keys = json.dumps(list({held.key for held in some if held.key is not None}), ensure_ascii=False)
+    for group in ended.values():
+        queue = group[0].queue
+        keys = json.dumps(list({held.key for held in group if held.key is not None}), ensure_ascii=False)
         leased = "queue_id = ? AND state = 1 AND key IN (SELECT value FROM json_each(?))"
         tokens = dict(work.all(f"SELECT key, token FROM messages WHERE {leased}", (queue.id, keys)))
         # The key's first message wins, together with all of the same read.
-        again = [one for one in some if one.key is None or tokens.setdefault(one.key, one.token) == one.token]
-        extended.update(held.id for held in again)
-        work.count(queue, leased=len(again), **by_state([held.state for held in again], each=-1))
+        renewed = [held for held in group if held.key is None or tokens.setdefault(held.key, held.token) == held.token]
+        extended.update(held.id for held in renewed)
+        work.count(queue, leased=len(renewed), **by_state([held.state for held in renewed], each=-1))
     if extended:
         work.execute("UPDATE messages SET state = 1, due_at = ? WHERE id IN carray(?)", (until, int_array([*extended])))
-    for some in ended.values():
-        behind = {held.key for held in some if held.state == BLOCKED and held.id in extended and held.key is not None}
-        work.block(some[0].queue, behind)
+    for group in ended.values():
+        behind = {held.key for held in group if held.state == BLOCKED and held.id in extended and held.key is not None}
+        work.block(group[0].queue, behind)
     return extended
 
 
@@ -162,49 +159,46 @@ def release(work: WriteTransaction, held: Held, delay: int, counted: bool) -> No
     work.give_back(held.queue, [held.id], keys, work.now + delay, uncounted=0 if counted else 1)
 
 
-def _sort_out(
+def _sort_receipts(
     work: WriteTransaction, receipts: Mapping[Receipt, str]
 ) -> tuple[list[Held], list[tuple[QueueRow, column_batches.BatchRow]], list[str], list[str]] | None:
     """Sort receipts into valid ones, by message and by batch, stale and missing ones. Return None as _find does."""
-    whole, rest = column_batches.whole(work, receipts)
+    whole, rest = column_batches.match_receipts(work, receipts)
     found = _find(work, rest)
     if found is None:
         return None
-    helds: list[Held] = []
+    valid: list[Held] = []
     stale: list[str] = []
     missing: list[str] = []
-    for receipt, one in zip(rest, found, strict=True):
-        if isinstance(one, Held):
-            helds.append(one)
+    for receipt, match in zip(rest, found, strict=True):
+        if isinstance(match, Held):
+            valid.append(match)
         else:
-            (stale if isinstance(one, StaleReceipt) else missing).append(receipts.get(receipt, str(receipt)))
-    return helds, whole, stale, missing
+            (stale if isinstance(match, StaleReceipt) else missing).append(receipts.get(receipt, str(receipt)))
+    return valid, whole, stale, missing
 
 
 def _remove(
-    work: WriteTransaction, helds: Sequence[Held], whole: Sequence[tuple[QueueRow, column_batches.BatchRow]]
+    work: WriteTransaction, valid: Sequence[Held], whole: Sequence[tuple[QueueRow, column_batches.BatchRow]]
 ) -> int:
     """Settle these messages and batches, of any queues; return the number of messages."""
     packed: dict[str, tuple[QueueRow, list[column_batches.BatchRow]]] = {}
-    for row, run in whole:
-        packed.setdefault(row.name, (row, []))[1].append(run)
-    for row, some in packed.values():
-        column_batches.remove(work, row, some, acked=column_batches.count_messages(some))
+    for row, batch in whole:
+        packed.setdefault(row.name, (row, []))[1].append(batch)
+    for row, group in packed.values():
+        column_batches.remove(work, row, group, acked=column_batches.count_messages(group))
         work.note_use(row)
     single: dict[str, tuple[QueueRow, list[int]]] = {}
-    for held in helds:
+    for held in valid:
         single.setdefault(held.queue.name, (held.queue, []))[1].append(held.id)
     for row, ids in single.values():
         work.remove(row, ids, acked=len(ids))
         work.note_use(row)
-    return len(helds) + column_batches.count_messages(run for _, run in whole)
+    return len(valid) + column_batches.count_messages(batch for _, batch in whole)
 
 
 def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | None:
-    """Return the result for each receipt of one message.
-
-    Return None after unpacking some batches if more must be unpacked.
-    """
+    """Return the result for each receipt of one message, or None after unpacking some of too many batches."""
     if not receipts:
         return []
     queues = {name: work.find_queue(name) for name in {receipt.queue for receipt in receipts}}
@@ -215,18 +209,18 @@ def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | 
         packed = column_batches.containing(work, [receipt.id for receipt in unknown])
         wanted: dict[int, tuple[QueueRow, column_batches.BatchRow]] = {}
         for receipt in unknown:
-            queue, run = queues[receipt.queue], packed.get(receipt.id)
-            if queue and run and (run.queue_id, run.token) == (queue.id, receipt.token):
-                wanted[run.id] = queue, run
-        for queue, run in list(wanted.values())[:UNPACKED]:
-            column_batches.unpack(work, queue, [run])
+            queue, batch = queues[receipt.queue], packed.get(receipt.id)
+            if queue and batch and (batch.queue_id, batch.token) == (queue.id, receipt.token):
+                wanted[batch.id] = queue, batch
+        for queue, batch in list(wanted.values())[:UNPACKED]:
+            column_batches.unpack(work, queue, [batch])
         if len(wanted) > UNPACKED:
             return None
         rows |= _rows(work, unknown)
 
     def find(receipt: Receipt) -> Found:
         queue, row = queues[receipt.queue], rows.get(receipt.id)
-        if row is None and queue and (run := packed.get(receipt.id)) and run.queue_id == queue.id:
+        if row is None and queue and (batch := packed.get(receipt.id)) and batch.queue_id == queue.id:
             return StaleReceipt()
         if queue is None or row is None or row[1] != queue.id:
             return MessageNotFound()

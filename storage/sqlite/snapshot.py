@@ -25,7 +25,7 @@ class QueueSnapshot:
 
     def availability(self, subscription: Subscription, most: int) -> Availability:
         work = WriteTransaction(self._connection, self._clock)
-        count, moments = 0, []
+        count, due_times = 0, []
         for name in subscription.queues:
             queue = work.find_queue(name)
             if queue is None or queue.settings.paused:
@@ -33,8 +33,8 @@ class QueueSnapshot:
             ended, next_due = _due(work, queue.id, most)
             count += ended + (available(work, queue, subscription.recipient, most) if count + ended < most else 0)
             if next_due is not None:
-                moments.append(next_due)
-        return Availability(min(count, most), (min(moments) - work.now) / 1000 if moments else None)
+                due_times.append(next_due)
+        return Availability(min(count, most), (min(due_times) - work.now) / 1000 if due_times else None)
 
     def close(self) -> None:
         self._connection.close()

@@ -23,13 +23,13 @@ from storage.model import (
     Message,
     NewMessage,
     Queue,
-    ReadRoom,
+    ReadMemory,
     Receive,
     Sent,
     State,
     Transacted,
 )
-from storage.size_budget import SizeBudget, in_room
+from storage.size_budget import SizeBudget, read_reserved
 from storage.sqlite import column_batches, inspection, queues, replies, settling
 from storage.sqlite.disk.committer import Committer
 from storage.sqlite.disk.file import DatabaseFile
@@ -41,7 +41,7 @@ from storage.sqlite.sending import prepare, prepare_for_queues, send, send_to_qu
 from storage.sqlite.snapshot import QueueSnapshot
 from storage.sqlite.transaction import NO_QUEUE, WriteTransaction
 from storage.sqlite.upkeep import Upkeep
-from storage.steps import Progress, ask_again, check_queues, in_steps, report_of
+from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
 from storage.store import Observer
 from storage.validation import MAX_PAGE, MAX_READ_BYTES
 from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Subscription, Waiting, receive_after
@@ -65,8 +65,8 @@ class SqliteStore:
         self._file = DatabaseFile(path)
         self._clock: Clock = clock or self._file.clock
         self._failed: Callable[[], None] = lambda: None
-        self._fresh: dict[int, int] = {}  # see inspection.describe
-        self._room: ReadRoom | None = None
+        self._scanned: dict[int, int] = {}  # see inspection.describe
+        self._memory: ReadMemory | None = None
         look_every = LOOK_SELDOM if wakeup_pipe and wakeup_pipe.is_shared else LOOK_EVERY
         self._waiting = Waiting(
             lambda: QueueSnapshot(self._file.connect(), self._clock), pollers, wakeup_pipe, look_every
@@ -94,16 +94,16 @@ class SqliteStore:
         self, ask: Receive, once: IdempotencyKey | None = None, present: Callable[[], bool] = lambda: True
     ) -> Messages:
         def claim(reserved: int) -> Messages:
-            return ask_again(
+            return until_done(
                 lambda: self._commits.run(
                     lambda work: self._claim(work, ask, once, reserved) if present() else Messages()
                 )
             )
 
-        def claim_in_room() -> Messages:
-            return in_room(self._room, claim, lambda found: found)
+        def claim_reserved() -> Messages:
+            return read_reserved(self._memory, claim, lambda found: found)
 
-        return self._waiting.receive(claim_in_room, Subscription(ask.queues, ask.recipient), ask.wait, present)
+        return self._waiting.receive(claim_reserved, Subscription(ask.queues, ask.recipient), ask.wait, present)
 
     def _claim(
         self, work: WriteTransaction, ask: Receive, once: IdempotencyKey | None, reserved: int = sys.maxsize
@@ -141,16 +141,16 @@ class SqliteStore:
             return at, end < len(wanted)
 
         start = {"next": 0, "acked": 0, "stale": [], "missing": missing}
-        done = in_steps(self._commits.run, start, step, lambda at: report_of(at["acked"], "acked"), once)
+        done = in_steps(self._commits.run, start, step, lambda at: describe_progress(at["acked"], "acked"), once)
         return AckResult(done["acked"], done["stale"], done["missing"])
 
     def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
-        self._once(once, lambda work: settling.settle(work, settling.hold(work, receipt, queue)))
+        self._once(once, lambda work: settling.settle(work, settling.find_held(work, receipt, queue)))
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
         def operation(work: WriteTransaction) -> int:
             until = work.now + round(lease * 1000)
-            settling.extend(work, settling.hold(work, receipt, queue), until)
+            settling.extend(work, settling.find_held(work, receipt, queue), until)
             return self._clock.wall(until)
 
         until: int = self._once(once, operation)
@@ -166,7 +166,7 @@ class SqliteStore:
                 NO_QUEUE, once, REQUEST_WINDOW, lambda: settling.extend_many(work, known, round(lease * 1000))
             )
 
-        result = ExtendResult._make(ask_again(lambda: self._commits.run(operation)))
+        result = ExtendResult._make(until_done(lambda: self._commits.run(operation)))
         return result._replace(missing=missing + result.missing)
 
     def release(
@@ -180,14 +180,14 @@ class SqliteStore:
     ) -> None:
         self._once(
             once,
-            lambda work: settling.release(work, settling.hold(work, receipt, queue), round(delay * 1000), counted),
+            lambda work: settling.release(work, settling.find_held(work, receipt, queue), round(delay * 1000), counted),
         )
 
     def reject(
         self, receipt: str, reason: str = "rejected", queue: str | None = None, once: IdempotencyKey | None = None
     ) -> None:
         def operation(work: WriteTransaction) -> None:
-            held = settling.hold(work, receipt, queue)
+            held = settling.find_held(work, receipt, queue)
             work.dead_letter(held.queue, [held.id], reason)
 
         self._once(once, operation)
@@ -216,9 +216,9 @@ class SqliteStore:
             return sent, found
 
         def attempt(reserved: int) -> tuple[Sent, Messages | None]:
-            return ask_again(lambda: self._commits.run(partial(operation, reserved=reserved)))
+            return until_done(lambda: self._commits.run(partial(operation, reserved=reserved)))
 
-        sent, found = in_room(self._room if receive else None, attempt, lambda done: done[1])
+        sent, found = read_reserved(self._memory if receive else None, attempt, lambda done: done[1])
         if receive is not None and (found is None or (receive.wait > 0 and not found)):
             done = receive_after(self, sent.ids, receive, once, present)
         else:
@@ -268,7 +268,7 @@ class SqliteStore:
             names = inspection.names(connection, prefix, after, limit)
         self._bring_up_to_date(names)
         with self._readers.reading() as connection:
-            return inspection.describe(connection, self._clock, names, self._fresh)
+            return inspection.describe(connection, self._clock, names, self._scanned)
 
     def queue(self, name: str) -> Queue:
         self._bring_up_to_date([name])
@@ -288,7 +288,7 @@ class SqliteStore:
         return self._describe(name)._replace(version=number, settings=read_settings(settings))
 
     def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
-        self._once(once, lambda work: queues.disown(work, work.queue(name)))
+        self._once(once, lambda work: queues.mark_deleted(work, work.queue(name)))
 
     def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
         def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
@@ -300,7 +300,7 @@ class SqliteStore:
             count = queues.purge(work, row, at["last"])
             return at | {"count": at["count"] + count}, count > 0
 
-        done = in_steps(self._commits.run, {}, step, lambda at: report_of(at.get("count"), "purged"), once)
+        done = in_steps(self._commits.run, {}, step, lambda at: describe_progress(at.get("count"), "purged"), once)
         count: int = done["count"]
         return count
 
@@ -318,7 +318,7 @@ class SqliteStore:
         def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
             row = work.queue(queue) if not at else work.find_queue(queue)
             at = at or {"after": 0, "last": queues.last_id(work), "count": 0}
-            left = column_batches.MANY if limit is None else limit - at["count"]
+            left = column_batches.UNLIMITED if limit is None else limit - at["count"]
             if row is None or left <= 0:
                 return at, False
             if wanted is not None:
@@ -330,7 +330,7 @@ class SqliteStore:
             at = at | {"after": after, "count": at["count"] + count}
             return at, after < end and (limit is None or at["count"] < limit)
 
-        done = in_steps(self._commits.run, {}, step, lambda at: report_of(at.get("count"), "redriven"), once)
+        done = in_steps(self._commits.run, {}, step, lambda at: describe_progress(at.get("count"), "redriven"), once)
         count: int = done["count"]
         return count
 
@@ -349,8 +349,8 @@ class SqliteStore:
         self._commits.observe = observer.committed
         self._waiting.observe = observer.waiting
 
-    def limit_reads(self, room: ReadRoom) -> None:
-        self._room = room
+    def limit_reads(self, memory: ReadMemory) -> None:
+        self._memory = memory
 
     def disk(self) -> Disk:
         return self._file.disk()
@@ -370,7 +370,7 @@ class SqliteStore:
             with self._readers.reading() as connection:
                 return inspection.peek(connection, self._clock, queue, ask._replace(reserved=reserved))
 
-        return in_room(self._room, read, lambda found: found)
+        return read_reserved(self._memory, read, lambda found: found)
 
     def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], T]) -> T:
         """Run an operation as one transaction and return its JSON value or None, or the first call's with this key."""
@@ -383,7 +383,7 @@ class SqliteStore:
 
     def _describe(self, name: str) -> Queue:
         with self._readers.reading() as connection:
-            found = inspection.describe(connection, self._clock, [name], self._fresh)
+            found = inspection.describe(connection, self._clock, [name], self._scanned)
         if not found:
             raise QueueNotFound(name)
         return found[0]

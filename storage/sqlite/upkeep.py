@@ -15,7 +15,7 @@ from storage.errors import Moved
 from storage.sqlite.disk.file import BUSY_TIMEOUT, MAX_WAL
 from storage.sqlite.disk.group_commit import GroupCommit
 from storage.sqlite.expiry import catch_up, is_late
-from storage.sqlite.queues import clear, disown_unused, forget, note_time, shrink
+from storage.sqlite.queues import clear, delete_if_unused, forget, note_time, shrink
 from storage.sqlite.transaction import QueueRow, WriteTransaction
 
 UPKEEP_EVERY = 1.0  # seconds
@@ -24,7 +24,7 @@ NOTED_EVERY = 60_000  # ms, while there are writes
 STEP = 2_000  # messages removed in one transaction …
 STEPS = 25  # … and transactions for one queue in a pass
 FREE_KEPT = 512  # pages (2 MiB) …
-SHRINKS = 10  # transactions of one pass that shrink the file
+MAX_SHRINKS = 10  # transactions of one pass that shrink the file
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Upkeep:
             while not self._closing.wait(UPKEEP_EVERY):
                 try:
                     connection = connection or self._connect()
-                    self._once(connection)
+                    self._run_pass(connection)
                 except (apsw.IOError, apsw.CorruptError) as fault:
                     self._failed(fault)
                 except Moved:
@@ -74,7 +74,7 @@ class Upkeep:
             if connection is not None:
                 connection.close()
 
-    def _once(self, connection: apsw.Connection) -> None:
+    def _run_pass(self, connection: apsw.Connection) -> None:
         work = WriteTransaction(connection, self._clock)
         window = work.all("SELECT id, name FROM queues WHERE id > ? ORDER BY id LIMIT ?", (self._after, WINDOW))
         self._after = window[-1][0] if len(window) == WINDOW else 0
@@ -82,18 +82,18 @@ class Upkeep:
             if name is None:
                 self._repeat(lambda work, number=number: clear(work, number))  # type: ignore[misc]
             elif (queue := work.find_queue(name)) is not None:
-                self._look_after(work, queue)
+                self._maintain_queue(work, queue)
         self._note_time(connection, work)
-        if _has_to_forget(work):
+        if _has_expired_keys(work):
             self._commits.run(forget)
-        if _has_emptied(connection):
-            for _ in range(SHRINKS):
+        if _has_many_free_pages(connection):
+            for _ in range(MAX_SHRINKS):
                 self._commits.run(shrink)
-        if _is_too_long(connection):
+        if _is_not_truncated(connection):
             with suppress(apsw.BusyError):  # another process does it; try again in a second
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # this makes the file smaller
-        if _has_grown(connection):
-            _cut_log(connection)
+        if _is_log_too_large(connection):
+            _truncate_log(connection)
 
     def _note_time(self, connection: apsw.Connection, work: WriteTransaction) -> None:
         version: int = connection.pragma("data_version")
@@ -101,12 +101,12 @@ class Upkeep:
         if changed and work.now - work.execute("SELECT last_ms FROM clock").get >= NOTED_EVERY:
             self._commits.run(note_time)
 
-    def _look_after(self, work: WriteTransaction, queue: QueueRow) -> None:
+    def _maintain_queue(self, work: WriteTransaction, queue: QueueRow) -> None:
         if is_late(work, queue):
             self._repeat(lambda work: catch_up(work, queue.name, STEP))
         expires = queue.settings.expires
         if expires is not None and not queue.messages and queue.used_at + expires * 1000 <= work.now:
-            self._commits.run(lambda work: disown_unused(work, queue.name))
+            self._commits.run(lambda work: delete_if_unused(work, queue.name))
 
     def _repeat(self, step: Callable[[WriteTransaction], bool]) -> None:
         """Repeat the step until nothing is left, at most STEPS times, because other queues need upkeep too."""
@@ -115,25 +115,25 @@ class Upkeep:
                 return
 
 
-def _has_emptied(connection: apsw.Connection) -> bool:
+def _has_many_free_pages(connection: apsw.Connection) -> bool:
     """Return whether the file has more free pages than new messages will soon use."""
     free, pages, kind = map(connection.pragma, ("freelist_count", "page_count", "auto_vacuum"))
     return bool(kind == 2 and free > max(FREE_KEPT, pages // 4))  # 2: incremental
 
 
-def _is_too_long(connection: apsw.Connection) -> bool:
+def _is_not_truncated(connection: apsw.Connection) -> bool:
     """Return whether the file has shrunk but is not truncated, for example because a reader held its end."""
     pages, size = map(connection.pragma, ("page_count", "page_size"))
     return bool(Path(connection.filename).stat().st_size > pages * size)
 
 
-def _has_grown(connection: apsw.Connection) -> bool:
+def _is_log_too_large(connection: apsw.Connection) -> bool:
     """Return whether the log is larger than its limit, as after a long read without later writes."""
     log = Path(connection.filename_wal)
     return log.exists() and log.stat().st_size > MAX_WAL
 
 
-def _cut_log(connection: apsw.Connection) -> None:
+def _truncate_log(connection: apsw.Connection) -> None:
     """Truncate the log unless another connection reads or writes, without making it wait."""
     connection.set_busy_timeout(0)
     try:
@@ -145,7 +145,7 @@ def _cut_log(connection: apsw.Connection) -> None:
         connection.set_busy_timeout(BUSY_TIMEOUT)
 
 
-def _has_to_forget(work: WriteTransaction) -> bool:
+def _has_expired_keys(work: WriteTransaction) -> bool:
     return bool(
         work.execute(
             "SELECT EXISTS (SELECT 1 FROM replies WHERE forget_at <= ?1) "

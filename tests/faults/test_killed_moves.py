@@ -46,7 +46,7 @@ class Steps:
         if event not in ("call", "c_call"):
             return
         caller = frame if event == "c_call" else frame.f_back
-        if event == "call" and frame.f_code.co_name == "has_moved":
+        if event == "call" and frame.f_code.co_name == "mark_moved":
             self.marked_from = self.count
         if caller is not None and caller.f_code.co_filename in CALLERS:
             self.count += 1

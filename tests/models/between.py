@@ -42,7 +42,7 @@ def around_transactions(store: Engine, visit: Callable[[], None]) -> Iterator[No
         place, name = store._commits, "run"
     else:
         assert isinstance(store, PostgresStore)
-        place, name = store._pool, "_do"  # type: ignore[assignment]
+        place, name = store._pool, "_retry"  # type: ignore[assignment]
     setattr(place, name, visiting(getattr(place, name)))
     try:
         yield

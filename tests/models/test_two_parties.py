@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage import care_of
+from storage import maintenance_for
 from storage.model import Receive
 from storage.postgres.store import PostgresStore
 from storage.store import Engine
@@ -285,8 +285,8 @@ def _drawn(chance: random.Random, pair: Pair, most: int) -> tuple[Action, list[A
 
 
 def _check(url: str) -> None:
-    care, place = care_of(url)
-    care.check(place)
+    maintenance, place = maintenance_for(url)
+    maintenance.check(place)
 
 
 @contextmanager

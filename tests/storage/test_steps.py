@@ -179,7 +179,7 @@ def test_a_deleted_queue_stays_deleted_though_its_messages_are_not_cleared_yet(s
 def test_a_read_that_runs_out_of_time_is_busy_and_does_nothing(
     store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "ASK_AGAIN_FOR", 0.0)
+    monkeypatch.setattr(steps, "RETRY_FOR", 0.0)
     for _ in range(3):
         store.send("q", [new("old", ttl=1)] * CHUNK)
     clock.advance(1)
@@ -267,3 +267,22 @@ def test_steps_remembered_under_a_key_are_the_committed_ones(most: int) -> None:
             attempt()
     assert attempt() == attempt() == {"n": 9}
     assert made == list(range(9))
+
+
+def test_a_list_of_queues_leaves_out_one_that_another_process_deletes_meanwhile(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(store, "deleted", retention=60)
+    configure(store, "kept", retention=60)
+    select = WriteTransaction.all
+    with closing(SqliteStore(tmp_path / "queue.db")) as other:
+
+        def select_and_delete(work: WriteTransaction, sql: str, values: tuple[Any, ...]) -> list[Any]:
+            rows = select(work, sql, values)
+            if "settings <> '{}'" in sql:
+                monkeypatch.undo()
+                other.delete_queue("deleted")
+            return rows
+
+        monkeypatch.setattr(WriteTransaction, "all", select_and_delete)
+        assert [queue.name for queue in store.queues()] == ["kept"]

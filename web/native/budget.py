@@ -49,7 +49,7 @@ class SizeBudget:
 class BodyBudgets:
     """The memory of a process for bodies and replies; a request returns its shares after the reply.
 
-    It is the store's ReadRoom too. One thread runs a request from its beginning to its reply.
+    It is the store's ReadMemory too. One thread runs a request from its beginning to its reply.
     """
 
     def __init__(self, limit: int) -> None:

@@ -110,8 +110,7 @@ BEGIN
                   WHERE name = ANY (p_names) AND (has_due(p_now, q.id) OR has_spent(p_now, q)) ORDER BY name;
 END $$;
 
--- Deletes the queue if it is unused for as long as its setting `expires`, unless a send is in progress; returns its
--- name, or NULL if it was not deleted.
+-- Deletes the queue if it is unused for its setting `expires`, unless a send is in progress; returns its name or NULL.
 CREATE FUNCTION expire_queue(p_now bigint, p_id bigint) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_name text;

@@ -15,7 +15,7 @@ BEGIN
 END $$;
 
 -- Does a step of a purge: removes at most 10,000 messages (32 MiB of text) up to the last id at the first step. Begins
--- with the newest, so that no next message of a key becomes ready. Ends when none is left, whoever removed them.
+-- with the newest, so that no next message of a key becomes ready. Ends when the queue has none left.
 CREATE FUNCTION purge(p_now bigint, p_name text, p_state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues := queue_named(p_name);
@@ -85,7 +85,7 @@ BEGIN
 END $$;
 
 -- Does a step of a redrive: moves at most 10,000 dead letters. Skips leased ones, and those that were dead-lettered
--- after the first step. Ends when none is left, whoever moved them.
+-- after the first step. Ends when none is left.
 CREATE FUNCTION redrive(
     p_now bigint, p_name text, p_state jsonb, p_limit bigint, p_ids bigint[], p_reason text
 ) RETURNS jsonb LANGUAGE plpgsql AS $$

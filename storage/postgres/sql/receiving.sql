@@ -93,8 +93,8 @@ CREATE FUNCTION read_size(p_message messages) RETURNS bigint LANGUAGE sql IMMUTA
 $$;
 
 -- Locks the next messages in order of delivery, up to the first that exceeds p_room bytes (with p_first, at least one);
--- returns them with the bytes of their texts and fields. A key's later messages compete by their own priority after the
--- earlier ones are taken, so each ranks by the largest rank of it and those before it.
+-- returns them with the bytes of their texts and fields. A key's later messages compete by their own priority after
+-- the earlier ones are taken: each ranks by the largest rank of it and those before it.
 CREATE FUNCTION choose(
     p_now bigint, p_queue queues, p_limit integer, p_recipient bytea, p_room bigint, p_first boolean,
     OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean

@@ -48,12 +48,12 @@ class DatabaseFile:
         refuse_unsafe_sqlite(apsw.sqlite_lib_version())
         self.path = path.resolve()  # the log, the lock and the disk are at the target of a symbolic link
         self._folder = str(self.path.parent)
-        _refuse_unfit_place(self.path)
+        _check_folder(self.path)
         try:
             # The lock is a file of its own, never the database: closing any descriptor of that file would
             # drop this process's POSIX locks on it, and another process could delete the log under us.
             self.lock = FileLock(Path(f"{self.path}-lock"))
-            self._share_lock()
+            self._give_lock_to_owner()
             with self.lock.held(time.monotonic() + BUSY_TIMEOUT / 1000) as held:
                 if not held:
                     raise Busy
@@ -94,16 +94,13 @@ class DatabaseFile:
     def distrust_log(self) -> None:
         """Record that a write failed: the next process that opens the file before a reboot rewrites its log."""
         with suppress(OSError):  # a disk may fail this too
-            os.pwrite(self.lock.descriptor, _distrust(), 0)
+            os.pwrite(self.lock.descriptor, _distrust_mark(), 0)
 
     def close(self) -> None:
         self.lock.close()
 
-    def _share_lock(self) -> None:
-        """Give the lock file the database's owner, so that root's tools do not lock out the service.
-
-        SQLite does the same for the log.
-        """
+    def _give_lock_to_owner(self) -> None:
+        """Give root's lock file to the database's owner, as SQLite gives its log, so that the service can open it."""
         if os.geteuid() == 0 and self.path.exists():
             owner = self.path.stat()
             os.fchown(self.lock.descriptor, owner.st_uid, owner.st_gid)
@@ -111,11 +108,11 @@ class DatabaseFile:
     def _prepare(self, migrate: bool) -> BootClock:
         connection = self.connect()
         try:
-            _refuse_foreign(connection, self.path)
+            _check_identity(connection, self.path)
             self._write_log_anew(connection)
-            kept = _kept_clock(connection)
-            if kept is not None:
-                return kept  # without a write: a new worker must not wait for a writer
+            stored = _stored_clock(connection)
+            if stored is not None:
+                return stored  # without a write: a new worker must not wait for a writer
             if not migrate and connection.pragma("user_version") < SCHEMA_VERSION:
                 return BootClock(first_offset(not_before=0))
             if connection.pragma("page_count") == 0:
@@ -137,7 +134,7 @@ class DatabaseFile:
         After a failed fsync the kernel shows the pages as written, but no later fsync writes them. SQLite would append
         to such frames when it opens the log again, and a power failure would lose all writes acknowledged since.
         """
-        if os.pread(self.lock.descriptor, 100, 0) != _distrust():
+        if os.pread(self.lock.descriptor, 100, 0) != _distrust_mark():
             return
         connection.execute("BEGIN IMMEDIATE")  # no process changes the log meanwhile; checkpoints only read it
         try:
@@ -152,15 +149,15 @@ class DatabaseFile:
 def refuse_unsafe_sqlite(version: str) -> None:
     """Raise UnusableDatabase for a SQLite with the WAL-reset bug (https://sqlite.org/wal.html#walresetbug)."""
     numbers = tuple(int(part) for part in version.split("."))
-    mended = numbers >= (3, 51, 3) or (3, 50, 7) <= numbers < (3, 51) or (3, 44, 6) <= numbers < (3, 45)
-    if not mended:
+    is_fixed = numbers >= (3, 51, 3) or (3, 50, 7) <= numbers < (3, 51) or (3, 44, 6) <= numbers < (3, 45)
+    if not is_fixed:
         raise UnusableDatabase(
             f"SQLite {version} can corrupt a database in WAL mode (the WAL-reset bug); "
             "install a newer apsw, with SQLite 3.51.3 or newer"
         )
 
 
-def _refuse_unfit_place(path: Path) -> None:
+def _check_folder(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise UnusableDatabase(f"the directory {folder} does not exist")
@@ -182,15 +179,15 @@ def _filesystem(folder: Path) -> str:
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:
         return ""
-    real, best, kind = folder.resolve(), -1, ""
+    resolved, best, kind = folder.resolve(), -1, ""
     for _, where, name, *_ in mounts:
         point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), where))
-        if real.is_relative_to(point) and len(point.parts) >= best:
+        if resolved.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), name
     return kind
 
 
-def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
+def _check_identity(connection: apsw.Connection, path: Path) -> None:
     try:
         owner, version = connection.pragma("application_id"), connection.pragma("user_version")
         empty = connection.execute("SELECT count(*) = 0 FROM sqlite_schema").get
@@ -202,7 +199,7 @@ def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
         raise UnusableDatabase(f"{path} has schema version {version}; this program knows up to {SCHEMA_VERSION}")
 
 
-def _distrust() -> bytes:
+def _distrust_mark() -> bytes:
     """Return the lock file's content for a distrusted log. A reboot ends the distrust: it empties the page cache."""
     return f"a write has failed in boot {boot_id()}\n".encode()
 
@@ -245,12 +242,12 @@ def _migrate(connection: apsw.Connection) -> None:
     connection.pragma("user_version", SCHEMA_VERSION)
 
 
-def _kept_clock(connection: apsw.Connection) -> BootClock | None:
+def _stored_clock(connection: apsw.Connection) -> BootClock | None:
     """Return the clock of a file with this version's schema that was opened since the boot, else None."""
     if connection.pragma("journal_mode") != "wal" or connection.pragma("user_version") != SCHEMA_VERSION:
         return None
-    kept = connection.execute("SELECT boot_id, offset_ms FROM clock").get
-    return BootClock(kept[1]) if kept is not None and kept[0] == boot_id() != "" else None
+    stored = connection.execute("SELECT boot_id, offset_ms FROM clock").get
+    return BootClock(stored[1]) if stored is not None and stored[0] == boot_id() != "" else None
 
 
 def _set_clock(connection: apsw.Connection) -> BootClock:

@@ -52,14 +52,14 @@ class FileLock:
                     return True
                 except BlockingIOError:
                     self._queueing = True
-                    threading.Thread(target=self._queue, name="queue-lock", daemon=True).start()
+                    threading.Thread(target=self._wait_in_queue, name="queue-lock", daemon=True).start()
             self._wanted = True
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             self._changed.wait_for(lambda: self._held, left)
             self._wanted = False
             return self._held
 
-    def _queue(self) -> None:
+    def _wait_in_queue(self) -> None:
         fcntl.flock(self.descriptor, fcntl.LOCK_EX)
         with self._changed:
             self._queueing = False

@@ -63,10 +63,7 @@ _MMAP_FROM = 1024 * 1024  # bytes
 def on_starting(server: Any) -> None:
     """Exit with one sentence if the service would be open to anyone, or could not store messages."""
     if not (_settings.has_tokens or _settings.allow_anonymous or _settings.is_private):
-        sys.exit(
-            f"queue_service: QUEUE_HOST={_settings.host} would let anyone who can reach this machine read and write; "
-            "set QUEUE_TOKENS or QUEUE_TOKENS_FILE, or QUEUE_ALLOW_ANONYMOUS=yes to allow this"
-        )
+        sys.exit(f"queue_service: {startup.open_address(f'QUEUE_HOST={_settings.host}')}")
     if _settings.has_tokens:
         try:
             Tokens(_settings).load()
@@ -84,6 +81,8 @@ def when_ready(server: Any) -> None:
 
     Connections inherit these limits at no cost; Python's own timeouts need three system calls each time.
     """
+    if (sentence := startup.open_listener(_settings, server.LISTENERS)) is not None:
+        sys.exit(f"queue_service: {sentence}")
     server.log.info("%s", startup.summary(_settings, str(server.LISTENERS[0])))
     for listener in server.LISTENERS:
         for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

@@ -44,7 +44,7 @@ class Settings:
     @property
     def is_private(self) -> bool:
         """Return whether only this machine can reach the service."""
-        return _is_loopback(self.host)
+        return is_loopback(self.host)
 
     @property
     def trusts_loopback(self) -> bool:
@@ -112,7 +112,7 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 @lru_cache(maxsize=8)
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 

@@ -23,7 +23,7 @@ MAX_READ_BYTES = (
 )  # bytes of text and fields in one read; the first message always comes, whatever its size
 MAX_PAGE = 1_000  # queues in one listing
 MAX_RECIPIENTS = 1_000  # recipients in one read with `recipient=None`
-MAX_CHAIN = 1_000  # dead-letter queues in a chain
+MAX_CHAIN = 100  # dead-letter queues in a chain
 MAX_TRANSACTION_QUEUES = 1_000  # queues in one transaction
 
 QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")

@@ -145,10 +145,10 @@ def _choose(
         closing(column_batches.ready(work, queue, recipient, cutoff.moment)) as packed,
     ):
         for candidate in _in_delivery_order(work, queue, limit, recipient, heads, packed):
-            if not budget.add(candidate.read_size):
-                return chosen
             if candidate.length > left:
                 break
+            if not budget.add(candidate.read_size):
+                return chosen
             chosen.append(candidate)
             left -= candidate.length
             if not left:
@@ -157,8 +157,12 @@ def _choose(
             return chosen
     assert isinstance(candidate, BatchRow)
     column_batches.unpack(work, queue, [candidate])  # the next read will probably take a part too
-    parts = [Candidate(n, 0, None, 0, candidate.receive_count, False) for n in candidate.ids[:left]]
-    return [*chosen, *parts]
+    ids = int_array(candidate.ids[:left])
+    for number, size in work.all(f"SELECT id, {SIZE_READ} FROM messages WHERE id IN carray(?) ORDER BY id", (ids,)):
+        if not budget.add(size):
+            break
+        chosen.append(Candidate(number, 0, None, size, candidate.receive_count, False))
+    return chosen
 
 
 def _in_delivery_order(

@@ -72,6 +72,14 @@ def test_a_small_read_reserves_no_memory(store: Engine, read: Callable[[Engine],
     assert (memory.asked, memory.kept) == ([], 0)
 
 
+def test_one_message_of_a_batch_of_large_characters_reserves_no_memory(store: Engine) -> None:
+    send(store, *["€" * 1_000] * 1_000)
+    store.limit_reads(memory := Memory(0))
+    assert take(store, 1) == ["€" * 1_000]
+    assert len(store.receive(Receive(("q",), 30, 60.0))) == 30
+    assert memory.asked == []
+
+
 def test_a_usual_read_reserves_memory_without_waiting_and_keeps_what_it_needs(store: Engine) -> None:
     send(store, *["x" * 10_000] * 50)
     store.limit_reads(memory := Memory(USUAL_READ_BYTES * WIDEST))

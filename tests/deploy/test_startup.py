@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 from settings import VERSION, Settings, unknown_variables
 from tests.support.live import LiveServer
-from web.server.startup import port_conflict, summary
+from web.server.startup import open_listener, port_conflict, summary
 
 
 def test_the_first_line_says_what_is_served() -> None:
@@ -145,6 +146,17 @@ def test_the_start_waits_for_a_port_that_another_service_is_closing() -> None:
         threading.Timer(0.5, ending.stop).start()
         with successor:
             assert "is taken" not in successor.log()
+
+
+def test_a_listener_that_another_program_or_option_opened_to_the_network_needs_tokens_too() -> None:
+    settings = Settings()
+    for address, is_open in (("127.0.0.1", False), ("0.0.0.0", True)):
+        with socket.create_server((address, 0)) as inherited:  # as from systemd
+            sentence = open_listener(settings, [SimpleNamespace(sock=inherited)])
+        assert (sentence is not None) == is_open
+        assert open_listener(Settings(tokens="t"), [SimpleNamespace(sock=inherited)]) is None
+    log = refusal({"GUNICORN_CMD_ARGS": "--bind 0.0.0.0:0"})
+    assert "queue_service: the address 0.0.0.0 would let anyone who can reach this machine read and write;" in log
 
 
 def refusal(environment: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.wsgi import Client, a_store
 from web.native import budget, decoding
-from web.native.budget import SizeBudget
+from web.native.budget import MemoryPool
 from web.native.decoding import parse_json
 from web.native.request import JSON, RUNS, TEXT, BadRequest
 
@@ -128,19 +129,29 @@ def test_an_impossible_body_is_refused_where_it_begins(monkeypatch: pytest.Monke
         assert "Expecting" not in str(refused.value)
 
 
+def test_a_read_that_lacked_memory_makes_slow_clients_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "WAIT", 0.05)
+    shared = budget.MemoryBudget(1)
+    shared.take(budget.REPLIES, wait=False)
+    assert not shared.replies_are_wanted
+    with ThreadPoolExecutor(1) as other, pytest.raises(Busy):
+        other.submit(shared.take, 1, wait=True).result()
+    assert shared.replies_are_wanted
+
+
 def test_memory_is_reserved_up_to_the_budget_and_other_requests_get_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(budget, "WAIT", 0.05)
-    room = SizeBudget(10)
-    assert [room.take(6), room.take(4)] == [6, 4]
+    pool = MemoryPool(10)
+    assert [pool.take(6), pool.take(4)] == [6, 4]
     with pytest.raises(Busy, match="nothing was done"):
-        room.take(1)
-    waiting = threading.Thread(target=room.take, args=[100])  # more than the budget: all of it
+        pool.take(1)
+    waiting = threading.Thread(target=pool.take, args=[100])  # more than the budget: all of it
     monkeypatch.setattr(budget, "WAIT", 20)
     waiting.start()
-    room.give(6)
-    room.give(4)
+    pool.give(6)
+    pool.give(4)
     waiting.join(20)
     assert not waiting.is_alive()
 
@@ -150,17 +161,17 @@ def test_a_large_body_without_free_memory_is_busy_and_a_small_one_is_accepted(mo
     with a_store() as store:
         app = handler.make_app(Settings(), store)
         client = Client(app)
-        taken = app._budget._objects.take(budget.OBJECTS)
+        taken = app.budget._objects.take(budget.OBJECTS)
         large = json.dumps({"text": "x" * 2 * budget.SMALL}).encode()
         reply = client.call("POST", "/messages", large)
         assert (reply.status, reply.json["code"], reply.headers["retry-after"]) == (503, "busy", "1")
         assert client.post("/messages", {"text": "small"}).status == 200
-        app._budget._objects.give(taken)
+        app.budget._objects.give(taken)
         for _ in range(20):  # a request returns its reservation in every case
             assert client.call("POST", "/messages", large).status == 200
             assert client.call("POST", "/messages", large[:-1]).status == 400
-        assert app._budget._objects._free == budget.OBJECTS
-        assert app._budget._bodies._free == budget.BODIES
+        assert app.budget._objects._free == budget.OBJECTS
+        assert app.budget._bodies._free == budget.BODIES
 
 
 def test_a_large_reply_without_free_memory_is_busy_and_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,21 +182,21 @@ def test_a_large_reply_without_free_memory_is_busy_and_takes_nothing(monkeypatch
         large = "\x01" * 300_000 + "\U0001f600"
         assert client.call("POST", "/messages", large.encode(), Content_Type=TEXT).status == 200
         assert client.post("/queues/small/messages", {"text": "small"}).status == 200
-        taken = app._budget._replies.take(budget.REPLIES)
+        taken = app.budget._replies.take(budget.REPLIES)
         for target in ("/messages", "/messages?lease=60", "/queues/default/peek"):
             reply = client.get(target)
             assert (reply.status, reply.json["code"], reply.headers["retry-after"]) == (503, "busy", "1")
         assert client.get("/queues/small/messages?limit=10").status == 200
-        app._budget._replies.give(taken)
+        app.budget._replies.give(taken)
         for _ in range(20):
             assert client.get("/queues/default/peek").json[0]["receive_count"] == 0
             assert client.get("/messages?wait=0.001&queue=none").status == 204
         assert client.get("/messages").json == {"text": large}
-        assert app._budget._replies._free == budget.REPLIES
+        assert app.budget._replies._free == budget.REPLIES
 
 
 def test_a_large_reply_keeps_its_memory_reserved_until_it_was_sent() -> None:
-    budgeted = budget.BodyBudgets(1)
+    budgeted = budget.MemoryBudget(1)
 
     def call() -> list[bytes]:
         budgeted.take(100, wait=True)

@@ -292,7 +292,7 @@ def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=[12_000, pytest.param(100_000, marks=LONG)])
+@pytest.fixture(scope="module", params=[12_000, pytest.param(30_000, marks=LONG)])
 def scene(engine: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     place: Path = tmp_path_factory.mktemp("worst")
     with scene_on(place if engine == "sqlite" else request.getfixturevalue("postgres"), request.param) as scene:

@@ -18,7 +18,7 @@ from web.access import authentication, csrf
 from web.access.authorization import AuthorizedStore
 from web.access.tokens import Tokens
 from web.native import responses
-from web.native.budget import BodyBudgets
+from web.native.budget import MemoryBudget
 from web.native.problems import problem_of, problem_of_routing
 from web.native.request import GRANT, Environ, read_idempotency_key
 from web.observability import access_log
@@ -52,7 +52,7 @@ class Application:
         # Bottle would run /messages%ff and /queues/a/messages%0a as a read, which removes a message.
         if "//" in path or "\n" in path or not _is_utf8(path):
             environ["PATH_INFO"] = "/no/such/route"
-        return self._budget.run(lambda: self._recorder(self.bottle, environ, start_response))
+        return self.budget.run(lambda: self._recorder(self.bottle, environ, start_response))
 
     @property
     def settings(self) -> Settings:
@@ -90,7 +90,7 @@ class Application:
 
     def _attach(self, store: Engine) -> Engine:
         store.observe(self.counters)
-        store.limit_reads(self._budget)
+        store.limit_reads(self.budget)
         return store
 
     @cached_property
@@ -100,12 +100,12 @@ class Application:
         )
 
     @cached_property
-    def _budget(self) -> BodyBudgets:
-        return BodyBudgets(self.settings.max_body)
+    def budget(self) -> MemoryBudget:
+        return MemoryBudget(self.settings.max_body)
 
     def body(self) -> bytes:
         """Return the body of the current request. Raises as Budget.read_body."""
-        return self._budget.read_body(request.environ)
+        return self.budget.read_body(request.environ)
 
     def once(self, body: bytes = b"") -> IdempotencyKey | None:
         """Return the Idempotency-Key of the current request, or None. Raises InvalidInput."""

@@ -6,6 +6,7 @@ docs/operations.md states the resulting ceiling of the whole service.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from storage.errors import Busy
@@ -14,19 +15,21 @@ from web.native.request import PIECE, Environ, read_body
 
 BODIES = 64 * 1024 * 1024  # bytes of bodies as received
 OBJECTS = 128 * 1024 * 1024  # bytes of the decoded values, estimated
-REPLIES = 64 * 1024 * 1024  # bytes of the messages of large reads
+REPLIES = 128 * 1024 * 1024  # bytes of the messages of large reads
 WAIT = 2.0  # seconds to wait for memory
+WANTED_FOR = 10.0  # seconds
 SMALL = PIECE  # bytes of a body that needs no reservation
 VALUE = 100  # bytes of memory of a value, about: a name, a string, a number, an array or an object
 COPIES = 3  # of the text: decoded, in the message, and as written to the database
 
 
-class SizeBudget:
+class MemoryPool:
     """An amount of memory that threads share."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
         self._changed = threading.Condition()
+        self._wanted_until = 0.0
 
     def take(self, amount: int, *, wait: bool = True) -> int:
         """Take `amount`, or the whole size if that is less; return the amount taken.
@@ -36,9 +39,15 @@ class SizeBudget:
         amount = min(amount, self._size)
         with self._changed:
             if not self._changed.wait_for(lambda: self._free >= amount, WAIT if wait else 0):
+                self._wanted_until = time.monotonic() + WANTED_FOR
                 raise Busy("too many large requests or replies at once")
             self._free -= amount
         return amount
+
+    @property
+    def is_wanted(self) -> bool:
+        """Return whether a request was refused for want of this memory within the last WANTED_FOR seconds."""
+        return time.monotonic() < self._wanted_until
 
     def give(self, amount: int) -> None:
         with self._changed:
@@ -46,7 +55,7 @@ class SizeBudget:
             self._changed.notify_all()
 
 
-class BodyBudgets:
+class MemoryBudget:
     """The memory of a process for bodies and replies; a request returns its shares after the reply.
 
     It is the store's ReadMemory too. One thread runs a request from its beginning to its reply.
@@ -55,16 +64,13 @@ class BodyBudgets:
     def __init__(self, limit: int) -> None:
         """Take the size of the largest body, in bytes."""
         self._limit = limit
-        self._bodies, self._objects, self._replies = (
-            SizeBudget(max(BODIES, limit)),
-            SizeBudget(OBJECTS),
-            SizeBudget(REPLIES),
-        )
+        self._bodies, self._objects = MemoryPool(max(BODIES, limit)), MemoryPool(OBJECTS)
+        self._replies = MemoryPool(REPLIES)
         self._request = threading.local()
 
     def run(self, call: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
         """Return the reply of a request, which gives back what the request has taken when it is closed."""
-        shares: dict[SizeBudget, _Share] = {}
+        shares: dict[MemoryPool, _Share] = {}
         self._request.shares = shares
         try:
             reply = call()
@@ -82,6 +88,11 @@ class BodyBudgets:
             self._share(self._objects).take(objects)
         return body
 
+    @property
+    def replies_are_wanted(self) -> bool:
+        """Return whether large reads lack memory now, so that slow clients must make room for them."""
+        return self._replies.is_wanted
+
     def take(self, size: int, *, wait: bool) -> None:
         self.keep(0)
         self._share(self._replies).take(size, wait=wait)
@@ -89,10 +100,10 @@ class BodyBudgets:
     def keep(self, size: int) -> None:
         self._share(self._replies).keep(size)
 
-    def _share(self, room: SizeBudget) -> _Share:
+    def _share(self, pool: MemoryPool) -> _Share:
         """Of the request that this thread runs."""
-        shares: dict[SizeBudget, _Share] = self._request.__dict__.setdefault("shares", {})
-        return shares.setdefault(room, _Share(room))
+        shares: dict[MemoryPool, _Share] = self._request.__dict__.setdefault("shares", {})
+        return shares.setdefault(pool, _Share(pool))
 
 
 def _width(body: bytes) -> int:
@@ -101,8 +112,8 @@ def _width(body: bytes) -> int:
 
 
 class _Share:
-    def __init__(self, room: SizeBudget) -> None:
-        self._room = room
+    def __init__(self, pool: MemoryPool) -> None:
+        self._pool = pool
         self._length = 0
         self.taken = 0
 
@@ -112,11 +123,11 @@ class _Share:
             self.take(more)
 
     def take(self, amount: int, *, wait: bool = True) -> None:
-        self.taken += self._room.take(amount, wait=wait)
+        self.taken += self._pool.take(amount, wait=wait)
 
     def keep(self, amount: int) -> None:
         if self.taken != amount:
-            self._room.give(self.taken - amount)
+            self._pool.give(self.taken - amount)
             self.taken = amount
 
 

@@ -7,10 +7,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.client import HTTPConnection, HTTPException
+from typing import Any
 
-from settings import VERSION, Settings
+from settings import VERSION, Settings, is_loopback
 from storage import location_of
 
 HANDOVER = 10.0  # seconds in which the workers of a master that was killed give its port up, also under load
@@ -24,6 +25,28 @@ def summary(settings: Settings, address: str) -> str:
         f"queue_service {VERSION} at {address} (open it in a browser for the page), "
         f"messages in {location_of(settings.database_url)}, access for {_access(settings)}, "
         f"up to {settings.pollers * settings.workers} waiting readers"
+    )
+
+
+def open_listener(settings: Settings, listeners: Iterable[Any]) -> str | None:
+    """Return the sentence that says which listener lets other machines in without access control, or None.
+
+    systemd or gunicorn's own options may have opened others than QUEUE_HOST names.
+    """
+    if settings.has_tokens or settings.allow_anonymous:
+        return None
+    for listener in listeners:
+        address = listener.sock.getsockname()
+        if isinstance(address, tuple) and not is_loopback(address[0]):
+            return open_address(f"the address {address[0]}")
+    return None
+
+
+def open_address(what: str) -> str:
+    """Return the sentence that refuses an address which other machines can reach."""
+    return (
+        f"{what} would let anyone who can reach this machine read and write; set QUEUE_TOKENS or "
+        "QUEUE_TOKENS_FILE, or QUEUE_ALLOW_ANONYMOUS=yes to allow this"
     )
 
 
@@ -75,7 +98,7 @@ def _owner(host: str, port: int) -> str | None:
         return OURS if json.loads(answer) == {"status": "alive"} else OTHER
     except OSError:
         return None
-    except (HTTPException, ValueError):
+    except (HTTPException, ValueError, RecursionError):
         return OTHER
     finally:
         connection.close()

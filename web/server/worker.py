@@ -66,8 +66,9 @@ class Worker(gthread.ThreadWorker):
         return read_timeout
 
     def _is_crowded(self) -> bool:
-        """Return whether others wait for a thread."""
-        return bool(self.tpool._work_queue.qsize())
+        """Return whether others wait for a thread, or for the memory of a reply."""
+        application: Any = self.wsgi
+        return bool(self.tpool._work_queue.qsize()) or application.budget.replies_are_wanted
 
     def murder_pending(self) -> None:
         """Close connections that never sent anything: after keepalive, or after SILENCE if all connections are taken.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.model import Message, NewMessage
-from storage.validation import MAX_BATCH, MAX_LIMIT, MAX_TRANSACTION_QUEUES
+from storage.validation import MAX_BATCH, MAX_CHAIN, MAX_LIMIT, MAX_TRANSACTION_QUEUES
 from tests.limits.bounds import (
     ANSWERED_IN,
     LOCKED_FOR,
@@ -262,9 +262,9 @@ def a_change_of_every_setting_of_a_long_queue(scene: Scene) -> Request:
 
 def a_chain_of_dead_letter_queues(scene: Scene) -> Request:
     name = fresh()
-    for n in range(990, 0, -10):  # long enough, with a default queue between the links
-        scene.store.configure(f"{name}-{n}", {"dead_letter_queue": f"{name}-{n + 10}"})
-    return Request("PUT", f"/queues/{name}-0", encoded({"dead_letter_queue": f"{name}-10"}), expected=(200, 400))
+    for n in range(MAX_CHAIN - 20, 0, -1):  # the last one's default queues are of the chain too
+        scene.store.configure(f"{name}-{n}", {"dead_letter_queue": f"{name}-{n + 1}"})
+    return Request("PUT", f"/queues/{name}-0", encoded({"dead_letter_queue": f"{name}-1"}))
 
 
 CASES: list[Case] = [

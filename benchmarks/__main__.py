@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import plot, report, server
+from benchmarks.against import against
 from benchmarks.queues.peer import NAMES as PEERS
 from benchmarks.report import Result
 
@@ -40,12 +41,14 @@ def main(arguments: list[str]) -> int:
         help=f"of {', '.join(NAMES)} (default: all of these), {', '.join(ONLY_NAMED)}; or of the peers alone: "
         f"{', '.join(PEERS)}",
     )
+    parser.add_argument("--against", metavar="REV", help="measure this tree against another revision, in turns")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios as an SVG")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - {*NAMES, *ONLY_NAMED, *PEERS}:
         parser.error(f"there is no benchmark '{min(unknown)}'; there are {', '.join((*NAMES, *ONLY_NAMED, *PEERS))}")
     print(report.machine(), server.settings(), sep="\n", flush=True)
-    results = [result for name, run in _chosen(options.names) for result in _run(name, run)]
+    chosen = [("against", partial(against, options.against))] if options.against else _chosen(options.names)
+    results = [result for name, run in chosen for result in _run(name, run)]
     if options.plot:
         options.plot.write_text(plot.svg([result for _, result in results]), encoding="utf-8")
     missed = [f"{name}: {what}" for name, result in results for what in result.missed]

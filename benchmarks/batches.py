@@ -41,11 +41,11 @@ def batches() -> list[Result]:
 
 def _round(caller: Caller, sqlite: RawSqlite, size: int) -> dict[str, tuple[float, float]]:
     batch, run = batch_of(size), run_of(size)
-    sent = _send(lambda: caller.send("batches", batch), size)
-    taken = _take(caller, caller.lease, size)
+    sent = send(caller, lambda: caller.send("batches", batch), size)
+    taken = take(caller, caller.lease, size)
     inserted = sqlite.insert(size, SECONDS)
-    sent_runs = _send(lambda: caller.send_run("batches", run), size)
-    taken_runs = _take(caller, caller.lease_runs, size)
+    sent_runs = send(caller, lambda: caller.send_run("batches", run), size)
+    taken_runs = take(caller, caller.lease_runs, size)
     deleted = sqlite.take(size, SECONDS)
     return {
         "send": (sent, inserted),
@@ -55,18 +55,20 @@ def _round(caller: Caller, sqlite: RawSqlite, size: int) -> dict[str, tuple[floa
     }
 
 
-def _send(send: Callable[[], None], size: int) -> float:
-    """Return the messages sent per second."""
+def send(caller: Caller, request: Callable[[], None], size: int) -> float:
+    """Messages a second. Raise RuntimeError unless all of them are in the queue `batches`, which was empty."""
     done = 0
     start = time.perf_counter()
     while not done or time.perf_counter() - start < SECONDS:
-        send()
+        request()
         done += size
-    return done / (time.perf_counter() - start)
+    taken = time.perf_counter() - start
+    caller.expect("batches", ready=done)
+    return done / taken
 
 
-def _take(caller: Caller, lease: Callable[[str, int], Leased], size: int) -> float:
-    """Return the messages leased and acked per second, until SECONDS or the end of the queue."""
+def take(caller: Caller, lease: Callable[[str, int], Leased], size: int) -> float:
+    """Messages a second, as long as there are any; then the queue is emptied."""
     done = 0
     start = time.perf_counter()
     while (not done or time.perf_counter() - start < SECONDS) and (leased := lease("batches", size)).messages:

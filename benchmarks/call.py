@@ -65,6 +65,18 @@ class Caller:
         if reply["acked"] != leased.messages:
             raise RuntimeError(f"{reply['acked']} of {leased.messages} messages were acked")
 
+    def stats(self, queue: str) -> dict[str, int]:
+        """Those of a queue that there may be."""
+        listed = json.loads(self.call("GET", f"/queues?prefix={queue}&limit=1"))["queues"]
+        stats: dict[str, int] = listed[0]["stats"] if listed else {}
+        return stats
+
+    def expect(self, queue: str, **counts: int) -> None:
+        """Raise RuntimeError unless the queue's stats are these."""
+        stats = self.stats(queue)
+        if found := {name: stats.get(name, 0) for name, count in counts.items() if stats.get(name, 0) != count}:
+            raise RuntimeError(f"queue '{queue}' has {found} where {counts} should be")
+
     def close(self) -> None:
         self._connection.close()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import requests
 
 from benchmarks.call import Caller
-from benchmarks.report import Result, compare, other_to_ours
+from benchmarks.report import Result, compare, other_to_ours, seconds
 from benchmarks.server import REPOSITORY, service
 
 LINES = 100_000
@@ -40,21 +40,21 @@ def file_copy() -> list[Result]:
         source = Path(folder, "source")
         source.write_text(f"{LINE}\n" * LINES)
         by_requests, by_socket = _requests_call(ours.url), _http_client_call(caller)
-        rounds = [(_copy(source, ours.url), _singly(by_requests), _singly(by_socket)) for _ in range(ROUNDS)]
+        rounds = [(copy(source, ours.url), _singly(by_requests), _singly(by_socket)) for _ in range(ROUNDS)]
     return [
         Result(
             "clients.copy_file",
             "one a request",
             [
-                compare("requests", [(r[0], r[1]) for r in rounds], _s, ratio=other_to_ours, at_least=LEAST),
-                compare("http.client", [(r[0], r[2]) for r in rounds], _s, ratio=other_to_ours),
+                compare("requests", [(r[0], r[1]) for r in rounds], seconds, ratio=other_to_ours, at_least=LEAST),
+                compare("http.client", [(r[0], r[2]) for r in rounds], seconds, ratio=other_to_ours),
             ],
         )
     ]
 
 
-def _copy(source: Path, url: str) -> float:
-    """Return the seconds of the command."""
+def copy(source: Path, url: str) -> float:
+    """Seconds of the command."""
     target = source.with_name("target")
     start = time.perf_counter()
     subprocess.run(
@@ -95,7 +95,3 @@ def _requests_call(url: str) -> Call:
 
 def _http_client_call(caller: Caller) -> Call:
     return lambda method, path, body: caller.call(method, path, body).decode()
-
-
-def _s(seconds: float) -> str:
-    return f"{seconds:.1f} s"

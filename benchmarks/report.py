@@ -141,6 +141,10 @@ def per_second(rate: float) -> str:
     return f"{rate:,.0f}/s"
 
 
+def seconds(taken: float) -> str:
+    return f"{taken:.1f} s"
+
+
 def ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms"
 

@@ -39,13 +39,16 @@ class Service(NamedTuple):
 
 
 @contextmanager
-def service(app: str = "handler:app", database: Path | None = None) -> Iterator[Service]:
-    """Run a service on a free port, with its own database or this one, and delete its files after the block."""
+def service(app: str = "handler:app", database: Path | None = None, tree: Path = REPOSITORY) -> Iterator[Service]:
+    """One on a free port, with a database of its own or the one given; it is stopped when the block ends.
+
+    `tree`: the repository whose service it is.
+    """
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         probe.close()
         log = Path(folder, "log")
-        process = _start(app, port, database or Path(folder, "queue.db"), log)
+        process = _start(app, port, database or Path(folder, "queue.db"), log, tree)
         try:
             _await_answer(f"http://127.0.0.1:{port}/ready", process, log)
             one = Service(port, process.pid)
@@ -63,11 +66,11 @@ def settings() -> str:
     )
 
 
-def _start(app: str, port: int, database: Path, log: Path) -> subprocess.Popen[bytes]:
+def _start(app: str, port: int, database: Path, log: Path, tree: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "gunicorn", app],
-            cwd=REPOSITORY,
+            cwd=tree,
             env=os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{database}"},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -50,30 +50,50 @@ def single_requests() -> list[Result]:
 
 
 def lease_and_ack(reply: bytes) -> bytes:
-    """Return the next request: the ack of a leased message, or else a lease."""
-    receipt = reply.partition(b'"receipt":"')[2].partition(b'"')[0].decode()
-    return request("DELETE", f"/messages/{receipt}") if receipt else LEASE
+    """The request that follows: the ack of what was leased, or else a lease."""
+    receipt = json.loads(reply).get("receipt") if reply else None
+    return LEASE if receipt is None else request("DELETE", f"/messages/{receipt}")
 
 
-def _round(server: Service, caller: Caller, connections: int) -> Round:
+KINDS: dict[str, Script] = {"write": WRITE, "pop": POP, "lease, ack": lease_and_ack, "nothing": NOTHING}
+# What each does: the counts of its queue that rise, by as many together as there were requests.
+COUNTS = {"write": ("written", "sent"), "pop": ("popped", "received"), "lease, ack": ("leased", "received", "acked")}
+
+
+def fill(caller: Caller) -> None:
+    """What the reads of a round are to find."""
     for queue in ("popped", "leased"):
         for _ in range(0, READY, 10_000):
             caller.send(queue, batch_of(min(READY, 10_000)))
-    kinds: dict[str, Script] = {"write": WRITE, "pop": POP, "lease, ack": lease_and_ack, "nothing": NOTHING}
-    found = {what: _sample(server, script, connections) for what, script in kinds.items()}
-    if 204 in found["pop"].load.statuses:
-        raise RuntimeError(f"a read found no message: {READY} messages are too few for a round")
+
+
+def empty(caller: Caller) -> None:
     for queue in ("written", "popped", "leased"):
         caller.call("POST", f"/queues/{queue}/purge")
-    return found
 
 
-def _sample(server: Service, script: Script, connections: int) -> Sample:
-    before = cpu_of_tree(server.pid)
-    load = run(server.port, script, connections, SECONDS)
+def sample(server: Service, caller: Caller, kind: str, connections: int) -> Sample:
+    """Raise RuntimeError unless as many messages were written, read and acked as replies say so."""
+    queue, *counts = COUNTS.get(kind, ("none",))
+    stats, cpu = caller.stats(queue), cpu_of_tree(server.pid)
+    load = run(server.port, KINDS[kind], connections, SECONDS)
+    used = cpu_of_tree(server.pid) - cpu
     if load.failed:
-        raise RuntimeError(f"{load.failed} of {load.done + load.failed} requests failed")
-    return Sample(load, max(TICK, cpu_of_tree(server.pid) - before) / load.done)
+        raise RuntimeError(f"{load.failed} of {load.done + load.failed} requests were refused")
+    if counts:
+        after = caller.stats(queue)
+        done = {name: after[name] - stats.get(name, 0) for name in counts}
+        # Of leases the last may not be acked yet.
+        if sum(done.values()) != load.done or max(done.values()) - min(done.values()) > connections:
+            raise RuntimeError(f"{load.done} requests of '{kind}' did {done}")
+    return Sample(load, max(TICK, used) / load.done)
+
+
+def _round(server: Service, caller: Caller, connections: int) -> Round:
+    fill(caller)
+    found = {kind: sample(server, caller, kind, connections) for kind in KINDS}
+    empty(caller)
+    return found
 
 
 def _rates(rounds: Rounds) -> list[Figure]:

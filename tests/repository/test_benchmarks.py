@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import peers, plot, report
+from benchmarks import against, peers, plot, report
 from benchmarks.one_transaction_each import PlainApplication, PlainStore
 from benchmarks.processes import Start, run_jobs
 from benchmarks.queues.peer import NotInstalled, program
@@ -64,6 +64,25 @@ def test_a_benchmark_finds_figures(name: str, monkeypatch: pytest.MonkeyPatch) -
         assert one.figures
         assert all(figure.ratio >= 0 for figure in one.figures)
         assert one.figures[0].what in report.table(one)
+
+
+def test_a_benchmark_whose_requests_do_not_do_their_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one did that found no receipt in a reply, and leased where it should ack."""
+    module = shrink("single_requests", monkeypatch)
+    monkeypatch.setitem(module.KINDS, "lease, ack", module.LEASE)
+    with pytest.raises(RuntimeError, match=r"requests of 'lease, ack' did \{'received': [0-9]+, 'acked': 0\}"):
+        module.single_requests()
+
+
+def test_this_tree_is_measured_against_another_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("single_requests", "batches", "file_copy"):
+        shrink(name, monkeypatch)
+    monkeypatch.setattr(against, "CONNECTIONS", (1,))
+    monkeypatch.setattr(against, "ROUNDS", 1)
+    one, many = against.against("HEAD")
+    assert [figure.what for figure in one.figures][:3] == ["write: rate", "write: CPU", "write: p99"]
+    assert many.figures[-1].what == "a file copied"
+    assert one.other == "HEAD"
 
 
 def test_the_contest_runs_and_tells_why_a_peer_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from storage.codec import with_dead_letter_history
 from storage.column_batches import ColumnBatch, Messages
@@ -16,8 +16,17 @@ from storage.size_budget import LargeRead, SizeBudget
 from storage.sqlite import column_batches
 from storage.sqlite.column_batches import BatchRow
 from storage.sqlite.expiry import Cutoff, bring_up_to_date, find_cutoff, remove_undeliverable
-from storage.sqlite.transaction import SIZE_READ, QueueRow, WriteTransaction, int_array
+from storage.sqlite.transaction import QUICK_BYTES, SIZE_READ, QueueRow, WriteTransaction, int_array
 from storage.validation import MAX_BATCH, MAX_RECIPIENTS
+
+# SQL: the message that comes next, where it is small, and no batch may come before it.
+_FIRST = f"""
+    id = (SELECT id FROM messages
+           WHERE queue_id = ? AND state = 0 AND receive_count < ? AND recipient = ?
+             AND NOT EXISTS (SELECT 1 FROM runs WHERE queue_id = ? AND state = 0)
+           ORDER BY priority DESC, id LIMIT 1)
+    AND {SIZE_READ} <= ?
+"""
 
 
 class Candidate(NamedTuple):
@@ -59,13 +68,25 @@ def take(
     """Lease (for `lease` ms) or (None) remove the next messages of an up-to-date queue. Raises LargeRead."""
     if queue.settings.paused:
         return []
+    if limit == 1 and recipient is not None and queue.retention is None:
+        receives = queue.settings.max_receives or column_batches.UNLIMITED
+        values = (queue.id, receives, recipient, queue.id, QUICK_BYTES)
+        first = _remove(work, queue, _FIRST, values, 1) if lease is None else _lease(work, queue, _FIRST, values, lease)
+        if first:
+            return list(first.values())
     chosen = _choose(work, queue, limit, recipient, budget)
     budget.check()
     rows = [candidate for candidate in chosen if isinstance(candidate, Candidate)]
     packed = [candidate for candidate in chosen if isinstance(candidate, BatchRow)]
     taken: dict[int, Message | ColumnBatch] = {}
     if rows:
-        taken |= _remove(work, queue, rows) if lease is None else _lease(work, queue, rows, lease)
+        which, ids = "id IN carray(?)", (int_array([one.id for one in rows]),)
+        if lease is None:
+            taken |= _remove(work, queue, which, ids, len(rows))
+        else:
+            keyed = [one.key for one in rows if one.key is not None]
+            # A key's followers were blocked, all others ready.
+            taken |= _lease(work, queue, which, ids, lease, blocked=len(keyed) - len(set(keyed)))
     if packed:
         taken |= (
             column_batches.take(work, queue, packed)
@@ -271,10 +292,12 @@ def _followers(
         yield follower
 
 
-def _remove(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate]) -> dict[int, Message]:
+def _remove(
+    work: WriteTransaction, queue: QueueRow, which: str, values: tuple[Any, ...], received: int
+) -> dict[int, Message]:
     """Remove the messages and return them, by id."""
     columns = "id, text, fields, deaths, sent_at, receive_count"
-    rows = work.remove(queue, [candidate.id for candidate in chosen], columns, received=len(chosen))
+    rows = work.remove_where(queue, which, values, columns, received=received)
     ahead = work.wall(0)  # computed once: the wall clock's lead over the service's time
     return {
         number: Message(number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count + 1)
@@ -282,20 +305,19 @@ def _remove(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate]) ->
     }
 
 
-def _lease(work: WriteTransaction, queue: QueueRow, chosen: list[Candidate], lease: int) -> dict[int, Message]:
+def _lease(
+    work: WriteTransaction, queue: QueueRow, which: str, values: tuple[Any, ...], lease: int, blocked: int = 0
+) -> dict[int, Message]:
     """Lease the messages and return them, by id."""
     token = secrets.randbits(63) | 1
     until = work.now + lease
-    ids = [candidate.id for candidate in chosen]
-    # A key's followers were blocked, all others ready.
     rows = work.all(
         "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 "
-        "WHERE id IN carray(?) RETURNING id, text, fields, deaths, sent_at, receive_count",
-        (token, until, int_array(ids)),
+        f"WHERE {which} RETURNING id, text, fields, deaths, sent_at, receive_count",
+        (token, until, *values),
     )
-    keyed = [candidate.key for candidate in chosen if candidate.key is not None]
-    blocked = len(keyed) - len(set(keyed))
-    work.count(queue, ready=blocked - len(ids), blocked=-blocked, leased=len(ids), received=len(ids))
+    if rows:
+        work.count(queue, ready=blocked - len(rows), blocked=-blocked, leased=len(rows), received=len(rows))
     ahead = work.wall(0)
     return {
         number: Message(

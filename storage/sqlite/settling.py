@@ -72,8 +72,16 @@ def ack_all(work: WriteTransaction, places: dict[Receipt, int]) -> bool:
     return True
 
 
-def settle(work: WriteTransaction, held: Held) -> None:
-    work.remove(held.queue, [held.id], acked=1)
+def settle(work: WriteTransaction, receipt: str, queue: str | None) -> None:
+    """The message of this receipt is settled. Raises as `find_held` does."""
+    parsed = Receipt.parse_one(receipt)
+    row = work.find_queue(parsed.queue) if queue in (None, parsed.queue) else None
+    values = (parsed.id, row.id if row else None, parsed.token)
+    if row and work.remove_where(row, "id = ? AND queue_id = ? AND abs(token) = ?", values, acked=1):
+        work.note_use(row)
+    else:  # it is packed, or not to be had
+        held = find_held(work, receipt, queue)
+        work.remove(held.queue, [held.id], acked=1)
 
 
 def parse(receipts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str], list[str]]:

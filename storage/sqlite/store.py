@@ -145,7 +145,7 @@ class SqliteStore:
         return AckResult(done["acked"], done["stale"], done["missing"])
 
     def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
-        self._once(once, lambda work: settling.settle(work, settling.find_held(work, receipt, queue)))
+        self._once(once, lambda work: settling.settle(work, receipt, queue))
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
         def operation(work: WriteTransaction) -> int:

@@ -28,6 +28,8 @@ ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
 SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
 SIZE_READ = f"{SIZE} + coalesce(octet_length(deaths), 0)"  # SQL: bytes that a read returns
 
+QUICK_BYTES = 128 * 1024  # of a message that one statement finds and takes
+
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
 _COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
 _COUNT = f"UPDATE queues SET {', '.join(f'{name} = {name} + ?' for name in _COUNTED)} WHERE id = ?"
@@ -256,14 +258,19 @@ class WriteTransaction:
 
         Return unordered rows of state, key, size and `columns`, so that only callers that need texts read them.
         """
-        if not ids:
-            return []
+        return self.remove_where(queue, "id IN carray(?)", (int_array(ids),), columns, **totals) if ids else []
+
+    def remove_where(
+        self, queue: QueueRow, which: str, values: tuple[Any, ...], columns: str = "", /, **totals: int
+    ) -> list[tuple[Any, ...]]:
+        """As `remove`, of those for which this SQL holds. If there is none, nothing is counted."""
         rows = self.all(
-            f"DELETE FROM messages WHERE id IN carray(?) RETURNING state, key, {SIZE}{columns and ', '}{columns}",
-            (int_array(ids),),
+            f"DELETE FROM messages WHERE {which} RETURNING state, key, {SIZE}{columns and ', '}{columns}", values
         )
-        self.count(queue, bytes=-sum(row[2] for row in rows), **by_state([row[0] for row in rows], each=-1), **totals)
-        self.promote(queue, {row[1] for row in rows if row[1] is not None})
+        if rows:
+            size = sum([row[2] for row in rows])
+            self.count(queue, bytes=-size, **by_state([row[0] for row in rows], each=-1), **totals)
+            self.promote(queue, {row[1] for row in rows if row[1] is not None})
         return rows
 
     def dead_letter(self, queue: QueueRow, ids: Sequence[int], reason: str, **totals: int) -> None:

@@ -126,7 +126,7 @@ def test_a_read_takes_from_the_front_of_its_own_index(path: Path, statements: St
     statements.begin()
     lease_one(store)
     (plan,) = [plan for sql, plan in statements.plans(path).items() if "ORDER BY priority DESC, id" in sql]
-    assert plan[0] == "SEARCH messages USING INDEX deliverable (queue_id=? AND recipient=?)"
+    assert "SEARCH messages USING COVERING INDEX deliverable (queue_id=? AND recipient=?)" in plan
     store.close()
 
 

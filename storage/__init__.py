@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from storage.contents import Source, Target
 from storage.errors import UnusableDatabase
@@ -70,8 +69,8 @@ def location_of(url: str) -> str:
     """Return a file's absolute path, or a server and database without the password."""
     if not is_postgres(url):
         return str(path_of(url).resolve())
-    parts = urlsplit(url)
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"  # may name several hosts and ports
+    # Not by urlsplit, which refuses several hosts. What precedes the last @ may be a password.
+    return f"postgresql://{url.partition('://')[2].partition('?')[0].rpartition('@')[2]}"
 
 
 def is_postgres(url: str) -> bool:

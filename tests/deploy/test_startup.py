@@ -49,7 +49,8 @@ def test_the_first_line_contains_no_password() -> None:
     assert "messages in postgresql://db.example:6432,[::1]:5432/queue," in summary(
         Settings(database_url=url), "http://127.0.0.1:5000"
     )
-    assert "s3cret" not in summary(Settings(database_url=url), "http://127.0.0.1:5000")
+    for hidden in (url, "postgresql://user:s3cret/@one/queue", "postgresql://user:s3cret@one?password=s3cret"):
+        assert "s3cret" not in summary(Settings(database_url=hidden), "http://127.0.0.1:5000")
 
 
 def test_as_json_every_line_of_the_log_is_an_object() -> None:

@@ -6,6 +6,7 @@ It needs no test library, so that only the package and its requirements are inst
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import files, version
+from importlib.metadata import files, metadata, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +27,7 @@ DECOYS = ("handler", "settings", "storage", "web", "clients", "bottle", "queue_s
 
 def main() -> None:
     check_the_names_in_site_packages()
+    check_the_description()
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         for name in DECOYS:
@@ -44,6 +46,15 @@ def check_the_names_in_site_packages() -> None:
     assert {name for name in ("queue-service", "queue-copy", "queue-send", "queue-receive") if exists(name)} == {
         "queue-service", "queue-copy", "queue-send", "queue-receive"
     }  # fmt: skip
+
+
+def check_the_description() -> None:
+    described = metadata("queue-service-http")
+    assert {line.split(",")[0] for line in described.get_all("Project-URL", [])} >= {"Homepage", "Changelog"}
+    text = str(described["Description"] or described.get_payload())
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def check_the_client(url: str) -> None:

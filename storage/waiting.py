@@ -1,9 +1,10 @@
-"""Long polling, for every engine: readers that found nothing wait here until there is something for them.
+"""Long polling, for every engine: readers that found no message wait here for one.
 
-One thread a process looks for all of them: at once when this process has committed something they wait for, or another
-of the same service has and rings the bell (storage/wakeup_pipes.py); now and then, by the engine's `changed`, for
-commits of others; and when a delay or a lease ends. It wakes, first come first served, no more readers than there are
-messages to take. It runs only while somebody waits.
+Each process has one thread that checks for all its readers. It checks at once when this process commits a message that
+a reader waits for. It also checks when another process of the service writes to the wake-up pipe
+(storage/wakeup_pipes.py), and when a delay or a lease ends. It polls the engine's `changed` for commits of other
+programs. It wakes readers in order of arrival, and no more of them than there are messages. It works only while readers
+wait.
 """
 
 from __future__ import annotations
@@ -21,36 +22,36 @@ from storage.wakeup_pipes import WakeupPipe
 
 Found = TypeVar("Found", bound=Sized)  # messages
 
-LOOK_EVERY = 0.008  # seconds between two looks for commits of processes that do not ring …
-LOOK_SELDOM = 0.05  # … where those of the same service do; others are a second service, or a program of ours
-PRESENCE_EVERY = 1.0  # seconds between two checks that a waiting reader is still there
-LOOK_AGAIN = 0.25  # seconds until the next look after one that failed
+LOOK_EVERY = 0.008  # seconds between two polls for commits of processes that do not write to the wake-up pipe
+LOOK_SELDOM = 0.05  # the same, where the pipe reaches all processes except a second service or another program
+PRESENCE_EVERY = 1.0  # seconds between two checks that a waiting reader is still connected
+LOOK_AGAIN = 0.25  # seconds until the next check after one that failed
 
 _log = logging.getLogger(__name__)
 
 
 class Subscription(NamedTuple):
-    """What a reader waits for."""
+    """The queues and the recipient that a reader waits for."""
 
     queues: tuple[str, ...]
     recipient: str | None  # None: any
 
 
 class Availability(NamedTuple):
-    """What an engine sees for an interest: `ready` messages could be taken now; `due_in` s (or None) until more may."""
+    """The messages for a subscription: `ready` can be taken now; more may be in `due_in` s (None: never)."""
 
     ready: int
     due_in: float | None
 
 
 class QueueSnapshot(Protocol):
-    """How an engine lets waiting look into it; called only by the one looking thread."""
+    """The view of an engine that Waiting uses, only in its checking thread."""
 
     def changed(self) -> bool:
-        """Whether another process committed something since the last call."""
+        """Return whether another process may have committed since the last call."""
 
     def availability(self, subscription: Subscription, most: int) -> Availability:
-        """`ready` is told up to `most`."""
+        """Return what the subscription can take now; `ready` is at most `most`."""
 
     def close(self) -> None: ...
 
@@ -62,9 +63,10 @@ class _Waiter:
 
 
 class Waiting:
-    """`open_snapshot` is called in the looking thread, once the first reader waits; `capacity` may wait at once.
+    """The waiting readers of a process, at most `capacity` at once.
 
-    `look_every` seconds it is asked whether anything has changed.
+    The checking thread calls `open_snapshot` when the first reader waits. It calls the snapshot's `changed` every
+    `look_every` seconds.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Waiting:
         wakeup_pipe: WakeupPipe | None = None,
         look_every: float = LOOK_EVERY,
     ) -> None:
-        self.observe: Callable[[int], None] = lambda readers: None  # told how many wait, whenever that changes
+        self.observe: Callable[[int], None] = lambda readers: None  # gets the number of waiting readers at each change
         self._open_snapshot = open_snapshot
         self._capacity = capacity
         self._guard = threading.Condition()
@@ -90,9 +92,10 @@ class Waiting:
     def receive(
         self, claim: Callable[[], Found], subscription: Subscription, wait: float, present: Callable[[], bool]
     ) -> Found:
-        """What `claim` finds, at once or within `wait` s; empty when nothing came, the reader went or waiting stopped.
+        """Return what `claim` finds, at once or within `wait` s.
 
-        Raises TooManyPollers when nothing is there and `capacity` readers wait already.
+        Return an empty result on timeout, when the reader disconnects, and after `stop`. Raises TooManyPollers if
+        nothing is found and `capacity` readers already wait.
         """
         found = claim()
         if found or wait <= 0 or self._stopped:
@@ -109,13 +112,13 @@ class Waiting:
                     break
                 if woken:
                     waiter.woken.clear()
-                    self._wakeup_pipe.wake()  # what it was woken for was taken by another: look again before it sleeps
+                    self._wakeup_pipe.wake()  # another reader took the message: check again before this one sleeps
             return found
         finally:
             self._leave(waiter)
 
     def notify(self, queues: Collection[str]) -> None:
-        """Something became ready in these queues by a commit of this process."""
+        """Wake readers after a commit of this process that made messages ready in these queues."""
         if queues:
             self._wakeup_pipe.wake_others()
         if self._waiters and any(
@@ -124,7 +127,7 @@ class Waiting:
             self._wakeup_pipe.wake()
 
     def stop(self) -> None:
-        """Sends all readers home, now and from now on. Takes no lock: it may be called by a signal handler."""
+        """End all waits, now and from now on. This takes no lock, so a signal handler may call it."""
         self._stopped = True
         for waiter in list(self._waiters):
             waiter.woken.set()
@@ -145,7 +148,7 @@ class Waiting:
             self._waiters[waiter] = None
             self._wakeup_pipe.wanted(True)
             self.observe(len(self._waiters))
-            self._wakeup_pipe.wake()  # it may have come between this reader's claim and now
+            self._wakeup_pipe.wake()  # a message may have arrived since this reader's claim
             if self._looker is None:
                 self._looker = threading.Thread(target=self._look_out, name="queue-waiting", daemon=True)
                 self._looker.start()
@@ -157,7 +160,7 @@ class Waiting:
             self._wakeup_pipe.wanted(bool(self._waiters))
             self.observe(len(self._waiters))
         if waiter.woken.is_set():
-            self._wakeup_pipe.wake()  # it may have been woken for a message that it did not take
+            self._wakeup_pipe.wake()  # it may not have taken the message it was woken for
 
     def _look_out(self) -> None:
         snapshot: QueueSnapshot | None = None
@@ -171,7 +174,7 @@ class Waiting:
                     snapshot = snapshot or self._open_snapshot()
                     if snapshot.changed() or woken or time.monotonic() >= due:
                         due = time.monotonic() + self._look(snapshot)
-                except Exception:  # without this thread no reader is woken any more
+                except Exception:  # only this thread wakes readers
                     _log.exception("could not check for messages for waiting readers")
                     due = 0.0
                     time.sleep(LOOK_AGAIN)
@@ -180,7 +183,7 @@ class Waiting:
                 snapshot.close()
 
     def _look(self, snapshot: QueueSnapshot) -> float:
-        """Wakes whom there is something for; returns the seconds until something else falls due."""
+        """Wake readers that have messages; return the seconds until the next deadline."""
         by_subscription: dict[Subscription, list[_Waiter]] = {}
         with self._guard:
             for waiter in self._waiters:
@@ -188,7 +191,7 @@ class Waiting:
         next_due = 60.0
         for subscription, waiters in by_subscription.items():
             availability = snapshot.availability(subscription, len(waiters))
-            for waiter in waiters[: availability.ready]:  # one already awake will take the first of them
+            for waiter in waiters[: availability.ready]:  # a reader already awake takes the first messages
                 waiter.woken.set()
             if availability.due_in is not None:
                 next_due = min(next_due, availability.due_in)
@@ -198,8 +201,11 @@ class Waiting:
 def receive_after(
     store: Store, ids: list[int], ask: Receive, once: IdempotencyKey | None, present: Callable[[], bool]
 ) -> Transacted:
-    """Return what a transaction's reader waits for. The transaction is done and reported, so nothing is raised."""
-    # A name of its own, which no header can hold: the transaction's reply is remembered under the client's.
+    """Receive for a transaction that has committed; return its ids and the messages.
+
+    If no reader may wait or the storage fails, return no messages and set `crowded`: the ids must be reported.
+    """
+    # Use a key that no header can hold, because the client's key belongs to the transaction's reply.
     once = once and IdempotencyKey(f"{once.key}\n", once.fingerprint)
     try:
         return Transacted(ids, store.receive(ask, once, present))

@@ -1,7 +1,7 @@
-"""Bells: how the processes of one service wake each other's waiting readers, at once and without looking.
+"""Wake-up pipes, by which the processes of one service wake each other's waiting readers without polling.
 
-They are made before the processes are forked, and each process takes one. Whoever has committed something rings those
-of the processes in which a reader waits.
+The parent creates them before it forks, and assigns one to each process. After a commit, a process writes to the pipes
+of the processes in which readers wait.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from contextlib import suppress
 
 
 class WakeupPipes:
-    """As many as there may be processes at once; who gets none is not rung."""
+    """A pipe for each of `count` processes; other processes do not wake a process beyond these."""
 
     def __init__(self, count: int) -> None:
-        self.waiting = memoryview(mmap.mmap(-1, count))  # by place, whether a reader waits there: shared by all
+        self.waiting = memoryview(mmap.mmap(-1, count))  # by place, whether a reader waits; all processes share it
         self._all = [WakeupPipe(self, place) for place in range(count)]
         self._free = list(reversed(self._all))
 
     def take(self) -> WakeupPipe:
-        """A free one; in the process that made them."""
+        """Return a free pipe, or a private one if none is free. Call this only in the parent process."""
         return self._free.pop() if self._free else WakeupPipe(self, None)
 
     def release(self, wakeup_pipe: WakeupPipe) -> None:
-        """Its process has ended, however that was."""
+        """Make the pipe of a process that has ended free again."""
         if wakeup_pipe.place is not None:
             self.waiting[wakeup_pipe.place] = 0
             self._free.append(wakeup_pipe)
 
     def wake_others(self, own: WakeupPipe) -> None:
+        """Wake the processes in which readers wait, except the owner of this pipe."""
         for place, waits in enumerate(self.waiting):
             if waits and place != own.place:
                 self._all[place].wake()
 
 
 class WakeupPipe:
-    """Wakes the one thread that waits for it, from any thread of any process that has it. Rung again it rings once."""
+    """A pipe by which any thread of any process wakes the one thread that waits. Several writes wake it once."""
 
     def __init__(self, wakeup_pipes: WakeupPipes | None = None, place: int | None = None) -> None:
         self.place = place
@@ -50,26 +51,26 @@ class WakeupPipe:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes ring it."""
+        """Return whether other processes can write to this pipe."""
         return self.place is not None
 
     def wanted(self, wanted: bool) -> None:
-        """Whether other processes are to ring it."""
+        """Set whether other processes write to this pipe."""
         if self._wakeup_pipes is not None and self.place is not None:
             self._wakeup_pipes.waiting[self.place] = wanted
 
     def wake(self) -> None:
-        """Takes no lock: a signal handler may call it."""
-        with suppress(BlockingIOError):  # full: it has been rung often enough
+        """Wake the thread that waits. This takes no lock, so a signal handler may call it."""
+        with suppress(BlockingIOError):  # a full pipe wakes the reader anyway
             os.write(self._write_end, b"!")
 
     def wake_others(self) -> None:
-        """Those of the other processes that want it."""
+        """Wake the other processes in which readers wait."""
         if self._wakeup_pipes is not None:
             self._wakeup_pipes.wake_others(self)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it was rung since the last call, or is within so many seconds."""
+        """Return whether a wake-up arrived since the last call, or arrives within `seconds`."""
         if not self._poll.poll(seconds * 1000):
             return False
         with suppress(BlockingIOError):
@@ -77,6 +78,9 @@ class WakeupPipe:
         return True
 
     def __del__(self) -> None:
-        """Not before the last who may ring it has gone: the number of a closed pipe may be another file's by then."""
+        """Close the pipe once no caller refers to it.
+
+        Closing it earlier would let a later `wake` write to another file that got the same descriptor.
+        """
         os.close(self._read_end)
         os.close(self._write_end)

@@ -1,6 +1,6 @@
 """One SQLite transaction on the queues: the changes of state that all requests use.
 
-Every change of a message's state is made here, with its change of the counts in the queue's row.
+A method that changes messages also changes the counts in the queue's row.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from storage.model import CHUNK, REQUEST_WINDOW, STATES, IdempotencyKey, QueueSe
 from storage.size_budget import LargeRead
 
 READY, LEASED, DELAYED, BLOCKED = range(len(STATES))
-LETTER = 5  # dead-lettering one message costs as much as removing so many
-NO_QUEUE = 0  # scope of an Idempotency-Key that the store as a whole remembers
+LETTER = 5  # dead-lettering one message costs as much as removing 5
+NO_QUEUE = 0  # scope of an Idempotency-Key that belongs to no queue
 ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
 SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
 SIZE_READ = f"{SIZE} + coalesce(octet_length(deaths), 0)"  # SQL: bytes that a read returns
 
-QUICK_BYTES = 128 * 1024  # of a message that one statement finds and takes
+QUICK_BYTES = 128 * 1024  # most bytes of a message that one statement finds and takes
 
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
 _COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
@@ -79,10 +79,11 @@ class WriteTransaction:
 
     @property
     def changes(self) -> tuple[int, int]:
-        """Return a value that is the same as long as nothing was changed."""
+        """Return a value that differs after each change of this transaction."""
         return self.connection.total_changes(), self._counted
 
     def write_counts(self) -> None:
+        """Write the collected changes of the counts."""
         if self._counts:
             self.connection.executemany(_COUNT, [(*counts, number) for number, counts in self._counts.items()])
             self._counts.clear()
@@ -108,12 +109,14 @@ class WriteTransaction:
     # -- queues
 
     def queue(self, name: str) -> QueueRow:
+        """Return the queue. Raises QueueNotFound."""
         found = self.find_queue(name)
         if found is None:
             raise QueueNotFound(name)
         return found
 
     def find_queue(self, name: str) -> QueueRow | None:
+        """Return the queue, or None if it does not exist."""
         found = self._queues.get(name)
         if found is None:
             row = self.execute(f"{_QUEUE} WHERE name = ?", (name,)).get
@@ -122,14 +125,14 @@ class WriteTransaction:
         return found
 
     def create_queues(self, names: Sequence[str]) -> None:
-        """Create the missing ones of many queues and cache all, with one statement each."""
+        """Create those of the queues that do not exist, and cache all, with one statement for each step."""
         wanted = json.dumps(names)
         self.execute(
             "INSERT INTO queues (name, used_at) SELECT value, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
             (self.now, wanted),
         )
         rows = self.all(f"{_QUEUE} WHERE name IN (SELECT value FROM json_each(?))", (wanted,))
-        self._queues = {row[1]: _queue(row) for row in rows} | self._queues  # these include counts not yet written
+        self._queues = {row[1]: _queue(row) for row in rows} | self._queues  # these hold counts not yet written
 
     def queue_for_writing(self, name: str) -> QueueRow:
         """Return the queue; create it if it does not exist."""
@@ -142,7 +145,10 @@ class WriteTransaction:
         return found
 
     def note_use(self, queue: QueueRow) -> None:
-        """Store the time of this use for the setting `expires`, at most once a second to avoid a write at each read."""
+        """Store the time of this use for the setting `expires`.
+
+        Store it at most once a second, or once in a tenth of an `expires` under 10 s, to avoid a write at each read.
+        """
         expires = queue.settings.expires
         if expires is not None and self.now - queue.used_at >= min(1_000, expires * 1000 / 10):
             self.execute("UPDATE queues SET used_at = ? WHERE id = ?", (self.now, queue.id))
@@ -164,7 +170,7 @@ class WriteTransaction:
             self._queues[queue.name] = known._replace(**changes)
 
     def count(self, queue: QueueRow, **changes: int) -> None:
-        """Add to the queue's counts of states and its totals."""
+        """Add these changes to the queue's counts of states and its totals."""
         if changes.get("ready", 0) > 0:
             self.woken.add(queue.name)
         self._counted += 1
@@ -180,7 +186,10 @@ class WriteTransaction:
     # -- idempotency
 
     def once(self, scope: int, once: IdempotencyKey | None, window: float, do: Callable[[], Any]) -> Any:
-        """Return the JSON value of `do`, or of the first call with this key within `window` s. None: no change."""
+        """Return the JSON value of `do`, or of the first call with this key within `window` s.
+
+        None means that nothing changed, and is not stored. Raises IdempotencyMismatch.
+        """
         if once is None:
             return do()
         reply = self.recall(once, scope)
@@ -189,7 +198,10 @@ class WriteTransaction:
         return reply
 
     def recall(self, once: IdempotencyKey, scope: int = NO_QUEUE, reserved: int = sys.maxsize) -> Any:
-        """Return the stored reply, None if there is none. Raises LargeRead if it exceeds the reserved bytes."""
+        """Return the stored reply, or None.
+
+        Raises IdempotencyMismatch if it belongs to another request, and LargeRead if it exceeds the reserved bytes.
+        """
         known = self.execute(
             "SELECT fingerprint, octet_length(reply) FROM replies WHERE queue_id = ? AND key = ? AND forget_at > ?",
             (scope, once.key, self.now),
@@ -223,12 +235,13 @@ class WriteTransaction:
     ) -> None:
         """Return leased or delayed messages, with these keys, to the queue.
 
-        With `due_at` they were released until then, so their leases cannot be extended. None: their lease or delay has
-        ended. A message with a key stays blocked until the key's other leases are settled; promote ensures it.
+        With `due_at` they were released until then, so their leases cannot be extended. None means that their lease or
+        delay has ended. Messages with a key become blocked. `promote` then makes the first of each key
+        ready, unless the key has another lease.
         """
         if not ids:
             return
-        self.up_to_date.discard(queue.id)  # leased messages do not expire; these may have
+        self.up_to_date.discard(queue.id)  # leased messages do not expire; returned ones may have to
         self.swept.discard(queue.id)
         was = Counter(self.all("SELECT state FROM messages WHERE id IN carray(?)", (int_array(ids),)))
         rows = self.all(
@@ -263,7 +276,7 @@ class WriteTransaction:
     def remove_where(
         self, queue: QueueRow, which: str, values: tuple[Any, ...], columns: str = "", /, **totals: int
     ) -> list[tuple[Any, ...]]:
-        """As `remove`, of those for which this SQL holds. If there is none, nothing is counted."""
+        """Do the same as `remove` for the messages that match this SQL. Without a match, count nothing."""
         rows = self.all(
             f"DELETE FROM messages WHERE {which} RETURNING state, key, {SIZE}{columns and ', '}{columns}", values
         )
@@ -274,7 +287,7 @@ class WriteTransaction:
         return rows
 
     def dead_letter(self, queue: QueueRow, ids: Sequence[int], reason: str, **totals: int) -> None:
-        """Move the messages to the dead-letter queue, in order, with one more death and a receive_count of 0."""
+        """Move the messages to the dead-letter queue in order; add a death to each, and set its receive_count to 0."""
         if not ids:
             return
         self.budget = max(0, self.budget - (LETTER - 1) * len(ids))
@@ -298,6 +311,7 @@ class WriteTransaction:
         self.remove(queue, ids, dead_lettered=len(ids), **totals)
 
     def arrived(self, queue: QueueRow, rows: list[tuple[Any, ...]]) -> None:
+        """Count inserted messages, given as rows of state, key and size, and promote their keys."""
         states = Counter(row[0] for row in rows)
         self.count(queue, ready=states[READY], blocked=states[BLOCKED], bytes=sum(row[2] for row in rows))
         self.promote(queue, {row[1] for row in rows if row[1] is not None}, ready_since=0)
@@ -305,7 +319,7 @@ class WriteTransaction:
     def promote(self, queue: QueueRow, keys: Collection[str], ready_since: int | None = None) -> None:
         """Make the first message of each key ready (or delayed, by its own delay) unless one of the key is leased.
 
-        It counts as ready since now, or with 0 since its arrival.
+        Without `ready_since` it counts as ready since now, and with 0 since its arrival.
         """
         if not keys:
             return
@@ -354,5 +368,5 @@ def by_state(states: Sequence[int], each: int = 1) -> dict[str, int]:
 
 
 def int_array(numbers: Sequence[int]) -> Any:
-    """Bind numbers as one value, for `IN carray(?)`; at least one."""
+    """Return one value to bind for `IN carray(?)`. It takes at least one number."""
     return apsw.carray(array("q", numbers))

@@ -1,4 +1,4 @@
-"""The WSGI application: what surrounds the routes. It opens the store, reads bodies and maps faults to responses."""
+"""The WSGI application around the routes. It opens the store, reads bodies and maps errors to responses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from web.observability.shared_counters import SharedCounters, WorkerCounters
 
 
 class Application:
-    """A WSGI application of the routes that `mount` adds. It opens its store at the first use, in this process."""
+    """A WSGI application of the routes that `mount` adds. It opens its store at first use, in this process."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Application:
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        # Bottle would run /messages%ff and /queues/a/messages%0a as a read, which removes a message.
+        # Bottle would route /messages%ff and /queues/a/messages%0a to a read, which removes a message.
         if "//" in path or "\n" in path or not _is_utf8(path):
             environ["PATH_INFO"] = "/no/such/route"
         return self.budget.run(lambda: self._recorder(self.bottle, environ, start_response))
@@ -62,12 +62,12 @@ class Application:
 
     @cached_property
     def access(self) -> authentication.Access | None:
-        """Return the check of tokens, or None if the operator has set none."""
+        """Return the check of tokens, or None if the operator has set no tokens."""
         return authentication.Access(Tokens(self.settings)) if self.settings.has_tokens else None
 
     @cached_property
     def counters(self) -> WorkerCounters:
-        """Return where this process counts. gunicorn.conf.py sets one in shared memory."""
+        """Return the counters of this process. gunicorn.conf.py sets counters in shared memory instead."""
         return SharedCounters(slots=1).take()
 
     @property
@@ -79,6 +79,7 @@ class Application:
 
     @property
     def unrestricted_store(self) -> Engine:
+        """Return the store without a token's limits; open it at the first use."""
         if self._store is None:
             with self._opening:
                 if self._store is None:
@@ -104,7 +105,7 @@ class Application:
         return MemoryBudget(self.settings.max_body)
 
     def body(self) -> bytes:
-        """Return the body of the current request. Raises as Budget.read_body."""
+        """Return the body of the current request. Raises the same errors as MemoryBudget.read_body."""
         return self.budget.read_body(request.environ)
 
     def once(self, body: bytes = b"") -> IdempotencyKey | None:
@@ -125,7 +126,7 @@ def _refuse_strangers(settings: Settings) -> None:
 
 
 def _answer_faults(route: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:
-    """Wrap a route: return the response that the table of problems has for what it raises."""
+    """Wrap a route, and return the problem response for each error that it raises."""
 
     def answered(*args: Any, **kwargs: Any) -> HTTPResponse:
         try:

@@ -1,4 +1,4 @@
-"""Memory for the bodies of requests and for large replies: a process bounds the total, however many there are.
+"""Limit the memory of a process for the bodies of requests and for large replies.
 
 docs/operations.md states the resulting ceiling of the whole service.
 """
@@ -17,10 +17,10 @@ BODIES = 64 * 1024 * 1024  # bytes of bodies as received
 OBJECTS = 128 * 1024 * 1024  # bytes of the decoded values, estimated
 REPLIES = 128 * 1024 * 1024  # bytes of the messages of large reads
 WAIT = 2.0  # seconds to wait for memory
-WANTED_FOR = 10.0  # seconds
+WANTED_FOR = 10.0  # seconds that a pool counts as short of memory after a refusal
 SMALL = PIECE  # bytes of a body that needs no reservation
-VALUE = 100  # bytes of memory of a value, about: a name, a string, a number, an array or an object
-COPIES = 3  # of the text: decoded, in the message, and as written to the database
+VALUE = 100  # estimated bytes of memory of a name, string, number, array or object
+COPIES = 3  # of the text: decoded, in the message, and written to the database
 
 
 class MemoryPool:
@@ -34,7 +34,7 @@ class MemoryPool:
     def take(self, amount: int, *, wait: bool = True) -> int:
         """Take `amount`, or the whole size if that is less; return the amount taken.
 
-        Raises Busy: after WAIT seconds, or without `wait` at once.
+        Raises Busy if it is not free within WAIT seconds, or without `wait` if it is not free now.
         """
         amount = min(amount, self._size)
         with self._changed:
@@ -46,10 +46,11 @@ class MemoryPool:
 
     @property
     def is_wanted(self) -> bool:
-        """Return whether a request was refused for want of this memory within the last WANTED_FOR seconds."""
+        """Return whether `take` raised Busy within the last WANTED_FOR seconds."""
         return time.monotonic() < self._wanted_until
 
     def give(self, amount: int) -> None:
+        """Return this amount to the pool."""
         with self._changed:
             self._free += amount
             self._changed.notify_all()
@@ -58,18 +59,18 @@ class MemoryPool:
 class MemoryBudget:
     """The memory of a process for bodies and replies; a request returns its shares after the reply.
 
-    It is the store's ReadMemory too. One thread runs a request from its beginning to its reply.
+    The store uses it as its ReadMemory. One thread must run a request from its start to its reply.
     """
 
     def __init__(self, limit: int) -> None:
-        """Take the size of the largest body, in bytes."""
+        """Create a budget for bodies of at most `limit` bytes."""
         self._limit = limit
         self._bodies, self._objects = MemoryPool(max(BODIES, limit)), MemoryPool(OBJECTS)
         self._replies = MemoryPool(REPLIES)
         self._request = threading.local()
 
     def run(self, call: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
-        """Return the reply of a request, which gives back what the request has taken when it is closed."""
+        """Run a request and return its reply. Closing the reply, or an error, releases the request's shares."""
         shares: dict[MemoryPool, _Share] = {}
         self._request.shares = shares
         try:
@@ -81,7 +82,10 @@ class MemoryBudget:
         return _Held(reply, held) if held else reply
 
     def read_body(self, environ: Environ) -> bytes:
-        """Return the request's body once there is memory for it and its values. Raises Busy, and as wire.read_body."""
+        """Return the request's body once there is memory for it and its values.
+
+        Raises Busy, and the errors of web.native.request.read_body.
+        """
         body = read_body(environ, self._limit, self._share(self._bodies).grow)
         if len(body) > SMALL:
             objects = len(body) * _width(body) * COPIES + structure(body) * VALUE
@@ -90,28 +94,32 @@ class MemoryBudget:
 
     @property
     def replies_are_wanted(self) -> bool:
-        """Return whether large reads lack memory now, so that slow clients must make room for them."""
+        """Return whether large reads lack memory, so that slow clients must take their replies faster."""
         return self._replies.is_wanted
 
     def take(self, size: int, *, wait: bool) -> None:
+        """Replace the request's share for its reply by one of `size` bytes. Raises Busy."""
         self.keep(0)
         self._share(self._replies).take(size, wait=wait)
 
     def keep(self, size: int) -> None:
+        """Reduce the request's share for its reply to `size` bytes."""
         self._share(self._replies).keep(size)
 
     def _share(self, pool: MemoryPool) -> _Share:
-        """Of the request that this thread runs."""
+        """Return the share of the request that this thread runs."""
         shares: dict[MemoryPool, _Share] = self._request.__dict__.setdefault("shares", {})
         return shares.setdefault(pool, _Share(pool))
 
 
 def _width(body: bytes) -> int:
-    """Return bytes of memory per character: one wide character makes the whole text as wide."""
+    """Return the bytes of memory per character, at most. One wide character makes every character of a text as wide."""
     return 1 if body.isascii() and rb"\u" not in body else 4
 
 
 class _Share:
+    """The amount that one request has taken from a pool."""
+
     def __init__(self, pool: MemoryPool) -> None:
         self._pool = pool
         self._length = 0
@@ -132,7 +140,7 @@ class _Share:
 
 
 class _Held:
-    """A reply that gives the shares of its request back when it has been sent."""
+    """A reply that releases the shares of its request when it is closed."""
 
     def __init__(self, reply: Iterable[bytes], shares: Collection[_Share]) -> None:
         self._reply = reply
@@ -142,7 +150,7 @@ class _Held:
         return iter(self._reply)
 
     def close(self) -> None:
-        """As WSGI has it."""
+        """Close the reply and release the shares; a WSGI server calls this after the reply."""
         try:
             if hasattr(self._reply, "close"):
                 self._reply.close()

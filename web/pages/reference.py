@@ -9,7 +9,7 @@ from typing import Any
 
 from web.pages import openapi, openapi_responses
 
-Told = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 def render(template: str) -> str:
@@ -32,7 +32,7 @@ def render(template: str) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda slot: filled[slot[1]], template)
 
 
-def _operations(document: Told, tag: str) -> list[tuple[str, str, Told]]:
+def _operations(document: JsonObject, tag: str) -> list[tuple[str, str, JsonObject]]:
     return [
         (method, path, operation | {"parameters": item.get("parameters", []) + operation.get("parameters", [])})
         for path, item in document["paths"].items()
@@ -41,36 +41,36 @@ def _operations(document: Told, tag: str) -> list[tuple[str, str, Told]]:
     ]
 
 
-def _operation(method: str, path: str, operation: Told) -> str:
+def _operation(method: str, path: str, operation: JsonObject) -> str:
     codes = [
         code
         for answer in operation["responses"].values()
         for code in answer.get("$ref", "").rpartition("/")[2].split("_or_")
         if code
     ]
-    told = [f'{openapi_responses.CODES[code][0]} <a href="#{code}"><code>{code}</code></a>' for code in codes]
+    errors = [f'{openapi_responses.CODES[code][0]} <a href="#{code}"><code>{code}</code></a>' for code in codes]
     return (
         f'<article id="{operation["operationId"]}"><h3>{_method(method)} {_path(path)}</h3>'
         f"<p>{_prose(operation['summary'])}. {_prose(operation.get('description', ''))}</p>"
         f"{_parameters(operation)}{_bodies(operation)}{_answers(operation)}"
-        f"<details><summary>{len(told)} errors</summary><p>{'<br>'.join(told)}</p></details></article>"
+        f"<details><summary>{len(errors)} errors</summary><p>{'<br>'.join(errors)}</p></details></article>"
     )
 
 
-def _parameters(operation: Told) -> str:
-    told = operation["parameters"]
-    rows = [(f"<code>{one['name']}</code>", one["in"], _type(one["schema"]), _about(one)) for one in told]
+def _parameters(operation: JsonObject) -> str:
+    parameters = operation["parameters"]
+    rows = [(f"<code>{one['name']}</code>", one["in"], _type(one["schema"]), _about(one)) for one in parameters]
     return _table(("parameter", "in", "type", ""), rows)
 
 
-def _bodies(operation: Told) -> str:
+def _bodies(operation: JsonObject) -> str:
     body = operation.get("requestBody", {"content": {}, "required": True})
     optional = "" if body["required"] else "optional"
-    rows = [(f"<code>{kind}</code>", _type(told["schema"]), optional) for kind, told in body["content"].items()]
+    rows = [(f"<code>{kind}</code>", _type(content["schema"]), optional) for kind, content in body["content"].items()]
     return _table(("body", "type", ""), rows)
 
 
-def _answers(operation: Told) -> str:
+def _answers(operation: JsonObject) -> str:
     rows = []
     for status, answer in operation["responses"].items():
         if "$ref" not in answer:
@@ -80,16 +80,16 @@ def _answers(operation: Told) -> str:
     return _table(("response", "type", "", "headers"), rows)
 
 
-def _content(content: Told) -> list[str]:
+def _content(content: JsonObject) -> list[str]:
     """Return the type of JSON content, and the media types of other content."""
     return [
-        _type(told["schema"]) if kind.endswith("json") and "ndjson" not in kind else f"<code>{kind}</code>"
-        for kind, told in content.items()
+        _type(media_type["schema"]) if kind.endswith("json") and "ndjson" not in kind else f"<code>{kind}</code>"
+        for kind, media_type in content.items()
     ]
 
 
-def _schema(name: str, schema: Told) -> str:
-    told = f'<article id="schema-{name}"><h3>{name}</h3><p>{_prose(schema.get("description", ""))}</p>'
+def _schema(name: str, schema: JsonObject) -> str:
+    html = f'<article id="schema-{name}"><h3>{name}</h3><p>{_prose(schema.get("description", ""))}</p>'
     shapes = schema.get("oneOf", [schema])
     for shape in shapes:
         required = shape.get("required", [])
@@ -97,8 +97,8 @@ def _schema(name: str, schema: Told) -> str:
             (f"<code>{member}</code>", _type(one), "required" if member in required else "", _about(one))
             for member, one in shape.get("properties", {}).items()
         ]
-        told += _table(("field", "type", "", ""), rows) or f"<p>{_type(shape)}</p>"
-    return f"{told}</article>"
+        html += _table(("field", "type", "", ""), rows) or f"<p>{_type(shape)}</p>"
+    return f"{html}</article>"
 
 
 def _errors() -> str:
@@ -110,7 +110,7 @@ def _errors() -> str:
     return f'<section id="errors"><h2>Errors</h2><p>An error is an RFC 9457 problem document.</p>{table}</section>'
 
 
-def _type(schema: Told) -> str:
+def _type(schema: JsonObject) -> str:
     """Return a short description of a schema, as HTML."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
@@ -126,17 +126,17 @@ def _type(schema: Told) -> str:
     if kinds == "array":
         bounds = f", {_range(schema, 'minItems', 'maxItems')}" if "maxItems" in schema else ""
         return f"array of {_type(schema['items'])}{bounds}"
-    told = " or ".join(kinds) if isinstance(kinds, list) else kinds
+    description = " or ".join(kinds) if isinstance(kinds, list) else kinds
     if "additionalProperties" in schema and isinstance(schema["additionalProperties"], dict):
         return f"object of {_type(schema['additionalProperties'])}"
     if "exclusiveMinimum" in schema:
-        return f"{told} above {schema['exclusiveMinimum']}"
+        return f"{description} above {schema['exclusiveMinimum']}"
     if "maximum" in schema:
-        return told + _range(schema, "minimum", "maximum")
-    return told + _range(schema, "minLength", "maxLength")
+        return description + _range(schema, "minimum", "maximum")
+    return description + _range(schema, "minLength", "maxLength")
 
 
-def _range(schema: Told, least: str, most: str) -> str:
+def _range(schema: JsonObject, least: str, most: str) -> str:
     """Return the bounds, or "" if they limit nothing."""
     low, high = schema.get(least, 0), schema.get(most)
     if high is None or high >= 2**53 - 1:
@@ -144,9 +144,9 @@ def _range(schema: Told, least: str, most: str) -> str:
     return f" {low:,}–{high:,.0f}"
 
 
-def _about(told: Told) -> str:
-    schema = told.get("schema", told)
-    text = _prose(told.get("description") or schema.get("description", ""))
+def _about(described: JsonObject) -> str:
+    schema = described.get("schema", described)
+    text = _prose(described.get("description") or schema.get("description", ""))
     return f"{text} Default <code>{_json(schema['default'])}</code>." if "default" in schema else text
 
 

@@ -1,8 +1,8 @@
 """gunicorn's threaded worker, with three changes.
 
 - It reads a request by a deadline, which advances with each piece, so that a slow client cannot hold a thread.
-- A busy connection keeps its thread while there are enough for all, without a trip through the poller each time.
-- It sends a reply in one piece.
+- A busy connection keeps its thread between requests while there are enough threads, and skips the poller.
+- It sends the head of a reply together with the start of its body.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from gunicorn import util
 from gunicorn.http.errors import NoMoreData
 from gunicorn.workers import gthread
 
-FIRST_BYTE = 0.1  # seconds an unneeded thread waits for a new connection's first byte; else the poller waits
-# A client has READ_TIMEOUT (seconds) for a request's head, and for a body beside a second for each LEAST_RATE bytes.
-# Between two pieces of either it has the _CLIENT_TIMEOUT of gunicorn.conf.py.
-READ_TIMEOUT = 4.0
-LEAST_READ_TIMEOUT = 0.5  # … and fewer when others wait for a thread, but never less
-LEAST_RATE = 10_000
-HURRIED_RATE = 1_000_000  # … of a reply, while others wait for a thread
+FIRST_BYTE = 0.1  # seconds an idle thread waits for a new connection's first byte before the poller does
+# A client has READ_TIMEOUT seconds for a request, and one second more for each LEAST_RATE bytes that it sends. Between
+# two pieces it has the _CLIENT_TIMEOUT of gunicorn.conf.py.
+READ_TIMEOUT = 4.0  # seconds
+LEAST_READ_TIMEOUT = 0.5  # seconds: the minimum to which waiting requests reduce READ_TIMEOUT
+LEAST_RATE = 10_000  # bytes a second
+HURRIED_RATE = 1_000_000  # bytes a second of a reply, while others wait for a thread or for memory
 SILENCE = 1.0  # seconds until a silent connection is closed when no more connections are possible
 CLOSE_WITHIN = 1.0  # seconds for a client to close its side after the last reply
-JOINED = 65_536  # bytes of a body that are sent together with its head
+JOINED = 65_536  # bytes of a body that one call sends together with its head
 STAY = 20  # ms a thread waits for the next request of its connection
 
 
 class Worker(gthread.ThreadWorker):
+    """The worker of gunicorn.conf.py."""
+
     def handle(self, conn: Any) -> Any:
         """Serve the connection's requests; return what gunicorn's method does."""
         if not conn.initialized:
@@ -56,7 +58,10 @@ class Worker(gthread.ThreadWorker):
                 return True
 
     def _read_timeout(self, conn: Any) -> float:
-        """Return the seconds for a request's head: fewer while others wait for a thread."""
+        """Return the seconds for a request's head.
+
+        While others wait for a thread, they are fewer, and also limit the time between two pieces.
+        """
         waiting: int = self.tpool._work_queue.qsize()
         if not waiting:
             return READ_TIMEOUT
@@ -66,14 +71,14 @@ class Worker(gthread.ThreadWorker):
         return read_timeout
 
     def _is_crowded(self) -> bool:
-        """Return whether others wait for a thread, or for the memory of a reply."""
+        """Return whether other requests wait for a thread, or for the memory of a reply."""
         application: Any = self.wsgi
         return bool(self.tpool._work_queue.qsize()) or application.budget.replies_are_wanted
 
     def murder_pending(self) -> None:
         """Close connections that never sent anything: after keepalive, or after SILENCE if all connections are taken.
 
-        Otherwise silent clients could take all connections, and others would wait for keepalive.
+        Otherwise silent clients could take all connections, and other clients would wait for them until keepalive ends.
         """
         if self.nr_conns >= self.worker_connections:
             silent_since = time.monotonic() + self.cfg.keepalive - SILENCE
@@ -82,7 +87,7 @@ class Worker(gthread.ThreadWorker):
         super().murder_pending()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Let a stopping worker wait no longer for silent connections than for idle ones."""
+        """Limit the wait of a stopping worker for silent connections to its wait for idle ones."""
         super()._cap_keepalive(deadline)  # type: ignore[misc]  # missing in the stubs
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)  # type: ignore[type-var]  # deferred ones have a timeout
@@ -102,15 +107,15 @@ def cached_http_date(timestamp: float | None = None) -> str:
 class CoalescingSocket:
     """A connection's socket that sends the head of a reply together with the first part of its body.
 
-    gunicorn sends them separately. Each system call releases the interpreter lock, and with many threads getting it
-    back takes longer than the call itself.
+    gunicorn sends them separately. Each system call releases the interpreter lock. With many threads, taking it again
+    lasts longer than the call itself.
     """
 
     def __init__(self, sock: socket.socket, is_crowded: Callable[[], bool]) -> None:
         self._sock = sock
         self._is_crowded = is_crowded
         self._head = b""
-        self._began, self._length = 0.0, 0  # of the reply: when its first piece was sent, and bytes until now
+        self._began, self._length = 0.0, 0  # of the reply: time of its first partial send, and bytes so far
         self.fileno, self.recv = sock.fileno, sock.recv
 
     def __getattr__(self, name: str) -> Any:
@@ -127,7 +132,7 @@ class CoalescingSocket:
                 self._send(memoryview(data)[JOINED:])
 
     def flush(self) -> None:
-        """The reply has been made."""
+        """Send a held head, and start the next reply's time limit anew."""
         if self._head:
             self.sendall(b"")
         self._began, self._length = 0.0, 0
@@ -135,7 +140,8 @@ class CoalescingSocket:
     def _send(self, data: bytes | memoryview) -> None:
         """Send all data. Raises ConnectionResetError, which gunicorn ignores, if the client is too slow.
 
-        That rate is higher while others wait for a thread: a large reply on each thread would block the service.
+        The required rate is higher while others wait for a thread or for memory. Otherwise slow clients with large
+        replies could take every thread.
         """
         left = memoryview(data)
         self._length += len(data)
@@ -161,7 +167,7 @@ def _http_date(second: int) -> str:
 
 
 def _close(conn: Any) -> bool:
-    """Wait for the client to close, in this thread: gunicorn would wait in its accept loop, 2 s for each."""
+    """Wait in this thread for the client to close. gunicorn would block its accept loop for 2 s a connection."""
     util.close_graceful(conn.sock, CLOSE_WITHIN)
     conn.close = lambda graceful=False: None
     return False
@@ -181,7 +187,7 @@ def _receive(conn: Any, unreader: Any, size_hint: int | None = None) -> bytes:
 
 
 def _has_more(conn: Any) -> bool:
-    """Return whether another request arrives soon. gunicorn itself finds one that was already read."""
+    """Return whether another request arrives within STAY ms. gunicorn itself finds one that was already read."""
     if conn.parser.unreader.buf.getvalue():
         return False
     poll = select.poll()

@@ -1,12 +1,11 @@
--- The changes of state that the functions in verbs.sql use. Every change of a message's state is made here, with its
--- change of the counts. A name begins with p_ for a parameter and v_ for a variable; p_at is the wall clock's time as
--- RFC 3339.
+-- The changes of state that the functions in verbs.sql use. A function that changes messages also changes the
+-- counts. A name begins with p_ for a parameter and v_ for a variable; p_at is the wall clock's time as RFC 3339.
 --
 -- Functions pass locked messages by their location (tid): a locked row keeps it, and a statement finds the row by it
 -- without an index, whatever plan PostgreSQL chooses. Counts come from the rows that an UPDATE or DELETE returns.
 --
--- A transaction that changes or adds messages of a key holds the key's lock until its commit. It reads them in a
--- statement after the one that took the lock, because only that statement sees all earlier changes under the lock.
+-- A transaction that changes or adds messages of a key holds the key's lock until its commit. It takes the lock in one
+-- statement and reads the messages in the next, because only the next one sees all earlier changes under the lock.
 -- The order of locks is: Idempotency-Key, queues (against deletion), a limited queue's row, dedup_ids, keys, messages,
 -- counts; within each kind, by queue and name. Code that needs another order only tries a lock, and skips what it
 -- cannot lock.
@@ -172,7 +171,7 @@ BEGIN
                                           ORDER BY id LIMIT 1)
                                    FROM unnest(p_keys) AS wanted))
            AND state = 3
-           AND (SELECT id FROM messages AS other  -- LIMIT: or the plan may read all leased messages for each
+           AND (SELECT id FROM messages AS other  -- without LIMIT the plan may read all leased messages for each key
                  WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1 LIMIT 1) IS NULL
         RETURNING state
     )
@@ -207,8 +206,8 @@ BEGIN
     RETURN v.count;
 END $$;
 
--- Returns locked messages to the queue. With p_due they were released: deliver them from then on, and end the right to
--- extend their leases. With NULL their leases or delays have ended.
+-- Returns locked messages to the queue, and their number. With p_due they were released: deliver them from then on, and
+-- end the right to extend their leases. With NULL their leases or delays have ended.
 -- A message with a key stays blocked until it is the key's first and the key has no lease.
 CREATE FUNCTION give_back(p_now bigint, p_queue bigint, p_rows tid[], p_due bigint DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -281,14 +280,14 @@ BEGIN
           FROM messages AS m CROSS JOIN LATERAL (
                SELECT CASE WHEN p_story IS NULL THEN without_last(deaths) ELSE
                           coalesce(left(deaths, -1) || ', ', '[') || p_story || ', "dead_letter_id": "' || m.id
-                          || '", "dead_letter_receive_count": ' || receive_count || '}]' END AS story) AS told
+                          || '", "dead_letter_receive_count": ' || receive_count || '}]' END AS story) AS history
          WHERE m.ctid = ANY (p_rows) ORDER BY m.id
         RETURNING id, state, octet_length(text) + coalesce(octet_length(fields), 0) AS size
     )
     SELECT count(*) FILTER (WHERE state = 0) AS ready, count(*) FILTER (WHERE state = 3) AS blocked,
            coalesce(sum(size), 0)::bigint AS bytes, array_agg(id ORDER BY id) AS ids
       INTO v FROM moved;
-    IF p_story IS NULL THEN  -- its dedup_id moves with it; SKIP LOCKED: the other transaction may wait for a key
+    IF p_story IS NULL THEN  -- move dedup_ids too; SKIP LOCKED: another transaction may wait for a key
         UPDATE dedup SET message_id = known.id
           FROM (SELECT one.id, place FROM unnest(v_were, v.ids) AS one (was, id) CROSS JOIN LATERAL (
                        SELECT ctid AS place FROM dedup WHERE queue_id = p_to.id AND message_id = one.was

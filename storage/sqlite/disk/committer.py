@@ -1,4 +1,4 @@
-"""Runs groups of operations as durable SQLite transactions."""
+"""Run groups of operations as durable SQLite transactions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from storage.sqlite.disk.file import DatabaseFile
 from storage.sqlite.disk.group_commit import Ticket
 from storage.sqlite.transaction import WriteTransaction
 
-# A program that is not ours may hold SQLite's own lock for long. Nobody then keeps the others' lock while he waits for
-# it: their requests too have to be answered in time.
-TURN = 0.25  # seconds
-PAUSE = 0.01  # seconds
-CHECKPOINT_FROM = 1_000  # pages in the log …
-SMALL_LOG = 50  # … or these, while the disk is nearly full: the file must get its share of what room is left
+# Another program may hold SQLite's lock for long. A process that waits for it releases the service's own lock between
+# attempts, so that the requests of the other processes get their replies in time.
+TURN = 0.25  # seconds of an attempt
+PAUSE = 0.01  # seconds between two attempts
+CHECKPOINT_FROM = 1_000  # pages in the log that cause a checkpoint
+SMALL_LOG = 50  # the same, while the disk is nearly full: the log must leave room for the database
 
-SEALED = "this database is sealed"  # what the triggers of a move say (storage/sqlite/migration.py)
+SEALED = "this database is sealed"  # the message of a migration's triggers (storage/sqlite/migration.py)
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 class Committer:
     """The one writing connection of this process.
 
-    `committed` is told, after each commit, the queues in which something became ready; `failed` is called when the
-    disk has failed a write. After that nothing is written any more: what an fsync that failed has left in the page
-    cache is no base for further acknowledgements (https://www.usenix.org/conference/atc20/presentation/rebello).
+    It calls `committed` after each commit, with the queues in which messages became ready. It calls `failed` after the
+    disk failed a write, and then writes nothing more. After a failed fsync, the page cache may differ from the disk, so
+    further acknowledgements would be unsafe (https://www.usenix.org/conference/atc20/presentation/rebello).
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Committer:
         self._committed = committed
         self._failed = failed
         self._connection = file.connect()
-        # SQLite's own checkpoint after a commit keeps to itself what went wrong with it; a hook takes its place.
+        # A hook replaces SQLite's own checkpoint after a commit, which does not report its errors.
         self._connection.set_wal_hook(self._note_log)
         self._pages_in_log = 0
         self.broken = False
         self._committed_at = -math.inf
 
     def has_just_committed(self) -> bool:
-        """Whether this process has written something to the disk within the last second."""
+        """Return whether this process has written to the disk within the last second."""
         return not self.broken and time.monotonic() - self._committed_at < 1
 
     def run_group(
@@ -59,9 +59,10 @@ class Committer:
         tickets: Sequence[Ticket[WriteTransaction]],
         gather: Callable[[], Sequence[Ticket[WriteTransaction]]] = lambda: (),
     ) -> Sequence[Ticket[WriteTransaction]]:
-        """Runs the operations in one transaction, in which one that fails leaves nothing, and commits.
+        """Run the operations in one transaction and commit it; the changes of an operation that fails are undone.
 
-        Returns those that were not begun with and have time left, where the lock could not be had in that of others.
+        Set the result or error of each ticket. If the lock was not free by the earliest deadline, return the tickets
+        that have time left.
         """
         group = list(tickets)
         try:
@@ -83,7 +84,7 @@ class Committer:
         return []
 
     def give_up(self, fault: Exception) -> None:
-        """The disk has failed: nothing is written by this process from now on."""
+        """Stop all writes of this process, because the disk has failed."""
         if not self.broken:
             self.broken = True
             self._file.distrust_log()
@@ -98,9 +99,9 @@ class Committer:
     ) -> set[str]:
         if self.broken:
             raise Unavailable("the disk failed; the service is stopping")
-        with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # who has waited longest gives up in time
+        with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # the earliest deadline holds for all
             before = self._connection.total_changes()
-            tickets += gather()  # who came while the other processes had their turn need not wait for another
+            tickets += gather()  # these arrived while this process waited for the lock
             try:
                 if not self._run_together(work, tickets):
                     self._connection.execute("ROLLBACK")
@@ -112,7 +113,7 @@ class Committer:
                 if work.connection.total_changes() != before:
                     self._committed_at = time.monotonic()
             except apsw.FullError:
-                self._pages_in_log = CHECKPOINT_FROM  # folded in, it has room for the next
+                self._pages_in_log = CHECKPOINT_FROM  # a checkpoint makes room in the log for the next transaction
                 raise
             finally:
                 if self._connection.in_transaction:
@@ -125,9 +126,9 @@ class Committer:
         return apsw.SQLITE_OK
 
     def _checkpoint(self, least: int) -> None:
-        """Folds a log that has grown into the database, so that the next transaction begins it anew.
+        """Copy a log of at least `least` pages into the database, so that the next transaction starts it anew.
 
-        While this process still has its turn: behind a commit of another, the log would go on growing.
+        Call this before the lock is released: after a commit of another process, the log would grow further.
         """
         if self._pages_in_log < least:
             return
@@ -135,13 +136,13 @@ class Committer:
         try:
             self._connection.wal_checkpoint()
         except (apsw.IOError, apsw.CorruptError) as fault:
-            self.give_up(fault)  # what has been committed is safe in the log
+            self.give_up(fault)  # committed transactions are safe in the log
         except apsw.Error as fault:
             _log.warning("could not checkpoint the write-ahead log: %s", fault)
 
     @contextmanager
     def _begun(self, deadline: float) -> Iterator[WriteTransaction]:
-        """A transaction, alone among all processes. Raises BusyError when it could not begin by the deadline."""
+        """Begin the only write transaction of all processes. Raises BusyError if it cannot begin by the deadline."""
         while True:
             with self._file.lock.held(deadline) as held:
                 if not held:
@@ -157,12 +158,13 @@ class Committer:
                 else:
                     yield WriteTransaction(self._connection, self._clock, nearly_full)
                     return
-            time.sleep(PAUSE)  # who frees a flock and takes it again at once gets it before those that wait for it
+            time.sleep(PAUSE)  # without a pause, this process would get the flock again before those that wait
 
     def _run_together(self, work: WriteTransaction, tickets: Sequence[Ticket[WriteTransaction]]) -> bool:
-        """False when one has failed after it had changed something: that cannot be told from what the others did.
+        """Run the operations without savepoints; return False if one fails after it changed something.
 
-        Nearly all that fail have changed nothing, so savepoints would be paid for by all and used by nobody.
+        The caller must then roll back all of them. Nearly all failures come before any change, so savepoints would
+        cost every operation time for nothing.
         """
         for ticket in tickets:
             ticket.result = ticket.error = None
@@ -177,7 +179,7 @@ class Committer:
         return True
 
     def _run_apart(self, work: WriteTransaction, tickets: Sequence[Ticket[WriteTransaction]]) -> None:
-        """Each in a savepoint of its own."""
+        """Run each operation in its own savepoint, and roll back those that fail."""
         for ticket in tickets:
             ticket.result = ticket.error = None
             self._connection.execute("SAVEPOINT operation")
@@ -192,12 +194,15 @@ class Committer:
             self._connection.execute("RELEASE operation")
 
     def _raise_if_lost(self, fault: Exception) -> None:
-        """The disk has failed, or SQLite has rolled back all of the transaction, as it may when the disk is full."""
+        """Raise the fault if the whole transaction is lost.
+
+        It is lost if the disk failed, or if SQLite rolled it back, as it may on a full disk.
+        """
         if isinstance(fault, apsw.IOError | apsw.CorruptError) or not self._connection.in_transaction:
             raise fault
 
     def _run_each_alone(self, tickets: Sequence[Ticket[WriteTransaction]]) -> None:
-        """The transaction was lost to one of them: alone, only that one fails."""
+        """Run each operation in its own transaction, so that only the one that lost the group's transaction fails."""
         for ticket in tickets:
             self.run_group([ticket])
 
@@ -208,7 +213,7 @@ def _refuse(tickets: Sequence[Ticket[WriteTransaction]], fault: Exception) -> No
 
 
 def translate(fault: Exception) -> Exception:
-    """SQLite's faults in the store's words; any other as it is."""
+    """Return the store's error for a fault of SQLite, and any other fault unchanged."""
     if isinstance(fault, apsw.BusyError):
         return Busy()
     if isinstance(fault, apsw.FullError):

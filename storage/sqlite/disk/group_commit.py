@@ -1,8 +1,8 @@
 """Group commit: many requests, one fsync.
 
-The thread that finds nobody at work leads: it takes all operations that wait, has them run in one transaction,
-and wakes their threads when that is on disk. Operations that arrive meanwhile form the next group, led by the
-first of them. So a lone request pays no hand-over, and under load the cost of a commit is shared.
+A thread that finds no leader becomes the leader. It runs all waiting operations in one transaction, and wakes their
+threads when the transaction is on disk. Operations that arrive meanwhile form the next group, and the first of them
+leads it. So a lone request needs no other thread, and under load many requests share the cost of a commit.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from storage.errors import Busy
 Context = TypeVar("Context")
 T = TypeVar("T")
 
-GROUP_LIMIT = 256  # operations in one transaction: bounds how long the first of a group waits for the last
-WAIT_LIMIT = 5.0  # seconds an operation may wait for the write lock before it is given up as Busy
+GROUP_LIMIT = 256  # operations in one transaction; limits how long the first waits for the last
+WAIT_LIMIT = 5.0  # seconds an operation may wait for the write lock before it fails with Busy
 
 
 class Ticket(Generic[Context]):
-    """One operation on its way. The runner of its group sets `result` or `error`, never both."""
+    """One operation and its outcome. The runner of its group sets `result` or `error`, never both."""
 
     def __init__(self, operation: Callable[[Context], Any]) -> None:
         self.operation = operation
@@ -31,7 +31,7 @@ class Ticket(Generic[Context]):
         self.result: Any = None
         self.error: Exception | None = None
         self.leads = False
-        self.woken = threading.Lock()  # held until there is something to wake for; cheaper than an Event
+        self.woken = threading.Lock()  # released to wake the thread; cheaper than an Event
         self.woken.acquire()
 
 
@@ -39,10 +39,11 @@ RunGroup = Callable[[Sequence[Ticket[Context]], Callable[[], Sequence[Ticket[Con
 
 
 class GroupCommit(Generic[Context]):
-    """`run_group` runs tickets in one durable transaction and gives each its result or error; it does not raise.
+    """A queue of operations that `run_group` commits in groups.
 
-    Before it begins it may call what it is given beside them, which returns the tickets that have come meanwhile. It
-    returns tickets that it has not begun with: they wait for the next turn, within their own time.
+    `run_group` runs tickets in one durable transaction and sets the result or error of each; it does not raise. Its
+    second argument returns the tickets that have arrived meanwhile; it may call it before it runs any. It returns the
+    tickets that it did not start. They wait for the next turn, until their own deadlines.
     """
 
     def __init__(self, run_group: RunGroup[Context]) -> None:
@@ -53,9 +54,10 @@ class GroupCommit(Generic[Context]):
         self._led = False
 
     def run(self, operation: Callable[[Context], T]) -> T:
-        """The operation's result, once its transaction is on disk; or what it raised, nothing of it being kept.
+        """Run the operation and return its result once its transaction is on disk.
 
-        Raises Busy when its turn did not come within WAIT_LIMIT.
+        Raises what the operation raises; its changes are then undone. Raises Busy if its turn does not come within
+        WAIT_LIMIT.
         """
         ticket = Ticket(operation)
         with self._guard:
@@ -70,7 +72,7 @@ class GroupCommit(Generic[Context]):
             try:
                 raise ticket.error
             finally:
-                ticket.error = None  # else it would be kept, with the messages in the frames of its traceback
+                ticket.error = None  # its traceback would keep the messages in its frames in memory
         result: T = ticket.result
         return result
 
@@ -81,7 +83,7 @@ class GroupCommit(Generic[Context]):
             if ticket in self._waiting and not ticket.leads:
                 self._waiting.remove(ticket)
                 raise Busy
-        ticket.woken.acquire()  # it is being run, so its outcome must be known before anything is answered
+        ticket.woken.acquire()  # the leader runs it: wait for its outcome, which the reply must report
 
     def _lead(self, own: Ticket[Context]) -> None:
         group: list[Ticket[Context]] = []
@@ -97,12 +99,12 @@ class GroupCommit(Generic[Context]):
         left: Sequence[Ticket[Context]] = ()
         try:
             left = self._run_group(gather(), gather)
-        except BaseException:  # it should not: but then nobody may take a missing error for success
+        except BaseException:  # a bug, but a ticket without an error would look like a success
             for ticket in group:
                 ticket.error = RuntimeError("the commit failed; the outcome is unknown")
             raise
         finally:
-            if own in left:  # nothing it could wait by: another leads the next turn
+            if own in left:  # this thread cannot wait again, because another one leads the next turn
                 own.error = Busy()
                 left = [ticket for ticket in left if ticket is not own]
             with self._guard:

@@ -81,12 +81,6 @@ def add_row(record_property: Callable[[str, object], None]) -> AddRow:
     return lambda **cells: record_property("row", cells)
 
 
-@pytest.fixture
-def tell(add_row: AddRow) -> AddRow:
-    """Return `add_row` under its former name, which some tests still use."""
-    return add_row
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call":
         _rows.extend(cells for name, cells in report.user_properties if name == "row")  # type: ignore[misc]

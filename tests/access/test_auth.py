@@ -549,8 +549,8 @@ def test_the_client_sends_its_token_and_reports_why_it_was_refused(guarded: Live
             producer.receive()
     with QueueClient(guarded.url, queue="jobs", token=SECRETS["consumer"]) as consumer:
         assert [message.text for message in consumer.receive()] == ["x"]
-    with QueueClient(guarded.url) as nobody, pytest.raises(Unauthenticated) as refused:
-        nobody.send("x")
+    with QueueClient(guarded.url) as anonymous, pytest.raises(Unauthenticated) as refused:
+        anonymous.send("x")
     assert isinstance(refused.value, NotAllowed)
     error = problem(429, b'{"code": "too_many_failures"}', 60.0)
     assert isinstance(error, TooManyFailures)

@@ -1,6 +1,7 @@
-"""Nothing acknowledged is lost, whatever is killed, stopped or locked: each test names its row of what must survive.
+"""No acknowledged message is lost when processes are killed, stopped or locked out.
 
-The short forms run in every test run; `-m torture` runs the long ones, the same code with bigger numbers.
+Each test names its row in docs/reliability.md. The short forms run in every test run; `-m torture` runs the same code
+with larger numbers.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ import pytest
 
 from settings import Settings
 from tests.support.checker import History, Operation, Outcome, judge, read_histories
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.load import Actor, Connection, Load, Reply
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 POST_P99 = 0.250  # seconds (row 12)
-STOPS_WITHIN = 15.0  # seconds: well before a poll of 20 s would end by itself, and within the graceful timeout of 25
+STOPS_WITHIN = 15.0  # seconds: well before a poll of 20 s times out, and within the graceful timeout of 25 s
 
 
 class Victim(LiveServer):
     """A service whose processes can be killed one by one."""
 
     def kill_a_worker(self) -> None:
-        """The master puts another in its place."""
+        """Kill a worker at random. The master replaces it."""
         os.kill(random.choice(self.all_workers()), signal.SIGKILL)
 
     def kill_the_master(self) -> None:
-        """Its workers find out and end by themselves; a new service is started at once, as a supervisor would."""
+        """Kill the master and start a new service at once, as a supervisor does. The old workers end by themselves."""
         assert self._process is not None
         os.kill(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -52,7 +53,7 @@ class Victim(LiveServer):
         self.start()
 
     def all_workers(self) -> list[int]:
-        """Once they are there."""
+        """Wait until all workers run, and return their pids."""
         await_true(lambda: len(self.workers) == Settings().workers)
         return self.workers
 
@@ -68,8 +69,8 @@ def victim() -> Iterator[Victim]:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(70, marks=LONG)])
 @pytest.mark.parametrize("target", ["a_worker", "the_master", "the_group"])
-def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_1(
-    target: str, kills: int, victim: Victim, tmp_path: Path, tell: Tell
+def test_no_acknowledged_message_is_lost_when_processes_are_killed_under_load__row_1(
+    target: str, kills: int, victim: Victim, tmp_path: Path, add_row: AddRow
 ) -> None:
     kill = {
         "a_worker": victim.kill_a_worker,
@@ -85,7 +86,7 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_
             kill()
         verdict = load.finish()
     victim.stop()
-    tell(fault=f"kill -9 of {target.replace('_', ' ')}", times=kills, **verdict.figures)
+    add_row(fault=f"kill -9 of {target.replace('_', ' ')}", times=kills, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.acknowledged > kills
     _assert_sound(victim.database)
@@ -95,8 +96,8 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load__row_
 
 
 @pytest.mark.parametrize("stops", [1, pytest.param(20, marks=LONG)])
-def test_a_stop_under_load_loses_nothing_and_sends_waiting_readers_home__row_11(
-    stops: int, victim: Victim, tmp_path: Path, tell: Tell
+def test_a_stop_under_load_loses_no_message_and_ends_waiting_reads__row_11(
+    stops: int, victim: Victim, tmp_path: Path, add_row: AddRow
 ) -> None:
     with Load(victim.port, tmp_path) as load:
         load.write(2).read(lease=2.0, batch=20)
@@ -113,41 +114,41 @@ def test_a_stop_under_load_loses_nothing_and_sends_waiting_readers_home__row_11(
             _assert_sound(victim.database)
             victim.start()
         verdict = load.finish()
-    tell(fault="SIGTERM", times=stops, **verdict.figures)
+    add_row(fault="SIGTERM", times=stops, **verdict.figures)
     assert verdict.faultless, verdict
 
 
-# Row 13: readers that have gone.
+# Row 13: readers that disconnect.
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
-def test_a_reader_that_goes_while_it_waits_takes_no_message_along__row_13(
+def test_a_reader_that_disconnects_while_it_waits_takes_no_message__row_13(
     reset: bool, server: LiveServer, queue: str
 ) -> None:
-    gone = [_send_only(server, f"GET /queues/{queue}/messages?wait=15") for _ in range(6)]
-    server.await_read(*gone)
-    for reader in gone:
-        _hang_up(reader, reset)
+    disconnected = [_send_only(server, f"GET /queues/{queue}/messages?wait=15") for _ in range(6)]
+    server.await_read(*disconnected)
+    for reader in disconnected:
+        _disconnect(reader, reset)
     _send(server, queue, "kept")
     assert _ask(server, "GET", f"/queues/{queue}/messages?wait=5").document["text"] == "kept"
 
 
-def test_a_reader_that_has_hung_up_before_its_turn_takes_no_message_along__row_13(queue: str) -> None:
+def test_a_reader_that_disconnects_before_its_turn_takes_no_message__row_13(queue: str) -> None:
     with LiveServer() as server:
         _send(server, queue, "kept")
         with _write_lock(server.database):
-            gone = [_send_only(server, f"GET /queues/{queue}/messages") for _ in range(6)]
-            server.await_read(*gone)  # they stand in line for the lock
-            for reader in gone:
-                _hang_up(reader, reset=True)
+            disconnected = [_send_only(server, f"GET /queues/{queue}/messages") for _ in range(6)]
+            server.await_read(*disconnected)  # they wait for the lock
+            for reader in disconnected:
+                _disconnect(reader, reset=True)
         assert _ask(server, "GET", f"/queues/{queue}/messages?wait=5").document["text"] == "kept"
 
 
 # Row 8: a consumer that dies.
 
 
-@pytest.mark.parametrize("slack", [5.0, pytest.param(1.0, marks=LONG)])  # seconds; a busy machine takes its time
-def test_a_dead_consumers_message_comes_again_and_its_late_ack_does_no_harm__row_8(
+@pytest.mark.parametrize("slack", [5.0, pytest.param(1.0, marks=LONG)])  # seconds; a busy machine is late
+def test_a_dead_consumers_message_is_redelivered_and_its_late_ack_is_refused__row_8(
     slack: float, server: LiveServer, queue: str
 ) -> None:
     _send(server, queue, "work")
@@ -172,9 +173,9 @@ def test_a_dead_consumers_message_comes_again_and_its_late_ack_does_no_harm__row
 
 @pytest.mark.parametrize("messages", [4_000, pytest.param(20_000, marks=LONG)])
 def test_sixteen_consumers_at_each_of_two_processes_ack_each_message_once__row_9(
-    messages: int, queue: str, tmp_path: Path, tell: Tell
+    messages: int, queue: str, tmp_path: Path, add_row: AddRow
 ) -> None:
-    """Two services with a worker each, on one file."""
+    """Run two services with one worker each on the same file."""
     histories = tmp_path / "histories"
     histories.mkdir()
     one_worker = {"WEB_CONCURRENCY": "1", "QUEUE_DATABASE_URL": f"sqlite:///{tmp_path}/queue.db"}
@@ -194,7 +195,7 @@ def test_sixteen_consumers_at_each_of_two_processes_ack_each_message_once__row_9
     acked = [receipt for operation in operations if operation.kind == "ack" for receipt in operation.given]
     refused = [receipt for operation in operations if operation.kind == "ack" for receipt in operation.got]
     verdict = judge([*written, *operations])
-    tell(fault="16 consumers at each of 2 services", times=1, **verdict.figures)
+    add_row(fault="16 consumers at each of 2 services", times=1, **verdict.figures)
     assert verdict.faultless, verdict
     assert (len(acked), len(set(acked)), refused) == (messages, messages, [])
     assert sorted(_texts(operations), key=int) == [str(number) for number in range(messages)]
@@ -224,13 +225,13 @@ def test_writes_are_answered_while_twice_as_many_readers_wait_as_there_are_threa
         waited = [poll.result() for poll in polls if poll.result().headers.get("Retry-After") is None]
         assert [reply.status for reply in waited] == [204] * (threads // 2)
         alone = _p99_of_writes(server, lambda seconds: len(seconds) < 300)
-        assert during < max(POST_P99, 5 * alone)  # a busy machine is slow without any reader, too
+        assert during < max(POST_P99, 5 * alone)  # a busy machine is slow without readers too
 
 
-def _p99_of_writes(server: LiveServer, going_on: Callable[[list[float]], bool]) -> float:
+def _p99_of_writes(server: LiveServer, is_running: Callable[[list[float]], bool]) -> float:
     connection, seconds = Connection(server.port), list[float]()
     connection.open()
-    while going_on(seconds):
+    while is_running(seconds):
         began = time.monotonic()
         assert connection.ask("POST", "/messages", {"text": "x"}).status == 200
         seconds.append(time.monotonic() - began)
@@ -238,12 +239,12 @@ def _p99_of_writes(server: LiveServer, going_on: Callable[[list[float]], bool]) 
     return quantiles(seconds, n=100)[-1]
 
 
-# Row 14: a service that stands still.
+# Row 14: a paused service.
 
 
 @pytest.mark.parametrize("seconds", [2.5, pytest.param(20.0, marks=LONG)])
-def test_after_a_standstill_only_leases_that_ran_out_are_delivered_again__row_14(
-    seconds: float, victim: Victim, queue: str, tmp_path: Path, tell: Tell
+def test_after_a_pause_only_messages_with_expired_leases_are_redelivered__row_14(
+    seconds: float, victim: Victim, queue: str, tmp_path: Path, add_row: AddRow
 ) -> None:
     for text in ("short", "long"):
         _send(victim, queue, text)
@@ -259,7 +260,7 @@ def test_after_a_standstill_only_leases_that_ran_out_are_delivered_again__row_14
         assert _ask(victim, "GET", f"{path}?limit=10&lease=300&wait=5").document[0]["text"] == "short"
         assert _ask(victim, "GET", f"{path}?limit=10").status == 204
         verdict = load.finish()
-    tell(fault="SIGSTOP", times=1, **verdict.figures)
+    add_row(fault="SIGSTOP", times=1, **verdict.figures)
     assert verdict.faultless, verdict
     assert _ask(victim, "DELETE", f"{path}/{short['receipt']}").status == 409
     assert _ask(victim, "DELETE", f"{path}/{long['receipt']}").status == 204
@@ -268,7 +269,7 @@ def test_after_a_standstill_only_leases_that_ran_out_are_delivered_again__row_14
 # Row 15: ids after a restart.
 
 
-def test_ids_go_on_increasing_after_a_drain_and_a_restart__row_15(victim: Victim, queue: str) -> None:
+def test_ids_keep_increasing_after_a_drain_and_a_restart__row_15(victim: Victim, queue: str) -> None:
     path = f"/queues/{queue}/messages"
     before = [_send(victim, queue, "before") for _ in range(3)]
     receipts = [_ask(victim, "GET", f"{path}?lease=300").document["receipt"] for _ in range(2)]
@@ -292,7 +293,7 @@ def test_ids_go_on_increasing_after_a_drain_and_a_restart__row_15(victim: Victim
 @pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "within"), [(10.0, 8.0), pytest.param(30.0, 6.0, marks=LONG)])
 def test_while_another_process_holds_the_write_lock_requests_get_503_within_6_s__row_22(
-    seconds: float, within: float, victim: Victim, queue: str, tmp_path: Path, tell: Tell
+    seconds: float, within: float, victim: Victim, queue: str, tmp_path: Path, add_row: AddRow
 ) -> None:
     _send(victim, queue, "first")
     with Load(victim.port, tmp_path) as load, ThreadPoolExecutor(64) as pool:
@@ -301,7 +302,7 @@ def test_while_another_process_holds_the_write_lock_requests_get_503_within_6_s_
             asked = [
                 pool.submit(_timed, victim, "POST", f"/queues/{queue}/messages", {"text": "refused"}) for _ in range(4)
             ]
-            victim.kill_a_worker()  # the one that replaces it has to open the locked file
+            victim.kill_a_worker()  # its successor must open the locked file
             released = time.monotonic() + seconds
             while time.monotonic() < released - within:
                 time.sleep(0.25)
@@ -309,7 +310,7 @@ def test_while_another_process_holds_the_write_lock_requests_get_503_within_6_s_
                 asked.append(pool.submit(_timed, victim, "POST", f"/queues/{queue}/messages", {"text": "refused"}))
             time.sleep(max(0.0, released - time.monotonic()))
         answers = [answer.result() for answer in asked]
-        kept = [(reply, took) for reply, took in answers if reply.status]  # 0: its worker was killed
+        kept = [(reply, took) for reply, took in answers if reply.status]  # 0: the worker was killed
         assert {(reply.status, reply.headers.get("Retry-After")) for reply, _ in kept} == {(503, "1")}
         assert max(took for _, took in kept) < within
         assert len(kept) > len(answers) / 2
@@ -317,15 +318,15 @@ def test_while_another_process_holds_the_write_lock_requests_get_503_within_6_s_
         assert _ask(victim, "GET", f"/queues/{queue}/messages").document == {"text": "first"}
         assert _ask(victim, "GET", f"/queues/{queue}/messages").status == 204
         verdict = load.finish()
-    tell(fault="write lock held", times=1, **verdict.figures)
+    add_row(fault="write lock held", times=1, **verdict.figures)
     assert verdict.faultless, verdict
 
 
-# Row 27: two first starts.
+# Row 27: two services start at the same time.
 
 
 @pytest.mark.parametrize("starts", [1, pytest.param(25, marks=LONG)])
-def test_two_services_started_at_once_on_a_fresh_file_share_it__row_27(starts: int, tmp_path: Path) -> None:
+def test_two_services_started_at_the_same_time_on_a_new_file_share_it__row_27(starts: int, tmp_path: Path) -> None:
     for start in range(starts):
         database = tmp_path / f"{start}.db"
         servers = [LiveServer({"QUEUE_DATABASE_URL": f"sqlite:///{database}"}) for _ in range(2)]
@@ -344,7 +345,7 @@ def test_two_services_started_at_once_on_a_fresh_file_share_it__row_27(starts: i
         _assert_sound(database)
 
 
-# What the stories are told with.
+# Helpers.
 
 
 def _ask(server: LiveServer, method: str, path: str, body: object = None) -> Reply:
@@ -375,13 +376,13 @@ def _fill(server: LiveServer, queue: str, messages: int) -> list[Operation]:
 
 
 def _send_only(server: LiveServer, request: str) -> socket.socket:
-    """The connection on which a request has been sent and no answer read."""
+    """Send a request; return its connection without reading the reply."""
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(f"{request} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
     return connection
 
 
-def _hang_up(connection: socket.socket, reset: bool) -> None:
+def _disconnect(connection: socket.socket, reset: bool) -> None:
     if reset:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
@@ -389,7 +390,7 @@ def _hang_up(connection: socket.socket, reset: bool) -> None:
 
 @contextmanager
 def _write_lock(database: Path) -> Iterator[None]:
-    """This process, another than the service's, holds SQLite's write lock."""
+    """Hold SQLite's write lock in this process, which is not one of the service."""
     holder = apsw.Connection(str(database))
     holder.set_busy_timeout(5_000)
     holder.execute("BEGIN IMMEDIATE")
@@ -401,7 +402,7 @@ def _write_lock(database: Path) -> Iterator[None]:
 
 
 def _assert_sound(database: Path) -> None:
-    """A copy of the file and its log, as a crash has left them, opens, is whole, and has counted right."""
+    """Assert that a copy of the file and its log opens, is intact, and has correct counts."""
     copy = database.parent / "copy.db"
     for suffix in ("", "-wal"):
         if (part := Path(f"{database}{suffix}")).exists():

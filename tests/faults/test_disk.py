@@ -1,4 +1,4 @@
-"""Row 10 of what must survive, a full disk; and a disk that fails: what could not be committed is not acknowledged."""
+"""A full disk (row 10 of docs/reliability.md) or a failing one: uncommitted writes are not acknowledged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from storage.__main__ import main as storage_tool
 from tests.support.checker import Outcome
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.load import Connection, Load, Reply
 from tests.support.programs import program
@@ -29,7 +29,7 @@ MB = 1024 * 1024
 
 
 class SmallDisk:
-    """A tmpfs of some MB."""
+    """Mount a tmpfs of `size` bytes."""
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
@@ -38,11 +38,11 @@ class SmallDisk:
         path.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True, capture_output=True)
 
-    def fill(self, but: int = 0) -> None:
-        """Another program takes all that is free, `but` some bytes."""
-        room = os.statvfs(self.path)
-        left = room.f_bavail * room.f_frsize - but
-        with self._filler.open("wb", buffering=0) as filler, suppress(OSError):  # a part of it may be gone by now
+    def fill(self, leave_free: int = 0) -> None:
+        """Use all free space except `leave_free` bytes, as another program would."""
+        usage = os.statvfs(self.path)
+        left = usage.f_bavail * usage.f_frsize - leave_free
+        with self._filler.open("wb", buffering=0) as filler, suppress(OSError):  # the service may have used some of it
             while left > 0:
                 left -= filler.write(bytes(min(left, MB)))
 
@@ -71,7 +71,7 @@ def service(small_disk: SmallDisk) -> Iterator[LiveServer]:
         yield server
 
 
-def test_a_queue_that_fills_its_disk_refuses_sends_and_goes_on_with_all_else__row_10(
+def test_a_queue_that_fills_its_disk_refuses_sends_and_serves_all_other_requests__row_10(
     service: LiveServer, small_disk: SmallDisk
 ) -> None:
     connection = Connection(service.port)
@@ -82,7 +82,7 @@ def test_a_queue_that_fills_its_disk_refuses_sends_and_goes_on_with_all_else__ro
     assert sent > 100
     _assert_full(reply)
     _assert_full(connection.ask("POST", "/messages", [{"text": "small"}]))
-    assert connection.ask("GET", "/ready").status == 200  # it can still commit: readers are served
+    assert connection.ask("GET", "/ready").status == 200  # the service can still commit, so it serves readers
     leased = connection.ask("GET", "/messages?lease=60&limit=3").document
     assert connection.ask("DELETE", f"/messages/{leased[0]['receipt']}").status == 204
     assert connection.ask("PATCH", f"/messages/{leased[1]['receipt']}", {"lease": 0}).status == 204
@@ -91,13 +91,13 @@ def test_a_queue_that_fills_its_disk_refuses_sends_and_goes_on_with_all_else__ro
     taken = [connection.ask("GET", "/messages").document["text"] for _ in expected]
     assert [int(text.split()[0]) for text in taken] == expected
     assert connection.ask("GET", "/messages").status == 204
-    assert connection.ask("POST", "/messages", {"text": "again"}).status == 200  # there is room in the file
+    assert connection.ask("POST", "/messages", {"text": "again"}).status == 200  # the file has free pages
     connection.close()
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=LONG)])
-def test_nothing_is_lost_when_another_program_fills_the_disk_to_the_last_byte_under_load__row_10(
-    times: int, service: LiveServer, small_disk: SmallDisk, tmp_path: Path, tell: Tell
+def test_no_message_is_lost_when_another_program_fills_the_disk_to_the_last_byte_under_load__row_10(
+    times: int, service: LiveServer, small_disk: SmallDisk, tmp_path: Path, add_row: AddRow
 ) -> None:
     connection = Connection(service.port)
     assert connection.open()
@@ -113,13 +113,13 @@ def test_nothing_is_lost_when_another_program_fills_the_disk_to_the_last_byte_un
             await_true(lambda: connection.ask("POST", "/messages", {"text": "x"}).status == 200)
         verdict = load.finish()
     connection.close()
-    tell(fault="disk full to the last byte", times=times, **verdict.figures)
+    add_row(fault="disk full to the last byte", times=times, **verdict.figures)
     assert verdict.faultless, verdict
     assert "storage has failed" not in service.log()
     _assert_sound(small_disk.database)
 
 
-def test_messages_are_read_and_acknowledged_while_another_program_leaves_a_megabyte__row_10(
+def test_messages_are_read_and_acknowledged_while_one_megabyte_is_free__row_10(
     service: LiveServer, small_disk: SmallDisk
 ) -> None:
     connection = Connection(service.port)
@@ -127,13 +127,13 @@ def test_messages_are_read_and_acknowledged_while_another_program_leaves_a_megab
     for first in range(0, 3_000, 500):
         batch = [{"text": str(number).ljust(100, ".")} for number in range(first, first + 500)]
         assert connection.ask("POST", "/messages", batch).status == 200
-    small_disk.fill(but=MB)  # less than the log takes before SQLite would fold it in by itself
+    small_disk.fill(leave_free=MB)  # less than the log needs before SQLite checkpoints by itself
     _assert_full(connection.ask("POST", "/messages", {"text": "x"}))
     texts = []
     for _ in range(300):
-        leased = _until_done(lambda: connection.ask("GET", "/messages?lease=60&limit=10")).document
+        leased = _request_with_retry(lambda: connection.ask("GET", "/messages?lease=60&limit=10")).document
         receipts = [message["receipt"] for message in leased]
-        done = _until_done(lambda r=receipts: connection.ask("POST", "/messages/ack", {"receipts": r}))  # type: ignore[misc]
+        done = _request_with_retry(lambda r=receipts: connection.ask("POST", "/messages/ack", {"receipts": r}))  # type: ignore[misc]
         assert done.document["acked"] == 10
         texts += [message["text"] for message in leased]
     assert [int(text.rstrip(".")) for text in texts] == list(range(3_000))
@@ -142,8 +142,8 @@ def test_messages_are_read_and_acknowledged_while_another_program_leaves_a_megab
     connection.close()
 
 
-def _until_done(ask: Callable[[], Reply]) -> Reply:
-    """Once more when it was refused for want of room: the log is folded into the file then, and has room again."""
+def _request_with_retry(ask: Callable[[], Reply]) -> Reply:
+    """Send a request, and once more if the disk was full: the refusal checkpoints the log, which frees space."""
     reply = ask()
     if reply.status == 503:
         _assert_full(reply)
@@ -160,7 +160,7 @@ def _assert_full(reply: Reply) -> None:
 
 
 class Injection(NamedTuple):
-    """What strace makes the system calls of a worker return."""
+    """Name a system call of a worker and the error that strace makes it return."""
 
     call: str
     error: str
@@ -171,7 +171,7 @@ class Injection(NamedTuple):
 
     @property
     def rare(self) -> bool:
-        """Whether only a checkpoint does it."""
+        """Return whether only a checkpoint makes this call."""
         return self.file == ""
 
 
@@ -183,7 +183,7 @@ OTHERS = [Injection("pwrite64", "EIO", "-wal"), Injection("pwrite64", "EIO", "")
 
 @pytest.fixture
 def worker() -> Iterator[LiveServer]:
-    """A service with one worker, so that it is known which one fails."""
+    """Run a service with one worker, so that the test knows which worker fails."""
     program("strace")
     if os.geteuid() != 0:
         pytest.skip("takes root to attach strace")
@@ -200,21 +200,21 @@ def worker() -> Iterator[LiveServer]:
     ],
     ids=str,
 )
-def test_what_could_not_be_committed_is_not_acknowledged__row_10(
-    injection: Injection, times: int, worker: LiveServer, tmp_path: Path, tell: Tell
+def test_a_write_that_could_not_be_committed_is_not_acknowledged__row_10(
+    injection: Injection, times: int, worker: LiveServer, tmp_path: Path, add_row: AddRow
 ) -> None:
     with Load(worker.port, tmp_path / "histories") as load:
         load.write().write(batch=200, keyed=True).read().read(lease=2.0, batch=200)
         for _ in range(times):
             time.sleep(random.uniform(0.1, 0.4))
             pid = _worker_of(worker)
-            with _injected(worker, pid, injection, first=random.randint(1, 2 if injection.rare else 30)) as happened:
-                await_true(happened)
+            with _injected(worker, pid, injection, first=random.randint(1, 2 if injection.rare else 30)) as is_injected:
+                await_true(is_injected)
                 if injection.error == "EIO":
                     await_true(lambda: _worker_of(worker) not in (0, pid))  # noqa: B023
             await_true(lambda: _ask(worker, "GET", "/ready").status == 200)
         verdict = load.finish()
-    tell(fault=str(injection), times=times, **verdict.figures)
+    add_row(fault=str(injection), times=times, **verdict.figures)
     assert verdict.faultless, verdict
     failures = [line for line in worker.log().splitlines() if "the storage has failed" in line]
     assert len(failures) <= times, failures
@@ -225,7 +225,7 @@ def test_what_could_not_be_committed_is_not_acknowledged__row_10(
 
 @contextmanager
 def _injected(server: LiveServer, pid: int, injection: Injection, first: int) -> Iterator[Callable[[], bool]]:
-    """From its `first` such call on, each thread of the process is told this error; yields whether one has been."""
+    """Make each thread's calls fail from its `first` on; yield a function that returns whether one has failed."""
     log = server.directory / "strace"
     log.unlink(missing_ok=True)
     log.touch()
@@ -249,14 +249,14 @@ def _injected(server: LiveServer, pid: int, injection: Injection, first: int) ->
 
 
 def _stop(pid: int, log: Path) -> None:
-    """Stop all threads between two calls: one from which strace detaches in an injected call is returned ENOSYS."""
+    """Stop all threads between two calls. If strace detached during an injected call, the call would return ENOSYS."""
     os.kill(pid, signal.SIGSTOP)
     threads = len(os.listdir(f"/proc/{pid}/task"))
     await_true(lambda: log.read_text().count("--- stopped by SIGSTOP ---") >= threads)
 
 
 def _worker_of(server: LiveServer) -> int:
-    """Its pid; 0 while there is none, or two."""
+    """Return the pid of the worker, or 0 while there is none or more than one."""
     pids = server.workers
     return pids[0] if len(pids) == 1 else 0
 

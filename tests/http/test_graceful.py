@@ -1,6 +1,6 @@
-"""A service that is reloaded, or replaces its workers, under load: all is answered, and nothing is lost.
+"""A service that reloads or replaces its workers under load answers every request and loses no message.
 
-Its stop is row 11 and the death of its workers row 1 of what must survive, both in tests/faults/test_crash.py.
+tests/faults/test_crash.py tests its stop (row 11 of docs/reliability.md) and the death of its workers (row 1).
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from pathlib import Path
 import pytest
 
 from settings import Settings
-from tests.support.figures import Tell
+from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.load import Connection, Load
 
-GONE_WITHIN = 15.0  # seconds: well before a poll of 20 s or an idle connection would end by itself
+ENDS_WITHIN = 15.0  # seconds: well before a poll of 20 s or an idle connection times out
 SECRET = "reader-secret-0123456789"
 LONG = [pytest.mark.slow, pytest.mark.torture]
 
 
 @pytest.mark.parametrize("reloads", [2, pytest.param(30, marks=LONG)])
-def test_a_reload_under_load_refuses_nothing_and_loses_nothing(reloads: int, tmp_path: Path, tell: Tell) -> None:
+def test_a_reload_under_load_refuses_no_request_and_loses_no_message(
+    reloads: int, tmp_path: Path, add_row: AddRow
+) -> None:
     with LiveServer() as server, Load(server.port, tmp_path) as load, ThreadPoolExecutor(1) as pool:
         load.write(2).write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
         for _ in range(reloads):
@@ -36,75 +38,75 @@ def test_a_reload_under_load_refuses_nothing_and_loses_nothing(reloads: int, tmp
             poll = pool.submit(_poll, server)
             os.kill(server.pid, signal.SIGHUP)
             await_true(lambda: _all_workers(server).isdisjoint(before))  # noqa: B023
-            assert poll.result() == 204  # sent home, or answered by a worker that came after
+            assert poll.result() == 204  # ended by the old worker, or answered by a new one
         _await_progress(tmp_path)
         verdict = load.finish()
-    tell(fault="SIGHUP (reload)", times=reloads, **verdict.figures)
+    add_row(fault="SIGHUP (reload)", times=reloads, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.refused == verdict.unknown == 0
 
 
 @pytest.mark.parametrize("replacements", [4, pytest.param(100, marks=LONG)])
-def test_workers_replaced_after_so_many_requests_refuse_nothing_and_lose_nothing(
-    replacements: int, tmp_path: Path, tell: Tell
+def test_replacing_workers_by_max_requests_refuses_no_request_and_loses_no_message(
+    replacements: int, tmp_path: Path, add_row: AddRow
 ) -> None:
     settings = {"GUNICORN_CMD_ARGS": "--max-requests 150 --max-requests-jitter 100"}
     with LiveServer(settings) as server, Load(server.port, tmp_path) as load:
         load.write(2).write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
         seen = _all_workers(server)
 
-        def has_come(count: int) -> bool:
+        def were_replaced(count: int) -> bool:
             seen.update(server.workers)
             return len(seen) >= Settings().workers + count
 
         for count in range(1, replacements + 1):
-            await_true(partial(has_come, count))
+            await_true(partial(were_replaced, count))
         verdict = load.finish()
         server.stop()
         assert "Error" not in server.log()
-    tell(fault="workers replaced by max_requests", times=replacements, **verdict.figures)
+    add_row(fault="workers replaced by max_requests", times=replacements, **verdict.figures)
     assert verdict.faultless, verdict
     assert verdict.refused == verdict.unknown == 0
 
 
 @pytest.mark.parametrize("access", [{}, {"QUEUE_TOKENS": f"reader:{SECRET}:receive:*"}], ids=["anonymous", "tokens"])
-def test_a_worker_that_has_had_its_requests_sends_waiting_readers_home(access: dict[str, str]) -> None:
+def test_a_worker_that_reached_max_requests_ends_its_waiting_reads(access: dict[str, str]) -> None:
     settings = {"WEB_CONCURRENCY": "1", "QUEUE_THREADS": "8", "GUNICORN_CMD_ARGS": "--max-requests 300"}
     with LiveServer(settings | access) as server:
         (first,) = server.workers
         connection = Connection(server.port)
         with ThreadPoolExecutor(8) as pool:
             polls = [pool.submit(_poll, server, 20) for _ in range(8)]
-            await_true(lambda: sum(poll.done() for poll in polls) == 4)  # were refused, since the others wait
+            await_true(lambda: sum(poll.done() for poll in polls) == 4)  # refused, because the other four wait
             began = time.monotonic()
             while server.workers == [first]:
                 if connection.open():
                     connection.ask("POST", "/messages", {"text": "x"})
             assert [poll.result() for poll in polls] == [204] * 8
-        assert time.monotonic() - began < GONE_WITHIN
+        assert time.monotonic() - began < ENDS_WITHIN
         connection.close()
 
 
-def test_a_stop_does_not_wait_for_clients_that_say_nothing() -> None:
+def test_a_stop_does_not_wait_for_silent_clients() -> None:
     with LiveServer() as server, ExitStack() as clients:
         for _ in range(5):
             clients.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        assert _poll(server, 0.5) == 204  # by now they wait in the service
+        assert _poll(server, 0.5) == 204  # by now the service has accepted them
         began = time.monotonic()
         server.stop()
-        assert time.monotonic() - began < GONE_WITHIN
+        assert time.monotonic() - began < ENDS_WITHIN
 
 
 def _all_workers(server: LiveServer) -> set[int]:
-    """Once those that leave have gone and those that come are there."""
-    now: list[int] = []
+    """Wait until the old workers have ended and the new ones run; return the pids."""
+    running: list[int] = []
 
-    def are_there() -> bool:
-        now[:] = server.workers
-        return len(now) == Settings().workers
+    def are_running() -> bool:
+        running[:] = server.workers
+        return len(running) == Settings().workers
 
-    await_true(are_there)
-    return set(now)
+    await_true(are_running)
+    return set(running)
 
 
 def _poll(server: LiveServer, seconds: float = 3.0) -> int:

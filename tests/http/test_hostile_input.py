@@ -285,7 +285,7 @@ def test_row_16_chunks_without_end_are_cut_off_and_take_no_memory(service: LiveS
                 while sent < most:
                     connection.sendall(chunk)
                     sent += len(chunk)
-            assert sent < most, "nobody has stopped it"
+            assert sent < most, "the service has not stopped it"
     assert peak_memory(worker) - before < 16 * MAX_BODY
 
 

@@ -1,7 +1,7 @@
-"""Row 26 and its kin: clients that are slow, silent or stopped do not keep others from being served.
+"""Row 26 and similar cases: clients that are slow, silent or stopped do not block others.
 
-The service under test has few threads, and there are more slow clients than these. The quick tests run one with less
-patience, which is the same code with smaller numbers.
+The service under test has few threads, and there are more slow clients than threads. The quick tests run the same code
+with shorter timeouts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tests.support.live import LiveServer
 
 THREADS = 4
 SLOW = THREADS + 2
-ANSWERED_WITHIN = 10.0  # seconds, by row 26
+ANSWERED_WITHIN = 10.0  # seconds (row 26)
 
-IMPATIENT = """
+SHORT_TIMEOUTS = """
 from pathlib import Path
 from web.server import worker
 assert 0.4 < worker.READ_TIMEOUT and 0.2 < worker.LEAST_READ_TIMEOUT
@@ -32,7 +32,7 @@ assert 1 < _CLIENT_TIMEOUT
 _CLIENT_TIMEOUT = 1
 """
 
-HURRIED = """
+HIGH_RATE = """
 from web.server import worker
 assert worker.LEAST_RATE < 100_000 < worker.HURRIED_RATE
 worker.READ_TIMEOUT, worker.HURRIED_RATE = 0.4, 10_000_000
@@ -51,18 +51,18 @@ def server() -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with configured(tmp_path_factory, IMPATIENT) as running:
+def short_timeouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with server_with_config(tmp_path_factory, SHORT_TIMEOUTS) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with configured(tmp_path_factory, HURRIED) as running:
+def high_rate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with server_with_config(tmp_path_factory, HIGH_RATE) as running:
         yield running
 
 
-def configured(places: pytest.TempPathFactory, text: str) -> LiveServer:
+def server_with_config(places: pytest.TempPathFactory, text: str) -> LiveServer:
     config = places.mktemp("configured") / "conf.py"
     config.write_text(text)
     more = {"WEB_CONCURRENCY": "1", "QUEUE_THREADS": str(THREADS), "GUNICORN_CMD_ARGS": f"--config {config}"}
@@ -71,7 +71,7 @@ def configured(places: pytest.TempPathFactory, text: str) -> LiveServer:
 
 @pytest.fixture
 def clients() -> Iterator[ExitStack]:
-    """Closes its connections at the end."""
+    """Return a stack that closes its connections at the end of the test."""
     with ExitStack() as stack:
         yield stack
 
@@ -83,8 +83,8 @@ def connected(server: LiveServer, clients: ExitStack, *sent: bytes) -> socket.so
     return connection
 
 
-def ask(server: LiveServer, request: bytes, timeout: float = 30.0) -> bytes:
-    """The head of the reply to a request on a connection of its own."""
+def send_request(server: LiveServer, request: bytes, timeout: float = 30.0) -> bytes:
+    """Send a request on a new connection and return the beginning of the reply."""
     with socket.create_connection(("127.0.0.1", server.port), timeout) as connection:
         connection.sendall(request)
         return connection.recv(65_536)
@@ -92,7 +92,9 @@ def ask(server: LiveServer, request: bytes, timeout: float = 30.0) -> bytes:
 
 def seconds_until_answered(server: LiveServer) -> float:
     start = time.monotonic()
-    assert ask(server, b"GET /health HTTP/1.1\r\nHost: q\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    assert send_request(server, b"GET /health HTTP/1.1\r\nHost: q\r\nConnection: close\r\n\r\n").startswith(
+        b"HTTP/1.1 200 "
+    )
     return time.monotonic() - start
 
 
@@ -107,8 +109,8 @@ def half_a_body(server: LiveServer, clients: ExitStack) -> socket.socket:
     return connected(server, clients, HEAD + b'Content-Length: 100\r\n\r\n{"text": ')
 
 
-def dripping(start: bytes, drop: bytes) -> Begin:
-    """A client that sends something all the time, so that no pause is long."""
+def sending_in_drops(start: bytes, drop: bytes) -> Begin:
+    """Return a function that connects a client which keeps sending, with short pauses only."""
 
     def begin(server: LiveServer, clients: ExitStack) -> socket.socket:
         connection = connected(server, clients, start)
@@ -130,30 +132,31 @@ slow_senders = pytest.mark.parametrize(
     [
         pytest.param(half_a_head, id="half a head"),
         pytest.param(half_a_body, id="half a body"),
-        pytest.param(dripping(HEAD, b"X-Drop: 1\r\n"), id="a head in drops"),
-        pytest.param(dripping(HEAD + b'Content-Length: 100000\r\n\r\n{"text": "', b"x"), id="a body in drops"),
+        pytest.param(sending_in_drops(HEAD, b"X-Drop: 1\r\n"), id="a head in drops"),
+        pytest.param(sending_in_drops(HEAD + b'Content-Length: 100000\r\n\r\n{"text": "', b"x"), id="a body in drops"),
     ],
 )
 
 
 @slow_senders
-def test_a_client_that_sends_too_slowly_is_cut_off(impatient: LiveServer, clients: ExitStack, begin: Begin) -> None:
-    """Alone, and with threads to spare: its request has an end whether others wait or not."""
-    connection = begin(impatient, clients)
+def test_a_client_that_sends_too_slowly_is_disconnected(
+    short_timeouts: LiveServer, clients: ExitStack, begin: Begin
+) -> None:
+    """This holds although threads are free and no other client waits."""
+    connection = begin(short_timeouts, clients)
     connection.settimeout(ANSWERED_WITHIN)
     with suppress(ConnectionResetError):
         assert connection.recv(100) == b""
-    assert ask(impatient, b"GET /queues/slow HTTP/1.1\r\nHost: q\r\n\r\n").startswith(
-        b"HTTP/1.1 404 "
-    )  # stored nothing
+    # No message was stored.
+    assert send_request(short_timeouts, b"GET /queues/slow HTTP/1.1\r\nHost: q\r\n\r\n").startswith(b"HTTP/1.1 404 ")
 
 
 def reading_nothing(connection: socket.socket) -> None:
-    connection.recv(1)  # the reply is on its way
+    connection.recv(1)  # the server has begun to reply
 
 
 def reading_in_drops(connection: socket.socket, drop: int = 50_000) -> None:
-    """By default enough to let the server send on, again and again."""
+    """Read slowly in a thread. The default `drop` is large enough for the server to keep sending."""
     connection.recv(1)
 
     def drip() -> None:
@@ -165,64 +168,65 @@ def reading_in_drops(connection: socket.socket, drop: int = 50_000) -> None:
 
 
 @pytest.mark.parametrize("read", [reading_nothing, reading_in_drops])
-def test_clients_that_take_their_replies_too_slowly_are_cut_off(
-    impatient: LiveServer, clients: ExitStack, read: Callable[[socket.socket], None]
+def test_clients_that_read_their_replies_too_slowly_are_disconnected(
+    short_timeouts: LiveServer, clients: ExitStack, read: Callable[[socket.socket], None]
 ) -> None:
     text = b"x" * (MAX_READ_BYTES // 4)
     head = b"POST /queues/%s/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
     name = read.__name__.encode()
     for _ in range(4):
-        assert ask(impatient, head % (name, len(text)) + text).startswith(b"HTTP/1.1 200 ")
+        assert send_request(short_timeouts, head % (name, len(text)) + text).startswith(b"HTTP/1.1 200 ")
     for _ in range(THREADS):
-        read(connected(impatient, clients, b"GET /queues/%s/peek HTTP/1.1\r\nHost: q\r\n\r\n" % name))
-    assert seconds_until_answered(impatient) < ANSWERED_WITHIN
+        read(connected(short_timeouts, clients, b"GET /queues/%s/peek HTTP/1.1\r\nHost: q\r\n\r\n" % name))
+    assert seconds_until_answered(short_timeouts) < ANSWERED_WITHIN
 
 
-def test_clients_that_take_their_replies_steadily_go_faster_or_go_while_others_wait_for_their_threads(
-    hurried: LiveServer, clients: ExitStack
+def test_clients_that_read_slowly_but_steadily_are_disconnected_while_others_wait_for_a_thread(
+    high_rate: LiveServer, clients: ExitStack
 ) -> None:
-    """100 kB/s is enough for one that nobody waits for, and would hold its thread for minutes."""
+    """Without waiting clients 100 kB/s is fast enough, and such a reply holds its thread for minutes."""
     text = b"x" * (MAX_READ_BYTES // 4)
     head = b"POST /queues/large/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
     for _ in range(4):
-        assert ask(hurried, head % len(text) + text).startswith(b"HTTP/1.1 200 ")
+        assert send_request(high_rate, head % len(text) + text).startswith(b"HTTP/1.1 200 ")
     for _ in range(THREADS):
-        reading_in_drops(connected(hurried, clients, b"GET /queues/large/peek HTTP/1.1\r\nHost: q\r\n\r\n"), 10_000)
-    time.sleep(0.3)  # they have the threads
-    assert seconds_until_answered(hurried) < ANSWERED_WITHIN
+        reading_in_drops(connected(high_rate, clients, b"GET /queues/large/peek HTTP/1.1\r\nHost: q\r\n\r\n"), 10_000)
+    time.sleep(0.3)  # they occupy all threads
+    assert seconds_until_answered(high_rate) < ANSWERED_WITHIN
 
 
 @pytest.mark.slow
 @slow_senders
-def test_row_26_clients_that_send_slowly_on_every_thread_let_others_through_in_time(
+def test_row_26_slow_senders_on_every_thread_do_not_delay_others_beyond_the_limit(
     server: LiveServer, clients: ExitStack, begin: Begin
 ) -> None:
     for _ in range(THREADS):
         begin(server, clients)
-    time.sleep(0.3)  # they have the threads
+    time.sleep(0.3)  # they occupy all threads
     assert seconds_until_answered(server) < ANSWERED_WITHIN
-    assert ask(server, b"GET /queues/slow HTTP/1.1\r\nHost: q\r\n\r\n").startswith(b"HTTP/1.1 404 ")  # stored nothing
+    # No message was stored.
+    assert send_request(server, b"GET /queues/slow HTTP/1.1\r\nHost: q\r\n\r\n").startswith(b"HTTP/1.1 404 ")
 
 
-def test_clients_that_say_nothing_hold_no_thread(server: LiveServer, clients: ExitStack) -> None:
+def test_silent_clients_hold_no_thread(server: LiveServer, clients: ExitStack) -> None:
     for _ in range(10 * THREADS):
         connected(server, clients)
-    assert seconds_until_answered(server) < ANSWERED_WITHIN / 2  # 40 of 0.1 s by 4 threads are one second
+    assert seconds_until_answered(server) < ANSWERED_WITHIN / 2  # 40 connections of 0.1 s on 4 threads take one second
 
 
 @pytest.mark.slow
-def test_clients_that_do_not_read_their_replies_give_the_threads_back(server: LiveServer, clients: ExitStack) -> None:
+def test_clients_that_do_not_read_their_replies_lose_their_threads(server: LiveServer, clients: ExitStack) -> None:
     text = b"x" * (MAX_READ_BYTES // 4)
     head = b"POST /queues/large/messages HTTP/1.1\r\nHost: q\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
     for _ in range(4):
-        assert ask(server, head % len(text) + text).startswith(b"HTTP/1.1 200 ")
+        assert send_request(server, head % len(text) + text).startswith(b"HTTP/1.1 200 ")
     for _ in range(SLOW):
         connected(server, clients, b"GET /queues/large/peek HTTP/1.1\r\nHost: q\r\n\r\n")
     time.sleep(0.3)
-    assert seconds_until_answered(server) < 2 * ANSWERED_WITHIN  # two rounds: there are more of them than threads
+    assert seconds_until_answered(server) < 2 * ANSWERED_WITHIN  # two rounds: there are more clients than threads
 
 
-def test_a_body_that_comes_slowly_but_steadily_is_taken(server: LiveServer, clients: ExitStack) -> None:
+def test_a_body_that_arrives_slowly_but_steadily_is_accepted(server: LiveServer, clients: ExitStack) -> None:
     text = b'{"text": "' + b"x" * 40_000 + b'"}'
     connection = connected(server, clients, HEAD + b"Content-Length: %d\r\n\r\n" % len(text))
     for start in range(0, len(text), 10_000):
@@ -231,10 +235,8 @@ def test_a_body_that_comes_slowly_but_steadily_is_taken(server: LiveServer, clie
     assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
-def test_requests_one_after_the_other_on_one_connection_let_others_through(
-    server: LiveServer, clients: ExitStack
-) -> None:
-    """As many busy clients as threads keep a thread each, and one more is served all the same."""
+def test_busy_keep_alive_connections_do_not_block_others(server: LiveServer, clients: ExitStack) -> None:
+    """With as many busy clients as threads, the service still serves one more client."""
     stop = threading.Event()
     served = [0] * THREADS
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, and tell what they found. In a tiny form: what they measure here means nothing."""
+"""The benchmarks run and report figures. They run in a tiny form, so the figures mean nothing here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from storage.model import NewMessage
 
 SVG = "{http://www.w3.org/2000/svg}"
 
-# What makes each of them tiny, by the name of its module.
+# Constants that make each benchmark tiny, by the name of its module.
 TINY: dict[str, dict[str, Any]] = {
     "limits": {"ROUNDS": 1, "SECONDS": 0.01, "CONNECTIONS": (1, 2)},
     "single_requests": {"ROUNDS": 1, "SECONDS": 0.05, "CONNECTIONS": (1, 4), "READY": 2_000},
@@ -52,29 +52,29 @@ def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_every_benchmark_is_tried_here() -> None:
+def test_every_benchmark_has_a_tiny_form() -> None:
     assert set(TINY) == set(command.NAMES)
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name != "peers"])
-def test_a_benchmark_finds_figures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Result] = getattr(shrink(name, monkeypatch), name)()
-    assert found
-    for one in found:
-        assert one.figures
-        assert all(figure.ratio >= 0 for figure in one.figures)
-        assert one.figures[0].what in report.table(one)
+def test_a_benchmark_returns_figures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[Result] = getattr(shrink(name, monkeypatch), name)()
+    assert results
+    for result in results:
+        assert result.figures
+        assert all(figure.ratio >= 0 for figure in result.figures)
+        assert result.figures[0].what in report.table(result)
 
 
-def test_a_benchmark_whose_requests_do_not_do_their_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one did that found no receipt in a reply, and leased where it should ack."""
+def test_a_benchmark_whose_requests_have_no_effect_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier benchmark found no receipt in the replies, so it leased instead of acking."""
     module = shrink("single_requests", monkeypatch)
     monkeypatch.setitem(module.KINDS, "lease, ack", module.LEASE)
     with pytest.raises(RuntimeError, match=r"requests of 'lease, ack' did \{'received': [0-9]+, 'acked': 0\}"):
         module.single_requests()
 
 
-def test_this_tree_is_measured_against_another_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_tree_is_compared_with_another_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("single_requests", "batches", "file_copy"):
         shrink(name, monkeypatch)
     monkeypatch.setattr(against, "CONNECTIONS", (1,))
@@ -85,8 +85,8 @@ def test_this_tree_is_measured_against_another_revision(monkeypatch: pytest.Monk
     assert one.other == "HEAD"
 
 
-def test_the_contest_runs_and_tells_why_a_peer_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "amqp", None)  # as Python has it for a module that is not there
+def test_the_comparison_runs_and_reports_why_it_left_out_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "amqp", None)  # makes the import fail, as if it were not installed
     monkeypatch.delitem(sys.modules, "benchmarks.queues.rabbitmq", raising=False)
     shrink("peers", monkeypatch)
     *_, last = peers.peers(["rabbitmq"])
@@ -96,27 +96,27 @@ def test_the_contest_runs_and_tells_why_a_peer_is_not_in_it(monkeypatch: pytest.
     assert last.faults == []
 
 
-def test_the_plain_design_is_what_requests_meet(tmp_path: Path) -> None:
+def test_the_plain_application_uses_the_plain_store(tmp_path: Path) -> None:
     app = PlainApplication(Settings(database_url=f"sqlite:///{tmp_path}/queue.db"))
     with closing(app):
         assert isinstance(app.store, PlainStore)
         assert app.store.send("q", [NewMessage("a")]).ids == [1]
 
 
-def test_a_server_that_is_not_installed_is_told_with_the_package_that_has_it() -> None:
+def test_the_error_for_a_missing_server_names_its_package() -> None:
     with pytest.raises(NotInstalled, match=r"no-such-server is not installed .* such-servers"):
         program("no-such-server", "such-servers", "/usr/sbin")
 
 
-def test_processes_start_together_and_what_one_of_them_raises_comes_back() -> None:
-    first, second = run_jobs([(meet, (1,)), (meet, (2,))])
+def test_processes_start_together_and_an_error_in_one_is_raised_here() -> None:
+    first, second = run_jobs([(wait_for_start, (1,)), (wait_for_start, (2,))])
     assert min(first.began, second.began) >= max(first.result, second.result)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        run_jobs([(meet, (1,)), (meet, (0,))])
+        run_jobs([(wait_for_start, (1,)), (wait_for_start, (0,))])
 
 
-def meet(start: Start, number: int) -> float:
-    """When it was ready to start."""
+def wait_for_start(start: Start, number: int) -> float:
+    """Wait for the common start; return the time at which this process was ready."""
     assert 1 / number
     ready = time.monotonic()
     start()
@@ -136,11 +136,11 @@ BOTH = Result(
 )
 
 
-def test_the_plot_has_a_bar_for_each_ratio_that_grows_with_it_and_shows_what_was_missed() -> None:
+def test_the_plot_has_a_proportional_bar_for_each_ratio_and_marks_missed_targets() -> None:
     picture = ElementTree.fromstring(plot.svg([BOTH, Result("a", "b", [Figure("none", "1", "1", 1.0)])]))
     bars = {bar[0].text: bar for bar in picture.iter(f"{SVG}rect")}
     good, slow = bars["good & <fast>: 9/s to 3/s"], bars["slow: 1/s to 2/s"]
-    assert len(bars) == 2  # one has another unit, one is of no plot
+    assert len(bars) == 2  # one figure has another unit, and one result has no plot
     assert (good.get("class"), slow.get("class")) == ("bar", "missed")
     even = float(next(line for line in picture.iter(f"{SVG}line") if line.get("class") == "even").get("x1", ""))
     assert float(good.get("x", "")) == even
@@ -149,11 +149,11 @@ def test_the_plot_has_a_bar_for_each_ratio_that_grows_with_it_and_shows_what_was
     assert longer == pytest.approx(math.log(3, 2), abs=0.01)
 
 
-def test_the_plot_is_for_light_pages_and_dark_ones() -> None:
+def test_the_plot_supports_light_and_dark_pages() -> None:
     assert "@media (prefers-color-scheme: dark)" in plot.svg([BOTH])
 
 
-def test_the_command_names_what_was_missed_and_draws_the_plot(
+def test_the_command_lists_missed_targets_and_draws_the_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shrink("batches", monkeypatch), "batches", lambda: [BOTH])

@@ -1,7 +1,7 @@
-"""No wake-up is lost: a reader that waits gets what is there for it, although no second look comes by chance.
+"""No wake-up is lost: a waiting reader gets its message, although no chance check of the queues helps.
 
-The readers wait for messages in memory, of which the looking thread sees no change by itself: it looks when it is rung
-and when something falls due, and one ring that is left out leaves a reader waiting to its end.
+The readers wait for messages in memory, whose changes the checking thread cannot see by itself. It checks the queues
+only when its pipe wakes it or a deadline passes. So one missing wake-up leaves a reader waiting until its time is over.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from storage.errors import TooManyPollers
 from storage.waiting import Availability, Subscription, Waiting
 from storage.wakeup_pipes import WakeupPipe, WakeupPipes
 
-LONG = 5.0  # seconds, far less than the looking thread sleeps when nothing rings
+LONG = 5.0  # seconds, far less than the checking thread sleeps without a wake-up
 NEVER = 600.0
 
 Claim = Callable[[], list[str]]
 
 
-class Shelf:
-    """Messages by queue, and the sight on them."""
+class MemorySnapshot:
+    """Hold messages by queue in memory, and report which are ready."""
 
     def __init__(self) -> None:
-        self.due: dict[str, float] = {}  # seconds until something falls due, by queue
-        self.before_look: Callable[[], None] = lambda: None
-        self.looks = self.rounds = 0
+        self.due: dict[str, float] = {}  # seconds until the next deadline, by queue
+        self.before_check: Callable[[], None] = lambda: None
+        self.checks = self.rounds = 0
         self.closed = False
         self._texts: dict[str, list[str]] = {}
         self._guard = threading.Lock()
 
     def put(self, queue: str, *texts: str) -> None:
-        """Without a word to anybody."""
+        """Add messages without notifying a reader."""
         with self._guard:
             self._texts.setdefault(queue, []).extend(texts)
 
@@ -49,10 +49,10 @@ class Shelf:
         return False
 
     def availability(self, subscription: Subscription, most: int) -> Availability:
-        self.before_look()
+        self.before_check()
         with self._guard:
             ready = min(most, sum(len(self._texts.get(queue, ())) for queue in subscription.queues))
-            self.looks += 1
+            self.checks += 1
         return Availability(
             ready, min((self.due[queue] for queue in subscription.queues if queue in self.due), default=None)
         )
@@ -63,13 +63,17 @@ class Shelf:
 
 
 class Readers:
-    """Readers that wait for the shelf's messages, each in a thread of its own."""
+    """Run readers that wait for the messages in memory, each in its own thread."""
 
     def __init__(
-        self, shelf: Shelf, capacity: int = 8, wakeup_pipe: WakeupPipe | None = None, look_every: float = NEVER
+        self,
+        snapshot: MemorySnapshot,
+        capacity: int = 8,
+        wakeup_pipe: WakeupPipe | None = None,
+        look_every: float = NEVER,
     ) -> None:
-        self.shelf = shelf
-        self.waiting = Waiting(lambda: shelf, capacity, wakeup_pipe, look_every)
+        self.snapshot = snapshot
+        self.waiting = Waiting(lambda: snapshot, capacity, wakeup_pipe, look_every)
         self._pool = ThreadPoolExecutor(16)
 
     def begin(
@@ -79,16 +83,16 @@ class Readers:
         wait: float = LONG,
         present: Callable[[], bool] = lambda: True,
     ) -> Future[list[str]]:
-        """A reader that waits from now on, the look at its arrival being over, unless it has ended already."""
-        before, looks = len(self.waiting), self.shelf.looks
-        claim = claim or (lambda: self.shelf.take(*queues))
+        """Start a reader. Return when it waits and its first check is over, or when it has ended."""
+        before, checks = len(self.waiting), self.snapshot.checks
+        claim = claim or (lambda: self.snapshot.take(*queues))
         reader = self._pool.submit(self.waiting.receive, claim, Subscription(queues, ""), wait, present)
-        until(lambda: (len(self.waiting) > before and self.shelf.looks > looks) or reader.done())
+        wait_until(lambda: (len(self.waiting) > before and self.snapshot.checks > checks) or reader.done())
         return reader
 
     def put(self, queue: str, *texts: str) -> None:
-        """As a commit of this process does."""
-        self.shelf.put(queue, *texts)
+        """Add messages and notify the readers, as a commit in this process does."""
+        self.snapshot.put(queue, *texts)
         self.waiting.notify({queue})
 
     def close(self) -> None:
@@ -96,7 +100,7 @@ class Readers:
         self._pool.shutdown()
 
 
-def until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LONG
     while not condition():
         assert time.monotonic() < deadline
@@ -104,26 +108,26 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
+def snapshot() -> MemorySnapshot:
+    return MemorySnapshot()
 
 
 @pytest.fixture
-def readers(shelf: Shelf) -> Iterator[Readers]:
-    readers = Readers(shelf)
+def readers(snapshot: MemorySnapshot) -> Iterator[Readers]:
+    readers = Readers(snapshot)
     yield readers
     readers.close()
 
 
 @pytest.fixture
-def attentive(shelf: Shelf) -> Iterator[Readers]:
-    """Whose looking thread asks the clock all the time, as it must for what falls due."""
-    readers = Readers(shelf, look_every=0.005)
+def polling_readers(snapshot: MemorySnapshot) -> Iterator[Readers]:
+    """Create readers whose checking thread also polls often, so that it notices deadlines."""
+    readers = Readers(snapshot, look_every=0.005)
     yield readers
     readers.close()
 
 
-def test_a_commit_wakes_the_reader_of_its_queue(readers: Readers) -> None:
+def test_a_commit_wakes_a_reader_of_its_queue(readers: Readers) -> None:
     reader = readers.begin("q")
     readers.put("q", "a")
     assert reader.result(LONG) == ["a"]
@@ -135,12 +139,12 @@ def test_a_reader_of_several_queues_is_woken_by_a_commit_in_the_last(readers: Re
     assert reader.result(LONG) == ["x"]
 
 
-def test_what_comes_between_a_readers_claim_and_its_waiting_wakes_it(readers: Readers) -> None:
-    """The commit saw no reader to wake, and the reader saw no message."""
-    other = readers.begin("other")  # the looking thread sleeps from now on
+def test_a_message_sent_between_a_readers_claim_and_its_wait_wakes_it(readers: Readers) -> None:
+    """The commit finds no reader to wake, and the reader finds no message."""
+    other = readers.begin("other")  # the checking thread sleeps from now on
 
     def claim() -> list[str]:
-        if found := readers.shelf.take("q"):
+        if found := readers.snapshot.take("q"):
             return found
         readers.put("q", "in between")
         return []
@@ -150,25 +154,25 @@ def test_what_comes_between_a_readers_claim_and_its_waiting_wakes_it(readers: Re
     assert other.result(LONG) == ["b"]
 
 
-class PromptBell(WakeupPipe):
-    """While it is `prompt`, the look it rings for is over when `wake` returns: the worst moment for the ringer."""
+class PromptWakeupPipe(WakeupPipe):
+    """While `prompt` is true, return from `wake` only after the check: the worst moment for the caller."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, snapshot: MemorySnapshot) -> None:
         super().__init__()
         self.prompt = False
-        self._shelf = shelf
+        self._snapshot = snapshot
 
     def wake(self) -> None:
-        before = self._shelf.looks
+        before = self._snapshot.checks
         super().wake()
         if self.prompt:
-            until(lambda: self._shelf.looks > before)
+            wait_until(lambda: self._snapshot.checks > before)
 
 
-def test_a_reader_whose_message_is_taken_by_another_is_woken_by_the_next(shelf: Shelf) -> None:
-    """The next one comes while the reader is awake for the first: to wake it once more has no effect then."""
-    wakeup_pipe = PromptBell(shelf)
-    readers = Readers(shelf, wakeup_pipe=wakeup_pipe)
+def test_a_reader_whose_message_is_taken_by_another_gets_the_next(snapshot: MemorySnapshot) -> None:
+    """The next message arrives while the reader is awake for the first, so another wake-up has no effect."""
+    wakeup_pipe = PromptWakeupPipe(snapshot)
+    readers = Readers(snapshot, wakeup_pipe=wakeup_pipe)
     claims = 0
 
     def claim() -> list[str]:
@@ -176,8 +180,8 @@ def test_a_reader_whose_message_is_taken_by_another_is_woken_by_the_next(shelf: 
         claims += 1
         wakeup_pipe.prompt = claims == 2
         if claims != 2:
-            return shelf.take("q")
-        assert shelf.take("q") == ["stolen"]
+            return snapshot.take("q")
+        assert snapshot.take("q") == ["stolen"]
         readers.put("q", "next")
         return []
 
@@ -187,25 +191,25 @@ def test_a_reader_whose_message_is_taken_by_another_is_woken_by_the_next(shelf: 
     readers.close()
 
 
-def test_a_reader_that_goes_when_it_is_woken_leaves_the_message_to_the_next(readers: Readers) -> None:
-    gone = readers.begin("q", present=lambda: False)
+def test_a_reader_that_disconnects_leaves_the_message_to_the_next_reader(readers: Readers) -> None:
+    disconnected = readers.begin("q", present=lambda: False)
     next_one = readers.begin("q")
     readers.put("q", "a")
-    assert (gone.result(LONG), next_one.result(LONG)) == ([], ["a"])
+    assert (disconnected.result(LONG), next_one.result(LONG)) == ([], ["a"])
 
 
-def test_readers_are_woken_one_for_each_message_and_the_first_to_come_first(readers: Readers) -> None:
+def test_one_reader_is_woken_for_each_message_in_order_of_arrival(readers: Readers) -> None:
     awake = threading.Barrier(2)
     claimed: list[int] = []
 
     def claim(number: int) -> Claim:
-        def look() -> list[str]:
+        def claim_and_record() -> list[str]:
             claimed.append(number)
             if claimed.count(number) > 1:
-                awake.wait(LONG)  # two are awake at the same time: the second does not wait until the first is served
-            return readers.shelf.take("q")
+                awake.wait(LONG)  # both are awake at once: the second does not wait for the first
+            return readers.snapshot.take("q")
 
-        return look
+        return claim_and_record
 
     polls = [readers.begin("q", claim=claim(number)) for number in range(4)]
     claimed.clear()
@@ -217,27 +221,27 @@ def test_readers_are_woken_one_for_each_message_and_the_first_to_come_first(read
     readers.waiting.stop()
 
 
-def test_the_next_reader_is_woken_although_nobody_has_waited_for_a_while(readers: Readers) -> None:
+def test_a_reader_is_woken_although_no_reader_was_waiting_before_it(readers: Readers) -> None:
     for number in range(20):
-        rounds = readers.shelf.rounds
+        rounds = readers.snapshot.rounds
         reader = readers.begin("q")
         readers.put("q", str(number))
         assert reader.result(LONG) == [str(number)]
-        until(lambda: readers.shelf.rounds > rounds)  # noqa: B023  # then the looking thread sleeps until one waits
+        wait_until(lambda: readers.snapshot.rounds > rounds)  # noqa: B023  # then the checking thread sleeps
 
 
-def test_what_falls_due_first_is_looked_at_first(attentive: Readers) -> None:
-    attentive.shelf.due = {"soon": 0.05, "late": 50.0}
-    soon, late = attentive.begin("soon"), attentive.begin("late")
-    attentive.shelf.put("soon", "its lease has ended")
+def test_the_queue_with_the_earliest_deadline_is_checked_first(polling_readers: Readers) -> None:
+    polling_readers.snapshot.due = {"soon": 0.05, "late": 50.0}
+    soon, late = polling_readers.begin("soon"), polling_readers.begin("late")
+    polling_readers.snapshot.put("soon", "its lease has ended")
     assert soon.result(LONG) == ["its lease has ended"]
-    attentive.put("late", "b")
+    polling_readers.put("late", "b")
     assert late.result(LONG) == ["b"]
 
 
-def test_a_look_that_failed_is_taken_again(attentive: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_is_repeated(polling_readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_AGAIN", 0.01)
-    reader = attentive.begin("q")
+    reader = polling_readers.begin("q")
     failed = threading.Event()
 
     def fail_once() -> None:
@@ -245,24 +249,24 @@ def test_a_look_that_failed_is_taken_again(attentive: Readers, monkeypatch: pyte
             failed.set()
             raise OSError("the disk had no time")
 
-    attentive.shelf.before_look = fail_once
-    attentive.put("q", "a")
+    polling_readers.snapshot.before_check = fail_once
+    polling_readers.put("q", "a")
     assert reader.result(LONG) == ["a"]
     assert failed.is_set()
 
 
-def test_readers_are_woken_although_the_looking_could_not_begin_at_once(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+def test_readers_are_woken_although_opening_the_snapshot_fails_at_first(
+    snapshot: MemorySnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOOK_AGAIN", 0.01)
     failures = iter([OSError("too many open files")])
 
-    def open_snapshot() -> Shelf:
+    def open_snapshot() -> MemorySnapshot:
         for failure in failures:
             raise failure
-        return shelf
+        return snapshot
 
-    readers = Readers(shelf, look_every=0.005)
+    readers = Readers(snapshot, look_every=0.005)
     readers.waiting = Waiting(open_snapshot, 8, look_every=0.005)
     reader = readers.begin("q")
     readers.put("q", "a")
@@ -270,27 +274,25 @@ def test_readers_are_woken_although_the_looking_could_not_begin_at_once(
     readers.close()
 
 
-def test_a_reader_that_has_gone_is_noticed_although_nothing_comes(
-    readers: Readers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disconnected_reader_is_noticed_without_a_message(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PRESENCE_EVERY", 0.01)
-    here = threading.Event()
-    here.set()
+    connected = threading.Event()
+    connected.set()
     began = time.monotonic()
-    reader = readers.begin("q", present=here.is_set)
-    here.clear()
+    reader = readers.begin("q", present=connected.is_set)
+    connected.clear()
     assert reader.result(LONG) == []
     assert time.monotonic() - began < LONG / 2
-    assert len(readers.waiting) == 0  # its place is another's
+    assert len(readers.waiting) == 0  # another reader can wait in its place
 
 
-def test_a_reader_whose_messages_are_always_taken_by_others_waits_no_longer_than_it_said(readers: Readers) -> None:
-    readers.shelf.put("q", "never to be had")
+def test_a_reader_that_never_gets_its_message_waits_no_longer_than_requested(readers: Readers) -> None:
+    readers.snapshot.put("q", "never to be had")
     assert readers.begin("q", claim=list, wait=0.1).result(LONG) == []
 
 
-def test_a_place_that_a_reader_leaves_is_free(shelf: Shelf) -> None:
-    readers = Readers(shelf, capacity=1)
+def test_a_reader_that_returns_makes_room_for_another(snapshot: MemorySnapshot) -> None:
+    readers = Readers(snapshot, capacity=1)
     counted: list[int] = []
     readers.waiting.observe = counted.append
     for text in "ab":
@@ -303,23 +305,23 @@ def test_a_place_that_a_reader_leaves_is_free(shelf: Shelf) -> None:
     readers.close()
 
 
-def test_a_process_is_rung_by_others_only_while_a_reader_waits_in_it(shelf: Shelf) -> None:
+def test_other_processes_wake_a_process_only_while_it_has_a_waiting_reader(snapshot: MemorySnapshot) -> None:
     wakeup_pipes = WakeupPipes(2)
     mine, other = wakeup_pipes.take(), wakeup_pipes.take()
-    readers = Readers(shelf, wakeup_pipe=mine)
+    readers = Readers(snapshot, wakeup_pipe=mine)
     reader = readers.begin("q")
     assert list(wakeup_pipes.waiting) == [1, 0]
-    shelf.put("q", "a")
+    snapshot.put("q", "a")
     other.wake_others()
     assert reader.result(LONG) == ["a"]
     assert list(wakeup_pipes.waiting) == [0, 0]
     readers.close()
 
 
-def test_a_commit_that_makes_nothing_ready_rings_no_other_process(shelf: Shelf) -> None:
+def test_a_commit_that_makes_no_message_ready_wakes_no_other_process(snapshot: MemorySnapshot) -> None:
     wakeup_pipes = WakeupPipes(2)
     mine, other = wakeup_pipes.take(), wakeup_pipes.take()
-    readers = Readers(shelf, wakeup_pipe=mine)
+    readers = Readers(snapshot, wakeup_pipe=mine)
     other.wanted(True)
     readers.waiting.notify(set())
     assert not other.wait(0)
@@ -328,8 +330,8 @@ def test_a_commit_that_makes_nothing_ready_rings_no_other_process(shelf: Shelf) 
     readers.close()
 
 
-def test_the_sight_is_closed_when_the_waiting_is(shelf: Shelf) -> None:
-    readers = Readers(shelf)
+def test_closing_the_waiting_closes_the_snapshot(snapshot: MemorySnapshot) -> None:
+    readers = Readers(snapshot)
     reader = readers.begin("q")
     readers.close()
-    assert (reader.result(LONG), shelf.closed) == ([], True)
+    assert (reader.result(LONG), snapshot.closed) == ([], True)

@@ -17,9 +17,6 @@ class AddRow(Protocol):
     def __call__(self, **cells: object) -> None: ...
 
 
-Tell = AddRow  # the former name, which some tests still use
-
-
 def tables(rows: Iterable[Cells]) -> Iterator[str]:
     """Yield the tables in Markdown, line by line; rows keep their order."""
     sorted_by_table: dict[tuple[str, ...], list[Cells]] = {}

@@ -1,4 +1,4 @@
-"""Group commit: many requests, one transaction, and to each its own outcome, told when it is certain."""
+"""Group commit: one transaction runs many requests, and each gets its own result after the commit."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Bad(ValueError):
 
 
 class Disk:
-    """Runs groups as an engine does, on a list. While `door` is closed, a group that has begun does not end."""
+    """Run groups as an engine does, on a list. While `gate` is closed, a group that has begun does not end."""
 
     def __init__(self) -> None:
         self.committed: Log = []
         self.groups: list[int] = []
-        self.door = threading.Event()
-        self.door.set()
+        self.gate = threading.Event()
+        self.gate.set()
         self.entered = threading.Semaphore(0)
         self.commits = GroupCommit(self.run_group)
 
@@ -48,7 +48,7 @@ class Disk:
         self, tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]]
     ) -> Sequence[Ticket[Log]]:
         self.entered.release()
-        self.door.wait(LONG)
+        self.gate.wait(LONG)
         self.groups.append(len(tickets))
         work: Log = []
         for ticket in tickets:
@@ -60,7 +60,7 @@ class Disk:
         return []
 
     def write(self, text: str) -> int:
-        """Returns the number of things written with it; raises for "bad"."""
+        """Write a text. Return its place in its group, from 1; raise Bad for "bad"."""
 
         def operation(work: Log) -> int:
             if text == "bad":
@@ -70,15 +70,15 @@ class Disk:
 
         return self.commits.run(operation)
 
-    def close_on(self, pool: ThreadPoolExecutor, text: str) -> Future[int]:
-        """The door is closed behind the group of this one."""
-        self.door.clear()
+    def hold_group(self, pool: ThreadPoolExecutor, text: str) -> Future[int]:
+        """Start a group with this text that does not end before `gate` opens; return the future of its write."""
+        self.gate.clear()
         leader = pool.submit(self.write, text)
         assert self.entered.acquire(timeout=LONG)
         return leader
 
     def queue_up(self, pool: ThreadPoolExecutor, *texts: str) -> list[Future[int]]:
-        """These wait, in this order."""
+        """Start writes that wait in this order; return their futures."""
         futures = []
         for text in texts:
             before = len(self.commits._waiting)
@@ -108,7 +108,7 @@ def disk() -> Disk:
     return Disk()
 
 
-def test_a_fault_is_not_kept_with_what_the_frames_of_its_traceback_hold() -> None:
+def test_an_error_and_the_frames_of_its_traceback_are_not_kept_alive() -> None:
     disk = Disk()
     gc.disable()
     try:
@@ -121,108 +121,108 @@ def test_a_fault_is_not_kept_with_what_the_frames_of_its_traceback_hold() -> Non
         gc.enable()
 
 
-def test_a_lone_operation_is_a_group_of_its_own(disk: Disk) -> None:
+def test_a_single_operation_forms_its_own_group(disk: Disk) -> None:
     assert [disk.write("a"), disk.write("b")] == [1, 1]
     assert (disk.committed, disk.groups) == (["a", "b"], [1, 1])
 
 
-def test_operations_that_arrive_during_a_commit_share_the_next_in_the_order_of_their_coming(
+def test_operations_that_arrive_during_a_commit_share_the_next_in_order_of_arrival(
     pool: ThreadPoolExecutor, disk: Disk
 ) -> None:
-    leader = disk.close_on(pool, "a")
+    leader = disk.hold_group(pool, "a")
     others = disk.queue_up(pool, *"bcdef")
-    disk.door.set()
+    disk.gate.set()
     assert [leader.result(LONG), *(other.result(LONG) for other in others)] == [1, 1, 2, 3, 4, 5]
     assert (disk.committed, disk.groups) == (list("abcdef"), [1, 5])
 
 
-def test_nothing_is_acknowledged_before_its_commit(pool: ThreadPoolExecutor, disk: Disk) -> None:
-    leader = disk.close_on(pool, "a")
+def test_no_operation_is_acknowledged_before_its_commit(pool: ThreadPoolExecutor, disk: Disk) -> None:
+    leader = disk.hold_group(pool, "a")
     others = disk.queue_up(pool, "b", "c")
     time.sleep(0.05)
     assert not any(future.done() for future in (leader, *others))
-    disk.door.set()
+    disk.gate.set()
     assert [future.result(LONG) for future in (leader, *others)] == [1, 1, 2]
 
 
-def test_one_bad_operation_does_not_fail_its_neighbours(pool: ThreadPoolExecutor, disk: Disk) -> None:
-    disk.close_on(pool, "a")
+def test_a_failing_operation_does_not_fail_the_others_of_its_group(pool: ThreadPoolExecutor, disk: Disk) -> None:
+    disk.hold_group(pool, "a")
     before, bad, after = disk.queue_up(pool, "b", "bad", "c")
-    disk.door.set()
+    disk.gate.set()
     assert (before.result(LONG), after.result(LONG)) == (1, 2)
     with pytest.raises(ValueError, match="bad"):
         bad.result(LONG)
 
 
-def test_a_group_has_a_limit_and_the_rest_is_the_next_group(
+def test_operations_beyond_the_group_limit_form_the_next_group(
     pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_group_commit, "GROUP_LIMIT", 4)
-    disk.close_on(pool, "0")
+    disk.hold_group(pool, "0")
     others = disk.queue_up(pool, *map(str, range(1, 11)))
-    disk.door.set()
+    disk.gate.set()
     assert [other.result(LONG) for other in others] == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
     assert disk.committed == [str(number) for number in range(11)]
 
 
-def test_who_waits_too_long_is_told_and_nothing_of_it_is_done_later(
+def test_an_operation_that_waits_too_long_fails_with_busy_and_does_not_run_later(
     pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leader = disk.close_on(pool, "a")
+    leader = disk.hold_group(pool, "a")
     monkeypatch.setattr(sqlite_group_commit, "WAIT_LIMIT", 0.1)
     (given_up,) = disk.queue_up(pool, "b")
     with pytest.raises(Busy):
         given_up.result(LONG)
-    disk.door.set()
+    disk.gate.set()
     assert leader.result(LONG) == 1
     assert disk.write("c") == 1
     assert disk.committed == ["a", "c"]
 
 
-def test_who_is_being_run_is_not_given_up_however_long_it_takes(
+def test_a_running_operation_is_not_given_up_however_long_it_takes(
     pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_group_commit, "WAIT_LIMIT", 0.2)
-    disk.close_on(pool, "a")
+    disk.hold_group(pool, "a")
     first, second = disk.queue_up(pool, "b", "c")
-    disk.door.set()
-    assert disk.entered.acquire(timeout=LONG)  # the group of b and c has begun …
-    disk.door.clear()
-    time.sleep(0.3)  # … and, if it was not through the door yet, takes longer than they would wait
-    disk.door.set()
+    disk.gate.set()
+    assert disk.entered.acquire(timeout=LONG)  # the group of b and c has begun
+    disk.gate.clear()
+    time.sleep(0.3)  # longer than an operation waits for its turn, if the group has not passed the gate
+    disk.gate.set()
     assert (first.result(LONG), second.result(LONG)) == (1, 2)
 
 
-def test_who_is_being_run_for_long_gets_its_outcome_and_not_busy(
+def test_an_operation_in_a_slow_group_gets_its_result_and_not_busy(
     pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    going_on, running = threading.Event(), threading.Event()
+    resume, running = threading.Event(), threading.Event()
 
     def slow(work: Log) -> str:
         running.set()
-        going_on.wait(LONG)
+        resume.wait(LONG)
         return "slow"
 
-    disk.close_on(pool, "a")
+    disk.hold_group(pool, "a")
     monkeypatch.setattr(sqlite_group_commit, "WAIT_LIMIT", 0.05)
     before = len(disk.commits._waiting)
     leader = pool.submit(disk.commits.run, slow)
     _until(lambda: len(disk.commits._waiting) > before)
     (follower,) = disk.queue_up(pool, "b")
-    disk.door.set()
-    assert running.wait(LONG)  # in the group of both
-    time.sleep(0.1)  # longer than it would wait for its turn
+    disk.gate.set()
+    assert running.wait(LONG)  # the group has both operations
+    time.sleep(0.1)  # longer than an operation waits for its turn
     assert not follower.done()
-    going_on.set()
+    resume.set()
     assert (leader.result(LONG), follower.result(LONG)) == ("slow", 1)
 
 
 def test_each_group_is_reported_with_its_size(pool: ThreadPoolExecutor, disk: Disk) -> None:
     reported: list[int] = []
     disk.commits.observe = lambda operations, seconds: reported.append(operations)
-    disk.close_on(pool, "a")
+    disk.hold_group(pool, "a")
     others = disk.queue_up(pool, *"bcd")
-    disk.door.set()
+    disk.gate.set()
     assert [other.result(LONG) for other in others] == [1, 2, 3]
     _until(lambda: len(reported) == 2)
     assert reported == [1, 3]
@@ -232,7 +232,7 @@ class PowerCut(BaseException):
     pass
 
 
-def test_when_a_leader_fails_nobody_takes_it_for_success_and_the_next_group_goes_on(
+def test_when_a_leader_fails_all_of_its_group_fail_and_the_next_group_runs(
     pool: ThreadPoolExecutor, disk: Disk
 ) -> None:
     failing = threading.Event()
@@ -245,10 +245,10 @@ def test_when_a_leader_fails_nobody_takes_it_for_success_and_the_next_group_goes
         return []
 
     disk.commits._run_group = fail
-    disk.close_on(pool, "a")
+    disk.hold_group(pool, "a")
     failing.set()
     led = disk.queue_up(pool, "b", "c", "d")
-    disk.door.set()
+    disk.gate.set()
     outcomes = [future.exception(LONG) for future in led]
     assert isinstance(outcomes[0], PowerCut)
     assert [type(outcome) for outcome in outcomes[1:]] == [RuntimeError, RuntimeError]
@@ -256,7 +256,7 @@ def test_when_a_leader_fails_nobody_takes_it_for_success_and_the_next_group_goes
     assert disk.write("e") == 1
 
 
-def test_many_threads_hammering_lose_and_double_nothing(disk: Disk) -> None:
+def test_many_threads_lose_and_duplicate_no_operation(disk: Disk) -> None:
     def hammer(number: int) -> int:
         return sum(disk.write(f"{number}/{place}") > 0 for place in range(200))
 
@@ -265,7 +265,7 @@ def test_many_threads_hammering_lose_and_double_nothing(disk: Disk) -> None:
     assert sum(disk.groups) == 6_400
 
 
-# -- the same on a real file
+# The same on a real file.
 
 
 @pytest.fixture
@@ -275,8 +275,11 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
-def together(tmp_path: Path, store: SqliteStore, operations: Sequence[Callable[[], object]]) -> list[object]:
-    """The outcomes of these, run in one group but the first: the file's lock is held until all of them wait."""
+def run_as_group(tmp_path: Path, store: SqliteStore, operations: Sequence[Callable[[], object]]) -> list[object]:
+    """Run all operations but the first in one group, and return the result or error of each.
+
+    To do so, hold the lock of the file until all of them wait.
+    """
 
     def is_waiting(followers: int) -> bool:
         return store._commits._led and len(store._commits._waiting) == followers
@@ -291,9 +294,9 @@ def together(tmp_path: Path, store: SqliteStore, operations: Sequence[Callable[[
         return [future.exception(LONG) or future.result() for future in futures]
 
 
-def test_a_refused_request_takes_only_itself_along(tmp_path: Path, store: SqliteStore) -> None:
+def test_a_refused_request_does_not_affect_the_others_of_its_group(tmp_path: Path, store: SqliteStore) -> None:
     configure(store, "full", max_messages=1)
-    outcomes = together(
+    outcomes = run_as_group(
         tmp_path,
         store,
         [
@@ -307,13 +310,13 @@ def test_a_refused_request_takes_only_itself_along(tmp_path: Path, store: Sqlite
     assert [type(outcome) for outcome in outcomes] == [list, list, QueueFull, QueueNotFound, list]
     assert peek(store) == ["first", "a", "b"]
     assert stats(store).ready == 3
-    assert check(tmp_path / "queue.db").startswith("ok")  # all counts are those of what is there
+    assert check(tmp_path / "queue.db").startswith("ok")  # all counts match the messages
 
 
-def test_nobody_waits_longer_for_a_stopped_process_than_it_says(
+def test_no_request_waits_longer_than_the_limit_for_a_stopped_process(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which holds the lock as long as it is stopped; who came later has its own time."""
+    """A stopped process keeps the lock. A request that arrives later has the full time to wait."""
     monkeypatch.setattr(sqlite_group_commit, "WAIT_LIMIT", 0.5)
     with (tmp_path / "queue.db-lock").open() as lock, ThreadPoolExecutor(4) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -328,7 +331,7 @@ def test_nobody_waits_longer_for_a_stopped_process_than_it_says(
     assert peek(store) == ["late"]
 
 
-def test_a_lock_that_comes_when_nobody_waits_for_it_any_more_is_given_back(tmp_path: Path) -> None:
+def test_a_lock_that_is_acquired_after_the_wait_ended_is_released(tmp_path: Path) -> None:
     ours, others = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     with others.held(), ours.held(time.monotonic() + 0.05) as held:
         assert not held
@@ -342,15 +345,15 @@ def test_a_lock_that_comes_when_nobody_waits_for_it_any_more_is_given_back(tmp_p
     others.close()
 
 
-def test_a_lock_is_had_in_the_order_of_asking(tmp_path: Path) -> None:
-    """Though the first that asked gave up meanwhile, and another of its process took its place."""
+def test_a_lock_is_acquired_in_the_order_of_the_requests(tmp_path: Path) -> None:
+    """This holds although the first request gave up and another of its process took its place."""
     locks = [FileLock(tmp_path / "lock") for _ in range(3)]
-    came: list[int] = []
+    acquired: list[int] = []
 
     def wait(number: int) -> None:
         with locks[number].held(time.monotonic() + LONG) as held:
             assert held
-            came.append(number)
+            acquired.append(number)
 
     with ThreadPoolExecutor(2) as pool:
         with locks[0].held():
@@ -363,7 +366,7 @@ def test_a_lock_is_had_in_the_order_of_asking(tmp_path: Path) -> None:
             _until(lambda: locks[1]._wanted)
         first.result(LONG)
         second.result(LONG)
-    assert came == [1, 2]
+    assert acquired == [1, 2]
     for lock in locks:
         lock.close()
 
@@ -383,20 +386,20 @@ def test_a_service_that_has_just_written_is_ready_without_writing_again(store: S
     for _ in range(50):
         store.check_ready()
     assert groups == []
-    store._committer._committed_at -= 2  # as after two quiet seconds
+    store._committer._committed_at -= 2  # as if the last commit were two seconds older
     store.check_ready()
     assert sum(groups) >= 1
 
 
-def test_nothing_of_what_was_refused_is_counted_or_found_by_the_next_in_its_group(
+def test_a_refused_transaction_leaves_nothing_that_the_next_in_its_group_counts_or_finds(
     tmp_path: Path, store: SqliteStore
 ) -> None:
-    """It has acked, created a queue and sent before it is refused; others of its group use the same queues after it."""
+    """The transaction acks, creates a queue and sends before it is refused. Then others use the same queues."""
     configure(store, "full", max_messages=1)
     send(store, "held", "free", queue="counted")
     held = lease(store, queue="counted", seconds=60)[0].receipt
     refused = [("counted", new("half")), ("early", new("half")), ("full", new("one")), ("full", new("too many"))]
-    outcomes = together(
+    outcomes = run_as_group(
         tmp_path,
         store,
         [
@@ -414,16 +417,16 @@ def test_nothing_of_what_was_refused_is_counted_or_found_by_the_next_in_its_grou
     ]  # fmt: skip
     assert (peek(store, queue="early"), peek(store, queue="counted")) == (["a", "b"], ["free"])
     assert (stats(store, "early").sent, stats(store, "counted").sent, stats(store, "counted").acked) == (2, 2, 1)
-    assert check(tmp_path / "queue.db").startswith("ok: 4 messages")  # all else that is counted is what is there
+    assert check(tmp_path / "queue.db").startswith("ok: 4 messages")  # all other counts match the messages
 
 
-def test_what_has_expired_is_not_delivered_to_one_of_the_same_group(tmp_path: Path) -> None:
+def test_an_expired_message_is_not_delivered_to_a_read_of_the_same_group(tmp_path: Path) -> None:
     clock = FakeClock()
     store = SqliteStore(tmp_path / "queue.db", clock=clock)
     send(store, "late", ttl=0.5)
     held = lease(store, seconds=60)
     clock.advance(1)
-    outcomes = together(
+    outcomes = run_as_group(
         tmp_path,
         store,
         [
@@ -438,10 +441,10 @@ def test_what_has_expired_is_not_delivered_to_one_of_the_same_group(tmp_path: Pa
     store.close()
 
 
-def test_what_fills_the_disk_takes_only_itself_along(tmp_path: Path) -> None:
+def test_a_request_that_fills_the_disk_does_not_affect_the_others_of_its_group(tmp_path: Path) -> None:
     with on_each_connection(lambda connection: connection.pragma("max_page_count", 200)):
         store = SqliteStore(tmp_path / "queue.db")
-        outcomes = together(
+        outcomes = run_as_group(
             tmp_path,
             store,
             [
@@ -457,13 +460,15 @@ def test_what_fills_the_disk_takes_only_itself_along(tmp_path: Path) -> None:
         store.close()
 
 
-def test_nothing_is_acknowledged_when_the_commit_itself_fails(tmp_path: Path) -> None:
+def test_no_request_is_acknowledged_when_the_commit_fails(tmp_path: Path) -> None:
     failing = threading.Event()
     with on_each_connection(lambda connection: connection.set_commit_hook(failing.is_set)):
         store = SqliteStore(tmp_path / "queue.db")
         send(store, "before")
         failing.set()
-        outcomes = together(tmp_path, store, [lambda: send(store, "a"), lambda: send(store, "b"), lambda: take(store)])
+        outcomes = run_as_group(
+            tmp_path, store, [lambda: send(store, "a"), lambda: send(store, "b"), lambda: take(store)]
+        )
         assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
         failing.clear()
         assert peek(store) == ["before"]
@@ -471,7 +476,7 @@ def test_nothing_is_acknowledged_when_the_commit_itself_fails(tmp_path: Path) ->
         store.close()
 
 
-def test_requests_are_refused_in_time_while_another_program_holds_the_file(
+def test_requests_fail_within_the_limit_while_another_program_locks_the_file(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_group_commit, "WAIT_LIMIT", 0.3)
@@ -481,14 +486,14 @@ def test_requests_are_refused_in_time_while_another_program_holds_the_file(
     outcomes = in_threads([lambda: send(store, "a")] * 8)
     assert [type(outcome) for outcome in outcomes] == [Busy] * 8
     assert time.monotonic() - began < 3
-    assert peek(store) == []  # reads go on
+    assert peek(store) == []  # reads still work
     other.execute("ROLLBACK")
     other.close()
     assert send(store, "b")
     assert peek(store) == ["b"]
 
 
-def test_what_one_thread_did_every_other_sees_at_once(store: SqliteStore) -> None:
+def test_each_thread_sees_its_committed_messages_at_once(store: SqliteStore) -> None:
     def work(number: int) -> bool:
         seen = True
         for place in range(20):

@@ -129,9 +129,18 @@ class Tab:
     def await_true(self, script: str) -> None:
         """Wait until the expression is true, at most 20 s."""
         deadline = time.monotonic() + WITHIN
-        while not self.run(script):
+        while not self._is_true(script):
             assert time.monotonic() < deadline, f"not within {WITHIN:g} s: {script}"
             time.sleep(0.02)
+
+    def _is_true(self, script: str) -> bool:
+        """Evaluate the expression; it is not true of a page that is just being left, as by a form that submits."""
+        try:
+            return bool(self.run(script))
+        except RuntimeError as fault:
+            if "navigated" not in str(fault):
+                raise
+            return False
 
     def press(self, key: str, ctrl: bool = False, shift: bool = False) -> None:
         """Press and release a key."""

@@ -51,7 +51,7 @@ def check_the_names_in_site_packages() -> None:
 def check_the_description() -> None:
     described = metadata("queue-service-http")
     assert {line.split(",")[0] for line in described.get_all("Project-URL", [])} >= {"Homepage", "Changelog"}
-    text = str(described["Description"] or described.get_payload())
+    text = str(described.json["description"])
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) > 10
     assert [link for link in links if not link.startswith("https://")] == []

@@ -11,7 +11,7 @@ import psycopg
 from storage.errors import UnusableDatabase
 from storage.postgres.pool import connection_string
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OLDEST_SERVER = 13  # tested from 15 on; 13 was the oldest supported release
 _FUNCTIONS = ("changes", "expiry", "sending", "receiving", "verbs", "queues")
 LOCK = 0x71756575  # "queu": held while the schema is checked and created
@@ -43,7 +43,8 @@ def prepare(url: str, *, create_it: bool = True) -> str:
             elif found > SCHEMA_VERSION:
                 raise UnusableDatabase(f"the schema has version {found}; this program knows up to {SCHEMA_VERSION}")
             elif found < SCHEMA_VERSION:
-                _execute(connection, "upgrade_2", *_FUNCTIONS)
+                upgrades = [f"upgrade_{version}" for version in range(found + 1, SCHEMA_VERSION + 1)]
+                _execute(connection, "drop_functions", *upgrades, *_FUNCTIONS)
     except psycopg.Error as fault:
         raise UnusableDatabase(f"the PostgreSQL database cannot be used: {_first_line(fault)}") from fault
     return connection_info

@@ -156,8 +156,15 @@ BEGIN
                         SELECT ctid FROM messages WHERE queue_id = p_queue AND id = one.id LIMIT 1 FOR UPDATE) AS m);
 END $$;
 
+-- Returns the token of the key's lease, or NULL if it has none.
+CREATE FUNCTION leased_by(p_queue bigint, p_key bytea) RETURNS bigint LANGUAGE plpgsql SET enable_sort = off AS $$
+BEGIN
+    RETURN (SELECT token FROM messages WHERE queue_id = p_queue AND key = p_key AND state = 1 ORDER BY token LIMIT 1);
+END $$;
+
 -- Makes the first message of each key ready (or delayed, by its own delay) unless a message of the key is leased.
-CREATE FUNCTION promote(p_now bigint, p_queue bigint, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION promote(p_now bigint, p_queue bigint, p_keys bytea[]) RETURNS void
+LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_ready bigint;
     v_all   bigint;
@@ -168,11 +175,11 @@ BEGIN
     WITH promoted AS (
         UPDATE messages AS m SET state = CASE WHEN due_at > p_now THEN 2 ELSE 0 END, due_at = greatest(due_at, p_now)
          WHERE ctid = ANY (ARRAY(SELECT (SELECT ctid FROM messages WHERE queue_id = p_queue AND key = wanted
-                                          ORDER BY id LIMIT 1)
+                                          ORDER BY id NULLS FIRST LIMIT 1)
                                    FROM unnest(p_keys) AS wanted))
            AND state = 3
-           AND (SELECT id FROM messages AS other  -- without LIMIT the plan may read all leased messages for each key
-                 WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1 LIMIT 1) IS NULL
+           AND (SELECT id FROM messages AS other WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1
+                 ORDER BY token LIMIT 1) IS NULL
         RETURNING state
     )
     SELECT count(*), count(*) FILTER (WHERE state = 0) INTO v_all, v_ready FROM promoted;
@@ -235,11 +242,11 @@ BEGIN
 END $$;
 
 -- Blocks the key's first message unless it is leased, because the lease of a later one was renewed.
-CREATE FUNCTION block(p_queue bigint, p_key bytea) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION block(p_queue bigint, p_key bytea) RETURNS void LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_first messages;
 BEGIN
-    SELECT * INTO v_first FROM messages WHERE queue_id = p_queue AND key = p_key ORDER BY id LIMIT 1;
+    SELECT * INTO v_first FROM messages WHERE queue_id = p_queue AND key = p_key ORDER BY id NULLS FIRST LIMIT 1;
     IF v_first.state IN (0, 2) THEN
         UPDATE messages SET state = 3 WHERE queue_id = p_queue AND id = v_first.id;
         PERFORM tally(p_queue, p_ready => -(v_first.state = 0)::int, p_delayed => -(v_first.state = 2)::int,

@@ -3,30 +3,31 @@
 SET LOCAL search_path = queue_service;
 
 -- Returns whether a lease or delay has ended: its message may come before all ready ones.
-CREATE FUNCTION has_due(p_now bigint, p_queue bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION has_due(p_now bigint, p_queue bigint) RETURNS boolean LANGUAGE plpgsql SET enable_sort = off AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM messages WHERE queue_id = p_queue AND state IN (1, 2) AND due_at <= p_now);
+    RETURN (SELECT due_at FROM messages WHERE queue_id = p_queue AND state IN (1, 2) ORDER BY due_at LIMIT 1) <= p_now;
 END $$;
 
 -- Returns whether the queue has expired or spent messages. Reads skip them, so their removal can wait.
-CREATE FUNCTION has_spent(p_now bigint, p_queue queues) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION has_spent(p_now bigint, p_queue queues) RETURNS boolean LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_cutoff bigint := cutoff(p_now, p_queue);
     v_most   bigint := max_receives(p_queue);
 BEGIN
-    RETURN EXISTS (SELECT FROM messages WHERE queue_id = p_queue.id AND expires_at IS NOT NULL AND state <> 1
-                                          AND expires_at <= p_now)
+    RETURN (SELECT expires_at FROM messages WHERE queue_id = p_queue.id AND expires_at IS NOT NULL AND state <> 1
+             ORDER BY expires_at LIMIT 1) <= p_now
         OR (v_cutoff >= 0
-            AND EXISTS (SELECT FROM messages WHERE queue_id = p_queue.id AND state <> 1 AND arrived_at <= v_cutoff))
+            AND (SELECT arrived_at FROM messages WHERE queue_id = p_queue.id AND state <> 1
+                  ORDER BY arrived_at LIMIT 1) <= v_cutoff)
         OR (v_most > 0
-            AND EXISTS (SELECT FROM messages WHERE queue_id = p_queue.id AND state = 0 AND receive_count > 0
-                                               AND receive_count >= v_most));
+            AND (SELECT receive_count FROM messages WHERE queue_id = p_queue.id AND state = 0 AND receive_count > 0
+                  ORDER BY receive_count DESC LIMIT 1) >= v_most);
 END $$;
 
 -- Returns due messages to the queue, at most 10,000, and removes expired and spent ones, at most p_chunk of each kind.
 -- Skips messages that other transactions have locked. Returns the largest number of one kind.
 CREATE FUNCTION bring_up_to_date(p_now bigint, p_at text, p_queue queues, p_chunk integer) RETURNS bigint
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_most    bigint  := max_receives(p_queue);
     v_cutoff  bigint  := cutoff(p_now, p_queue);
@@ -121,6 +122,6 @@ BEGIN
     END IF;
     UPDATE queues AS q SET name = NULL, gone_at = p_now
      WHERE id = p_id AND name = v_name AND used_at + seconds_setting(q, 'expires') <= p_now
-       AND NOT EXISTS (SELECT FROM messages WHERE queue_id = p_id);
+       AND (SELECT id FROM messages WHERE queue_id = p_id ORDER BY id LIMIT 1) IS NULL;
     RETURN CASE WHEN FOUND THEN v_name END;
 END $$;

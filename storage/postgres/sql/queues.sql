@@ -53,24 +53,23 @@ CREATE TYPE dead AS (queue_id bigint, id bigint, origin text, key bytea);
 CREATE FUNCTION find_dead(
     p_queue queues, p_graves bigint[], p_after bigint, p_scan bigint, p_limit bigint, p_ids bigint[], p_reason text,
     OUT wanted dead[], OUT looked_at bigint
-) LANGUAGE plpgsql SET enable_bitmapscan = off AS $$
+) LANGUAGE plpgsql SET enable_bitmapscan = off SET enable_sort = off AS $$
 BEGIN
     WITH scanned AS (
         SELECT m.* FROM unnest(p_graves || p_queue.id) AS place CROSS JOIN LATERAL (
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
                 WHERE p_ids IS NULL AND queue_id = place AND origin = p_queue.name AND id > p_after
-                ORDER BY id LIMIT p_scan) AS m
+                ORDER BY id NULLS FIRST LIMIT p_scan) AS m
         UNION
         SELECT * FROM (
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
                 WHERE p_ids IS NULL AND queue_id = p_queue.id AND origin IS NOT NULL AND id > p_after
-                ORDER BY id LIMIT p_scan) AS here
+                ORDER BY id NULLS FIRST LIMIT p_scan) AS here
         UNION
         SELECT m.* FROM unnest(p_graves || p_queue.id) AS place, unnest(p_ids) AS one CROSS JOIN LATERAL (
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
-                WHERE queue_id = place AND id = one AND id > p_after AND origin IS NOT NULL
-                  AND (place = p_queue.id OR origin = p_queue.name)
-                LIMIT 1) AS m  -- LIMIT: or the plan may not use the id
+                WHERE queue_id = place AND id = one AND id > p_after LIMIT 1) AS m
+         WHERE m.origin IS NOT NULL AND (m.queue_id = p_queue.id OR m.origin = p_queue.name)
         ORDER BY id LIMIT p_scan
     ), numbered AS (
         SELECT *, sum(size) OVER (ORDER BY id) - size AS before, row_number() OVER (ORDER BY id) AS n FROM scanned

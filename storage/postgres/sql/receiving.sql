@@ -4,7 +4,8 @@ SET LOCAL search_path = queue_service;
 
 -- Returns the recipients of a read: p_recipient, or (NULL) those with ready messages in this queue, at most 1,000.
 -- Finds each by one index lookup after the one before.
-CREATE FUNCTION recipients(p_queue bigint, p_recipient bytea) RETURNS bytea[] LANGUAGE plpgsql AS $$
+CREATE FUNCTION recipients(p_queue bigint, p_recipient bytea) RETURNS bytea[]
+LANGUAGE plpgsql SET enable_sort = off AS $$
 BEGIN
     IF p_recipient IS NOT NULL THEN
         RETURN ARRAY[p_recipient];
@@ -28,21 +29,23 @@ $$;
 
 -- Returns an id: all messages with a lower one are past the queue's retention, so reads can skip them. The order of ids
 -- differs from the order of arrival by at most a minute, because senders commit late and the nodes' clocks differ.
-CREATE FUNCTION first_living(p_queue bigint, p_cutoff bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION first_living(p_queue bigint, p_cutoff bigint) RETURNS bigint
+LANGUAGE plpgsql SET enable_sort = off AS $$
 BEGIN
     RETURN coalesce((SELECT id FROM messages WHERE queue_id = p_queue AND state <> 1 AND arrived_at <= p_cutoff - 60000
                       ORDER BY arrived_at DESC LIMIT 1), 0);
 END $$;
 
 -- Locks the keys of the next messages, after concurrent senders with these keys have committed.
-CREATE FUNCTION wait_for_keys(p_queue bigint, p_limit integer, p_recipient bytea) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION wait_for_keys(p_queue bigint, p_limit integer, p_recipient bytea) RETURNS void
+LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_keys bytea[];
 BEGIN
     SELECT array_agg(key) FILTER (WHERE key IS NOT NULL) INTO v_keys FROM (
         SELECT next.key FROM unnest(recipients(p_queue, p_recipient)) AS one CROSS JOIN LATERAL (
                SELECT key, priority, id FROM messages WHERE queue_id = p_queue AND recipient = one AND state = 0
-                ORDER BY priority DESC, id LIMIT p_limit) AS next
+                ORDER BY priority DESC, id NULLS FIRST LIMIT p_limit) AS next
          ORDER BY next.priority DESC, next.id LIMIT p_limit) AS first;
     PERFORM lock_keys(p_queue, v_keys);
 END $$;
@@ -50,7 +53,7 @@ END $$;
 -- Locks and returns the next messages in order of delivery; of each key only the first, whose key it locks too. Skips
 -- what other transactions have locked. p_recipient NULL selects all recipients.
 CREATE FUNCTION heads(p_now bigint, p_queue queues, p_limit integer, p_recipient bytea) RETURNS tid[]
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_most       integer := fewer_than(p_queue);
     v_cutoff     bigint  := cutoff(p_now, p_queue);
@@ -65,23 +68,22 @@ BEGIN
                       AND id >= v_from AND NOT has_expired(p_now, v_cutoff, m)
                       AND receive_count < v_most
                       AND (key IS NULL OR try_key(p_queue.id, NULL, key))
-                    ORDER BY id LIMIT p_limit FOR UPDATE SKIP LOCKED) AS head
+                    ORDER BY id NULLS FIRST LIMIT p_limit FOR UPDATE SKIP LOCKED) AS head
              LIMIT p_limit);
     END IF;
     -- Choose without locks first, with a surplus for messages that others take meanwhile.
     RETURN ARRAY(
         SELECT head.spot FROM (
-               SELECT next.id FROM unnest(v_recipients) AS one CROSS JOIN LATERAL (
-                      SELECT priority, id FROM messages AS m
+               SELECT next.spot FROM unnest(v_recipients) AS one CROSS JOIN LATERAL (
+                      SELECT ctid AS spot, priority, id FROM messages AS m
                        WHERE queue_id = p_queue.id AND recipient = one AND state = 0
                          AND id >= v_from AND NOT has_expired(p_now, v_cutoff, m)
                          AND receive_count < v_most
-                       ORDER BY priority DESC, id LIMIT p_limit + 64) AS next
+                       ORDER BY priority DESC, id NULLS FIRST LIMIT p_limit + 64) AS next
                 ORDER BY next.priority DESC, next.id LIMIT p_limit + 64) AS chosen
          CROSS JOIN LATERAL (
                SELECT ctid AS spot FROM messages AS m
-                WHERE queue_id = p_queue.id AND id = chosen.id AND state = 0
-                  AND (key IS NULL OR try_key(p_queue.id, NULL, key))
+                WHERE ctid = chosen.spot AND state = 0 AND (key IS NULL OR try_key(p_queue.id, NULL, key))
                 LIMIT 1 FOR UPDATE SKIP LOCKED) AS head
          LIMIT p_limit);
 END $$;
@@ -98,7 +100,7 @@ $$;
 CREATE FUNCTION choose(
     p_now bigint, p_queue queues, p_limit integer, p_recipient bytea, p_room bigint, p_first boolean,
     OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_most   integer := fewer_than(p_queue);
     v_cutoff bigint := cutoff(p_now, p_queue);
@@ -123,11 +125,11 @@ BEGIN
                 SELECT spot, id, priority, size,
                        bool_and((p_recipient IS NULL OR recipient = p_recipient) AND due_at <= p_now
                                 AND NOT expired
-                                AND receive_count < v_most) OVER (ORDER BY id) AS free
+                                AND receive_count < v_most) OVER (ORDER BY id NULLS FIRST) AS free
                   FROM (SELECT ctid AS spot, id, priority, read_size(m) AS size, recipient, due_at, receive_count,
                                has_expired(p_now, v_cutoff, m) AS expired FROM messages AS m
                          WHERE queue_id = p_queue.id AND key = firsts.key AND id > firsts.id
-                         ORDER BY id LIMIT p_limit - 1 FOR UPDATE) AS next
+                         ORDER BY id NULLS FIRST LIMIT p_limit - 1 FOR UPDATE) AS next
                ) AS behind
          WHERE firsts.key IS NOT NULL AND behind.free
     ), ranked AS (

@@ -57,14 +57,15 @@ BEGIN
 END $$;
 
 CREATE FUNCTION insert_deduplicated(p_now bigint, p_at text, p_queue queues, p_new new_message[]) RETURNS sent
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
     v_until bigint := p_now + coalesce(seconds_setting(p_queue, 'dedup_window'), 300000);
     v_fresh boolean[];
     v_ids   bigint[];
     v_sent  sent;
 BEGIN
-    -- The first claim of a dedup_id stores the message; concurrent ones wait here. 0 marks a new claim.
+    -- The first claim of a dedup_id stores the message; concurrent ones wait here. 0 marks a new claim. From here on
+    -- each dedup_id has a row, so the first row from a dedup_id on is its own.
     INSERT INTO dedup AS known
     SELECT p_queue.id, dedup_id, 0, v_until FROM unnest(p_new) WHERE dedup_id IS NOT NULL
      GROUP BY dedup_id ORDER BY dedup_id
@@ -73,8 +74,9 @@ BEGIN
     SELECT array_agg(dedup_id IS NULL OR (nth = 1 AND message_id = 0) ORDER BY n) INTO v_fresh
       FROM (SELECT n, new.dedup_id, message_id, row_number() OVER (PARTITION BY new.dedup_id ORDER BY n) AS nth
               FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
-              LEFT JOIN LATERAL (SELECT message_id FROM dedup  -- LIMIT: or the plan may join pair by pair
-                                  WHERE queue_id = p_queue.id AND dedup_id = new.dedup_id LIMIT 1) AS known ON true) AS numbered;
+              LEFT JOIN LATERAL (SELECT message_id FROM dedup
+                                  WHERE queue_id = p_queue.id AND dedup_id >= new.dedup_id
+                                  ORDER BY dedup_id LIMIT 1) AS known ON true) AS numbered;
     IF true = ANY (v_fresh) THEN
         v_ids := insert_new(p_now, p_at, p_queue, ARRAY(
             SELECT (text, fields, key, priority, recipient, delay, ttl, dedup_id)::new_message
@@ -85,8 +87,8 @@ BEGIN
           FROM (SELECT dedup_id, fresh, count(*) FILTER (WHERE fresh) OVER (ORDER BY n) AS nth
                   FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
                     AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)) AS stored
-         CROSS JOIN LATERAL (SELECT ctid AS place FROM dedup
-                              WHERE queue_id = p_queue.id AND dedup_id = stored.dedup_id LIMIT 1) AS claimed
+         CROSS JOIN LATERAL (SELECT ctid AS place FROM dedup WHERE queue_id = p_queue.id AND dedup_id >= stored.dedup_id
+                              ORDER BY dedup_id LIMIT 1) AS claimed
          WHERE stored.fresh AND dedup.ctid = claimed.place;
     END IF;
     v_sent.duplicates := ARRAY(SELECT n - 1 FROM unnest(v_fresh) WITH ORDINALITY AS new (fresh, n) WHERE NOT fresh ORDER BY n);
@@ -94,8 +96,8 @@ BEGIN
         SELECT CASE WHEN fresh THEN v_ids[count(*) FILTER (WHERE fresh) OVER (ORDER BY n)] ELSE message_id END
           FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
             AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
-          LEFT JOIN LATERAL (SELECT message_id FROM dedup
-                              WHERE queue_id = p_queue.id AND dedup_id = new.dedup_id LIMIT 1) AS known ON true
+          LEFT JOIN LATERAL (SELECT message_id FROM dedup WHERE queue_id = p_queue.id AND dedup_id >= new.dedup_id
+                              ORDER BY dedup_id LIMIT 1) AS known ON true
          ORDER BY n);
     RETURN v_sent;
 END $$;

@@ -1,4 +1,4 @@
--- The tables of version 2. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
+-- The tables of version 3. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
 -- bytea, in UTF-8, for the type text cannot hold U+0000; JSON can be text, as it writes that as \u0000.
 -- Every key and index begins with the queue, and every statement names it, so that the data can be spread by queue.
 
@@ -6,7 +6,7 @@ CREATE SCHEMA queue_service;
 SET LOCAL search_path = queue_service;
 
 CREATE TABLE version (version integer NOT NULL);
-INSERT INTO version VALUES (2);
+INSERT INTO version VALUES (3);
 
 CREATE TABLE queues (
     id       bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -68,16 +68,17 @@ ALTER TABLE messages ALTER COLUMN text SET STORAGE EXTERNAL;  -- to compress it 
 
 -- A read takes from the front of `deliverable`. Leased, delayed and blocked messages are not in it, so that its cost
 -- does not depend on their number; those that were received too often are passed over in the index itself.
-CREATE INDEX deliverable ON messages (queue_id, recipient, priority DESC, id, receive_count) WHERE state = 0;
+-- NULLS FIRST tells these indexes from the primary key, which has the order of ids too: verbs.sql says why.
+CREATE INDEX deliverable ON messages (queue_id, recipient, priority DESC, id NULLS FIRST, receive_count) WHERE state = 0;
 CREATE INDEX due         ON messages (queue_id, due_at)                       WHERE state IN (1, 2);
 CREATE INDEX expiring    ON messages (queue_id, expires_at)                   WHERE expires_at IS NOT NULL AND state <> 1;
 CREATE INDEX arrived     ON messages (queue_id, arrived_at)                   WHERE state <> 1;
 CREATE INDEX waiting     ON messages (queue_id, greatest(due_at, arrived_at)) WHERE state = 0;
 CREATE INDEX received    ON messages (queue_id, receive_count DESC, id)       WHERE state = 0 AND receive_count > 0;
-CREATE INDEX keyed       ON messages (queue_id, key, id)                      WHERE key IS NOT NULL;
-CREATE INDEX leased_keys ON messages (queue_id, key)                          WHERE state = 1 AND key IS NOT NULL;
-CREATE INDEX dead_here   ON messages (queue_id, id)                           WHERE origin IS NOT NULL;
-CREATE INDEX buried      ON messages (queue_id, origin, id)                   WHERE origin IS NOT NULL;
+CREATE INDEX keyed       ON messages (queue_id, key, id NULLS FIRST)          WHERE key IS NOT NULL;
+CREATE INDEX leased_keys ON messages (queue_id, key, token)                   WHERE state = 1 AND key IS NOT NULL;
+CREATE INDEX dead_here   ON messages (queue_id, id NULLS FIRST)               WHERE origin IS NOT NULL;
+CREATE INDEX buried      ON messages (queue_id, origin, id NULLS FIRST)       WHERE origin IS NOT NULL;
 
 -- In which queues the dead letters of a queue may lie.
 CREATE TABLE graves (

@@ -1,16 +1,6 @@
--- Upgrade from version 1 to 2, in place. The caller then creates all functions again.
+-- Upgrade from version 1 to 2.
 
 SET LOCAL search_path = queue_service;
-
-DO $$
-DECLARE
-    v_function regprocedure;
-BEGIN
-    FOR v_function IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'queue_service'::regnamespace LOOP
-        EXECUTE format('DROP FUNCTION %s', v_function);
-    END LOOP;
-END $$;
-DROP TYPE delivery, held, new_message;
 
 ALTER TABLE queues ADD COLUMN used_at bigint;
 UPDATE queues SET used_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + (SELECT ahead FROM clock);

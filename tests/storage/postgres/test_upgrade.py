@@ -101,6 +101,33 @@ def test_a_message_released_before_the_upgrade_can_be_leased_and_released(store:
         store.extend(held.receipt, 60)
 
 
+SCHEMA = """
+    SELECT 'column', table_name || '.' || column_name,
+           concat_ws(' ', data_type, is_nullable, column_default, is_identity, collation_name)
+      FROM information_schema.columns WHERE table_schema = 'queue_service'
+     UNION ALL
+    SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'queue_service'
+     UNION ALL
+    SELECT 'function', oid::regprocedure::text, pg_get_functiondef(oid) FROM pg_proc
+     WHERE pronamespace = 'queue_service'::regnamespace
+     UNION ALL
+    SELECT 'storage', relname, array_to_string(reloptions, ' ') FROM pg_class
+     WHERE relnamespace = 'queue_service'::regnamespace
+     UNION ALL
+    SELECT 'version', '', version::text FROM queue_service.version
+"""
+
+
+def test_an_upgraded_schema_is_that_of_a_new_database(store: Store, url: str, postgres: Postgres) -> None:
+    fresh = postgres.create_database(f"new-{next(_numbers)}")
+    PostgresStore(fresh).close()
+    schemas = []
+    for database in (url, fresh):
+        with psycopg.connect(database) as connection:
+            schemas.append(set(connection.execute(SCHEMA).fetchall()))
+    assert schemas[0] == schemas[1]
+
+
 def test_nodes_that_start_at_once_upgrade_the_database_once(url: str, clock: FakeClock) -> None:
     stores = in_threads([partial(PostgresStore, url, clock=clock)] * 4)
     opened = [store for store in stores if isinstance(store, PostgresStore)]

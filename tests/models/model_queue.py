@@ -142,8 +142,8 @@ class ModelQueue:
         self.settle_down()
 
     def reschedule(self, item: Item, delay: int) -> None:
-        if delay or item.due > self.now:
-            item.due, item.ready_since = self.now + delay, None
+        if delay or self.state(item) is not State.READY:
+            item.due, item.ready_since, item.released = self.now + delay, None, True  # its ended lease cannot be extended
         self.settle_down()
 
     def delete(self, item: Item) -> None:

@@ -2,6 +2,7 @@
 
 from .client import QueueClient
 from .column_batches import ColumnBatch
+from .consuming.options import Backoff, exponential_backoff
 from .errors import (
     BadRequest,
     Closed,
@@ -24,6 +25,7 @@ from .messages import (
     Attribute,
     ExtendResult,
     Lease,
+    LeasedMessage,
     Message,
     NextMessages,
     Outgoing,
@@ -31,16 +33,19 @@ from .messages import (
     SentIds,
     TransactionReply,
 )
+from .queues import QueueSettings, QueueState, QueueStats, SettingsChanges
 
 __all__ = [
     "AckResult",
     "Attribute",
+    "Backoff",
     "BadRequest",
     "Closed",
     "ColumnBatch",
     "ExtendResult",
     "Forbidden",
     "Lease",
+    "LeasedMessage",
     "Message",
     "MessageLeased",
     "NextMessages",
@@ -52,12 +57,17 @@ __all__ = [
     "QueueClient",
     "QueueError",
     "QueueFull",
+    "QueueSettings",
+    "QueueState",
+    "QueueStats",
     "SentId",
     "SentIds",
+    "SettingsChanges",
     "StaleReceipt",
     "TooManyFailures",
     "TransactionReply",
     "Unauthenticated",
     "Unavailable",
     "Unreachable",
+    "exponential_backoff",
 ]

@@ -83,5 +83,6 @@ class Fetcher:
         done = self._held.keys() & finish(list(self._held.values()))
         left = [run for receipt, run in self._held.items() if receipt not in done]
         result = self._client._leased.ack_last(done, self._client.queue)
-        self._client.release_all((receipt for run in left for receipt in run.receipts), counted=False)
+        receipts = (receipt for run in left for receipt in run.receipts)
+        self._client._leased.release_all(receipts, self._client.queue, counted=False)
         return result, []

@@ -36,11 +36,7 @@ class Outgoing(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A received message. `id` and `sent_at` are None after a read of several without a lease.
-
-    With a lease it is invisible to others until `leased_until`. Settle it by ack, release or reject; to work on it
-    for longer, extend the lease.
-    """
+    """A message that was removed from its queue, or shown. After a read of several, `id` and `sent_at` are None."""
 
     text: str
     queue: str
@@ -57,51 +53,58 @@ class Message:
     ttl: float | None = None
     dedup_id: str | None = None
     state: str | None = None  # in a peek only
-    _client: Settler | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedMessage(Message):
+    """A message that others do not get before `leased_until`.
+
+    Settle it by ack, release or reject. To work on it for longer, extend the lease.
+    """
+
+    id: str
+    sent_at: datetime
+    receive_count: int
+    receipt: str
+    leased_until: datetime
+    _client: Settler = field(repr=False, compare=False)
 
     def ack(self) -> None:
         """Delete the message, which was worked on. Raises StaleReceipt or NotFound if the lease was lost."""
-        self._holder().ack(self)
+        self._client.ack(self)
 
     def extend(self, lease: float) -> None:
         """Let the lease end `lease` seconds from now."""
-        self._holder().extend(self, lease)
+        self._client.extend(self, lease)
 
     def release(self, delay: float = 0, *, counted: bool = True) -> None:
         """End the lease; the message is redelivered at once, or in `delay` seconds.
 
         For a message that was not worked on, clear `counted`: the delivery does not count.
         """
-        self._holder().release(self, delay=delay, counted=counted)
+        self._client.release(self, delay=delay, counted=counted)
 
     def reject(self, reason: str | None = None) -> None:
         """Move the message to the dead letters."""
-        self._holder().reject(self, reason=reason)
+        self._client.reject(self, reason=reason)
 
     def complete(self, send: Iterable[str | Outgoing] = ()) -> TransactionReply:
         """Ack the message and send its results, in one commit: both or neither."""
-        return self._holder().transact(ack=[self], send=send)
-
-    def _holder(self) -> Settler:
-        if self._client is None:
-            raise ValueError("this message did not come from a QueueClient: settle it through one")
-        return self._client
+        return self._client.transact(ack=[self], send=send)
 
 
 class Settler(Protocol):
-    """The methods of QueueClient that its messages, and the loop that yields them, call."""
+    """The methods of QueueClient that its messages call."""
 
-    def is_closed(self) -> bool: ...
+    def ack(self, message: LeasedMessage) -> None: ...
 
-    def ack(self, message: Message) -> None: ...
+    def extend(self, message: LeasedMessage, lease: float) -> None: ...
 
-    def extend(self, message: Message, lease: float) -> None: ...
+    def release(self, message: LeasedMessage, *, delay: float, counted: bool) -> None: ...
 
-    def release(self, message: Message, *, delay: float, counted: bool) -> None: ...
+    def reject(self, message: LeasedMessage, *, reason: str | None) -> None: ...
 
-    def reject(self, message: Message, *, reason: str | None) -> None: ...
-
-    def transact(self, *, ack: Iterable[Message | str], send: Iterable[str | Outgoing]) -> TransactionReply: ...
+    def transact(self, *, ack: Iterable[LeasedMessage | str], send: Iterable[str | Outgoing]) -> TransactionReply: ...
 
 
 class ReadingOne(TypedDict, total=False):
@@ -221,12 +224,13 @@ class TransactionReply:
 
     ids: list[str]
     duplicates: list[int]
-    messages: list[Message]
+    messages: list[LeasedMessage]
 
 
 def encode(document: object) -> bytes:
-    """Return the JSON of a request. Raises ValueError for NaN, an infinity or a lone surrogate."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    """Return the JSON of a request. Raises ValueError for NaN, an infinity or a lone surrogate, TypeError for bytes."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse)
+    return text.encode()
 
 
 def drop_none(**fields: object) -> dict[str, Any]:
@@ -246,14 +250,29 @@ def to_document(message: str | Outgoing) -> Outgoing:
     return {"text": message} if isinstance(message, str) else message
 
 
-def parse_message(document: Mapping[str, Any], queue: str, client: Settler | None) -> Message:
+def parse_message(document: Mapping[str, Any], queue: str) -> Message:
     """Return the message of a reply's JSON, without the fields that this client does not know."""
+    return Message(**_known_fields(document, queue))
+
+
+def parse_leased(documents: Iterable[Mapping[str, Any]], queue: str, client: Settler) -> list[LeasedMessage]:
+    """Return the messages of the reply to a read with a lease."""
+    return [LeasedMessage(**_known_fields(document, queue), _client=client) for document in documents]
+
+
+def _refuse(value: object) -> object:
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("a message is text, not bytes: decode them, or send binary data as base64")
+    raise TypeError(f"JSON cannot hold {value!r}, which is of type {type(value).__name__}")
+
+
+def _known_fields(document: Mapping[str, Any], queue: str) -> dict[str, Any]:
     known = {name: document[name] for name in _PLAIN_FIELDS if name in document}
     known.setdefault("queue", queue)
     for name in ("sent_at", "leased_until"):
         if isinstance(document.get(name), str):
             known[name] = moment(document[name])
-    return Message(**known, _client=client)
+    return known
 
 
 @lru_cache(256)  # the messages of a batch share their times

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from .column_batches import ColumnBatch, messages_of
 from .errors import NotFound, StaleReceipt
-from .messages import AckResult, Lease, Message, Source, encode
-from .paths import queue_path
+from .http.paths import queue_path
+from .http.transport import Reply, Transport, retry_after
+from .messages import AckResult, Lease, LeasedMessage, Source, encode
 from .settling import LeasedMessages
-from .transport import Reply, Transport, retry_after
 
 LONGEST_WAIT = 20.0  # seconds that the service holds one poll
+LONGEST_UNCUT_WAIT = 5.0  # seconds of a loop's poll where `is_cut` cannot end it
 
 
 class Reader:
@@ -24,11 +25,28 @@ class Reader:
     def __init__(self, transport: Transport, leased: LeasedMessages) -> None:
         self._transport = transport
         self.leased = leased
+        self.is_closed = transport.is_closed
+
+    @property
+    def longest_wait(self) -> float:
+        """Return the seconds of one poll of a loop that should end soon after it was asked to."""
+        return LONGEST_WAIT if self._transport.can_cut else LONGEST_UNCUT_WAIT
 
     def read(
-        self, source: Source, limit: int, wait: float, lease: Lease | None, headers: Mapping[str, str] | None = None
+        self,
+        source: Source,
+        limit: int,
+        wait: float,
+        lease: Lease | None,
+        headers: Mapping[str, str] | None = None,
+        is_cut: Callable[[], bool] | None = None,
     ) -> list[dict[str, Any]]:
-        """Poll until there are messages, or return none after `wait` seconds."""
+        """Poll until there are messages, or return none after `wait` seconds.
+
+        With a lease the wait ends at `close`, and once `is_cut` returns True. Then it returns none, or raises
+        QueueError.
+        """
+        is_cut = is_cut or self._transport.is_closed
         query: list[tuple[str, str | int | float]] = [("limit", limit)] if limit != 1 or lease is not None else []
         if lease is not None:
             query.append(("lease", round(lease, 3) if isinstance(lease, float) else lease))
@@ -43,47 +61,52 @@ class Reader:
             # A poll without a lease is not cut: the messages that it removed are in its reply alone.
             reply = self._transport.call(
                 "GET", f"{path}?{parameters}" if parameters else path, headers=headers, waits=poll,
-                cut_at_close=bool(poll) and lease is not None,
+                is_cut=is_cut if lease is not None else None,
             )  # fmt: skip
             if reply.status != 204:
                 return _documents(reply)
             # A 204 with a Retry-After did not wait, because too many readers were waiting.
             pause = retry_after(reply.headers)
             if pause is not None and left > 0:
-                self._transport.sleep(pause)
-            if time.monotonic() >= until:
+                self._transport.sleep(pause, is_cut)
+            if time.monotonic() >= until or is_cut():
                 return []
 
     def ack_and_read(
         self,
-        messages: Iterable[Message | ColumnBatch | str],
+        messages: Iterable[LeasedMessage | ColumnBatch | str],
         source: Source,
         limit: int,
         wait: float,
         lease: Lease,
         headers: Mapping[str, str] | None = None,
+        is_cut: Callable[[], bool] | None = None,
     ) -> tuple[AckResult, list[dict[str, Any]]]:
-        """Ack the messages and lease the next ones, in one request if all receipts are valid."""
+        """Ack the messages and lease the next ones, in one request if all receipts are valid; `is_cut` as in read."""
         receipts = self.leased.stop_renewing(messages)
         receive = {"queue": source.name, "limit": limit, "wait": wait, "lease": lease, **source.readers}
         try:
-            reply = self.transact({"ack": receipts, "receive": receive}, headers)
+            reply = self.transact({"ack": receipts, "receive": receive}, headers, is_cut=is_cut)
         except (NotFound, StaleReceipt):  # one of the receipts was not valid, so nothing was done
             acked = self.leased.ack_many(receipts, source.name)
-            return acked, self.read(source, limit, wait, lease, headers)
+            return acked, self.read(source, limit, wait, lease, headers, is_cut)
         return AckResult(messages_of(receipts), [], []), reply.get("messages", [])
 
     def transact(
-        self, document: Mapping[str, Any], headers: Mapping[str, str] | None = None, key: str | None = None
+        self,
+        document: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+        key: str | None = None,
+        is_cut: Callable[[], bool] | None = None,
     ) -> dict[str, Any]:
         """Make a transaction and return the reply's JSON; {} if there was nothing to receive."""
-        waits = document.get("receive", {}).get("wait", 0)
+        waits, is_cut = document.get("receive", {}).get("wait", 0), is_cut or self._transport.is_closed
         reply = self._transport.call(
             "POST", "/transactions", body=encode(document), headers=headers, key=key, waits=waits,
-            cut_at_close=bool(waits),
+            is_cut=is_cut,
         )  # fmt: skip
         if reply.status == 204:  # done, and the service did not wait for messages
-            self._transport.sleep(retry_after(reply.headers) or 0)
+            self._transport.sleep(retry_after(reply.headers) or 0, is_cut)
             return {}
         return dict(json.loads(reply.body))
 

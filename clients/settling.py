@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from .column_batches import ColumnBatch, in_batches
+from .consuming.leases import LeaseKeeper
 from .errors import NotFound, QueueError, StaleReceipt
-from .leases import LeaseKeeper, log
-from .messages import AckResult, ExtendResult, Message, drop_none, encode, moment, require_list
-from .paths import queue_path, receipt_path
-from .transport import Transport
+from .http.paths import queue_path, receipt_path
+from .http.transport import Transport
+from .log import log
+from .messages import AckResult, ExtendResult, LeasedMessage, drop_none, encode, moment, require_list
 
 LARGEST_BATCH = 10_000  # messages in one request
 RELEASES_WITHIN = 2.0  # seconds for retries after `close`
+LONGEST_REASON = 1_000  # characters; the service allows a few more
 
 
 class LeasedMessages:
@@ -29,7 +31,9 @@ class LeasedMessages:
         self.keeper = LeaseKeeper(self._renew)
         self._transport = transport
 
-    def ack_many(self, messages: Iterable[Message | ColumnBatch | str], queue: str = "", **options: Any) -> AckResult:
+    def ack_many(
+        self, messages: Iterable[LeasedMessage | ColumnBatch | str], queue: str = "", **options: Any
+    ) -> AckResult:
         by_queue = _by_queue(messages, queue)
         for receipts in by_queue.values():
             self.stop_renewing(receipts)
@@ -42,7 +46,7 @@ class LeasedMessages:
                 total += AckResult(result["acked"], result["stale"], result["missing"])
         return total
 
-    def ack_last(self, messages: Iterable[Message | ColumnBatch | str], queue: str = "") -> AckResult:
+    def ack_last(self, messages: Iterable[LeasedMessage | ColumnBatch | str], queue: str = "") -> AckResult:
         """Ack as ack_many, also after `close`: for work that was under way then.
 
         If the reply to a try was lost, the messages that it acked are among the missing ones.
@@ -51,7 +55,7 @@ class LeasedMessages:
         return self.ack_many(messages, queue, idempotent=True, last=True, retry_for=retry_for)
 
     def extend_many(
-        self, messages: Iterable[Message | ColumnBatch | str], lease: float, queue: str = "", **options: Any
+        self, messages: Iterable[LeasedMessage | ColumnBatch | str], lease: float, queue: str = "", **options: Any
     ) -> ExtendResult:
         total = ExtendResult(0, None, [], [])
         for name, receipts in _by_queue(messages, queue).items():
@@ -64,10 +68,18 @@ class LeasedMessages:
         return total
 
     def release_all(
-        self, messages: Iterable[Message | str], queue: str = "", *, delay: float = 0, counted: bool = True
+        self, messages: Iterable[LeasedMessage | str], queue: str = "", *, delay: float = 0, counted: bool = True
     ) -> None:
         """Release those that are still leased, also after `close`. Never raises QueueError."""
-        body, until = release_body(delay, counted), time.monotonic() + RELEASES_WITHIN
+        self._settle_all(messages, queue, release_body(delay, counted))
+
+    def reject_last(self, message: LeasedMessage, reason: str) -> None:
+        """Move a leased message to the dead letters, also after `close`. Never raises QueueError."""
+        reason = reason[:LONGEST_REASON].encode("utf-8", "replace").decode()  # it may quote any exception
+        self._settle_all([message], "", reject_body(reason))
+
+    def _settle_all(self, messages: Iterable[LeasedMessage | str], queue: str, body: bytes) -> None:
+        until = time.monotonic() + RELEASES_WITHIN
         for message in messages:
             try:
                 left = max(0.0, until - time.monotonic())
@@ -76,10 +88,10 @@ class LeasedMessages:
             except (NotFound, StaleReceipt):
                 continue
             except QueueError as error:
-                log.info("could not release messages, they come back when their leases end: %s", error)
+                log.warning("could not release messages, they come back when their leases end: %s", error)
                 return
 
-    def release_unworked(self, messages: list[Message]) -> None:
+    def release_unworked(self, messages: list[LeasedMessage]) -> None:
         """Release those that are still leased, as if they had not been delivered. Renew each lease until its turn."""
         try:
             held = (message for message in messages if self.keeper.stop_renewing(message.receipt))
@@ -87,29 +99,29 @@ class LeasedMessages:
         finally:
             self.stop_renewing(messages)
 
-    def stop_renewing(self, messages: Iterable[Message | ColumnBatch | str]) -> list[str]:
+    def stop_renewing(self, messages: Iterable[LeasedMessage | ColumnBatch | str]) -> list[str]:
         """Return the receipts, whose leases are renewed no more. Call it before settling, or a renewal may follow."""
         receipts = [receipt_of(message) for message in require_list(messages)]
         for receipt in receipts:
             self.keeper.stop_renewing(receipt)
         return receipts
 
-    def path_to_settle(self, message: Message | str, queue: str) -> str:
+    def path_to_settle(self, message: LeasedMessage | str, queue: str) -> str:
         """Stop renewing the message's lease and return the path to settle it at."""
         self.stop_renewing([message])
         return path_of(message, queue)
 
-    def _renew(self, messages: list[Message], lease: float, timeout: float) -> ExtendResult:
+    def _renew(self, messages: list[LeasedMessage], lease: float, timeout: float) -> ExtendResult:
         """Extend leases for the lease keeper, within about `timeout` seconds, also after `close`."""
         return self.extend_many(messages, lease, timeout=timeout, retry_for=timeout / 2, last=True)
 
 
-def path_of(message: Message | str, queue: str) -> str:
+def path_of(message: LeasedMessage | str, queue: str) -> str:
     """Return the path of a leased message."""
-    return receipt_path(message.queue if isinstance(message, Message) else queue, receipt_of(message))
+    return receipt_path(message.queue if isinstance(message, LeasedMessage) else queue, receipt_of(message))
 
 
-def receipt_of(message: Message | ColumnBatch | str) -> str:
+def receipt_of(message: LeasedMessage | ColumnBatch | str) -> str:
     """Return the receipt. Raises ValueError for a message without one."""
     if isinstance(message, str):
         return message
@@ -123,7 +135,18 @@ def release_body(delay: float, counted: bool) -> bytes:
     return encode({"lease": 0, **drop_none(delay=delay or None, counted=None if counted else False)})
 
 
-def _by_queue(messages: Iterable[Message | ColumnBatch | str], queue: str) -> dict[str, list[str]]:
+def reject_body(reason: str | None) -> bytes:
+    """Return the JSON that moves a message to the dead letters."""
+    return encode(drop_none(dead=True, reason=reason))
+
+
+def report_stale(result: AckResult) -> None:
+    """Log the messages that another reader gets again, although this one finished them."""
+    for receipt in result.stale:
+        log.warning("the lease of the message with receipt %s ended too early: another reader has it", receipt)
+
+
+def _by_queue(messages: Iterable[LeasedMessage | ColumnBatch | str], queue: str) -> dict[str, list[str]]:
     """Return the receipts by queue."""
     by_queue: dict[str, list[str]] = {}
     for message in require_list(messages):

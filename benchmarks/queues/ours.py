@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches
 from benchmarks.server import service
@@ -31,9 +30,7 @@ class _Client:
         self._client.send(text)
 
     def take(self) -> str:
-        (document,) = self._poll(self._client.ack_and_receive, self._client.receive_documents, 1)
-        self._held = [document["receipt"]]
-        return str(document["text"])
+        return self._next(1)[0]
 
     def send_all(self, batches: Iterable[list[str]]) -> None:
         for batch in batches:
@@ -48,17 +45,14 @@ class _Client:
         self._client.close()
 
     def _next(self, limit: int) -> list[str]:
-        runs: list[ColumnBatch] = self._poll(self._client.ack_and_receive_runs, self._client.receive_runs, limit)
+        """Return the texts of the next messages; ack those before with the first request."""
+        held, self._held, runs = self._held, [], list[ColumnBatch]()
+        if held:
+            _, runs = self._client.ack_and_receive_runs(held, limit=limit, wait=WAIT, lease=LEASE)
+        while not runs:
+            runs = self._client.receive_runs(limit=limit, wait=WAIT, lease=LEASE)
         self._held = [run.receipt for run in runs]
         return [text for run in runs for text in run.texts]
-
-    def _poll(self, ack_and_receive: Callable[..., Any], receive: Callable[..., Any], limit: int) -> Any:
-        """Receive until there are messages, and return them; ack held ones with the first request."""
-        held, self._held = self._held, []
-        _, received = ack_and_receive(held, limit=limit, wait=WAIT, lease=LEASE) if held else (None, [])
-        while not received:
-            received = receive(limit=limit, wait=WAIT, lease=LEASE)
-        return received
 
     def _ack(self) -> None:
         if self._held:

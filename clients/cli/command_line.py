@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import TypeVar
 from ..client import QueueClient
 from ..copying.plan import CopyError
 from ..errors import QueueError
+from ..http.transport import DEFAULT_URL
 
 Number = TypeVar("Number", int, float)
 
@@ -30,7 +30,7 @@ def command_parser(prog: str, description: str | None) -> argparse.ArgumentParse
 
 
 def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queue_help: str) -> None:
-    parser.add_argument("--url", default="http://127.0.0.1:5000", help="URL of the service (default: %(default)s)")
+    parser.add_argument("--url", help=f"URL of the service (default: $QUEUE_URL, or else {DEFAULT_URL})")
     parser.add_argument("--queue", default=queue, type=_name, help=f"queue to use (default: {queue_help})")
     parser.add_argument(
         "--token",
@@ -62,8 +62,9 @@ def within(kind: Callable[[str], Number], low: float, high: float = math.inf) ->
 
 
 def client_for(arguments: argparse.Namespace, queue: str | None = None) -> QueueClient:
-    token = arguments.token or os.environ.get("QUEUE_TOKEN")
-    return QueueClient(arguments.url, queue=queue or arguments.queue, token=token, retry_for=arguments.retry_for)
+    return QueueClient(
+        arguments.url, queue=queue or arguments.queue, token=arguments.token, retry_for=arguments.retry_for
+    )
 
 
 def program_name(prog: str) -> str:

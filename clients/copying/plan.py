@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from ..client import QueueClient
 from ..errors import Forbidden, NotFound
+from ..queues import QueueStats
 
 FORMAT = 2  # of messages and batches; with a new number, no unfinished copy is continued
 MARK_READER = "copy-begin-mark"  # the recipient of begin marks, which no reader uses
@@ -106,7 +107,7 @@ def find_begin_mark(client: QueueClient) -> BeginMark | None:
     return BeginMark(str(attributes["copy"]), int(attributes["size"]))
 
 
-def totals(client: QueueClient) -> dict[str, int | float] | None:
+def totals(client: QueueClient) -> QueueStats | None:
     """Return the stats of the client's queue; None if it does not exist."""
     try:
         return client.stats()

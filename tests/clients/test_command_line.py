@@ -195,4 +195,5 @@ def test_an_unreachable_service_is_reported_in_one_line() -> None:
 
 def test_an_invalid_url_is_reported_in_one_line() -> None:
     failed = command("receive", "--url", "localhost")
-    assert (failed.returncode, failed.stderr) == (1, b"receive: this is not the URL of a service: 'localhost'\n")
+    reason = b"the URL of a service starts with http:// or https://, as in http://127.0.0.1:5000, not 'localhost'"
+    assert (failed.returncode, failed.stderr) == (1, b"receive: " + reason + b"\n")

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from clients import QueueClient
-from clients.connection_pool import MOST_HEAD, ConnectionPool
 from clients.errors import ProblemError, Unreachable
+from clients.http.connection_pool import MOST_HEAD, ConnectionPool
 from tests.support.live import LiveServer
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

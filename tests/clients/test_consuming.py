@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from clients import Closed, NotFound, QueueClient
-from clients.leases import LeaseKeeper
+from clients.consuming.leases import LeaseKeeper
 from tests.support.live import REPOSITORY, FaultProxy, LiveServer, await_true
 
 

@@ -8,12 +8,34 @@ from typing import Any
 
 import pytest
 
-from clients import AckResult, ColumnBatch, ExtendResult, Message, NotFound, QueueClient, TransactionReply
+from clients import (
+    AckResult,
+    ColumnBatch,
+    ExtendResult,
+    LeasedMessage,
+    Message,
+    NotFound,
+    QueueClient,
+    TransactionReply,
+)
 from tests.support.live import FaultProxy, LiveServer
 
 BAD_GATEWAY = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"
 
-Held = list[Message]
+Held = list[LeasedMessage]
+
+
+def works(client: QueueClient, fails: bool = False) -> list[str]:
+    """Return the texts that a worker handled."""
+    handled = []
+
+    def handle(message: LeasedMessage) -> None:
+        handled.append(message.text)
+        if fails:
+            raise RuntimeError("this work always fails")
+
+    client.work(handle, concurrency=1, lease=60, idle=0, max_tries=1)
+    return sorted(handled)
 
 
 def first_id(client: QueueClient) -> str:
@@ -41,15 +63,13 @@ CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
         lease=60, queues=[f"{client.queue}.no", client.queue]
     ),
     "receive, for any": lambda client, held: client.receive(limit=5, any_recipient=True),
-    "receive_documents": lambda client, held: [
-        document["text"] for document in client.receive_documents(limit=2, lease=60)
-    ],
     "receive_runs": lambda client, held: client.receive_runs(limit=2, lease=60),
     "consume": lambda client, held: [message.text for message in client.consume(lease=60, idle=0)],
     "consume, a batch": lambda client, held: [message.text for message in client.consume(lease=60, idle=0, batch=2)],
     "consume, and break": lambda client, held: next(iter(client.consume(lease=60, idle=0, batch=3))).text,
+    "work": lambda client, held: works(client),
+    "work, and fail": lambda client, held: works(client, fails=True),
     "transact": lambda client, held: client.transact(ack=held, send=["new"], receive={"limit": 2, "lease": 60}),
-    "ack_and_receive": lambda client, held: client.ack_and_receive(held, limit=2)[0],
     "ack_and_receive_runs": lambda client, held: client.ack_and_receive_runs(held, lease=60, limit=2),
     "ack": lambda client, held: client.ack(held[0]),
     "ack_many": lambda client, held: client.ack_many([*held, f"{client.queue}~1~1234567812345678"]),
@@ -57,7 +77,6 @@ CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
     "extend_many": lambda client, held: client.extend_many(held, 600),
     "release": lambda client, held: client.release(held[0], delay=600),
     "release, uncounted": lambda client, held: client.release(held[0], counted=False),
-    "release_all": lambda client, held: client.release_all(held, counted=False),
     "reject": lambda client, held: client.reject(held[0], reason="no good"),
     "peek": lambda client, held: client.peek(),
     "message": lambda client, held: client.message(first_id(client)),
@@ -74,7 +93,6 @@ CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
     "delete_queue": lambda client, held: client.delete_queue(),
     "healthy": lambda client, held: client.healthy(retry_for=5),
 }
-CALLS["dead"] = CALLS["reject"]
 
 
 @pytest.fixture
@@ -136,7 +154,7 @@ def left_in(client: QueueClient, queue: str) -> object:
         stats = client.stats(queue)
     except NotFound:
         return None
-    counts = {name: stats[name] for name in stats if name not in ("oldest_age", "bytes")}
+    counts = {name: count for name, count in stats.items() if name not in ("oldest_age", "bytes")}
     return counts, shape(client.peek(queue=queue))
 
 

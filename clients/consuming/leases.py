@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -10,17 +9,16 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .errors import QueueError
-from .messages import ExtendResult, Message
+from ..errors import QueueError
+from ..log import log
+from ..messages import ExtendResult, LeasedMessage
 
 LINGER = 5.0  # seconds
-
-log = logging.getLogger("clients")
 
 
 @dataclass(slots=True)
 class _Held:
-    message: Message
+    message: LeasedMessage
     lease: float
     due: float  # monotonic
     is_begun: bool = False
@@ -33,7 +31,7 @@ class LeaseKeeper:
     `timeout` seconds. In a forked child the keeper has none: the messages are the parent's.
     """
 
-    def __init__(self, extend: Callable[[list[Message], float, float], ExtendResult]) -> None:
+    def __init__(self, extend: Callable[[list[LeasedMessage], float, float], ExtendResult]) -> None:
         self._extend = extend
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -41,7 +39,7 @@ class LeaseKeeper:
         self.start_afresh()
         _keepers.add(self)
 
-    def renew(self, messages: Iterable[Message], lease: float, asked: float) -> bool:
+    def renew(self, messages: Iterable[LeasedMessage], lease: float, asked: float) -> bool:
         """Renew these leases of `lease` seconds from now on, and return True. After `close`, return False.
 
         The leases may have begun when the request was `asked` (monotonic), since its reply may have been late.
@@ -50,7 +48,7 @@ class LeaseKeeper:
         with self._changed:
             if self._closed:
                 return False
-            self._held.update((_receipt(message), _Held(message, lease, due)) for message in messages)
+            self._held.update((message.receipt, _Held(message, lease, due)) for message in messages)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
                 self._thread.start()
@@ -58,21 +56,21 @@ class LeaseKeeper:
                 self._changed.notify()
             return True
 
-    def begin(self, message: Message) -> bool:
+    def begin(self, message: LeasedMessage) -> bool:
         """Mark the message as worked on. Return False after `close`, or if this process has not its lease."""
         with self._changed:
-            held = self._held.get(_receipt(message))
+            held = self._held.get(message.receipt)
             if held is None or self._closed:
                 return False
             held.is_begun = True
             return True
 
-    def stop_renewing(self, receipt: str | None) -> bool:
+    def stop_renewing(self, receipt: str) -> bool:
         """Stop renewing a lease. Return False if it was not renewed: settled before, or lost to another reader."""
         with self._changed:
-            return self._held.pop(receipt or "", None) is not None
+            return self._held.pop(receipt, None) is not None
 
-    def close(self) -> list[Message]:
+    def close(self) -> list[LeasedMessage]:
         """Accept no more messages. Return those not worked on; their leases are renewed until stop_renewing."""
         with self._changed:
             self._closed = True
@@ -107,7 +105,7 @@ class LeaseKeeper:
 
     def _renew(self, due: list[_Held], lease: float) -> None:
         with self._changed:
-            due = [held for held in due if _receipt(held.message) in self._held]  # the others were settled since
+            due = [held for held in due if held.message.receipt in self._held]  # the others were settled since
             shortest = min((held.lease for held in self._held.values()), default=lease)
         if not due:
             return
@@ -139,11 +137,6 @@ def _together(due: list[_Held]) -> dict[tuple[str, float], list[_Held]]:
     for held in due:
         groups.setdefault((held.message.queue, held.lease), []).append(held)
     return groups
-
-
-def _receipt(message: Message) -> str:
-    assert message.receipt is not None
-    return message.receipt
 
 
 _keepers: weakref.WeakSet[LeaseKeeper] = weakref.WeakSet()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,11 +19,14 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
-from .connection_pool import Answer, ConnectionPool
-from .errors import Closed, ProblemError, Unreachable, problem
+from ..errors import Closed, ProblemError, Unauthenticated, Unreachable, problem
+from ..log import log
+from .connection_pool import CUT_CHECKED_EVERY, Answer, ConnectionPool
 
 FIRST_PAUSE = 0.05  # seconds before the second retry; doubles with each later one
 LONGEST_PAUSE = 5.0  # seconds
+DEFAULT_URL = "http://127.0.0.1:5000"
+NO_TLS = ("WRONG_VERSION_NUMBER", "record layer failure")  # in OpenSSL's errors
 CONNECTIONS_KEPT = 64  # idle ones: as many threads can share a client
 NOTHING_DONE = (
     "busy",
@@ -47,20 +49,22 @@ class Transport:
     """Calls to one service. Threads can share it, and a forked child can keep using it.
 
     Raises ValueError for a URL that is not http(s)://host. `timeout` limits one try, in seconds. `retry_for` limits
-    the time for retries of a call, in seconds.
+    the time for retries of a call, in seconds. The first retry that has to wait is logged as a warning.
     """
 
     def __init__(
         self, url: str, *, token: str | None, timeout: float, retry_for: float, trust_env: bool, verify: bool | str
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"this is not the URL of a service: {url!r}")
+        if parts.scheme not in ("http", "https"):
+            raise ValueError(f"the URL of a service starts with http:// or https://, as in {DEFAULT_URL}, not {url!r}")
+        if not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"the URL of a service has a host and no query, as in {DEFAULT_URL}, not {url!r}")
         self.url = url.rstrip("/")
         self._timeout = timeout
         self._retry_for = retry_for
         self._headers = {"Accept": "application/json", "User-Agent": "queue-service-client"}
-        if token is not None:
+        if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._options: dict[str, Any] = {"verify": verify, "proxies": {}}
         if trust_env:
@@ -70,8 +74,13 @@ class Transport:
         self._host = parts.netloc.rpartition("@")[2]
         proxied = any(self._options["proxies"].get(name) for name in ("http", "all"))
         self._address = None if parts.scheme == "https" or proxied else (parts.hostname, parts.port or 80)
-        self._closing = threading.Event()
+        self._closed = False
         self._connect()
+
+    @property
+    def can_cut(self) -> bool:
+        """Return whether `is_cut` ends a wait for a reply; else it ends only retries."""
+        return self._address is not None
 
     def call(
         self,
@@ -84,7 +93,7 @@ class Transport:
         idempotent: bool = False,
         done_if_lost: tuple[int, ...] = (),
         waits: float = 0,
-        cut_at_close: bool = False,
+        is_cut: Callable[[], bool] | None = None,
         timeout: float | None = None,
         retry_for: float | None = None,
         last: bool = False,
@@ -93,8 +102,8 @@ class Transport:
 
         All tries carry one Idempotency-Key, `key` or a random one, unless the call is `idempotent`. After a lost reply
         the statuses `done_if_lost` count as success: the lost try did it. `waits` is how long the service may delay
-        its reply, in seconds; with `cut_at_close`, `close` ends that wait. `timeout` and `retry_for` override the
-        client's own. A `last` call is allowed after `close`.
+        its reply, in seconds; that wait and retries end once `is_cut` returns True. `timeout` and `retry_for` override
+        the client's own. A `last` call is allowed after `close`.
         """
         if not last:
             self.check_open()
@@ -102,12 +111,13 @@ class Transport:
         if key or not idempotent:
             found["Idempotency-Key"] = key or uuid.uuid4().hex
         if self._address:
-            ask = self._direct_call(method, path, body, found, cut_at_close)
+            ask = self._direct_call(method, path, body, found, is_cut if waits else None)
         else:
             ask = self._call(method, path, body, found)
         timeout = self._timeout if timeout is None else timeout
         give_up = time.monotonic() + (self._retry_for if retry_for is None else retry_for)
-        tries, lost = 0, False
+        tries, lost, warned = 0, False, False
+        ends_early = _never if last else is_cut or self.is_closed
         while True:
             tries += 1
             fault: ProblemError | Unreachable
@@ -115,43 +125,50 @@ class Transport:
                 status, got, content = self._try_once(ask, timeout, waits)
             except (requests.RequestException, OSError) as error:
                 fault = Unreachable(f"{self.url} does not answer: {_reason(error)}")
+                if _is_lasting(error):
+                    raise fault from error
                 lost = lost or not isinstance(error, ConnectionRefusedError)
             else:
                 if 200 <= status < 300 or (lost and status in done_if_lost):
                     return Reply(status, got, content)
-                fault = problem(status, content, retry_after(got))
+                fault = self._with_hint(problem(status, content, retry_after(got)))
                 if status not in (429, 502, 503, 504):
                     raise fault
                 lost = lost or fault.code not in NOTHING_DONE
             left = give_up - time.monotonic()
             pause = _pause(tries, fault, left)
-            if left <= 0 or pause > left or self._is_cut_short(pause, last):
+            if left <= 0 or pause > left or ends_early():
+                raise fault
+            if pause and not warned:
+                log.warning("%s; retrying for up to %.3g s", fault, left)
+                warned = True
+            if _sleep(pause, ends_early):
                 raise fault
 
     def close(self) -> None:
-        """Close idle connections and those with `cut_at_close`. Calls are not retried, and later ones raise Closed."""
-        self._closing.set()
+        """Close idle connections. Calls are not retried, and later ones raise Closed."""
+        self._closed = True
         self._own()
         self._pool.close()
         self._adapter.close()
 
     def is_closed(self) -> bool:
-        return self._closing.is_set()
+        return self._closed
 
     def check_open(self) -> None:
         """Raise Closed after `close`."""
-        if self._closing.is_set():
+        if self._closed:
             raise Closed("this client was closed")
 
-    def sleep(self, seconds: float) -> None:
-        """Sleep these seconds, but not beyond `close`."""
-        self._closing.wait(seconds)
+    def sleep(self, seconds: float, is_cut: Callable[[], bool] | None = None) -> None:
+        """Sleep these seconds, but not once `is_cut` returns True, or beyond `close`."""
+        _sleep(seconds, is_cut or self.is_closed)
 
-    def _is_cut_short(self, pause: float, last: bool) -> bool:
-        if last:
-            time.sleep(pause)
-            return False
-        return self._closing.wait(pause)
+    def _with_hint(self, fault: ProblemError) -> ProblemError:
+        if not isinstance(fault, Unauthenticated) or "Authorization" in self._headers:
+            return fault
+        hint = "this service requires a token: set QUEUE_TOKEN, or pass token="
+        return Unauthenticated(fault.status, {**fault.document, "detail": hint}, fault.retry_after)
 
     def _connect(self) -> None:
         self._pool = ConnectionPool(*(self._address or ("", 0)), CONNECTIONS_KEPT)
@@ -169,15 +186,13 @@ class Transport:
         return ask(timeout, waits)
 
     def _direct_call(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], cut_at_close: bool
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], is_cut: Callable[[], bool] | None
     ) -> Callable[[float, float], Answer]:
         lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self._host}"]
         lines += [f"{name}: {value}" for name, value in self._all_headers(method, body, headers).items()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         bodiless = method == "HEAD"
-        return lambda timeout, waits: self._pool.ask(
-            head, body or b"", timeout, timeout + waits, bodiless, cut_at_close
-        )
+        return lambda timeout, waits: self._pool.ask(head, body or b"", timeout, timeout + waits, bodiless, is_cut)
 
     def _call(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -212,6 +227,25 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
+def _sleep(seconds: float, is_cut: Callable[[], bool]) -> bool:
+    """Sleep these seconds and return False; return True once `is_cut` does."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, CUT_CHECKED_EVERY))
+        if is_cut():
+            return True
+    return False
+
+
+def _never() -> bool:
+    return False
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Return whether a retry cannot succeed before the URL, the certificate or a setting is changed."""
+    return any(sign in str(error) for sign in (*NO_TLS, "CERTIFICATE_VERIFY_FAILED"))
+
+
 def _pause(tries: int, fault: ProblemError | Unreachable, left: float) -> float:
     """Return the seconds until the next try, at most about the `left` ones.
 
@@ -228,11 +262,14 @@ def _reason(error: requests.RequestException | OSError) -> str:
     if isinstance(error, requests.Timeout | TimeoutError):
         return "no reply in time"
     text = str(error)
+    if any(sign in text for sign in NO_TLS):
+        return "this port does not speak TLS; use http:// instead of https://"
     for sign, reason in (
         ("refused", "connection refused"),
         ("resol", "no such host"),
         ("No address", "no such host"),
         ("Name or service", "no such host"),
+        ("CERTIFICATE_VERIFY_FAILED", "its TLS certificate is not trusted; set `verify` to the file of its authority"),
         ("SSL", "TLS: the certificate or the protocol is not accepted"),
     ):
         if sign in text:

@@ -10,11 +10,13 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 MOST_HEAD = 64 * 1024  # bytes of a reply's status line and headers
 AT_ONCE = 256 * 1024  # bytes received at a time
+CUT_CHECKED_EVERY = 0.1  # seconds
+CUT_ANSWERED_WITHIN = 3.0  # seconds; the service checks every second that a waiting reader is still connected
 
 Answer = tuple[int, Mapping[str, str], bytes]  # status, headers by lower-case name, body
 
@@ -31,23 +33,31 @@ class ConnectionPool:
         self._address = (host, port)
         self._kept_at_most = kept
         self._idle: deque[socket.socket] = deque()
-        self._cuttable: set[socket.socket] = set()
         self._closed = False
 
     def ask(
-        self, head: bytes, body: bytes, timeout: float, read_timeout: float, bodiless: bool, cut_at_close: bool = False
+        self,
+        head: bytes,
+        body: bytes,
+        timeout: float,
+        read_timeout: float,
+        bodiless: bool,
+        is_cut: Callable[[], bool] | None = None,
     ) -> Answer:
-        """Return the reply to a request. Raises OSError, also if `close` cut it with `cut_at_close`.
+        """Return the reply to a request. Raises OSError.
 
-        `timeout` is for connecting and `read_timeout` for the reply, in seconds. Set `bodiless` for HEAD.
+        `timeout` is for connecting and `read_timeout` for the reply, in seconds. Set `bodiless` for HEAD. Once `is_cut`
+        returns True, the service need not wait any longer: it replies at once.
         """
-        with self._connection(timeout) as connection, self._cut(connection) if cut_at_close else nullcontext():
+        with self._connection(timeout) as connection:
             connection.settimeout(read_timeout)
             with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reply may have the reason
                 connection.sendall(head + body)
+            was_cut = is_cut is not None and _await_reply(connection, read_timeout, is_cut)
             reply = Reply(connection, time.monotonic() + read_timeout)
             answer = reply.read(bodiless)
-            if reply.is_reusable and not self._closed and len(self._idle) < self._kept_at_most:
+            is_reusable = reply.is_reusable and not was_cut and not self._closed
+            if is_reusable and len(self._idle) < self._kept_at_most:
                 self._idle.append(connection)
             else:
                 connection.close()
@@ -55,9 +65,6 @@ class ConnectionPool:
 
     def close(self) -> None:
         self._closed = True
-        for connection in list(self._cuttable):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
         self.forget()
 
     def forget(self) -> None:
@@ -78,17 +85,6 @@ class ConnectionPool:
             connection.close()
             raise
 
-    @contextmanager
-    def _cut(self, connection: socket.socket) -> Iterator[None]:
-        """Let `close` cut the connection during the block."""
-        self._cuttable.add(connection)
-        try:
-            if self._closed:
-                raise ProtocolError("this client was closed")
-            yield
-        finally:
-            self._cuttable.discard(connection)
-
     def _kept(self) -> socket.socket | None:
         """Return an idle connection that the service has not closed."""
         while True:
@@ -106,6 +102,24 @@ class ConnectionPool:
         connection = socket.create_connection(self._address, timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
+
+
+def _await_reply(connection: socket.socket, timeout: float, is_cut: Callable[[], bool]) -> bool:
+    """Wait for the reply and return whether the request was cut. Raises TimeoutError.
+
+    A cut closes only the sending half: the service takes no messages for a reader that has hung up, and the reply to a
+    reader that hung up too late still arrives. So no message is leased unseen.
+    """
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    deadline, was_cut = time.monotonic() + timeout, False
+    while not poll.poll(CUT_CHECKED_EVERY * 1000):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if not was_cut and is_cut():
+            connection.shutdown(socket.SHUT_WR)
+            deadline, was_cut = time.monotonic() + CUT_ANSWERED_WITHIN, True
+    return was_cut
 
 
 class Reply:

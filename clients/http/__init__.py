@@ -1,0 +1,1 @@
+"""HTTP calls: paths, connections, retries."""

@@ -37,6 +37,7 @@ def main() -> None:
             check_the_client(url)
             check_the_copy(url)
             check_the_tools()
+        check_the_service_for_tests()
     print("The installed service, tools and client work.")
 
 
@@ -63,6 +64,13 @@ def check_the_client(url: str) -> None:
     with QueueClient(url, queue="jobs") as client:
         client.send("hello")
         assert [message.text for message in client.receive()] == ["hello"]
+
+
+def check_the_service_for_tests() -> None:
+    from queue_service.testing import running_service  # type: ignore[import-not-found,unused-ignore]
+
+    with running_service() as url:
+        check_the_client(url)
 
 
 def check_the_copy(url: str) -> None:

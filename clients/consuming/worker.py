@@ -53,19 +53,22 @@ class Worker:
 
     def run(self) -> None:
         """Work as QueueClient.work specifies."""
-        names = [f"queue-worker-{number}" for number in range(1, self._concurrency + 1)]
-        threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        threads: list[threading.Thread] = []
         with _signals(self._stop):
             try:
-                for thread in threads:
+                for number in range(1, self._concurrency + 1):
+                    thread = threading.Thread(target=self._work, name=f"queue-worker-{number}", daemon=True)
                     thread.start()
+                    threads.append(thread)
                 self._lease_messages()
+            except Exception as error:
+                self._failure = self._failure or error
             finally:
                 self._stop()
                 for _ in threads:
                     self._chains.put(None)
-                for thread in threads:
-                    thread.join()
+            for thread in threads:  # a second SIGINT, which raises KeyboardInterrupt, does not wait for them
+                thread.join()
         if self._failure is not None:
             raise self._failure
 

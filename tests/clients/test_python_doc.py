@@ -16,6 +16,7 @@ import pytest
 from clients import QueueClient
 from clients.testing import running_service
 from tests.support.live import REPOSITORY, await_true
+from tests.support.programs import ProgramMissing
 
 DOCUMENT = (REPOSITORY / "docs/python.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL))
@@ -124,6 +125,8 @@ client.send_many([{"txt": "x"}])
 def test_a_type_checker_accepts_the_examples_and_finds_mistakes(installed: Path, checker: str) -> None:
     if find_spec(checker) is None:
         pytest.skip(f"{checker} is not installed; tox -e types installs it")
+    if subprocess.run([sys.executable, "-m", checker, "--version"], capture_output=True, check=False).returncode:
+        raise ProgramMissing(f"{checker} could not be fetched")  # the package pyright gets it from the npm registry
     examples = [*SCRIPTS.values(), *FILES.values()]
     for number, text in enumerate(examples):
         (installed / f"example_{number}.py").write_text(text)

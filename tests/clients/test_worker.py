@@ -27,6 +27,17 @@ def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
         yield client
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine(request: pytest.FixtureRequest, queue: str) -> Iterator[LiveServer]:
+    """Return a service on each engine."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("server")
+        return
+    url = request.getfixturevalue("postgres").create_database(queue)
+    with LiveServer({"QUEUE_DATABASE_URL": url}) as server:
+        yield server
+
+
 def states(client: QueueClient) -> list[tuple[str, str | None, int | None]]:
     return [(message.text, message.state, message.receive_count) for message in client.peek()]
 
@@ -306,10 +317,10 @@ def test_a_busy_worker_that_is_stopped_leaves_no_message_leased_unseen__row_34(
 
 @pytest.mark.parametrize("loop", ["work", "consume"])
 def test_a_message_whose_reply_was_on_its_way_at_the_stop_is_released_uncounted__row_34(
-    server: LiveServer, client: QueueClient, queue: str, loop: str
+    engine: LiveServer, queue: str, loop: str
 ) -> None:
-    stop = threading.Event()
-    with FaultProxy(server) as proxy, QueueClient(proxy.url, queue=queue) as proxied:
+    stop, client = threading.Event(), QueueClient(engine.url, queue=queue)
+    with FaultProxy(engine) as proxy, QueueClient(proxy.url, queue=queue) as proxied:
         proxy.delay = 1.0
         run = partial(proxied.work, print, stop=stop) if loop == "work" else lambda: list(proxied.consume(stop=stop))
         with working(run, stop):
@@ -378,15 +389,13 @@ def worker_process(server: LiveServer, queue: str, handler: str) -> Iterator[sub
             process.kill()
 
 
-def test_results_are_complete_while_workers_are_killed_and_terminated__row_34(
-    server: LiveServer, client: QueueClient, queue: str
-) -> None:
-    count = 1_000
+def test_results_are_complete_while_workers_are_killed_and_terminated__row_34(engine: LiveServer, queue: str) -> None:
+    count, client = 1_000, QueueClient(engine.url, queue=queue)
     client.send_many([str(number) for number in range(count)])
     with (
-        worker_process(server, queue, TO_RESULTS),
-        worker_process(server, queue, TO_RESULTS) as killed,
-        worker_process(server, queue, TO_RESULTS) as terminated,
+        worker_process(engine, queue, TO_RESULTS),
+        worker_process(engine, queue, TO_RESULTS) as killed,
+        worker_process(engine, queue, TO_RESULTS) as terminated,
     ):
         await_true(lambda: client.stats()["acked"] > 100)
         killed.send_signal(signal.SIGKILL)
@@ -412,16 +421,19 @@ def test_a_signal_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
     assert states(client) == [("1", "ready", 0), ("2", "blocked", 0), ("3", "blocked", 0)]
 
 
-def test_a_second_signal_ends_a_worker_whose_handler_hangs(server: LiveServer, client: QueueClient, queue: str) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_worker_whose_handler_hangs(
+    server: LiveServer, client: QueueClient, queue: str, sent: signal.Signals
+) -> None:
     client.send("hangs")
     with worker_process(server, queue, 'print("begun", flush=True); time.sleep(60)') as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        process.send_signal(sent)
+        time.sleep(0.2)
         assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == -signal.SIGTERM
+        process.send_signal(sent)
+        assert process.wait(5) == -sent
 
 
 def test_a_message_that_kills_its_worker_is_dead_lettered_after_the_last_try(

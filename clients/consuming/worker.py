@@ -84,6 +84,8 @@ class Worker:
         last = time.monotonic()
         while not self._is_ending():
             idle_threads += self._await_idle(block=idle_threads == 0)
+            if not idle_threads:
+                break  # the end came first
             asked = time.monotonic()
             is_busy = idle_threads < self._concurrency
             wait = self._reader.longest_wait

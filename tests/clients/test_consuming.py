@@ -113,6 +113,24 @@ def test_leases_are_renewed_until_each_messages_release__row_34(
     assert [state for _, *state in states(client)] == [["ready", 0]] * 59
 
 
+@pytest.mark.parametrize("loop", ["consume", "work"])
+def test_a_loop_reads_several_queues_in_order_of_preference_and_acks_each_message(
+    client: QueueClient, queue: str, loop: str
+) -> None:
+    names = [f"{queue}.first", f"{queue}.second"]
+    for name in names:
+        client.send_many(["a", "b"], queue=name)
+    client.send("of no interest")
+    seen = []
+    if loop == "consume":
+        seen += [message.queue for message in client.consume(queues=names, idle=0)]
+    else:
+        client.work(lambda message: seen.append(message.queue), queues=names, concurrency=1, idle=0)
+    assert seen == [names[0], names[0], names[1], names[1]]
+    assert [client.stats(name)["acked"] for name in names] == [2, 2]
+    assert states(client) == [("of no interest", "ready", 0)]
+
+
 # Renewal of leases.
 
 

@@ -84,6 +84,7 @@ def test_the_worker_handles_messages_until_a_signal(url: str, installed: Path) -
     assert worker.returncode == 0
 
 
+@pytest.mark.slow
 def test_the_fixtures_serve_the_test(installed: Path) -> None:
     for name in ("conftest.py", "test_thumbnails.py"):
         (installed / name).write_text(FILES[name])
@@ -121,6 +122,7 @@ client.send_many([{"txt": "x"}])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_type_checker_accepts_the_examples_and_finds_mistakes(installed: Path, checker: str) -> None:
     if find_spec(checker) is None:

@@ -279,6 +279,24 @@ def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(client: Queue
     assert states(client) == [("later", "ready", 0)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["work", "consume"])
+def test_a_stop_ends_a_loop_behind_a_proxy_within_seconds(
+    server: LiveServer, client: QueueClient, queue: str, monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    with FaultProxy(server) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        stop, proxied = threading.Event(), QueueClient(server.url, queue=queue, trust_env=True)
+        run = partial(proxied.work, print, stop=stop) if loop == "work" else lambda: list(proxied.consume(stop=stop))
+        with working(run, stop):
+            await_true(lambda: proxy.requests == 1)
+            start = time.monotonic()
+        assert time.monotonic() - start < 10  # a poll takes up to 20 s where the client can end it
+    client.send("later")
+    assert states(client) == [("later", "ready", 0)]
+
+
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_a_stop_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
     server: LiveServer, client: QueueClient, queue: str, how: str
@@ -389,6 +407,7 @@ def worker_process(server: LiveServer, queue: str, handler: str) -> Iterator[sub
             process.kill()
 
 
+@pytest.mark.slow
 def test_results_are_complete_while_workers_are_killed_and_terminated__row_34(engine: LiveServer, queue: str) -> None:
     count, client = 1_000, QueueClient(engine.url, queue=queue)
     client.send_many([str(number) for number in range(count)])
@@ -436,6 +455,7 @@ def test_a_second_signal_ends_a_worker_whose_handler_hangs(
         assert process.wait(5) == -sent
 
 
+@pytest.mark.slow
 def test_a_message_that_kills_its_worker_is_dead_lettered_after_the_last_try(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
@@ -443,8 +463,10 @@ def test_a_message_that_kills_its_worker_is_dead_lettered_after_the_last_try(
     for _ in range(3):
         with worker_process(server, queue, "os._exit(7)") as process:
             assert process.wait(20) == 7
-    with worker_process(server, queue, "os._exit(7)"):
+    with worker_process(server, queue, "os._exit(7)") as process:
         await_true(lambda: client.stats()["dead"] == 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=10) == ("stopped\n", "")  # no try follows the last one
     assert dead_letters(client) == [("deadly", "none of 3 tries was finished")]
 
 

@@ -115,7 +115,8 @@ class Transport:
         else:
             ask = self._call(method, path, body, found)
         timeout = self._timeout if timeout is None else timeout
-        give_up = time.monotonic() + (self._retry_for if retry_for is None else retry_for)
+        retry_for = self._retry_for if retry_for is None else retry_for
+        give_up = time.monotonic() + retry_for
         tries, lost, warned = 0, False, False
         ends_early = _never if last else is_cut or self.is_closed
         while True:
@@ -140,7 +141,7 @@ class Transport:
             if left <= 0 or pause > left or ends_early():
                 raise fault
             if pause and not warned:
-                log.warning("%s; retrying for up to %.3g s", fault, left)
+                log.warning("%s; retrying for up to %g s", fault, retry_for)
                 warned = True
             if _sleep(pause, ends_early):
                 raise fault

@@ -327,6 +327,7 @@ def test_every_call_of_a_closed_client_is_refused(server: LiveServer, client: Qu
         lambda: closed.send("x"), closed.receive, closed.consume, lambda: closed.ack(message), closed.purge,
         closed.queues, closed.healthy, lambda: closed.transact(ack=[message]), lambda: closed.receive_runs(lease=5),
         lambda: closed.ack_many([message]), lambda: closed.extend(message, 5), lambda: closed.release(message),
+        lambda: closed.work(print),
     ]  # fmt: skip
     for call in calls:
         with pytest.raises(Closed, match="closed"):

@@ -185,7 +185,12 @@ def test_a_reason_of_any_length_and_with_any_characters_is_kept(client: QueueCli
 
 def test_a_failed_message_does_not_hold_up_the_others(client: QueueClient) -> None:
     client.send_many(["bad", "good", "better"])
-    client.work(lambda message: fail(message) if message.text == "bad" else None, concurrency=1, idle=0)
+
+    def handle(message: LeasedMessage) -> None:
+        if message.text == "bad":
+            fail(message)
+
+    client.work(handle, concurrency=1, backoff=lambda tries: 60, idle=0)
     assert states(client) == [("bad", "delayed", 1)]
     assert client.stats()["acked"] == 2
 
@@ -202,7 +207,7 @@ def test_a_handler_that_ends_the_program_ends_the_worker(client: QueueClient, ra
 
     client.send_many(["a", "b"])
     with pytest.raises(raised):
-        client.work(handle, concurrency=1)
+        client.work(handle, concurrency=1, backoff=lambda tries: 60)
     assert states(client) == [("a", "delayed", 1), ("b", "ready", 0)]
 
 
@@ -273,7 +278,7 @@ def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(client: Queue
         done = pool.submit(client.work, print, stop=stop)
         time.sleep(0.3)
         stop.set()
-        done.result(3)
+        done.result(5)
     client.send("later")
     time.sleep(0.2)
     assert states(client) == [("later", "ready", 0)]
@@ -371,7 +376,7 @@ def test_a_waiting_consume_loop_ends_soon_after_its_stop(client: QueueClient) ->
         done = pool.submit(lambda: list(client.consume(stop=stop)))
         time.sleep(0.3)
         stop.set()
-        assert done.result(3) == []
+        assert done.result(5) == []
 
 
 # Worker processes.

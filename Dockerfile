@@ -1,4 +1,4 @@
-# The service and its commands: queue-service, queue-copy, queue-send, queue-receive. docs/deploy.md shows how to run it.
+# The service and its command queue-service. docs/deploy.md shows how to run it.
 
 FROM python:3.13-slim AS build
 WORKDIR /build

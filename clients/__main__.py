@@ -1,8 +1,8 @@
-"""python -m clients send, python -m clients receive."""
+"""python -m clients: the command `queue-service` in a checkout."""
 
 import sys
 
-from .cli.pipes import main
+from .cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(prog="python -m clients"))

@@ -24,10 +24,9 @@ Fetched = tuple[AckResult, Runs]  # the result for the receipts, and the next me
 class Fetcher:
     """Ack finished messages and fetch the next ones, one request after the other."""
 
-    def __init__(self, client: QueueClient, lease: float, recipient: str | None = None) -> None:
+    def __init__(self, client: QueueClient, lease: float) -> None:
         self._client = client
         self._lease = lease
-        self._recipient = recipient
         self._held: dict[str, ColumnBatch] = {}  # by receipt: leased and not yet acked
         self._wait = 0.0  # seconds of the current poll
         self._requests: queue.SimpleQueue[tuple[Callable[[], Fetched], Future[Fetched]] | None] = queue.SimpleQueue()
@@ -68,11 +67,11 @@ class Fetcher:
         if receipts:
             # Stale or missing receipts are not an error: a reader slower than its lease gets the messages again.
             acked, runs = self._client.ack_and_receive_runs(
-                receipts, limit=limit, wait=min(wait, LONGEST_WAIT), lease=self._lease, recipient=self._recipient
+                receipts, limit=limit, wait=min(wait, LONGEST_WAIT), lease=self._lease
             )
         left = max(0.0, until - time.monotonic())
         if not runs and (left or not receipts):
-            runs = self._client.receive_runs(limit=limit, wait=left, lease=self._lease, recipient=self._recipient)
+            runs = self._client.receive_runs(limit=limit, wait=left, lease=self._lease)
         for receipt in receipts:
             del self._held[receipt]
         self._held.update((run.receipt, run) for run in runs)

@@ -1,37 +1,39 @@
-"""Common to all commands: options and their checks, signals, and errors as one line on stderr."""
+"""Common to all commands: options and their checks, signals, and errors and warnings as one line each on stderr."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from tqdm import tqdm
+
 from ..client import QueueClient
 from ..copying.plan import CopyError
-from ..errors import QueueError
+from ..errors import QueueError, Unavailable, Unreachable
 from ..http.transport import DEFAULT_URL
+from ..log import log
 
 Number = TypeVar("Number", int, float)
 
+NAME = "queue-service"  # starts a line on stderr
 INTERRUPTED = 130  # the exit code that shells use for SIGINT
 TERMINATED = 143  # … and for SIGTERM
+NO_SERVICE = os.EX_UNAVAILABLE  # the exit code if the service did not answer, or could not do what was asked
 LONGEST_LEASE = 43_200  # seconds
+QUIET = 1.0  # seconds in which threads that fail alike are reported once
 
 
-def command_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
-def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queue_help: str) -> None:
+def add_service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help=f"URL of the service (default: $QUEUE_URL, or else {DEFAULT_URL})")
-    parser.add_argument("--queue", default=queue, type=_name, help=f"queue to use (default: {queue_help})")
     parser.add_argument(
         "--token",
         help="secret of a token, if the service needs one "
@@ -44,6 +46,22 @@ def add_service_options(parser: argparse.ArgumentParser, queue: str | None, queu
         metavar="S",
         help="seconds to keep retrying while the service does not respond (default: %(default)g)",
     )
+
+
+def add_queue_option(parser: argparse.ArgumentParser, queue: str | None = "default", default: str = "default") -> None:
+    parser.add_argument("--queue", default=queue, help=f"queue to use (default: {default})")
+
+
+def add_reader_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lease",
+        type=within(float, 1, LONGEST_LEASE),
+        default=60.0,
+        metavar="S",
+        help="lease in seconds, renewed while the command runs: "
+        "how long after a kill its messages are redelivered (default: %(default)g)",
+    )
+    parser.add_argument("--recipient", help="read messages for this recipient (default: unaddressed messages)")
 
 
 def within(kind: Callable[[str], Number], low: float, high: float = math.inf) -> Callable[[str], Number]:
@@ -61,41 +79,60 @@ def within(kind: Callable[[str], Number], low: float, high: float = math.inf) ->
     return parsed
 
 
-def client_for(arguments: argparse.Namespace, queue: str | None = None) -> QueueClient:
-    return QueueClient(
-        arguments.url, queue=queue or arguments.queue, token=arguments.token, retry_for=arguments.retry_for
-    )
+def client_for(options: argparse.Namespace, queue: str) -> QueueClient:
+    return QueueClient(options.url, queue=queue, token=options.token, retry_for=options.retry_for)
 
 
-def program_name(prog: str) -> str:
-    """Return the name that starts a line on stderr: copy_file for `python -m clients.copy_file`."""
-    return prog.split()[-1].rpartition(".")[2]
+def run(options: argparse.Namespace) -> int:
+    """Call the command's `work` and return its exit code. Print an expected error as one line on stderr.
 
-
-def run(name: str, command: Callable[[], int], if_interrupted: str | None = None) -> int:
-    """Run the command and return its exit code. Print an expected error as one line on stderr, and return 1.
-
-    SIGTERM interrupts the command like SIGINT, so that it releases its messages.
+    The code is 1 then, or 69 without a service. SIGTERM interrupts the command like SIGINT, so that it releases its
+    messages. Warnings of the client go to stderr.
     """
+    name: str = options.name
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
+    warnings = _Warnings(name)
+    log.addHandler(warnings)
     try:
-        return command()
+        code = int(options.work(options))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as interrupt:
-        if if_interrupted:
-            print(f"{name}: {if_interrupted}", file=sys.stderr)
+        if "if_interrupted" in options:
+            print(f"{name}: {options.if_interrupted}", file=sys.stderr)
         return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
-    except BrokenPipeError:
-        return 1  # the reader of stdout has ended, as usual in a pipe
+    except BrokenPipeError:  # the reader of stdout has ended, as usual in a pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its exit
+        return 1
     except (QueueError, CopyError, ValueError) as error:
         reason = str(error)
+        code = NO_SERVICE if isinstance(error.__cause__ or error, Unreachable | Unavailable) else 1
     except OSError as error:
-        reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        reason, code = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1
     finally:
+        log.removeHandler(warnings)
         if is_main:
             signal.signal(signal.SIGTERM, before)
     print(f"{name}: {reason}", file=sys.stderr)
-    return 1
+    return code
+
+
+class _Warnings(logging.Handler):
+    """Prints warnings as sentences, above a progress bar if there is one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.WARNING)
+        self._name = name
+        self._printed: dict[object, float] = {}  # when, by format
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if record.exc_info or now - self._printed.get(record.msg, -math.inf) > QUIET:
+            self._printed[record.msg] = now
+            error = record.exc_info[1] if record.exc_info else None
+            reason = f": {error}" if error else ""
+            tqdm.write(f"{self._name}: {record.getMessage()}{reason}", file=sys.stderr)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -106,27 +143,41 @@ class _Terminated(KeyboardInterrupt):
 def interruptions_kept() -> Iterator[list[int]]:
     """Delay SIGINT and SIGTERM until the block has ended; yield the list of those that arrived."""
     signals: list[int] = []
+    with _handled(signals.append):
+        yield signals
+    if signals:
+        signal.raise_signal(signals[0])
+
+
+@contextmanager
+def stop_at_signal() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether SIGINT or SIGTERM arrived. A second one has its usual effect."""
+    signals: list[int] = []
+    with _handled(signals.append, once=True):
+        yield lambda: bool(signals)
+
+
+@contextmanager
+def _handled(handle: Callable[[int], None], once: bool = False) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
-        yield signals
+        yield
         return
-    before = {
-        number: signal.signal(number, lambda number, frame: signals.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield signals
-    finally:
+
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if signals:
-            signal.raise_signal(signals[0])
+
+    def handler(number: int, frame: object) -> None:
+        handle(number)
+        if once:
+            restore()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _terminate(number: int, frame: object) -> None:
     raise _Terminated
-
-
-def _name(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty")
-    return text

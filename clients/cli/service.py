@@ -1,4 +1,4 @@
-"""`queue-service`: run the service, and maintain its database."""
+"""Run the service, and maintain its database."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from argparse import ArgumentParser, Namespace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+
+from .command_line import NAME
 
 # Each flag of `serve` sets the environment variable that docs/operations.md lists.
 FLAGS = {
@@ -34,60 +36,38 @@ TOOLS = {
 TOKEN = "create a token: NAME RIGHTS QUEUES"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    folder = service_folder()
-    if folder is None or any(find_spec(name) is None for name in ("apsw", "bottle", "gunicorn")):
+def run_service(options: Namespace, arguments: list[str]) -> int:
+    """Run `serve`, or the tool that the arguments name and that parses the others; return the exit code."""
+    folder = add_service_path()
+    if any(find_spec(name) is None for name in ("apsw", "bottle", "gunicorn")):
         print(
-            "queue-service: only the client is installed; install the package with the extra 'server', "
+            f"{NAME}: only the client is installed; install the package with the extra 'server', "
             "as in: pip install '.[server]'",
             file=sys.stderr,
         )
         return 1
-    sys.path.insert(0, str(folder))
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     code: int
-    if command in TOOLS:  # their own modules parse the rest
-        code = import_module("storage.__main__").main(arguments, "queue-service")
-    elif command == "token":
-        code = import_module("web.access.tokens").main(rest, "queue-service token")
+    if options.command == "serve":
+        code = _serve(options, folder)
+    elif options.command == "token":
+        code = import_module("web.access.tokens").main(arguments[1:], f"{NAME} token")
     else:
-        code = _run(_parser(), arguments, folder)
+        code = import_module("storage.__main__").main(arguments, NAME)
     return code
 
 
-def service_folder() -> Path | None:
-    """Return the folder of handler.py: in this package where it is installed, beside it in a checkout."""
+def add_service_path() -> Path:
+    """Make the service's modules importable, before others of the same names; return their folder."""
     package = Path(__file__).resolve().parent.parent
-    return next((folder for folder in (package / "server", package.parent) if (folder / "handler.py").is_file()), None)
+    # In this package where it is installed, beside it in a checkout.
+    folder = next(folder for folder in (package / "server", package.parent) if (folder / "settings.py").is_file())
+    sys.path.insert(0, str(folder))
+    return folder
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="queue-service", description="Run a queue_service, and maintain its database.")
-    parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    serve = commands.add_parser(
-        "serve",
-        help="run the service",
-        description="Run the service. A flag takes precedence over its environment variable.",
-    )
+def add_flags(serve: ArgumentParser) -> None:
     for flag, (variable, meaning) in FLAGS.items():
         serve.add_argument(flag, dest=variable, metavar=flag[2:].upper(), help=f"{meaning}; {variable}")
-    for name, meaning in {**TOOLS, "token": TOKEN}.items():
-        commands.add_parser(name, help=meaning)
-    return parser
-
-
-def _run(parser: ArgumentParser, arguments: list[str], folder: Path) -> int:
-    options = parser.parse_args(arguments)
-    if options.version:
-        print(f"queue-service {import_module('settings').VERSION}")
-        return 0
-    if options.command is None:
-        parser.print_help()
-        return 2
-    return _serve(options, folder)
 
 
 def _serve(options: Namespace, folder: Path) -> int:
@@ -98,14 +78,10 @@ def _serve(options: Namespace, folder: Path) -> int:
     try:
         settings.Settings.from_env()
     except settings.BadSetting as fault:  # gunicorn reads WEB_CONCURRENCY too, and would fail with a traceback
-        print(f"queue-service: {fault}", file=sys.stderr)
+        print(f"{NAME}: {fault}", file=sys.stderr)
         return 1
     # Otherwise gunicorn puts the working directory first, and a user's settings.py there would replace ours.
     sys.path.append(import_module("gunicorn.util").getcwd())
-    sys.argv = ["queue-service", "--config", str(folder / "gunicorn.conf.py"), "handler:app"]
+    sys.argv = [NAME, "--config", str(folder / "gunicorn.conf.py"), "handler:app"]
     runpy.run_module("gunicorn", run_name="__main__")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -135,7 +135,7 @@ def _parse_end_mark(marks: ColumnBatch, target: Target) -> EndMark:
     attributes: dict[str, Any] = {name: values[-1] for name, values in marks.attributes.items()}
     if attributes.get("copy") != target.copy:
         raise CopyError(f"two copies used queue '{marks.queue}' at once; run them again, one after the other")
-    return EndMark(attributes["copy"], attributes["size"], attributes["count"], attributes["sha256"])
+    return EndMark(**{name: attributes[name] for name in ("copy", "size", "count", "sha256", "mode")})
 
 
 def _only_marks_left(client: QueueClient) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from ..client import QueueClient
 from ..errors import Forbidden, NotFound
 from ..queues import QueueStats
 
-FORMAT = 2  # of messages and batches; with a new number, no unfinished copy is continued
+FORMAT = 3  # of messages and batches; with a new number, no unfinished copy is continued
+STDIN = "/dev/stdin"
 MARK_READER = "copy-begin-mark"  # the recipient of begin marks, which no reader uses
 
 
@@ -33,31 +35,36 @@ class Unresumable(CopyError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A copy of a file as it is now. A change of size, time, inode, path or batch size makes it another copy.
+    """A copy of a file as it is now. A change of size, time, inode, mode, path or batch size makes it another copy.
 
-    Bytes that are appended to the file later are not part of it.
+    Bytes that are appended to the file later are not part of it. A stream, which is a pipe or a file that is followed,
+    has no size, and no other run can continue its copy.
     """
 
     source: str
     target: str | None
     batch: int
-    size: int
+    size: int | None  # None for a stream
     modified: int  # ns
     inode: int
+    mode: int | None  # permissions for a new target; None for a pipe
+    id: str
 
     @classmethod
-    def of(cls, source: str, target: str | None, batch: int) -> Self:
-        """Return the plan for a file. Raises CopyError, OSError."""
+    def of(cls, source: str, target: str | None, batch: int, follow: bool = False) -> Self:
+        """Return the plan for a file, or a pipe; "-" is stdin. Raises CopyError, OSError."""
+        source = STDIN if source == "-" else source
         found = os.stat(source)
-        if not stat.S_ISREG(found.st_mode):
-            raise CopyError(f"{source}: not a regular file")
+        is_pipe = stat.S_ISFIFO(found.st_mode)
+        if not (is_pipe or stat.S_ISREG(found.st_mode)):
+            raise CopyError(f"{source}: neither a regular file nor a pipe")
+        real = source if is_pipe else os.path.realpath(source)  # the link to a pipe leads to no file
         target = None if target is None else os.path.realpath(target)
-        return cls(os.path.realpath(source), target, batch, found.st_size, found.st_mtime_ns, found.st_ino)
-
-    @property
-    def id(self) -> str:
-        parts = [FORMAT, self.source, self.target, self.batch, self.size, self.modified, self.inode]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        size = None if is_pipe or follow else found.st_size
+        mode = None if is_pipe else stat.S_IMODE(found.st_mode) & 0o777
+        parts = (real, target, batch, size, found.st_mtime_ns, found.st_ino, mode)
+        digest = hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:12]
+        return cls(*parts, id=secrets.token_hex(6) if size is None else digest)
 
     @property
     def queue(self) -> str:
@@ -69,6 +76,8 @@ class Plan:
 
         If bytes were appended, `sha256` reads the planned ones again, and their digest must be `sent`.
         """
+        if self.size is None:
+            return True
         now = os.fstat(descriptor)
         if now.st_ino != self.inode or now.st_size < self.size:
             return False
@@ -78,7 +87,6 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class BeginMark:
     copy: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class EndMark:
     size: int
     count: int  # messages between the marks
     sha256: str
+    mode: int | None = None  # permissions for a new target
 
 
 def queue_of(copy: str) -> str:
@@ -104,7 +113,7 @@ def find_begin_mark(client: QueueClient) -> BeginMark | None:
     attributes: Any = first[0].attributes
     if first[0].recipient != MARK_READER or "copy" not in attributes:
         raise CopyError(f"queue '{client.queue}' contains messages that do not belong to a file copy")
-    return BeginMark(str(attributes["copy"]), int(attributes["size"]))
+    return BeginMark(str(attributes["copy"]))
 
 
 def totals(client: QueueClient) -> QueueStats | None:

@@ -13,12 +13,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from ..client import QueueClient
 from ..column_batches import RUNS
@@ -28,10 +31,12 @@ from .target import digest_of
 BLOCK = 1024 * 1024  # bytes read at a time
 LONGEST_PIECE = 256 * 1024  # bytes of a line in one message; a longer line needs several messages
 LARGEST_BATCH = 1024 * 1024  # bytes of the file: in JSON one takes up to 6, and the service accepts 8 MiB
+LOOK_EVERY = 0.2  # seconds, at the end of a file that is followed
 MOST_AHEAD = 32 * 1024 * 1024  # bytes sent and not yet written, if one process runs both halves
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
+Stop = Callable[[], bool]
 Special = dict[str, bool | str]  # attributes of a line that is not UTF-8, or has no newline
 
 
@@ -59,6 +64,38 @@ class Flow:
         with self._changed:
             self._stopped = True
             self._changed.notify()
+
+
+class Readable(Protocol):
+    """An open file. Its `read` returns b"" at the end, and None if there is nothing to read yet."""
+
+    def fileno(self) -> int: ...
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+
+class FollowedFile:
+    """A file that grows. It ends where it ended when `stop` returned True. Raises Unresumable if truncated."""
+
+    def __init__(self, file: BinaryIO, stop: Stop) -> None:
+        self._file = file
+        self._stop = stop
+        self._end: int | None = None
+        self.fileno = file.fileno
+
+    def read(self, size: int, /) -> bytes | None:
+        is_stopped = self._stop()
+        length, place = os.fstat(self.fileno()).st_size, self._file.tell()
+        if length < place:
+            raise Unresumable(f"{self._file.name}: was truncated while it was being copied; run the copy again")
+        if is_stopped and self._end is None:
+            self._end = length
+        if block := self._file.read(min(size, (length if self._end is None else self._end) - place)):
+            return block
+        if is_stopped:
+            return b""
+        time.sleep(LOOK_EVERY)
+        return None
 
 
 @dataclass(slots=True)
@@ -111,17 +148,26 @@ class Batch:
         return _json([mark for mark in (self.before, *messages, self.after) if mark]).encode(), "application/json"
 
 
-def produce(client: QueueClient, plan: Plan, stored: int, sent: Callable[[int], bool]) -> None:
+def produce(
+    client: QueueClient,
+    plan: Plan,
+    stored: int,
+    sent: Callable[[int], bool],
+    stop: Stop | None = None,
+) -> None:
     """Send the file between its marks, except for the first `stored` messages. Raises CopyError, QueueError, OSError.
 
-    Calls `sent` with the bytes of each batch, and returns early if that returns False.
+    Calls `sent` with the bytes of each batch, and returns early if that returns False. With `stop`, follows the file
+    until that returns True.
     """
     with open(plan.source, "rb", buffering=0) as file:
         count = 0
-        for index, batch in enumerate(batches(file, plan)):
+        for index, batch in enumerate(batches(FollowedFile(file, stop) if stop else file, plan)):
             count += len(batch)
             if count <= stored:
                 continue
+            if not sent(0):
+                return
             client.send_encoded(*batch.encoded(), idempotency_key=f"{plan.id}-{index}")
             if not sent(batch.size):
                 return
@@ -141,16 +187,19 @@ def stored_already(client: QueueClient, plan: Plan) -> int:
     return int(known["sent"])
 
 
-def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
+def batches(file: Readable, plan: Plan) -> Iterator[Batch]:
     """Yield the copy's batches, limited by the plan's batch size and by bytes; the same in each run over one file.
 
     Raises Unresumable instead of the last batch if the file is not as planned.
     """
     digest = hashlib.sha256()
-    count = 0
-    batch = Batch({"text": "", "recipient": MARK_READER, "attributes": {"copy": plan.id, "size": plan.size}})
-    for lines in cut(file, plan.size, digest):
-        start, count = 0, count + len(lines)
+    count = size = 0
+    batch = Batch({"text": "", "recipient": MARK_READER, "attributes": {"copy": plan.id}})
+    for lines in cut(file, sys.maxsize if plan.size is None else plan.size, digest):
+        start, count, size = 0, count + len(lines), size + sum(lines.sizes)
+        if not lines and batch:
+            yield batch
+            batch = Batch()
         while start < len(lines):
             end = start + _room(batch, plan.batch, lines.sizes[start : start + plan.batch])
             batch.add(lines, start, end)
@@ -159,20 +208,26 @@ def batches(file: BinaryIO, plan: Plan) -> Iterator[Batch]:
                 yield batch
                 batch = Batch()
     sent = digest.hexdigest()
-    if not plan.holds(file.fileno(), lambda: digest_of(file.fileno(), plan.size), sent):
+    if not plan.holds(file.fileno(), lambda: digest_of(file.fileno(), size), sent):
         raise Unresumable(f"{plan.source}: changed while it was being copied; run the copy again")
     if len(batch) >= plan.batch:
         yield batch
         batch = Batch()
-    end_mark = {"end": True, "copy": plan.id, "size": plan.size, "count": count, "sha256": sent}
+    end_mark = {"end": True, "copy": plan.id, "size": size, "count": count, "sha256": sent, "mode": plan.mode}
     batch.after = {"text": "", "attributes": end_mark}
     yield batch
 
 
-def cut(file: BinaryIO, size: int, digest: hashlib._Hash) -> Iterator[Lines]:
-    r"""Yield all lines of the file's first `size` bytes, long ones in pieces. Only b"\n" ends a line."""
+def cut(file: Readable, size: int, digest: hashlib._Hash) -> Iterator[Lines]:
+    r"""Yield all lines of the file's first `size` bytes, long ones in pieces. Only b"\n" ends a line.
+
+    Yields none if there is nothing to read yet.
+    """
     offset, rest = 0, b""
-    while block := file.read(min(BLOCK, size)):
+    while (block := file.read(min(BLOCK, size))) != b"":
+        if block is None:
+            yield Lines()
+            continue
         size -= len(block)
         digest.update(block)
         whole, newline, rest = (rest + block).rpartition(b"\n")

@@ -70,7 +70,7 @@ class Target:
         """Put the file in place, durably. Raises CopyError, without a change, if it is not as the end mark says."""
         os.ftruncate(self._descriptor, end.size)
         if digest_of(self._descriptor) == end.sha256:
-            self._put_in_place()
+            self._put_in_place(end.mode)
         elif self.is_in_place(end.size, end.sha256):  # a run was killed after its rename
             self.discard()
         else:
@@ -113,9 +113,10 @@ class Target:
         assert self._file is not None, "closed"
         return self._file
 
-    def _put_in_place(self) -> None:
+    def _put_in_place(self, mode: int | None) -> None:
         if os.path.exists(self.path):
-            os.fchmod(self._descriptor, stat.S_IMODE(os.stat(self.path).st_mode))
+            mode = stat.S_IMODE(os.stat(self.path).st_mode)
+        os.fchmod(self._descriptor, 0o666 & ~_umask() if mode is None else mode)
         os.fsync(self._descriptor)
         os.rename(self.part, self.path)
         _sync_directory(self.path)
@@ -136,7 +137,7 @@ class Target:
 def check_target(path: str) -> None:
     """Raise CopyError for a path that cannot become a file."""
     real = os.path.realpath(path)
-    if os.path.exists(real) and not stat.S_ISREG(os.stat(real).st_mode):
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
         raise CopyError(f"{path}: exists and is not a regular file")
     if not os.path.isdir(os.path.dirname(real)):
         raise CopyError(f"{path}: there is no directory {os.path.dirname(real)}")
@@ -177,7 +178,7 @@ def _open_locked(path: str) -> int | None:
     """Open or create the file and lock it; return None if another run has the lock."""
     while True:
         # O_NOFOLLOW: a symbolic link could lead to the source, or to any file of this user.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Another run may have renamed or deleted the file between open and lock.
@@ -189,6 +190,12 @@ def _open_locked(path: str) -> int | None:
         except FileNotFoundError:
             pass
         os.close(descriptor)
+
+
+def _umask() -> int:
+    before = os.umask(0o077)
+    os.umask(before)
+    return before
 
 
 def _sync_directory(path: str) -> None:

@@ -36,6 +36,7 @@ def main() -> None:
         with served() as url:
             check_the_client(url)
             check_the_copy(url)
+            check_the_commands(url)
             check_the_tools()
         check_the_service_for_tests()
     print("The installed service, tools and client work.")
@@ -44,9 +45,7 @@ def main() -> None:
 def check_the_names_in_site_packages() -> None:
     tops = {path.parts[0] for path in files("queue-service-http") or () if path.parts[0] != ".."}
     assert tops == {"queue_service", f"queue_service_http-{version('queue-service-http')}.dist-info"}, tops
-    assert {name for name in ("queue-service", "queue-copy", "queue-send", "queue-receive") if exists(name)} == {
-        "queue-service", "queue-copy", "queue-send", "queue-receive"
-    }  # fmt: skip
+    assert [path.name for path in COMMANDS.glob("queue-*")] == ["queue-service"]
 
 
 def check_the_description() -> None:
@@ -76,8 +75,14 @@ def check_the_service_for_tests() -> None:
 def check_the_copy(url: str) -> None:
     source, copy = Path("source"), Path("copy")
     source.write_bytes(b"".join(b"line %d\n" % number for number in range(5_000)) + b"no end")
-    run("queue-copy", str(source), str(copy), "--url", url)
+    run("queue-service", "copy", str(source), str(copy), "--url", url)
     assert copy.read_bytes() == source.read_bytes()
+
+
+def check_the_commands(url: str) -> None:
+    run("queue-service", "send", "hello", "--url", url, "--queue", "jobs")
+    assert run("queue-service", "receive", "--url", url, "--queue", "jobs") == "hello\n"
+    assert "queue-service" in run("queue-service", "completion", "bash")
 
 
 def check_the_tools() -> None:
@@ -118,10 +123,6 @@ def answers(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def exists(command: str) -> bool:
-    return (COMMANDS / command).is_file()
 
 
 def run(command: str, *arguments: str) -> str:

@@ -141,11 +141,11 @@ class TestContained:
             assert running.execute("id", "-u").stdout == "10001\n"
             assert running.execute("touch", "/venv/x").returncode != 0
             assert running.execute("touch", "/x").returncode != 0
-            sent = running.execute("sh", "-c", "echo a line | queue-send --queue jobs")
+            sent = running.execute("sh", "-c", "echo a line | queue-service send --queue jobs")
             assert sent.returncode == 0, sent.stderr
             assert running.stop() == 0
         with queue_of_compose(image, data) as running:
-            got = running.execute("queue-receive", "--queue", "jobs")
+            got = running.execute("queue-service", "receive", "--queue", "jobs")
             assert got.stdout == "a line\n", got.stderr
             typed = re.findall(
                 r"^\$ docker exec queue (.+)$", (REPOSITORY / "docs/deploy.md").read_text(), re.MULTILINE
@@ -168,7 +168,7 @@ class TestContained:
                 image, volumes={data: "/data", Path(secrets): "/run/secrets"}, environment=environment
             ) as running:
                 await_true(lambda: running.process.poll() is not None or is_healthy(running))
-                send = "echo a line | QUEUE_TOKEN={} queue-send --queue orders --retry-for 1"
+                send = "echo a line | QUEUE_TOKEN={} queue-service send --queue orders --retry-for 1"
                 refused = running.execute("sh", "-c", send.format("none"))
                 assert refused.returncode == 1, refused.stderr
                 sent = running.execute("sh", "-c", send.format("a-secret-of-thirty-two-letters"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -131,6 +133,20 @@ def test_the_curl_lines_of_the_readme_print_what_it_says() -> None:
     assert [_without_what_varies(one) for one in printed] == [_without_what_varies(one) for _, one in exchanges]
 
 
+def test_the_commands_print_what_their_page_says() -> None:
+    page = "".join(re.findall(r"```console\n(.*?)```", (ROOT / "docs/commands.md").read_text(), re.DOTALL))
+    script = re.sub(r"^[^$].*\n", "", page, flags=re.MULTILINE).replace("$ ", "", 1).replace("\n$ ", "\n")
+    printed = re.sub(r"^\$ .*\n", "", page, flags=re.MULTILINE)
+    script = f'queue-service() {{ "{sys.executable}" -m clients "$@"; }}\n{script}'
+    with LiveServer() as server:
+        environment = os.environ | {"QUEUE_URL": server.url}
+        line = ["bash", "-c", script]
+        ran = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
+    moment = re.compile(r'"sent_at": "[^"]*"')
+    assert moment.sub("", ran.stdout) == moment.sub("", printed)
+
+
 def server_has_no_lease(server: LiveServer) -> bool:
     """Return whether the last line acked the message that the fourth leased."""
     with urlopen(f"{server.url}/queues/jobs") as reply:
@@ -144,7 +160,7 @@ def _without_what_varies(line: str) -> Any:
     return {name: value for name, value in document.items() if name not in ("sent_at", "leased_until", "receipt")}
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/http.md", "docs/operations.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/commands.md", "docs/http.md", "docs/operations.md"])
 def test_code_blocks_in_the_documents_are_ascii(name: str) -> None:
     for block in re.findall(r"```(?:console|python|json)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
         assert block.replace("…", "").isascii()

@@ -88,8 +88,8 @@ def test_storage_imports_nothing_but_itself_and_its_databases() -> None:
     assert refused(("storage",), {"storage", "apsw", "psycopg", "psycopg_pool"}) == []
 
 
-def test_clients_import_nothing_but_themselves_requests_and_tqdm() -> None:
-    assert refused(("clients",), {"clients", "requests", "tqdm", "urllib3"}) == []
+def test_clients_import_nothing_but_themselves_requests_shtab_and_tqdm() -> None:
+    assert refused(("clients",), {"clients", "requests", "shtab", "tqdm", "urllib3"}) == []
 
 
 def test_clients_import_each_other_relatively_so_that_they_may_be_installed_under_another_name() -> None:

@@ -1,4 +1,4 @@
-"""Test `queue-service` in a checkout; tests/deploy/installed.py tests the installed one."""
+"""Test `queue-service serve` and the tools in a checkout; tests/deploy/installed.py tests the installed ones."""
 
 from __future__ import annotations
 
@@ -9,27 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from clients.cli import service
-from settings import VERSION, Settings
+from clients.cli import main, service
+from settings import Settings
 from tests.support.live import REPOSITORY, LiveServer
 
 
-def test_without_a_command_it_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert service.main([]) == 2
-    shown = capsys.readouterr().out
-    assert all(f"\n    {name} " in shown for name in ("serve", "token", *service.TOOLS))
-
-
-def test_it_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert service.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"queue-service {VERSION}\n"
-
-
 def test_a_tool_names_the_command_in_its_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert service.main(["check", f"sqlite:///{tmp_path}/none.db"]) == 1
+    assert main.main(["check", f"sqlite:///{tmp_path}/none.db"]) == 1
     assert capsys.readouterr().err == f"queue-service: {tmp_path}/none.db does not exist\n"
     with pytest.raises(SystemExit):
-        service.main(["backup"])
+        main.main(["backup"])
     assert "usage: queue-service " in capsys.readouterr().err
 
 
@@ -37,14 +26,14 @@ def test_if_the_service_is_not_installed_it_says_how_to_install_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "find_spec", lambda name: None)
-    assert service.main(["serve"]) == 1
+    assert main.main(["serve"]) == 1
     assert "pip install '.[server]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["serve", *service.TOOLS])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        service.main([command, "--help"])
+        main.main([command, "--help"])
     assert ended.value.code == 0
     assert "usage: queue-service" in capsys.readouterr().out
 
@@ -53,7 +42,7 @@ def test_a_wrong_value_of_a_flag_is_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEB_CONCURRENCY", "3")  # so that it is as before after the test
-    assert service.main(["serve", "--workers", "x"]) == 1
+    assert main.main(["serve", "--workers", "x"]) == 1
     assert capsys.readouterr().err == "queue-service: WEB_CONCURRENCY must be a whole number from 1 to 256\n"
 
 
@@ -75,7 +64,7 @@ def test_a_users_own_modules_do_not_replace_the_services(tmp_path: Path, link: b
         folder = tmp_path / "link"  # gunicorn uses PWD, which a shell keeps as it was typed
     server = LiveServer(
         {"PYTHONPATH": str(REPOSITORY), "PWD": str(folder)},
-        command=[sys.executable, "-P", "-m", "clients.cli.service", "serve", "--workers", "1"],
+        command=[sys.executable, "-P", "-m", "clients", "serve", "--workers", "1"],
         working_directory=folder,
     )
     with server:
@@ -85,7 +74,7 @@ def test_a_users_own_modules_do_not_replace_the_services(tmp_path: Path, link: b
 def test_a_taken_port_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with LiveServer() as server:
         done = subprocess.run(
-            [sys.executable, "-m", "clients.cli.service", "serve", "--port", str(server.port)],
+            [sys.executable, "-m", "clients", "serve", "--port", str(server.port)],
             cwd=REPOSITORY,
             env=os.environ | {"QUEUE_DATABASE_URL": f"sqlite:///{tmp_path}/queue.db"},
             capture_output=True,

@@ -21,6 +21,7 @@ class Outgoing(TypedDict, total=False):
     key: messages of one key are delivered in order, one reader at a time. priority: 0–9, higher first.
     recipient: only a reader that names it gets the message. delay, ttl: seconds; it is delivered after and before them.
     dedup_id: within the queue's window, a second message with the same one is not stored.
+    attribute_types, group, trace: what clients of the SQS endpoint write and read.
     """
 
     text: str
@@ -31,6 +32,9 @@ class Outgoing(TypedDict, total=False):
     delay: float
     ttl: float
     dedup_id: str
+    attribute_types: Mapping[str, str]
+    group: str
+    trace: str
     queue: str
 
 
@@ -52,6 +56,9 @@ class Message:
     delay: float | None = None
     ttl: float | None = None
     dedup_id: str | None = None
+    attribute_types: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
+    trace: str | None = None
     state: str | None = None  # in a peek only
 
 
@@ -282,5 +289,5 @@ def moment(text: str) -> datetime:
 
 _PLAIN_FIELDS = (
     "text", "queue", "id", "receive_count", "receipt", "key", "priority", "recipient", "attributes",
-    "delay", "ttl", "dedup_id", "state",
+    "delay", "ttl", "dedup_id", "attribute_types", "group", "trace", "state",
 )  # fmt: skip

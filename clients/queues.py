@@ -24,6 +24,13 @@ class QueueSettings(TypedDict):
     paused: bool  # deliver nothing; accept writes
     delay: float  # of messages that name none
     expires: float | None  # delete the queue after so long empty and unused
+    max_message_bytes: int | None  # of a text, in UTF-8
+    dedup_content: bool  # a message without a dedup_id has the SHA-256 of its text
+    dedup_scope: Literal["queue", "key"]  # in which a dedup_id is remembered
+    key_lock: Literal["run", "head"]  # what a key's lease blocks: the whole key, or only what no read has reached
+    wait: float  # of SQS clients' reads that name none
+    sqs: Mapping[str, str]  # attributes of SQS without effect
+    tags: Mapping[str, str]
 
 
 class SettingsChanges(TypedDict, total=False):
@@ -40,6 +47,13 @@ class SettingsChanges(TypedDict, total=False):
     paused: bool | None
     delay: float | None
     expires: float | None
+    max_message_bytes: int | None
+    dedup_content: bool | None
+    dedup_scope: Literal["queue", "key"] | None
+    key_lock: Literal["run", "head"] | None
+    wait: float | None
+    sqs: Mapping[str, str] | None
+    tags: Mapping[str, str] | None
 
 
 class QueueStats(TypedDict):

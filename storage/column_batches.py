@@ -143,6 +143,7 @@ class ColumnBatch(NamedTuple):
     receive_count: int
     token: int | None = None  # set, as leased_until is, on a leased read
     leased_until: int | None = None
+    first_received_at: int | None = None
 
     @property
     def receipt(self) -> str:
@@ -155,6 +156,7 @@ class ColumnBatch(NamedTuple):
             yield Message(
                 number, self.queue, text, fields, self.sent_at, self.receive_count,
                 None if self.token is None else f"{prefix}~{number}~{suffix}", self.leased_until,
+                first_received_at=self.first_received_at,
             )  # fmt: skip
 
 

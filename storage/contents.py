@@ -23,6 +23,8 @@ class MovedQueue(NamedTuple):
     expired: int
     dead_lettered: int
     used_at: int  # time of the last use, for the setting `expires`
+    created_at: int
+    modified_at: int
 
 
 class MovedMessage(NamedTuple):
@@ -42,13 +44,15 @@ class MovedMessage(NamedTuple):
     deaths: str | None  # of a dead letter: JSON for codec.with_dead_letter_history
     fields: str | None
     text: str
+    first_received_at: int | None
 
 
 class MovedDedup(NamedTuple):
-    """A remembered dedup_id."""
+    """A remembered dedup_id; `key` is "" unless it is unique only among the messages of a key."""
 
     queue: str
     dedup_id: str
+    key: str
     message_id: int
     forget_at: int
 
@@ -69,6 +73,32 @@ class MovedReply(NamedTuple):
     forget_at: int
 
 
+class MovedMove(NamedTuple):
+    """A storage.model.Move, which has moved the messages above `after` and up to `last`."""
+
+    queue: str
+    task: str
+    destination: str | None
+    rate: int | None
+    started_at: int
+    status: str
+    moved: int
+    to_move: int
+    failure: str | None
+    after: int
+    last: int
+
+
+class Remembered(NamedTuple):
+    """All that is no queue and no message."""
+
+    dedups: Iterator[MovedDedup]
+    replies: Iterator[MovedReply]
+    moves: Iterator[MovedMove]
+    last_id: int
+    identity: bytes
+
+
 class Contents(Protocol):
     """Read access to the contents of a database. Times are ms of the wall clock."""
 
@@ -81,13 +111,19 @@ class Contents(Protocol):
         """Yield the messages with an id above `after`, each queue's in order of id; those of a source all in order."""
 
     def dedups(self) -> Iterator[MovedDedup]:
-        """Yield the remembered dedup_ids in order of queue and dedup_id."""
+        """Yield the remembered dedup_ids in order of queue, dedup_id and key."""
 
     def replies(self) -> Iterator[MovedReply]:
         """Yield the stored replies in order of queue and key."""
 
+    def moves(self) -> Iterator[MovedMove]:
+        """Yield the moves in order of queue, oldest first."""
+
     def last_id(self) -> int:
         """Return the highest id ever given to a message."""
+
+    def identity(self) -> bytes:
+        """Return Store.identity."""
 
     def close(self) -> None: ...
 
@@ -127,8 +163,8 @@ class Target(Contents, Protocol):
     def add_messages(self, messages: Sequence[MovedMessage]) -> None:
         """Add all the messages or none."""
 
-    def add_remembered(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
-        """Replace the remembered dedup_ids and replies; the next message gets an id above `last_id`."""
+    def add_remembered(self, remembered: Remembered) -> None:
+        """Replace the dedup_ids, replies, moves and identity; the next message gets an id above the last one."""
 
     def open(self) -> None:
         """Sync it to disk and make it available to the service."""

@@ -7,7 +7,9 @@ StoreError
 ├── StaleReceipt            the message was leased again: another reader holds it
 ├── MessageLeased           a reader holds the message, so it cannot be changed by its id
 ├── IdempotencyMismatch     another request has used this Idempotency-Key
-├── PreconditionFailed      the queue's settings changed since the caller read them
+├── PreconditionFailed      the queue's settings changed since the caller read them, or it exists already
+├── MoveRunning             a move of this queue's messages is running already
+├── MoveNotFound            no such move is running
 ├── QueueFull               max_messages or max_bytes would be exceeded; nothing was stored
 ├── TooManyPollers          no message, and too many readers are waiting; retry later
 ├── Unavailable             the storage failed; the outcome is unknown
@@ -61,6 +63,16 @@ class QueueFull(QueueError):
 
 class PreconditionFailed(QueueError):
     pass
+
+
+class MoveRunning(QueueError):
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"a move of the messages of '{queue}' is running already", queue=queue)
+
+
+class MoveNotFound(StoreError):
+    def __init__(self) -> None:
+        super().__init__("no such move is running")
 
 
 class MessageNotFound(StoreError):

@@ -17,7 +17,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from storage import open_source, open_target
-from storage.contents import Contents, MovedMessage, Source, Target
+from storage.contents import Contents, MovedMessage, Remembered, Source, Target
 from storage.errors import StoreError
 
 CHUNK = 10_000  # messages in one transaction …
@@ -63,7 +63,9 @@ def _move(source: Source, target: Target) -> dict[str, Tally]:
     target.add_queues(source.queues())
     for chunk in _chunks(source.messages(last)):
         target.add_messages(chunk)
-    target.add_remembered(source.dedups(), source.replies(), source.last_id())
+    target.add_remembered(
+        Remembered(source.dedups(), source.replies(), source.moves(), source.last_id(), source.identity())
+    )
     moved = _compare(source, target)
     source.mark_moved()  # before the target opens: from then on `unseal` must fail
     target.open()
@@ -85,7 +87,7 @@ def _chunks(messages: Iterator[MovedMessage]) -> Iterator[list[MovedMessage]]:
 
 def _compare(source: Contents, target: Contents) -> dict[str, Tally]:
     expected, copied = _tally(source), _tally(target)
-    if (source.last_id(), expected) == (target.last_id(), copied):
+    if (source.last_id(), source.identity(), expected) == (target.last_id(), target.identity(), copied):
         return expected
     differing = sorted(name for name in expected.keys() | copied.keys() if expected.get(name) != copied.get(name))
     raise MoveFailed(f"the copy differs from the source, in: {', '.join(differing) or 'the next id'}")
@@ -103,4 +105,6 @@ def _tally(contents: Contents) -> dict[str, Tally]:
         digests[dedup.queue].update(repr(dedup).encode())
     for reply in contents.replies():
         digests[reply.queue].update(repr(reply).encode())
+    for move in contents.moves():
+        digests[move.queue].update(repr(move).encode())
     return {name: Tally(counts[name], digest.hexdigest()) for name, digest in digests.items()}

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from storage.errors import InvalidInput, MessageNotFound
-from storage.validation import MAX_BATCH, MAX_CHAIN, check_fields, check_setting, check_text, milliseconds
+from storage.validation import (
+    MAX_ATTRIBUTES,
+    MAX_BATCH,
+    MAX_CHAIN,
+    QUEUE_NAME,
+    check_fields,
+    check_setting,
+    check_text,
+    milliseconds,
+)
 
 # The limits of one transaction for calls without limits of their own, so that no request delays the others for long.
 CHUNK = 10_000  # messages …
 CHUNK_BYTES = 32 * 1024 * 1024  # … and bytes of their texts
 REQUEST_WINDOW = 300.0  # seconds that an Idempotency-Key is remembered; IdempotencyKey says for what
+MOVES_KEPT = 10  # newest moves of a queue
 STATES = ("ready", "leased", "delayed", "blocked")  # engines store a state as its place here
 _DIGEST_NAME = re.compile(r".{62}\.[0-9a-f]{12}\.dead")  # a result of dead_letter_name
-_RECEIPT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,79})~([1-9][0-9]{0,18})(?:-([1-9][0-9]{0,18}))?~([0-9a-f]{1,16})")
+_RECEIPT = re.compile(rf"({QUEUE_NAME.pattern})~([1-9][0-9]{{0,18}})(?:-([1-9][0-9]{{0,18}}))?~([0-9a-f]{{1,16}})")
 
 
 class State(StrEnum):
@@ -51,11 +62,13 @@ class NewMessage(NamedTuple):
         return total_size([self])
 
     @classmethod
-    def from_document(cls, document: object, index: int | None = None) -> NewMessage:
+    def from_document(
+        cls, document: object, index: int | None = None, most_attributes: int = MAX_ATTRIBUTES
+    ) -> NewMessage:
         """Check a decoded JSON value by the API's rules. Raises InvalidInput naming the field (and the index)."""
         try:
             message = check_text(document)
-            return cls(message["text"]) if len(message) == 1 else _with_fields(message)
+            return cls(message["text"]) if len(message) == 1 else _with_fields(message, most_attributes)
         except InvalidInput as fault:
             fault.index = index
             raise
@@ -73,6 +86,31 @@ class Message(NamedTuple):
     receipt: str | None = None  # on a leased read
     leased_until: int | None = None  # on a leased read, and in peek for a leased message
     state: State = State.READY  # set by peek
+    first_received_at: int | None = None  # by a leased read; set on such reads and by peek
+    deaths: str | None = None  # of a dead letter: JSON, as codec.with_dead_letter_history takes it
+
+    @property
+    def origin(self) -> str | None:
+        """Return the queue that a dead letter last left."""
+        return self._deaths[-1]["dead_letter_from"] if self.deaths else None
+
+    @property
+    def first(self) -> tuple[str, int]:
+        """Return the queue and id of the message before its first death, which identify it through all deaths."""
+        if not self.deaths:
+            return self.queue, self.id
+        return self._deaths[0]["dead_letter_from"], int(self._deaths[0]["dead_letter_id"])
+
+    @property
+    def total_receive_count(self) -> int:
+        """Return the deliveries from all queues in which it died, and from this one."""
+        earlier: int = sum(death["dead_letter_receive_count"] for death in self._deaths)
+        return self.receive_count + earlier
+
+    @property
+    def _deaths(self) -> list[dict[str, Any]]:
+        deaths: list[dict[str, Any]] = json.loads(self.deaths or "[]")
+        return deaths
 
 
 class IdempotencyKey(NamedTuple):
@@ -172,6 +210,13 @@ class QueueSettings:
     paused: bool = False  # deliver nothing; accept writes
     delay: float = 0.0  # of messages without a delay
     expires: float | None = None  # delete the queue after so long empty and unused; None: never
+    wait: float = 0.0  # of reads that leave their wait to the queue
+    max_message_bytes: int | None = None  # of a text, in UTF-8
+    dedup_content: bool = False  # a message without a dedup_id has the SHA-256 of its text as one
+    dedup_scope: str = "queue"  # where dedup_ids are unique; "key": among the messages of one key
+    key_lock: str = "run"  # see storage/validation.py
+    sqs: Mapping[str, str] = field(default_factory=dict)  # attributes stored for other clients, without effect
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def changed(self, changes: Mapping[str, Any]) -> QueueSettings:
         """Return these settings with checked changes; None resets a setting. Raises InvalidInput naming the field."""
@@ -205,6 +250,22 @@ class Queue(NamedTuple):
     version: int  # increases with every change of the settings
     settings: QueueSettings
     stats: QueueStats
+    created_at: int  # ms since 1970, by the wall clock
+    modified_at: int  # when the settings last changed
+
+
+class Move(NamedTuple):
+    """A task that moves all messages of a dead-letter queue, for which no request waits."""
+
+    task: str  # its id
+    source: str
+    to: str | None  # None: each to the queue that it last left
+    rate: int | None  # messages a second at most; None: no limit
+    started_at: int  # ms since 1970, by the wall clock
+    status: str  # running, completed, cancelled or failed
+    moved: int
+    to_move: int  # messages in the source when it started
+    failure: str | None  # no_origin, or queue_not_found
 
 
 class Receive(NamedTuple):
@@ -219,6 +280,7 @@ class Receive(NamedTuple):
     lease: float | str | None = None
     recipient: str | None = ""
     wait: float = 0.0  # seconds
+    must_exist: bool = False  # raise QueueNotFound if one of the queues does not exist
 
 
 class Transacted(NamedTuple):
@@ -281,6 +343,12 @@ def check_chain(name: str, settings: QueueSettings, settings_of: Callable[[str],
     raise InvalidInput(f"a chain has at most {MAX_CHAIN} dead-letter queues", field="dead_letter_queue")
 
 
+def check_key_lock(before: QueueSettings, after: QueueSettings, *, is_empty: bool) -> None:
+    """Raise InvalidInput for another key_lock of a queue with messages, whose states follow from it."""
+    if before.key_lock != after.key_lock and not is_empty:
+        raise InvalidInput("'key_lock' can only change while the queue is empty", field="key_lock")
+
+
 def check_receipts(receipts: Iterable[Receipt]) -> None:
     """Raise InvalidInput if the receipts are for more messages than one request may settle."""
     if sum(receipt.length for receipt in receipts) > MAX_BATCH:
@@ -300,8 +368,8 @@ def rfc3339(moment: int) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
 
 
-def _with_fields(document: dict[str, Any]) -> NewMessage:
-    fields, written = check_fields(document)
+def _with_fields(document: dict[str, Any], most_attributes: int) -> NewMessage:
+    fields, written = check_fields(document, most_attributes)
     if fields.keys() == {"attributes"}:
         return NewMessage(document["text"], written)
     return NewMessage(

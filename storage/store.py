@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from storage.model import (
+    MOVES_KEPT,
     AckResult,
     Disk,
     ExtendResult,
     IdempotencyKey,
     Message,
+    Move,
     NewMessage,
     Queue,
+    QueueSettings,
     ReadMemory,
     Receive,
     Sent,
@@ -41,8 +44,16 @@ class Store(Protocol):
     call from many threads and processes at once.
     """
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
+    @property
+    def identity(self) -> bytes:
+        """Return 16 random bytes that identify this store for ever, also after a migration."""
+
+    def send(
+        self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None, *, create: bool = True
+    ) -> Sent:
         """Store all messages, in order, after the existing ones, or none. Creates the queue. Raises QueueFull.
+
+        Raises InvalidInput for a text over the queue's max_message_bytes, and QueueNotFound if not `create`.
 
         A message whose dedup_id was used within the queue's dedup_window is not stored: its id is the first message's,
         and its place is among the duplicates.
@@ -55,17 +66,27 @@ class Store(Protocol):
 
         Remove them, or with a lease hide them until it ends. Call `present` right before taking messages, and take none
         if it returns False because the reader has disconnected. With `once`, a repeated call gets the same messages and
-        receipts, except settled ones. Raises TooManyPollers.
+        receipts, except settled ones. Raises TooManyPollers; QueueNotFound if the queues `must_exist`.
         """
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
+    def ack(
+        self,
+        receipts: Sequence[str],
+        queue: str | None = None,
+        once: IdempotencyKey | None = None,
+        *,
+        held: bool = False,
+    ) -> AckResult:
         """Remove the messages of valid receipts, and report the other receipts. Receipts of other queues are missing.
 
-        A batch's receipt counts as one for each message. Raises InvalidInput for more than MAX_BATCH messages.
+        A batch's receipt counts as one for each message. With `held`, a receipt whose lease is over is stale. Raises
+        InvalidInput for more than MAX_BATCH messages.
         """
 
-    def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
-        """Remove the message. Raises MessageNotFound, StaleReceipt."""
+    def settle(
+        self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None, *, held: bool = False
+    ) -> None:
+        """Remove the message. Raises MessageNotFound, StaleReceipt; with `held`, this also if the lease is over."""
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
         """Set the lease to end `lease` seconds from now; return that time (ms, wall clock).
@@ -143,16 +164,25 @@ class Store(Protocol):
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         """Return the queues whose names begin with `prefix` and are greater than `after`, in order of name."""
 
+    def names(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        """Return the names of the queues that `queues` returns; this costs much less."""
+
     def queue(self, name: str) -> Queue:
         """Return a queue. Raises QueueNotFound."""
+
+    def settings(self, name: str) -> QueueSettings:
+        """Return a queue's settings; this costs much less than `queue`. Raises QueueNotFound."""
+
+    def sources(self, queue: str, after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        """Return the names, greater than `after` and in order, of the queues that have this dead-letter queue."""
 
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
     ) -> Queue:
         """Change these settings and keep the others; change no message. Creates the queue.
 
-        With `version`, raise PreconditionFailed unless it is the settings' version. Raises InvalidInput, also if dead
-        letters would move in a cycle.
+        With `version`, raise PreconditionFailed unless it is the settings' version; that of a queue that does not exist
+        is 0. Raises InvalidInput, also if dead letters would move in a cycle.
         """
 
     def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
@@ -181,6 +211,18 @@ class Store(Protocol):
         Move them in order, with a receive_count of 0; skip leased ones. Move at most `limit`, only these `ids`, and
         only those whose last `reason` is this one, where these are set. Raises QueueNotFound.
         """
+
+    def start_move(self, source: str, to: str | None = None, rate: int | None = None) -> Move:
+        """Start to redrive all dead letters in this queue, at most `rate` a second; with `to`, to that queue.
+
+        With `to`, all messages move, also those that are no dead letters. Raises QueueNotFound, MoveRunning.
+        """
+
+    def cancel_move(self, source: str, task: str) -> Move:
+        """Stop a running move and return it. Raises QueueNotFound, MoveNotFound."""
+
+    def moves(self, source: str, limit: int = MOVES_KEPT) -> list[Move]:
+        """Return the moves from this queue, newest first; the last MOVES_KEPT are known. Raises QueueNotFound."""
 
     def check_ready(self) -> None:
         """Return if the store committed a write within the last second, or can commit one now."""

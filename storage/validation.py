@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 from storage.errors import InvalidInput
@@ -17,7 +18,11 @@ MAX_WAIT = 20.0  # seconds
 MAX_DURATION = 10 * 366 * 86_400.0  # seconds: the longest delay, ttl, retention or dedup_window
 MAX_NAME = 128  # characters of a key, recipient or dedup_id
 MAX_REASON = 1_024  # characters of the reason of a rejection
-MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON
+MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON …
+MAX_ATTRIBUTES_LARGE = 3 * 1024 * 1024  # … and of those that an endpoint limits by their own bytes
+MAX_TYPE = 256  # characters of the type of an attribute
+MAX_TRACE = 1_024  # characters of a trace
+MAX_STRINGS = 32_768  # bytes of a setting that is an object of strings, as JSON
 MAX_READ_BYTES = (
     16 * 1024 * 1024
 )  # bytes of text and fields in one read; the first message always comes, whatever its size
@@ -26,15 +31,13 @@ MAX_RECIPIENTS = 1_000  # recipients in one read with `recipient=None`
 MAX_CHAIN = 100  # dead-letter queues in a chain
 MAX_TRANSACTION_QUEUES = 1_000  # queues in one transaction
 
-QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 
 
 def check_queue_name(name: str, field: str | None = "queue") -> str:
     """Return a valid name. Raises InvalidInput."""
     if not QUEUE_NAME.fullmatch(name):
-        raise InvalidInput(
-            "a queue name must be 1 to 80 of A-Z a-z 0-9 . _ - and start with a letter or a digit", field=field
-        )
+        raise InvalidInput("a queue name must be 1 to 80 of A-Z a-z 0-9 . _ - and not start with a dot", field=field)
     return name
 
 
@@ -56,7 +59,7 @@ def check_text(document: object) -> dict[str, Any]:
     return document
 
 
-def check_fields(document: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def check_fields(document: dict[str, Any], most_attributes: int = MAX_ATTRIBUTES) -> tuple[dict[str, Any], str]:
     """Return a message's optional fields, and their JSON for storage. Raises InvalidInput naming the field."""
     fields = document.copy()
     del fields["text"]
@@ -67,10 +70,10 @@ def check_fields(document: dict[str, Any]) -> tuple[dict[str, Any], str]:
         else:
             check(name, value)
     written = encode(fields)
-    if "attributes" in fields:  # all other fields are checked, and small
+    if "attributes" in fields or "attribute_types" in fields:  # all other fields are checked, and small
         _no_lone_surrogates(written, "attributes")
-        if len(written) > MAX_ATTRIBUTES // 4 and len(written.encode()) > MAX_ATTRIBUTES:
-            raise InvalidInput(f"'attributes' must be at most {MAX_ATTRIBUTES} bytes", field="attributes")
+        if len(written) > most_attributes // 4 and len(written.encode()) > most_attributes:
+            raise InvalidInput(f"'attributes' must be at most {most_attributes} bytes", field="attributes")
     return fields, written
 
 
@@ -117,6 +120,11 @@ def _check_attributes(field: str, value: object) -> None:
 _SCALARS = (str, int, float, bool, type(None))
 
 
+def _check_types(field: str, value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(t, str) and len(t) <= MAX_TYPE for t in value.values()):
+        raise InvalidInput(f"'{field}' must be an object of strings of at most {MAX_TYPE} characters", field=field)
+
+
 def _check_ttl(field: str, value: object) -> None:
     if milliseconds(value, field) == 0:
         raise InvalidInput(f"'{field}' must be a number of seconds greater than 0", field=field)
@@ -130,6 +138,9 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "delay": lambda field, value: milliseconds(value, field),
     "ttl": _check_ttl,
     "dedup_id": check_name,
+    "attribute_types": _check_types,
+    "group": check_name,
+    "trace": lambda field, value: check_name(field, value, MAX_TRACE),
 }
 
 
@@ -147,8 +158,30 @@ def _check_queue(field: str, value: object) -> None:
     check_queue_name(value if isinstance(value, str) else "", field)
 
 
+def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidInput(f"'{field}' must be {' or '.join(choices)}", field=field)
+
+
+def _check_strings(field: str, value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise InvalidInput(f"'{field}' must be an object of strings", field=field)
+    written = encode(value)
+    _no_lone_surrogates(written, field)
+    if len(written.encode()) > MAX_STRINGS or "\0" in "".join(
+        chain(*value.items())
+    ):  # PostgreSQL's JSON cannot hold it
+        raise InvalidInput(f"'{field}' must be at most {MAX_STRINGS} bytes, without U+0000", field=field)
+
+
+DEDUP_SCOPES = ("queue", "key")
+# What waits behind an unsettled message of a key. run: everything, also what comes before it and is free again.
+# head: only what comes after it; so the key's first message is never blocked.
+KEY_LOCKS = ("run", "head")
+
+
 _SETTINGS: dict[str, Callable[[str, Any], object]] = {
-    "lease": lambda field, value: milliseconds(value, field, least=1, most=MAX_LEASE),
+    "lease": lambda field, value: milliseconds(value, field, most=MAX_LEASE),
     "max_receives": lambda field, value: _check_whole(field, value, 0),
     "dead_letter_queue": _check_queue,
     "retention": _check_ttl,
@@ -159,6 +192,13 @@ _SETTINGS: dict[str, Callable[[str, Any], object]] = {
     "paused": _check_yes_or_no,
     "delay": lambda field, value: milliseconds(value, field),
     "expires": lambda field, value: milliseconds(value, field, least=1),
+    "wait": lambda field, value: milliseconds(value, field, most=MAX_WAIT),
+    "max_message_bytes": lambda field, value: _check_whole(field, value, 1),
+    "dedup_content": _check_yes_or_no,
+    "dedup_scope": lambda field, value: _check_choice(field, value, DEDUP_SCOPES),
+    "key_lock": lambda field, value: _check_choice(field, value, KEY_LOCKS),
+    "sqs": _check_strings,
+    "tags": _check_strings,
 }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from storage.clock import Clock
 from storage.codec import read_settings, with_dead_letter_history
 from storage.errors import MessageNotFound, QueueNotFound
-from storage.model import STATES, Message, Queue, QueueStats, State
-from storage.postgres.pool import Pool
+from storage.model import STATES, Message, Queue, QueueSettings, QueueStats, State
+from storage.postgres.pool import Pool, scalar
 from storage.size_budget import LargeRead
 from storage.validation import MAX_READ_BYTES
 
@@ -43,7 +43,8 @@ def peek(
             SELECT *, (max(total) OVER ())::bigint AS bytes FROM summed WHERE n = 1 OR total <= $7::bigint
         )
         SELECT id, CASE WHEN bytes <= $9::bigint THEN text END, CASE WHEN bytes <= $9::bigint THEN fields END,
-               CASE WHEN bytes <= $9::bigint THEN deaths END, sent_at, receive_count, due_at, state, bytes
+               CASE WHEN bytes <= $9::bigint THEN deaths END, sent_at, receive_count, due_at, state, first_received_at,
+               bytes
           FROM fitting ORDER BY id {order}
         """,
         queue,
@@ -64,8 +65,9 @@ def peek(
             number, queue, text.decode(), with_dead_letter_history(fields, deaths), wall(sent_at), count,
             leased_until=wall(due_at) if STATES[state_number] == State.LEASED else None,
             state=State.DEAD if state is State.DEAD else State(STATES[state_number]),
+            first_received_at=None if first is None else wall(first), deaths=deaths,
         )
-        for number, text, fields, deaths, sent_at, count, due_at, state_number, _ in rows
+        for number, text, fields, deaths, sent_at, count, due_at, state_number, first, _ in rows
     ]  # fmt: skip
 
 
@@ -89,11 +91,29 @@ def names(pool: Pool, prefix: str, after: str, limit: int) -> list[str]:
     return [row[0] for row in pool.read(statement, after, prefix, limit)]
 
 
-def describe(read: Callable[..., list[Any]], now: int, names: list[str]) -> list[Queue]:
+def settings(pool: Pool, name: str) -> QueueSettings:
+    """Return a queue's settings. Raises QueueNotFound."""
+    found = pool.read("SELECT settings::text FROM queue_service.queues WHERE name = $1::text", name)
+    if not found:
+        raise QueueNotFound(name)
+    return read_settings(scalar(found))
+
+
+def sources(pool: Pool, queue: str, after: str, limit: int) -> list[str]:
+    """Return names of queues that have this dead-letter queue, in order."""
+    statement = """
+        SELECT name FROM queue_service.queues
+         WHERE coalesce(settings ->> 'dead_letter_queue', left(name, 75) || '.dead') COLLATE "C" = $1::text
+           AND name > $2::text ORDER BY name LIMIT $3::int
+    """
+    return [row[0] for row in pool.read(statement, queue, after, limit)]
+
+
+def describe(read: Callable[..., list[Any]], clock: Clock, names: list[str]) -> list[Queue]:
     """Return the existing ones of these queues, in order of name. `read` runs a statement."""
     rows = read(
         """
-        SELECT name, version, settings::text, counted.*,
+        SELECT name, version, settings::text, created_at, modified_at, counted.*,
                (SELECT count(*) FROM queue_service.graves AS g
                   JOIN queue_service.queues AS grave ON grave.id = g.queue_id AND grave.name IS NOT NULL
                   JOIN queue_service.messages AS m ON m.queue_id = g.queue_id AND m.origin = g.origin
@@ -111,12 +131,14 @@ def describe(read: Callable[..., list[Any]], now: int, names: list[str]) -> list
         names,
     )
 
-    def describe(name: str, version: int, stored: str, *counts: int | None) -> Queue:
+    now, wall = clock.now(), clock.wall
+
+    def describe(name: str, version: int, stored: str, created_at: int, modified_at: int, *counts: int | None) -> Queue:
         settings = read_settings(stored)
         ready, leased, delayed, blocked, *totals = [count or 0 for count in counts[:10]]
         dead, since = counts[10:]
         age = 0.0 if since is None or settings.paused else max(0, now - since) / 1000
         stats = QueueStats._make((ready, leased, delayed, blocked, dead, age, *totals))
-        return Queue(name, version, settings, stats)
+        return Queue(name, version, settings, stats, wall(created_at), wall(modified_at))
 
     return [describe(*row) for row in rows]

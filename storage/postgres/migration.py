@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 import psycopg
 
-from storage.contents import MovedDedup, MovedMessage, MovedQueue, MovedReply
+from storage.contents import MovedDedup, MovedMessage, MovedMove, MovedQueue, MovedReply, Remembered
 from storage.errors import UnusableDatabase
 from storage.model import STATES, Receipt
 from storage.postgres.pool import connection_string
 from storage.postgres.schema import LOCK, check_server, create
 
 _DELIVERY = ("note", "ids", "duplicates", "queue", "id", "text", "fields", "deaths", "sent_at", "receive_count",
-             "token", "leased_until")  # fmt: skip
+             "token", "leased_until", "first_received_at")  # fmt: skip
 _FETCHED_ROWS = 2_000  # rows in one fetch
 
 
@@ -66,11 +66,11 @@ class PostgresTarget:
 
     def add_queues(self, queues: Sequence[MovedQueue]) -> None:
         with self._transaction():
-            for name, version, settings, *counts, used_at in queues:
+            for name, version, settings, *counts, used_at, created_at, modified_at in queues:
                 self._connection.execute(
-                    "INSERT INTO queues (name, version, settings, used_at) VALUES (%s, %s, %s, %s) "
-                    "ON CONFLICT (name) DO NOTHING",
-                    (name, version, settings, used_at),
+                    "INSERT INTO queues (name, version, settings, used_at, created_at, modified_at) "
+                    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (name) DO NOTHING",
+                    (name, version, settings, used_at, created_at, modified_at),
                 )
                 self._connection.execute(
                     "INSERT INTO counts (queue_id, slot, ready, leased, delayed, blocked, bytes, "
@@ -86,7 +86,7 @@ class PostgresTarget:
             self._transaction(),
             self._connection.cursor().copy(
                 "COPY messages (queue_id, id, sent_at, arrived_at, due_at, expires_at, ttl, token, receive_count, "
-                "state, priority, recipient, key, origin, deaths, fields, text) FROM STDIN"
+                "state, priority, recipient, key, origin, deaths, fields, text, first_received_at) FROM STDIN"
             ) as copy,
         ):
             for m in messages:
@@ -95,24 +95,35 @@ class PostgresTarget:
                     None if m.ttl is None or m.deaths is not None else m.arrived_at + m.ttl, m.ttl, m.token,
                     m.receive_count, STATES.index(m.state), m.priority, m.recipient.encode(),
                     None if m.key is None else m.key.encode(), m.origin, m.deaths, m.fields, m.text.encode(),
+                    m.first_received_at,
                 ))  # fmt: skip
 
-    def add_remembered(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
+    def add_remembered(self, remembered: Remembered) -> None:
         queues = self._queue_ids() | {"": 0}
         with self._transaction(), self._connection.cursor() as cursor:
-            cursor.execute("TRUNCATE dedup, replies, graves")
-            with cursor.copy("COPY dedup (queue_id, dedup_id, message_id, forget_at) FROM STDIN") as copy:
-                for dedup in dedups:
-                    copy.write_row((queues[dedup.queue], dedup.dedup_id.encode(), dedup.message_id, dedup.forget_at))
+            cursor.execute("TRUNCATE dedup, replies, graves, moves")
+            cursor.execute("UPDATE identity SET bytes = %s", (remembered.identity,))
+            with cursor.copy("COPY dedup (queue_id, dedup_id, key, message_id, forget_at) FROM STDIN") as copy:
+                for queue, dedup_id, key, *rest in remembered.dedups:
+                    copy.write_row((queues[queue], dedup_id.encode(), key.encode(), *rest))
+            for move in remembered.moves:
+                state = {"after": move.after, "last": move.last, "count": move.moved, "done": False}
+                cursor.execute(
+                    "INSERT INTO moves (queue_id, task, destination, rate, started_at, status, moved, to_move, "
+                    "failure, state) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                    (queues[move.queue], *move[1:9], json.dumps(state)),
+                )
             with cursor.copy("COPY replies (queue_id, key, fingerprint, reply, forget_at) FROM STDIN") as copy:
-                for reply in replies:
+                for reply in remembered.replies:
                     document = json.dumps(_to_document(reply))
                     copy.write_row((queues[reply.queue], reply.key, reply.fingerprint, document, reply.forget_at))
             cursor.execute("UPDATE queues SET keyed = EXISTS (SELECT FROM messages WHERE queue_id = queues.id "
                            "AND key IS NOT NULL)")  # fmt: skip
             cursor.execute("INSERT INTO graves (origin, queue_id) "
                            "SELECT DISTINCT origin, queue_id FROM messages WHERE origin IS NOT NULL")  # fmt: skip
-            cursor.execute("SELECT setval('message_ids', greatest(%s, 1), %s > 0)", (last_id, last_id))
+            cursor.execute(
+                "SELECT setval('message_ids', greatest(%(last)s, 1), %(last)s > 0)", {"last": remembered.last_id}
+            )
             cursor.execute("ANALYZE")
 
     def open(self) -> None:
@@ -127,7 +138,8 @@ class PostgresTarget:
                 """
                 SELECT name, version, settings, sum(ready)::bigint, sum(leased)::bigint, sum(delayed)::bigint,
                        sum(blocked)::bigint, sum(bytes)::bigint, sum(sent)::bigint, sum(received)::bigint,
-                       sum(acked)::bigint, sum(expired)::bigint, sum(dead_lettered)::bigint, used_at
+                       sum(acked)::bigint, sum(expired)::bigint, sum(dead_lettered)::bigint, used_at,
+                       created_at, modified_at
                   FROM queues JOIN counts ON queue_id = queues.id
                  GROUP BY queues.id ORDER BY name
                 """
@@ -138,20 +150,21 @@ class PostgresTarget:
         for name, queue in self._queue_ids().items():
             for row in self._rows(
                 "SELECT id, state, priority, recipient, key, due_at, token, receive_count, sent_at, arrived_at, ttl, "
-                "origin, deaths, fields, text FROM messages WHERE queue_id = %s AND id > %s ORDER BY id",
+                "origin, deaths, fields, text, first_received_at FROM messages WHERE queue_id = %s AND id > %s "
+                "ORDER BY id",
                 (queue, after),
             ):
-                number, state, priority, recipient, key, *rest, text = row
+                number, state, priority, recipient, key, *rest, text, received_at = row
                 head = (number, name, STATES[state], priority, recipient.decode(), key and key.decode())
-                yield MovedMessage._make((*head, *rest, text.decode()))
+                yield MovedMessage._make((*head, *rest, text.decode(), received_at))
 
     def dedups(self) -> Iterator[MovedDedup]:
-        for name, dedup_id, message_id, forget_at in self._rows(
-            "SELECT name, dedup_id, message_id, forget_at FROM dedup JOIN queues ON id = queue_id "
-            "ORDER BY name, dedup_id",
+        for name, dedup_id, key, *rest in self._rows(
+            "SELECT name, dedup_id, key, message_id, forget_at FROM dedup JOIN queues ON id = queue_id "
+            "ORDER BY name, dedup_id, key",
             (),
         ):
-            yield MovedDedup(name, dedup_id.decode(), message_id, forget_at)
+            yield MovedDedup(name, dedup_id.decode(), key.decode(), *rest)
 
     def replies(self) -> Iterator[MovedReply]:
         for name, key, fingerprint, reply, forget_at in self._rows(
@@ -160,6 +173,19 @@ class PostgresTarget:
             (),
         ):
             yield MovedReply(name, key, fingerprint, *_from_document(reply), forget_at)
+
+    def moves(self) -> Iterator[MovedMove]:
+        for row in self._rows(
+            "SELECT name, task, destination, rate, started_at, status, moved, to_move, failure, "
+            "(state ->> 'after')::bigint, (state ->> 'last')::bigint "
+            "FROM moves JOIN queues ON queues.id = queue_id ORDER BY name, moves.id",
+            (),
+        ):
+            yield MovedMove._make(row)
+
+    def identity(self) -> bytes:
+        found: bytes = self._value("SELECT bytes FROM identity")
+        return found
 
     def last_id(self) -> int:
         last: int = self._value("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM message_ids")
@@ -214,7 +240,7 @@ def _to_document(reply: MovedReply) -> Any:
     for id, queue, text, fields, sent_at, count, receipt, leased_until in found:
         token = None if receipt is None else Receipt.parse_one(receipt).token
         values = (None, None, None, queue, id, f"\\x{text.encode().hex()}", fields, None, sent_at, count, token,
-                  leased_until)  # fmt: skip
+                  leased_until, None)  # fmt: skip
         rows.append(dict(zip(_DELIVERY, values, strict=True)))
     return rows
 

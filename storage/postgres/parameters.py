@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage.clock import Clock
 from storage.codec import with_dead_letter_history
 from storage.errors import MessageNotFound, StaleReceipt
 from storage.model import IdempotencyKey, Message, NewMessage, Receipt, Receive, check_receipts
+from storage.steps import group_by_queue
 from storage.validation import MAX_BATCH
 
 
@@ -31,6 +32,29 @@ def fields_json(messages: Sequence[NewMessage]) -> str | None:
         for message in messages
     ]
     return json.dumps(rows, ensure_ascii=False)
+
+
+class Batches(NamedTuple):
+    """The parameters of `transact` in sql/verbs.sql for the messages to send."""
+
+    names: list[str]
+    counts: list[int]
+    texts: list[bytes]
+    fields: list[str | None]
+    places: list[int]
+
+
+def to_batches(send: Sequence[tuple[str, NewMessage]]) -> Batches:
+    places = group_by_queue(send)
+    batches = [[send[place][1] for place in where] for where in places.values()]
+    stored = {place: n for n, place in enumerate((place for where in places.values() for place in where), start=1)}
+    return Batches(
+        list(places),
+        [len(batch) for batch in batches],
+        [message.text.encode() for batch in batches for message in batch],
+        [fields_json(batch) for batch in batches],
+        [stored[place] for place in range(len(send))],
+    )
 
 
 def _hex(text: str | None) -> str | None:
@@ -109,8 +133,9 @@ def to_messages(rows: Sequence[Any], clock: Clock) -> list[Message]:
             number, queue, text.decode(), with_dead_letter_history(fields, deaths), sent_at + ahead, count,
             None if token is None else str(Receipt(queue, number, token)),
             None if until is None else until + ahead,
+            first_received_at=None if first is None else first + ahead, deaths=deaths,
         )
-        for _, _, _, queue, number, text, fields, deaths, sent_at, count, token, until in rows
+        for _, _, _, queue, number, text, fields, deaths, sent_at, count, token, until, first in rows
     ]  # fmt: skip
 
 

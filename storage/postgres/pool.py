@@ -21,6 +21,7 @@ from storage.errors import (
     Busy,
     DiskFull,
     IdempotencyMismatch,
+    InvalidInput,
     MessageLeased,
     MessageNotFound,
     QueueFull,
@@ -206,6 +207,7 @@ _DID_NOTHING = (
 
 # The errors by the code that a function raises; its message has the details.
 _ERRORS_BY_CODE: dict[str | None, Callable[[str], StoreError | LargeRead]] = {
+    "QS400": lambda most: InvalidInput(f"'text' must be at most {most} bytes here (max_message_bytes)", field="text"),
     "QS404": QueueNotFound,
     "QS409": lambda message: _stale(*message.split()),
     "QS410": lambda _: MessageNotFound(),

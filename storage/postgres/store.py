@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from storage.clock import Clock
 from storage.codec import read_settings
 from storage.errors import MessageNotFound, QueueNotFound, StaleReceipt
 from storage.model import (
-    CHUNK,
+    MOVES_KEPT,
     AckResult,
     Disk,
     ExtendResult,
     IdempotencyKey,
     Message,
+    Move,
     NewMessage,
     Queue,
+    QueueSettings,
     ReadMemory,
     Receive,
     Sent,
@@ -27,33 +29,20 @@ from storage.model import (
     Transacted,
     rfc3339,
 )
-from storage.postgres import inspection, queues
+from storage.postgres import inspection, moves, parameters, queues
 from storage.postgres.clock import SharedClock
-from storage.postgres.parameters import (
-    columns,
-    expand_receipts,
-    failed,
-    fields_json,
-    is_too_much_due,
-    json_text,
-    key_parameters,
-    parse_receipt,
-    parse_receipts,
-    receive_parameters,
-    to_messages,
-)
 from storage.postgres.pool import Pool, WriteTransaction, scalar
 from storage.postgres.schema import prepare
-from storage.postgres.upkeep import STEP, Hints, QueueSnapshot, Upkeep, late_queues
+from storage.postgres.upkeep import CatchUp, Hints, QueueSnapshot, Upkeep
 from storage.size_budget import read_reserved
-from storage.steps import Progress, check_queues, describe_progress, group_by_queue, in_steps, until_done
+from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
 from storage.store import Observer
 from storage.validation import MAX_PAGE
 from storage.waiting import Subscription, Waiting, receive_after
 from storage.wakeup_pipes import WakeupPipe
 
-REMOVE_SPENT_FOR = 0.5  # seconds that a read-only call first removes expired and spent messages …
-RETURN_DUE_FOR = 3.0  # … and returns ended leases and delays
+T = TypeVar("T")
+
 READY_FOR = 1.0  # seconds that one write proves that writes work
 
 
@@ -69,18 +58,25 @@ class PostgresStore:
         self._clock: Clock = clock or SharedClock(self._pool)
         self._waiting = Waiting(lambda: QueueSnapshot(connection_info, self._pool, self._clock), pollers, wakeup_pipe)
         self._hints = Hints(self._pool)
-        self._upkeep = Upkeep(self._pool, self._clock, self._catch_up)
+        self._catch_up = CatchUp(self._pool, self._clock, self._notify_readers)
+        self._upkeep = Upkeep(self._pool, self._clock, self._catch_up.step)
         self._memory: ReadMemory | None = None
         self._ready_until = 0.0
 
     # -- messages
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
+    @cached_property
+    def identity(self) -> bytes:
+        return scalar(self._pool.read("SELECT bytes FROM queue_service.identity"))  # type: ignore[no-any-return]
+
+    def send(
+        self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None, *, create: bool = True
+    ) -> Sent:
         texts = [message.text.encode() for message in messages]
         ((ids, duplicates),) = self._pool.run(
             "SELECT * FROM queue_service.send($1::bigint, $2::text, $3::text, $4::bytea[], $5::json, $6::text, "
-            "$7::bytea)",
-            *self._times(), queue, texts, fields_json(messages), *key_parameters(once),
+            "$7::bytea, $8::boolean)",
+            *self._times(), queue, texts, parameters.fields_json(messages), *parameters.key_parameters(once), create,
         )  # fmt: skip
         self._notify_readers([queue])
         return Sent(ids, duplicates)
@@ -93,31 +89,44 @@ class PostgresStore:
                 return []
             rows = self._pool.run(
                 "SELECT * FROM queue_service.receive($1::bigint, $2::text, $3::text[], $4::int, $5::bytea, "
-                "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint)",
-                *self._times(), *receive_parameters(ask), *key_parameters(once), reserved,
+                "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint, $11::boolean)",
+                *self._times(), *parameters.receive_parameters(ask), *parameters.key_parameters(once), reserved,
+                ask.must_exist,
             )  # fmt: skip
-            return None if is_too_much_due(rows) else to_messages(rows, self._clock)
+            return None if parameters.is_too_much_due(rows) else parameters.to_messages(rows, self._clock)
 
         def claim() -> list[Message]:
             return read_reserved(self._memory, lambda size: until_done(lambda: attempt(size)), lambda found: found)
 
         return self._waiting.receive(claim, Subscription(ask.queues, ask.recipient), ask.wait, present)
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
-        known, missing = parse_receipts(receipts, queue)
+    def ack(
+        self,
+        receipts: Sequence[str],
+        queue: str | None = None,
+        once: IdempotencyKey | None = None,
+        *,
+        held: bool = False,
+    ) -> AckResult:
+        known, missing = parameters.parse_receipts(receipts, queue)
         statuses = self._change(
-            once, "ack($1::bigint, $2::text[], $3::bigint[], $4::bigint[])", self._clock.now(), *columns(list(known))
-        )
+            once,
+            "ack($1::bigint, $2::text[], $3::bigint[], $4::bigint[], $5::boolean)",
+            self._clock.now(), *parameters.columns(list(known)), held,
+        )  # fmt: skip
         self._notify_readers({receipt.queue for receipt in known}, hint=False)
-        return AckResult(statuses.count("held"), *failed(known, statuses, missing))
+        return AckResult(statuses.count("held"), *parameters.failed(known, statuses, missing))
 
-    def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
-        parsed = parse_receipt(receipt, queue)
-        self._change(once, "settle($1::bigint, $2::text, $3::bigint, $4::bigint)", self._clock.now(), *parsed[:3])
+    def settle(
+        self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None, *, held: bool = False
+    ) -> None:
+        parsed = parameters.parse_receipt(receipt, queue)
+        call = "settle($1::bigint, $2::text, $3::bigint, $4::bigint, $5::boolean)"
+        self._change(once, call, self._clock.now(), *parsed[:3], held)
         self._notify_readers([parsed.queue], hint=False)
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
-        parse_receipt(receipt, queue)
+        parameters.parse_receipt(receipt, queue)
         result = self.extend_many([receipt], lease, queue, once)
         if result.stale:
             raise StaleReceipt
@@ -128,14 +137,16 @@ class PostgresStore:
     def extend_many(
         self, receipts: Sequence[str], lease: float, queue: str | None = None, once: IdempotencyKey | None = None
     ) -> ExtendResult:
-        known, missing = parse_receipts(receipts, queue)
+        known, missing = parameters.parse_receipts(receipts, queue)
         now = self._clock.now()
         until, statuses = self._change(
             once,
             "extend($1::bigint, $2::text[], $3::bigint[], $4::bigint[], $5::bigint)",
-            now, *columns(list(known)), now + round(lease * 1000),
+            now, *parameters.columns(list(known)), now + round(lease * 1000),
         )  # fmt: skip
-        return ExtendResult(statuses.count("held"), self._clock.wall(until), *failed(known, statuses, missing))
+        return ExtendResult(
+            statuses.count("held"), self._clock.wall(until), *parameters.failed(known, statuses, missing)
+        )
 
     def release(
         self,
@@ -146,7 +157,7 @@ class PostgresStore:
         *,
         counted: bool = True,
     ) -> None:
-        parsed = parse_receipt(receipt, queue)
+        parsed = parameters.parse_receipt(receipt, queue)
         self._change(
             once,
             "release($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::bigint, $7::boolean)",
@@ -157,11 +168,11 @@ class PostgresStore:
     def reject(
         self, receipt: str, reason: str = "rejected", queue: str | None = None, once: IdempotencyKey | None = None
     ) -> None:
-        parsed = parse_receipt(receipt, queue)
+        parsed = parameters.parse_receipt(receipt, queue)
         self._change(
             once,
             "reject($1::bigint, $2::text, $3::text, $4::bigint, $5::bigint, $6::text)",
-            *self._times(), *parsed[:3], json_text(reason),
+            *self._times(), *parsed[:3], parameters.json_text(reason),
         )  # fmt: skip
         self._notify_readers([parsed.queue])
 
@@ -173,30 +184,25 @@ class PostgresStore:
         once: IdempotencyKey | None = None,
         present: Callable[[], bool] = lambda: True,
     ) -> Transacted:
-        receipts, text_places = expand_receipts(ack)
+        receipts, text_places = parameters.expand_receipts(ack)
         check_queues({receipt.queue for receipt in receipts} | {name for name, _ in send})
-        places = group_by_queue(send)
-        batches = {name: [send[place][1] for place in where] for name, where in places.items()}
-        stored = {place: n for n, place in enumerate((place for where in places.values() for place in where), start=1)}
+        batches = parameters.to_batches(send)
 
         def attempt(reserved: int) -> tuple[Any, bool, list[Message]]:
             done, *rows = self._pool.run(
                 "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
                 "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
-                "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint)",
+                "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint, $19::boolean)",
                 *self._times(),
-                *columns(receipts),
-                list(batches),
-                [len(batch) for batch in batches.values()],
-                [message.text.encode() for batch in batches.values() for message in batch],
-                [fields_json(batch) for batch in batches.values()],
-                [stored[place] for place in range(len(send))],
-                *(receive_parameters(receive) if receive and present() else [None] * 5),
-                *key_parameters(once),
+                *parameters.columns(receipts),
+                *batches,
+                *(parameters.receive_parameters(receive) if receive and present() else [None] * 5),
+                *parameters.key_parameters(once),
                 reserved,
+                receive is not None and receive.must_exist,
             )
-            too_much_due = is_too_much_due(rows)
-            return done, too_much_due, [] if too_much_due else to_messages(rows, self._clock)
+            too_much_due = parameters.is_too_much_due(rows)
+            return done, too_much_due, [] if too_much_due else parameters.to_messages(rows, self._clock)
 
         try:
             done, too_much_due, found = read_reserved(self._memory if receive else None, attempt, lambda done: done[2])
@@ -205,7 +211,7 @@ class PostgresStore:
                 fault.index = text_places[fault.index]
             raise
         ids, duplicates = done[1], tuple(done[2])
-        self._notify_readers(batches)
+        self._notify_readers(batches.names)
         if receive is not None and (too_much_due or (receive.wait > 0 and not found)):
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
         return Transacted(ids, found, duplicates=duplicates)
@@ -213,32 +219,26 @@ class PostgresStore:
     # -- messages by their ids
 
     def message(self, queue: str, id: int) -> Message:
-        self._bring_up_to_date([queue])
+        self._catch_up.all([queue])
         return read_reserved(
             self._memory, partial(inspection.message, self._pool, self._clock, queue, id), lambda found: [found]
         )
 
     def delete_message(self, queue: str, id: int, once: IdempotencyKey | None = None) -> None:
-        self._bring_up_to_date([queue])
+        self._catch_up.all([queue])
         self._change(once, "delete_message($1::bigint, $2::text, $3::bigint)", self._clock.now(), queue, id)
         self._notify_readers([queue])
 
     def reschedule(self, queue: str, id: int, delay: float, once: IdempotencyKey | None = None) -> None:
-        self._bring_up_to_date([queue])
-        self._change(
-            once,
-            "reschedule($1::bigint, $2::text, $3::bigint, $4::bigint)",
-            self._clock.now(), queue, id, round(delay * 1000),
-        )  # fmt: skip
+        self._catch_up.all([queue])
+        call = "reschedule($1::bigint, $2::text, $3::bigint, $4::bigint)"
+        self._change(once, call, self._clock.now(), queue, id, round(delay * 1000))
         self._notify_readers([queue])
 
     def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: IdempotencyKey | None = None) -> None:
-        self._bring_up_to_date([queue])
-        self._change(
-            once,
-            "dead_letter($1::bigint, $2::text, $3::text, $4::bigint, $5::text)",
-            *self._times(), queue, id, json_text(reason),
-        )  # fmt: skip
+        self._catch_up.all([queue])
+        call = "dead_letter($1::bigint, $2::text, $3::text, $4::bigint, $5::text)"
+        self._change(once, call, *self._times(), queue, id, parameters.json_text(reason))
         self._notify_readers([queue])
 
     def peek(
@@ -251,23 +251,32 @@ class PostgresStore:
         state: State | None = None,
         key: str | None = None,
     ) -> list[Message]:
-        self._bring_up_to_date([queue])
+        self._catch_up.all([queue])
         read = partial(inspection.peek, self._pool, self._clock, queue, limit, after, before, state, key)
         return read_reserved(self._memory, read, lambda found: found)
 
     # -- queues
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
-        names = inspection.names(self._pool, prefix, after, limit)
-        self._bring_up_to_date(names)
-        return inspection.describe(self._pool.read, self._clock.now(), names)
+        names = self.names(prefix, after, limit)
+        self._catch_up.all(names)
+        return inspection.describe(self._pool.read, self._clock, names)
+
+    def names(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        return inspection.names(self._pool, prefix, after, limit)
 
     def queue(self, name: str) -> Queue:
-        self._bring_up_to_date([name])
-        found = inspection.describe(self._pool.read, self._clock.now(), [name])
+        self._catch_up.all([name])
+        found = inspection.describe(self._pool.read, self._clock, [name])
         if not found:
             raise QueueNotFound(name)
         return found[0]
+
+    def settings(self, name: str) -> QueueSettings:
+        return inspection.settings(self._pool, name)
+
+    def sources(self, queue: str, after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        return inspection.sources(self._pool, queue, after, limit)
 
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
@@ -276,10 +285,10 @@ class PostgresStore:
             configured = work.once(once, lambda: queues.configure(work, name, changes, version))
             return [
                 queue._replace(version=configured[0], settings=read_settings(configured[1]))
-                for queue in inspection.describe(work.run, work.now, [name])
+                for queue in inspection.describe(work.run, self._clock, [name])
             ]
 
-        found = self._pool.transact(self._clock.now(), operation)
+        found = self._transact(operation)
         self._notify_readers([name])
         if not found:  # a repeated request; the queue was deleted since
             raise QueueNotFound(name)
@@ -311,6 +320,15 @@ class PostgresStore:
         )
         self._notify_readers([queue])
         return moved
+
+    def start_move(self, source: str, to: str | None = None, rate: int | None = None) -> Move:
+        return self._transact(lambda work: moves.start_move(work, self._clock, source, to, rate))
+
+    def cancel_move(self, source: str, task: str) -> Move:
+        return self._transact(lambda work: moves.cancel_move(work, self._clock, source, task))
+
+    def moves(self, source: str, limit: int = MOVES_KEPT) -> list[Move]:
+        return self._transact(lambda work: moves.moves(work, self._clock, source, limit))
 
     # -- the serving process
 
@@ -355,7 +373,10 @@ class PostgresStore:
 
     def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], Any]) -> Any:
         """Return the JSON value of an operation of one transaction, or of the first call with this key."""
-        return self._pool.transact(self._clock.now(), lambda work: work.once(once, lambda: operation(work)))
+        return self._transact(lambda work: work.once(once, lambda: operation(work)))
+
+    def _transact(self, operation: Callable[[WriteTransaction], T]) -> T:
+        return self._pool.transact(self._clock.now(), operation)
 
     def _in_steps(self, once: IdempotencyKey | None, action: str, call: str, queue: str, *values: Any) -> int:
         """Call a function that does one step, with its previous result, until it is done; return its count."""
@@ -365,10 +386,9 @@ class PostgresStore:
             at = scalar(work.run(f"SELECT queue_service.{call}", work.now, queue, state, *values))
             return at, not at["done"]
 
-        def run(operation: Callable[[WriteTransaction], tuple[Progress, bool]]) -> tuple[Progress, bool]:
-            return self._pool.transact(self._clock.now(), operation)
-
-        count: int = in_steps(run, {}, step, lambda at: describe_progress(at.get("count"), action), once)["count"]
+        count: int = in_steps(self._transact, {}, step, lambda at: describe_progress(at.get("count"), action), once)[
+            "count"
+        ]
         return count
 
     def _notify_readers(self, names: Collection[str], hint: bool = True) -> None:
@@ -376,18 +396,3 @@ class PostgresStore:
         self._waiting.notify(names)
         if hint:
             self._hints.give()
-
-    def _bring_up_to_date(self, names: list[str]) -> None:
-        """Apply what is due to these queues, within REMOVE_SPENT_FOR or RETURN_DUE_FOR."""
-        began = time.monotonic()
-        for name in late_queues(self._pool, self._clock.now(), names):
-            while (done := self._catch_up(name)) >= STEP:
-                if time.monotonic() - began > (RETURN_DUE_FOR if done >= CHUNK else REMOVE_SPENT_FOR):
-                    break
-
-    def _catch_up(self, name: str) -> int:
-        """Apply one step of what is due to a queue; return its size: below STEP none is left, from CHUNK on more is."""
-        statement = "SELECT queue_service.catch_up($1::bigint, $2::text, $3::text, $4::int)"
-        done: int = scalar(self._pool.run(statement, *self._times(), name, STEP))
-        self._notify_readers([name])
-        return done

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psycopg
 
 from storage.clock import Clock
 from storage.errors import InvalidInput
-from storage.model import CHUNK
+from storage.model import CHUNK, rfc3339
 from storage.postgres.clock import SharedClock
+from storage.postgres.moves import step_move
 from storage.postgres.pool import Pool, scalar
 from storage.postgres.queues import expire_queue
 from storage.waiting import Availability, Subscription
@@ -23,6 +25,8 @@ CHANNEL = "queue_service"
 POLL_EVERY = 1.0  # seconds between queries while hints arrive …
 POLL_WITHOUT = 0.1  # … and where they do not arrive, as through a pooler in transaction mode
 HINT_EVERY = 0.05  # seconds between two hints of a process: all commits with a hint share a lock
+REMOVE_SPENT_FOR = 0.5  # seconds that a read-only call first removes expired and spent messages …
+RETURN_DUE_FOR = 3.0  # … and returns ended leases and delays
 UPKEEP_EVERY = 1.0  # seconds
 UPKEEP_FOR = 0.8  # seconds of one pass, before other nodes and the clock get their turn
 WINDOW = 1_000  # queues in one pass; the next pass continues after them
@@ -116,6 +120,31 @@ class Hints:
             self._closing.wait(HINT_EVERY)
 
 
+class CatchUp:
+    """Applies what is due to queues, and notifies their readers."""
+
+    def __init__(self, pool: Pool, clock: Clock, notify: Callable[[Collection[str]], None]) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._notify = notify
+
+    def all(self, names: list[str]) -> None:
+        """Apply what is due to these queues, within REMOVE_SPENT_FOR or RETURN_DUE_FOR."""
+        began = time.monotonic()
+        for name in late_queues(self._pool, self._clock.now(), names):
+            while (done := self.step(name)) >= STEP:
+                if time.monotonic() - began > (RETURN_DUE_FOR if done >= CHUNK else REMOVE_SPENT_FOR):
+                    break
+
+    def step(self, name: str) -> int:
+        """Apply one step of what is due to a queue; return its size: below STEP none is left, from CHUNK on more is."""
+        now = self._clock.now()
+        statement = "SELECT queue_service.catch_up($1::bigint, $2::text, $3::text, $4::int)"
+        done: int = scalar(self._pool.run(statement, now, rfc3339(self._clock.wall(now)), name, STEP))
+        self._notify([name])
+        return done
+
+
 class Upkeep:
     """A thread that does every second the work that no request need wait for, on one node at a time.
 
@@ -169,6 +198,8 @@ class Upkeep:
         )  # fmt: skip
         for name in late_queues(self._pool, now, [name for _, name, _ in window if name is not None]):
             self._repeat(lambda name=name: self._catch_up(name) >= STEP)  # type: ignore[misc]
+        for (move,) in self._pool.read("SELECT id FROM queue_service.moves WHERE status = 'running'"):
+            self._repeat(lambda move=move: self._pool.transact(self._clock.now(), partial(step_move, number=move)))  # type: ignore[misc]
         self._forget([0, *(number for number, _, _ in window)], now)
         for number, name, unused in window:
             if name is None:
@@ -186,15 +217,13 @@ class Upkeep:
         return False
 
     def _forget(self, queues: list[int], now: int) -> None:
-        for table, key in (("replies", "key"), ("dedup", "dedup_id")):
+        for table in ("replies", "dedup"):
             statement = f"""
                 WITH forgotten AS (
-                    DELETE FROM queue_service.{table} AS old USING (
-                        SELECT queue_id, {key} FROM queue_service.{table}
+                    DELETE FROM queue_service.{table} WHERE ctid = ANY (ARRAY(
+                        SELECT ctid FROM queue_service.{table}
                          WHERE queue_id = ANY ($1::bigint[]) AND forget_at <= $2::bigint
-                         LIMIT {CHUNK} FOR UPDATE SKIP LOCKED
-                    ) AS late
-                    WHERE old.queue_id = late.queue_id AND old.{key} = late.{key}
+                         LIMIT {CHUNK} FOR UPDATE SKIP LOCKED))
                     RETURNING 1
                 ) SELECT count(*) FROM forgotten
             """
@@ -202,13 +231,12 @@ class Upkeep:
 
     def _clear(self, queue_id: int, now: int) -> None:
         """Remove the rest of a deleted queue, and finally the queue, when no transaction can add to it any more."""
-        for table, key in (("messages", "id"), ("replies", "key"), ("dedup", "dedup_id"), ("counts", "slot"),
-                           ("graves", "origin")):  # fmt: skip
+        for table in ("messages", "replies", "dedup", "counts", "graves", "moves"):
             statement = f"""
                 WITH gone AS (
-                    DELETE FROM queue_service.{table} WHERE queue_id = $1::bigint AND {key} IN (
-                        SELECT {key} FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK}
-                           FOR UPDATE SKIP LOCKED)  -- another node may lock them in another order
+                    DELETE FROM queue_service.{table} WHERE ctid = ANY (ARRAY(
+                        SELECT ctid FROM queue_service.{table} WHERE queue_id = $1::bigint LIMIT {CHUNK}
+                           FOR UPDATE SKIP LOCKED))  -- another node may lock them in another order
                     RETURNING 1
                 ) SELECT count(*) FROM gone
             """

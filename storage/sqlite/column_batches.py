@@ -134,14 +134,14 @@ def unpack(work: WriteTransaction, queue: QueueRow, batches: Collection[BatchRow
         for first, texts, attributes, *rest in work.all(
             # A ready one keeps since when: it comes after later rows, which the oldest one is looked for behind.
             "SELECT id, texts, attributes, queue_id, state, iif(state = 0 AND due_at = 0, sent_at, due_at), token, "
-            "receive_count, sent_at FROM runs WHERE id IN carray(?)",
+            "receive_count, sent_at, first_received_at FROM runs WHERE id IN carray(?)",
             (ids,),
         )
         for number, text, fields in unpack_columns(first, texts, attributes)
     ]
     work.connection.executemany(
-        "INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, fields, text) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, first_received_at, "
+        "fields, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         rows,
     )
     work.execute("DELETE FROM runs WHERE id IN carray(?)", (ids,))
@@ -191,14 +191,15 @@ def peek(
     """Return the first (or the newest) messages in batches, by id, as rows of the columns that a peek selects.
 
     `bounds` selects ids between the first two, and messages that arrived after the third or are leased. A row has id,
-    text, fields, deaths (None), sent_at, receive_count, due_at, state. Raises LargeRead, as SizeBudget.check does.
+    text, fields, deaths (None), sent_at, receive_count, due_at, state, first_received_at. Raises LargeRead, as
+    SizeBudget.check does.
     """
     after, before, moment = bounds
     found: list[tuple[Any, ...]] = []
     budget = SizeBudget(reserved)
     rows: Any = connection.execute(
         f"""
-        SELECT {_READ_SIZE}, id, sent_at, receive_count, due_at, state, texts, attributes
+        SELECT {_READ_SIZE}, id, sent_at, receive_count, due_at, state, first_received_at, texts, attributes
           FROM runs
          WHERE queue_id = ?1 AND id > ?2 - {LONGEST + SHORTEST} AND id < ?3 AND id + count - 1 > ?2
            AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?5)
@@ -207,12 +208,12 @@ def peek(
         (queue_id, after, before, state, moment),
     )
     with closing(rows):
-        for size, first, sent_at, count, due_at, state_number, texts, attributes in rows:
+        for size, first, sent_at, count, due_at, state_number, received_at, texts, attributes in rows:
             if len(found) >= limit or not budget.add(size):
                 break
             budget.check()
             found += (
-                (number, text, fields, None, sent_at, count, due_at, state_number)
+                (number, text, fields, None, sent_at, count, due_at, state_number, received_at)
                 for number, text, fields in (list(unpack_columns(first, texts, attributes))[:: -1 if newest else 1])
                 if after < number < before
             )
@@ -254,19 +255,22 @@ def lease(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow], 
     """Lease these batches and return them, by their first id."""
     token, until = secrets.randbits(63) | 1, work.now + lease
     rows = work.all(
-        "UPDATE runs SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 WHERE id IN carray(?) "
-        "RETURNING id, count, texts, attributes, sent_at, receive_count",
-        (token, until, _ids(batches)),
+        "UPDATE runs SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1, "
+        "first_received_at = coalesce(first_received_at, ?) WHERE id IN carray(?) "
+        "RETURNING id, count, texts, attributes, sent_at, receive_count, first_received_at",
+        (token, until, work.now, _ids(batches)),
     )
+    work.note_lease(queue, until)
     count = count_messages(batches)
     work.count(queue, ready=-count, leased=count, received=count)
     ahead = work.wall(0)
     return {
         first: ColumnBatch(
-            first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, until + ahead
+            first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, until + ahead,
+            received_at + ahead,
         )
-        for first, count, texts, attributes, sent_at, receive_count in rows
-    }
+        for first, count, texts, attributes, sent_at, receive_count, received_at in rows
+    }  # fmt: skip
 
 
 def size_leased_again(work: WriteTransaction, bounds: tuple[int, int, int, int]) -> int:
@@ -283,13 +287,16 @@ def leased_again(work: WriteTransaction, queue: QueueRow, bounds: tuple[int, int
     """Return the batches of a queue's id, with ids between these two, that have this token."""
     ahead = work.wall(0)
     return [
-        ColumnBatch(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, due_at + ahead)
-        for first, count, texts, attributes, sent_at, receive_count, token, due_at in work.all(
-            "SELECT id, count, texts, attributes, sent_at, receive_count, token, due_at FROM runs "
+        ColumnBatch(
+            first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, due_at + ahead,
+            received_at and received_at + ahead,
+        )
+        for first, count, texts, attributes, sent_at, receive_count, token, due_at, received_at in work.all(
+            "SELECT id, count, texts, attributes, sent_at, receive_count, token, due_at, first_received_at FROM runs "
             "WHERE queue_id = ? AND id BETWEEN ? AND ? AND token = ? ORDER BY id",
             bounds,
         )
-    ]
+    ]  # fmt: skip
 
 
 def remove(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow], **totals: int) -> int:

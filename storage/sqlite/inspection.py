@@ -10,7 +10,8 @@ import apsw
 
 from storage.clock import Clock
 from storage.codec import read_settings, with_dead_letter_history
-from storage.model import STATES, Message, Queue, QueueStats, State
+from storage.errors import QueueNotFound
+from storage.model import STATES, Message, Queue, QueueSettings, QueueStats, State
 from storage.size_budget import SizeBudget
 from storage.sqlite import column_batches
 from storage.sqlite.expiry import Cutoff, find_cutoff
@@ -20,7 +21,7 @@ MAX_DEAD_LETTER_QUEUES = 100  # dead-letter queues that are searched for one que
 MAX_SCANNED = 100_000  # messages that one search for the oldest ready one reads at most
 MAX_ID = (1 << 63) - 1
 
-_MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state"
+_MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state, first_received_at"
 
 
 class Peek(NamedTuple):
@@ -71,6 +72,29 @@ def names(connection: apsw.Connection, prefix: str, after: str, limit: int) -> l
     return [row[0] for row in rows]
 
 
+def identity(connection: apsw.Connection) -> bytes:
+    found: bytes = connection.execute("SELECT bytes FROM identity").get
+    return found
+
+
+def settings(connection: apsw.Connection, name: str) -> QueueSettings:
+    """Return a queue's settings. Raises QueueNotFound."""
+    found: str | None = connection.execute("SELECT settings FROM queues WHERE name = ?", (name,)).get
+    if found is None:
+        raise QueueNotFound(name)
+    return read_settings(found)
+
+
+def sources(connection: apsw.Connection, queue: str, after: str, limit: int) -> list[str]:
+    """Return names of queues that have this dead-letter queue, in order."""
+    rows: list[Any] = connection.execute(
+        "SELECT name FROM queues WHERE coalesce(settings ->> 'dead_letter_queue', substr(name, 1, 75) || '.dead') = ? "
+        "AND name > ? ORDER BY name LIMIT ?",
+        (queue, after, limit),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
 def describe(connection: apsw.Connection, clock: Clock, names: Sequence[str], scanned: dict[int, int]) -> list[Queue]:
     """Return the existing ones of these queues.
 
@@ -87,13 +111,13 @@ def describe(connection: apsw.Connection, clock: Clock, names: Sequence[str], sc
 
 def _describe(connection: apsw.Connection, clock: Clock, name: str, scanned: dict[int, int]) -> Queue | None:
     row: Any = connection.execute(
-        "SELECT id, version, settings, ready, leased, delayed, blocked, "
+        "SELECT id, version, settings, created_at, modified_at, ready, leased, delayed, blocked, "
         "bytes, sent, received, acked, expired, dead_lettered FROM queues WHERE name = ?",
         (name,),
     ).get
     if row is None:
         return None
-    number, version, settings, ready, leased, delayed, blocked, *totals = row
+    number, version, settings, created_at, modified_at, ready, leased, delayed, blocked, *totals = row
     dead = sum(
         connection.execute(
             "SELECT count(*) FROM messages WHERE origin = ? AND queue_id = ?", (name, dead_letter_queue)
@@ -105,9 +129,8 @@ def _describe(connection: apsw.Connection, clock: Clock, name: str, scanned: dic
         work = WriteTransaction(connection, clock)
         since = _ready_since(work, name, number, scanned)
         age = 0.0 if since is None else max(0, work.now - since) / 1000
-    return Queue(
-        name, version, read_settings(settings), QueueStats(ready, leased, delayed, blocked, dead, age, *totals)
-    )
+    counts = QueueStats(ready, leased, delayed, blocked, dead, age, *totals)
+    return Queue(name, version, read_settings(settings), counts, clock.wall(created_at), clock.wall(modified_at))
 
 
 def _ready_since(work: WriteTransaction, name: str, number: int, scanned: dict[int, int]) -> int | None:
@@ -188,9 +211,11 @@ def _peek_dead(connection: apsw.Connection, name: str, ask: Peek) -> list[Any]:
 
 
 def _message(clock: Clock, queue: str, row: Any, dead: bool) -> Message:
-    number, text, fields, deaths, sent_at, count, due_at, state_number = row
+    number, text, fields, deaths, sent_at, count, due_at, state_number, received_at = row
     return Message(
         number, queue, text, with_dead_letter_history(fields, deaths), clock.wall(sent_at), count,
         leased_until=clock.wall(due_at) if STATES[state_number] == State.LEASED else None,
         state=State.DEAD if dead else State(STATES[state_number]),
+        first_received_at=None if received_at is None else clock.wall(received_at),
+        deaths=deaths,
     )  # fmt: skip

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, NamedTuple
 import apsw
 
 from storage.column_batches import unpack_columns
-from storage.contents import MovedDedup, MovedMessage, MovedQueue, MovedReply
+from storage.contents import MovedDedup, MovedMessage, MovedMove, MovedQueue, MovedReply, Remembered
 from storage.errors import StoreError, UnusableDatabase
 from storage.model import STATES, Sent
-from storage.sqlite import replies
+from storage.sqlite import inspection, replies
 from storage.sqlite.disk.committer import SEALED
 from storage.sqlite.disk.file import DatabaseFile
 from storage.sqlite.maintenance import sync
@@ -40,8 +40,8 @@ class SqliteContents:
     def queues(self) -> list[MovedQueue]:
         rows = self._connection.execute(
             "SELECT name, version, settings, ready, leased, delayed, blocked, bytes, "
-            "sent, received, acked, expired, dead_lettered, iif(used_at, used_at + ?, 0) "
-            "FROM queues WHERE name IS NOT NULL ORDER BY name",
+            "sent, received, acked, expired, dead_lettered, iif(used_at, used_at + ?1, 0), created_at + ?1, "
+            "modified_at + ?1 FROM queues WHERE name IS NOT NULL ORDER BY name",
             (self._step,),
         )
         return [
@@ -59,7 +59,8 @@ class SqliteContents:
                 f"""
                 SELECT m.id, q.name, {_TO_NAME}, m.priority, m.recipient, m.key, iif(m.due_at, m.due_at + ?1, 0),
                        m.token, m.receive_count, m.sent_at + ?1, {ARRIVED} + ?1,
-                       CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER), m.origin, m.deaths, m.fields, m.text
+                       CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER), m.origin, m.deaths, m.fields, m.text,
+                       m.first_received_at + ?1
                   FROM messages AS m JOIN queues AS q ON q.id = m.queue_id
                  WHERE q.name IS NOT NULL AND m.id > ?2
                  ORDER BY m.id
@@ -69,10 +70,21 @@ class SqliteContents:
         )
 
     def _packed(self, after: int) -> Iterator[MovedMessage]:
-        for first, queue, state, due_at, token, count, sent_at, texts, attributes in self._connection.execute(
+        for (
+            first,
+            queue,
+            state,
+            due_at,
+            token,
+            count,
+            sent_at,
+            received_at,
+            texts,
+            attributes,
+        ) in self._connection.execute(
             f"""
             SELECT r.id, q.name, {_TO_NAME}, iif(r.due_at, r.due_at + ?1, 0), r.token, r.receive_count, r.sent_at + ?1,
-                   r.texts, r.attributes
+                   r.first_received_at + ?1, r.texts, r.attributes
               FROM runs AS r JOIN queues AS q ON q.id = r.queue_id
              WHERE q.name IS NOT NULL AND r.id + r.count > ?2 + 1
              ORDER BY r.id
@@ -83,15 +95,15 @@ class SqliteContents:
                 if number > after:
                     yield MovedMessage(
                         number, queue, state, 0, "", None, due_at, token, count, sent_at, sent_at, None, None, None,
-                        fields, text,
+                        fields, text, received_at,
                     )  # fmt: skip
 
     def dedups(self) -> Iterator[MovedDedup]:
         return starmap(
             MovedDedup,
             self._connection.execute(
-                "SELECT name, dedup_id, message_id, forget_at + ? FROM dedup JOIN queues ON id = queue_id "
-                "WHERE name IS NOT NULL ORDER BY name, dedup_id",
+                "SELECT name, dedup_id, key, message_id, forget_at + ? FROM dedup JOIN queues ON id = queue_id "
+                "WHERE name IS NOT NULL ORDER BY name, dedup_id, key",
                 (self._step,),
             ),
         )
@@ -108,6 +120,19 @@ class SqliteContents:
             reply = json.loads(document)
             if isinstance(reply, dict):
                 yield MovedReply(queue, key, fingerprint, *_from_document(work, reply), forget_at)
+
+    def moves(self) -> Iterator[MovedMove]:
+        return starmap(
+            MovedMove,
+            self._connection.execute(
+                "SELECT name, task, destination, rate, started_at + ?, status, moved, to_move, failure, after, last "
+                "FROM moves JOIN queues ON queues.id = queue_id WHERE name IS NOT NULL ORDER BY name, moves.id",
+                (self._step,),
+            ),
+        )
+
+    def identity(self) -> bytes:
+        return inspection.identity(self._connection)
 
     def last_id(self) -> int:
         return self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").get or 0
@@ -200,8 +225,8 @@ class SqliteTarget(SqliteContents):
         with self._connection:
             self._connection.executemany(
                 "INSERT OR IGNORE INTO queues (name, version, settings, ready, leased, delayed, blocked, bytes, "
-                "sent, received, acked, expired, dead_lettered, used_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "sent, received, acked, expired, dead_lettered, used_at, created_at, modified_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 queues,
             )
 
@@ -209,30 +234,38 @@ class SqliteTarget(SqliteContents):
         with self._connection:
             self._connection.executemany(
                 "INSERT INTO messages (id, queue_id, state, priority, recipient, key, due_at, token, receive_count, "
-                "sent_at, arrived_at, expires_at, origin, deaths, fields, text) "
+                "sent_at, arrived_at, expires_at, origin, deaths, fields, text, first_received_at) "
                 f"VALUES (?1, (SELECT id FROM queues WHERE name = ?2), {_TO_NUMBER}, ?4, ?5, ?6, ?7, ?8, ?9, "
-                "?10, nullif(?11, ?10), iif(?13 IS NULL, ?11 + ?12, NULL), ?13, ?14, ?15, ?16)",
+                "?10, nullif(?11, ?10), iif(?13 IS NULL, ?11 + ?12, NULL), ?13, ?14, ?15, ?16, ?17)",
                 messages,
             )
 
-    def add_remembered(self, dedups: Iterator[MovedDedup], replies: Iterator[MovedReply], last_id: int) -> None:
+    def add_remembered(self, remembered: Remembered) -> None:
         with self._connection:
-            self._connection.execute("DELETE FROM dedup; DELETE FROM replies")
+            self._connection.execute("DELETE FROM dedup; DELETE FROM replies; DELETE FROM moves")
+            self._connection.execute("UPDATE identity SET bytes = ?", (remembered.identity,))
             self._connection.executemany(
-                "INSERT INTO dedup (queue_id, dedup_id, message_id, forget_at) "
-                "VALUES ((SELECT id FROM queues WHERE name = ?), ?, ?, ?)",
-                dedups,
+                "INSERT INTO dedup (queue_id, dedup_id, key, message_id, forget_at) "
+                "VALUES ((SELECT id FROM queues WHERE name = ?), ?, ?, ?, ?)",
+                remembered.dedups,
+            )
+            self._connection.executemany(
+                "INSERT INTO moves (queue_id, task, destination, rate, started_at, status, moved, to_move, failure, "
+                "after, last) VALUES ((SELECT id FROM queues WHERE name = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                remembered.moves,
             )
             self._connection.executemany(
                 "INSERT INTO replies (queue_id, key, fingerprint, reply, forget_at) "
                 "VALUES (coalesce((SELECT id FROM queues WHERE name = ?), 0), ?, ?, ?, ?)",
                 (
                     (reply.queue, reply.key, reply.fingerprint, json.dumps(_to_document(reply)), reply.forget_at)
-                    for reply in replies
+                    for reply in remembered.replies
                 ),
             )
             self._connection.execute("DELETE FROM sqlite_sequence WHERE name = 'messages'")
-            self._connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('messages', ?)", (last_id,))
+            self._connection.execute(
+                "INSERT INTO sqlite_sequence (name, seq) VALUES ('messages', ?)", (remembered.last_id,)
+            )
 
     def open(self) -> None:
         self._connection.pragma("journal_mode", "delete")  # moves everything into the file and deletes the log

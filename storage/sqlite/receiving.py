@@ -120,21 +120,25 @@ def leased_again(
     """
     found: list[Message | ColumnBatch] = []
     ahead, size = work.wall(0), 0
-    for name, first, length, token in spans:
+    for name, start, length, token in spans:
         queue = work.find_queue(name)
         if queue is None:
             continue
-        bounds = (queue.id, first, first + length - 1, token)
+        bounds = (queue.id, start, start + length - 1, token)
         which = "FROM messages WHERE queue_id = ? AND id BETWEEN ? AND ? AND abs(token) = ?"
         size += sum(row[0] for row in work.all(f"SELECT {SIZE_READ} {which}", bounds))
         size += column_batches.size_leased_again(work, bounds)
         if size > reserved:
             raise LargeRead(size)
-        rows = work.all(f"SELECT id, text, fields, deaths, sent_at, receive_count, due_at {which} ORDER BY id", bounds)
+        rows = work.all(
+            f"SELECT id, text, fields, deaths, sent_at, receive_count, due_at, first_received_at {which} ORDER BY id",
+            bounds,
+        )
         messages = [
             Message(number, name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count,
-                    str(Receipt(name, number, token)), due_at + ahead)
-            for number, text, fields, deaths, sent_at, count, due_at in rows
+                    str(Receipt(name, number, token)), due_at + ahead,
+                    first_received_at=first and first + ahead, deaths=deaths)
+            for number, text, fields, deaths, sent_at, count, due_at, first in rows
         ]  # fmt: skip
         packed = column_batches.leased_again(work, queue, bounds)
         found += sorted([*messages, *packed], key=lambda part: part.id)
@@ -300,9 +304,12 @@ def _remove(
     rows = work.remove_where(queue, which, values, columns, received=received)
     ahead = work.wall(0)  # computed once: the wall clock's lead over the service's time
     return {
-        number: Message(number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count + 1)
+        number: Message(
+            number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count + 1,
+            deaths=deaths,
+        )
         for *_, number, text, fields, deaths, sent_at, count in rows
-    }
+    }  # fmt: skip
 
 
 def _lease(
@@ -312,19 +319,21 @@ def _lease(
     token = secrets.randbits(63) | 1
     until = work.now + lease
     rows = work.all(
-        "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1 "
-        f"WHERE {which} RETURNING id, text, fields, deaths, sent_at, receive_count",
-        (token, until, *values),
+        "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1, "
+        "first_received_at = coalesce(first_received_at, ?) "
+        f"WHERE {which} RETURNING id, text, fields, deaths, sent_at, receive_count, first_received_at",
+        (token, until, work.now, *values),
     )
+    work.note_lease(queue, until)
     if rows:
         work.count(queue, ready=blocked - len(rows), blocked=-blocked, leased=len(rows), received=len(rows))
     ahead = work.wall(0)
     return {
         number: Message(
             number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count,
-            str(Receipt(queue.name, number, token)), until + ahead,
+            str(Receipt(queue.name, number, token)), until + ahead, first_received_at=first + ahead, deaths=deaths,
         )
-        for number, text, fields, deaths, sent_at, count in rows
+        for number, text, fields, deaths, sent_at, count, first in rows
     }  # fmt: skip
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 from storage.column_batches import NewColumnBatch, plain_form, size_of
-from storage.errors import DiskFull, QueueFull
-from storage.model import CHUNK, STATES, NewMessage, Sent
+from storage.errors import DiskFull, InvalidInput, QueueFull
+from storage.model import CHUNK, STATES, NewMessage, QueueSettings, Sent
 from storage.sqlite import column_batches
 from storage.sqlite.expiry import bring_up_to_date, remove_undeliverable
 from storage.sqlite.transaction import BLOCKED, DELAYED, READY, QueueRow, WriteTransaction, by_state
@@ -35,16 +36,12 @@ class Batch(NamedTuple):
     messages: Sequence[NewMessage]
     parts: list[NewColumnBatch | Rows]  # the messages in order: packed ones, and those in rows of their own
     size: int
-    dedup_ids: list[tuple[int, str]]  # places and dedup_ids
-    firsts: dict[str, int]  # the first place of each dedup_id, in the order of the database
+    has_dedup_ids: bool
 
 
 def prepare(messages: Sequence[NewMessage]) -> Batch:
-    dedup_ids: list[tuple[int, str]] = []
-    if not isinstance(messages, NewColumnBatch):
-        dedup_ids = [(place, m.dedup_id) for place, m in enumerate(messages) if m.dedup_id is not None]
-    firsts = {name: place for place, name in reversed(dedup_ids)}
-    return Batch(messages, list(_parts(messages)), size_of(messages), dedup_ids, dict(sorted(firsts.items())))
+    has_dedup_ids = not isinstance(messages, NewColumnBatch) and any(m.dedup_id is not None for m in messages)
+    return Batch(messages, list(_parts(messages)), size_of(messages), has_dedup_ids)
 
 
 def prepare_for_queues(messages: Sequence[tuple[str, NewMessage]]) -> list[tuple[str, list[int], Batch]]:
@@ -70,30 +67,52 @@ def send_to_queues(work: WriteTransaction, batches: Sequence[tuple[str, list[int
 
 def send(work: WriteTransaction, queue: QueueRow, batch: Batch) -> Sent:
     """Store the messages in order; return their ids: for a known dedup_id, the id of its first message."""
-    if not batch.dedup_ids:
+    _check_lengths(batch.messages, queue.settings)
+    if not (batch.has_dedup_ids or queue.settings.dedup_content):
         return Sent(_insert(work, queue, batch, ()), [])
-    firsts = batch.firsts
-    known: dict[str, int] = dict(
-        work.all(
-            "SELECT dedup_id, message_id FROM dedup WHERE queue_id = ? AND forget_at > ? "
-            "AND dedup_id IN (SELECT value FROM json_each(?))",
+    names = _dedup_ids(batch.messages, queue.settings)
+    firsts = {name: place for place, name in reversed(names.items())}
+    firsts = dict(sorted(firsts.items()))  # the order of the database
+    known = {
+        (dedup_id, key): number
+        for dedup_id, key, number in work.all(
+            "SELECT dedup_id, key, message_id FROM dedup WHERE queue_id = ? AND forget_at > ? "
+            "AND (dedup_id, key) IN (SELECT value->>0, value->>1 FROM json_each(?))",
             (queue.id, work.now, _json(list(firsts))),
         )
-    )
-    duplicates = {place: name for place, name in batch.dedup_ids if name in known or firsts[name] < place}
+    }
+    duplicates = {place: name for place, name in names.items() if name in known or firsts[name] < place}
     ids = _insert(work, queue, batch, duplicates)
     work.execute(
-        "INSERT OR REPLACE INTO dedup (queue_id, dedup_id, message_id, forget_at) "
-        "SELECT ?, value->>0, value->>1, ? FROM jsonb_each(?) AS item",
+        "INSERT OR REPLACE INTO dedup (queue_id, dedup_id, key, message_id, forget_at) "
+        "SELECT ?, value->>0, value->>1, value->>2, ? FROM jsonb_each(?) AS item",
         (
             queue.id,
             work.now + round(queue.settings.dedup_window * 1000),
-            _json([(name, ids[place]) for name, place in firsts.items() if name not in known]),
+            _json([(*name, ids[place]) for name, place in firsts.items() if name not in known]),
         ),
     )
     for place, name in duplicates.items():
         ids[place] = known.get(name) or ids[firsts[name]]
     return Sent(ids, list(duplicates))
+
+
+def _check_lengths(messages: Sequence[NewMessage], settings: QueueSettings) -> None:
+    most = settings.max_message_bytes
+    if most is not None and any(len(message.text.encode()) > most for message in messages):
+        raise InvalidInput(f"'text' must be at most {most} bytes here (max_message_bytes)", field="text")
+
+
+def _dedup_ids(messages: Sequence[NewMessage], settings: QueueSettings) -> dict[int, tuple[str, str]]:
+    """Return, by place, each message's dedup_id, with the key among whose messages it must be unique."""
+    found: dict[int, tuple[str, str]] = {}
+    for place, message in enumerate(messages):
+        name = message.dedup_id
+        if name is None and settings.dedup_content:
+            name = hashlib.sha256(message.text.encode()).hexdigest()
+        if name is not None:
+            found[place] = name, (message.key or "") if settings.dedup_scope == "key" else ""
+    return found
 
 
 def _insert(work: WriteTransaction, queue: QueueRow, batch: Batch, skipped: Collection[int]) -> list[int]:
@@ -109,7 +128,7 @@ def _insert(work: WriteTransaction, queue: QueueRow, batch: Batch, skipped: Coll
     states: list[int] = []
     last = 0
     for part in batch.parts:
-        if isinstance(part, NewColumnBatch) and not queue.settings.delay:
+        if isinstance(part, NewColumnBatch) and not queue.settings.delay and not queue.settings.dedup_content:
             last = column_batches.pack(work, queue, part)
             states += [READY] * len(part)
         else:

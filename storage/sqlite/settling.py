@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from storage.errors import MessageNotFound, StaleReceipt
-from storage.model import AckResult, ExtendResult, Receipt, check_receipts
+from storage.model import ExtendResult, Receipt, check_receipts
 from storage.sqlite import column_batches
 from storage.sqlite.transaction import BLOCKED, LEASED, QueueRow, WriteTransaction, by_state, int_array
+from storage.steps import Progress
 from storage.validation import MAX_BATCH
 
+ACKED_AT_ONCE = 1_000  # receipts in one transaction of an ack
 UNPACKED = 100  # batches that one transaction unpacks at most, to settle single messages
 
 
@@ -24,6 +26,11 @@ class Held(NamedTuple):
     key: str | None
     token: int  # negative after a release
     receive_count: int
+    due_at: int
+
+    def is_leased(self, now: int) -> bool:
+        """Return whether the lease has neither ended nor been released."""
+        return self.state == LEASED and self.token > 0 and self.due_at > now
 
 
 Found = Held | MessageNotFound | StaleReceipt
@@ -72,15 +79,17 @@ def ack_all(work: WriteTransaction, places: dict[Receipt, int]) -> bool:
     return True
 
 
-def settle(work: WriteTransaction, receipt: str, queue: str | None) -> None:
-    """The message of this receipt is settled. Raises as `find_held` does."""
+def settle(work: WriteTransaction, receipt: str, queue: str | None, held_only: bool) -> None:
+    """Settle the message of this receipt. Raises as `find_held` does; `held_only`: StaleReceipt without a lease."""
     parsed = Receipt.parse_one(receipt)
-    row = work.find_queue(parsed.queue) if queue in (None, parsed.queue) else None
+    row = work.find_queue(parsed.queue) if queue in (None, parsed.queue) and not held_only else None
     values = (parsed.id, row.id if row else None, parsed.token)
     if row and work.remove_where(row, "id = ? AND queue_id = ? AND abs(token) = ?", values, acked=1):
         work.note_use(row)
     else:  # it is packed, or not to be had
         held = find_held(work, receipt, queue)
+        if held_only and not held.is_leased(work.now):
+            raise StaleReceipt
         work.remove(held.queue, [held.id], acked=1)
 
 
@@ -103,13 +112,22 @@ def parse(receipts: Sequence[str], queue: str | None) -> tuple[dict[Receipt, str
     return known, list(missing)
 
 
-def ack(work: WriteTransaction, receipts: Mapping[Receipt, str]) -> AckResult | None:
-    """Settle the messages of valid receipts, and report the others. Return None as ack_all returns False."""
-    result = _sort_receipts(work, receipts)
+def ack(
+    work: WriteTransaction, at: Progress, wanted: Sequence[tuple[Receipt, str]], held_only: bool
+) -> tuple[Progress, bool]:
+    """Do a step of Store.ack: settle the messages of valid receipts, and report the others."""
+    end = at["next"] + ACKED_AT_ONCE
+    result = _sort_receipts(work, dict(wanted[at["next"] : end]), held_only)
     if result is None:
-        return None
+        return at, True
     valid, whole, stale, missing = result
-    return AckResult(_remove(work, valid, whole), stale, missing)
+    at = {
+        "next": end,
+        "acked": at["acked"] + _remove(work, valid, whole),
+        "stale": at["stale"] + stale,
+        "missing": at["missing"] + missing,
+    }
+    return at, end < len(wanted)
 
 
 def extend_many(work: WriteTransaction, receipts: Mapping[Receipt, str], lease: int) -> ExtendResult | None:
@@ -168,10 +186,14 @@ def release(work: WriteTransaction, held: Held, delay: int, counted: bool) -> No
 
 
 def _sort_receipts(
-    work: WriteTransaction, receipts: Mapping[Receipt, str]
+    work: WriteTransaction, receipts: Mapping[Receipt, str], held_only: bool = False
 ) -> tuple[list[Held], list[tuple[QueueRow, column_batches.BatchRow]], list[str], list[str]] | None:
-    """Sort receipts into valid ones, by message and by batch, stale and missing ones. Return None as _find does."""
-    whole, rest = column_batches.match_receipts(work, receipts)
+    """Sort receipts into valid ones, by message and by batch, stale and missing ones. Return None as _find does.
+
+    `held_only`: receipts without a lease are stale too.
+    """
+    whole, rest = column_batches.match_receipts(work, () if held_only else receipts)
+    rest += [single for receipt in receipts for single in receipt.each()] if held_only else []
     found = _find(work, rest)
     if found is None:
         return None
@@ -179,10 +201,10 @@ def _sort_receipts(
     stale: list[str] = []
     missing: list[str] = []
     for receipt, match in zip(rest, found, strict=True):
-        if isinstance(match, Held):
+        if isinstance(match, Held) and (not held_only or match.is_leased(work.now)):
             valid.append(match)
         else:
-            (stale if isinstance(match, StaleReceipt) else missing).append(receipts.get(receipt, str(receipt)))
+            (missing if isinstance(match, MessageNotFound) else stale).append(receipts.get(receipt, str(receipt)))
     return valid, whole, stale, missing
 
 
@@ -234,19 +256,19 @@ def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | 
             return MessageNotFound()
         if row[2] is None or abs(row[2]) != receipt.token:
             return StaleReceipt()
-        return Held(row[0], queue, row[3], row[4], row[2], row[5])
+        return Held(row[0], queue, row[3], row[4], row[2], *row[5:])
 
     return [find(receipt) for receipt in receipts]
 
 
 def _rows(work: WriteTransaction, receipts: Sequence[Receipt]) -> dict[int, Any]:
-    """Return the id, queue_id, token, state, key and receive_count of these messages, by id."""
+    """Return the id, queue_id, token, state, key, receive_count and due_at of these messages, by id."""
     if not receipts:
         return {}
     return {
         row[0]: row
         for row in work.all(
-            "SELECT id, queue_id, token, state, key, receive_count FROM messages WHERE id IN carray(?)",
+            "SELECT id, queue_id, token, state, key, receive_count, due_at FROM messages WHERE id IN carray(?)",
             (int_array([receipt.id for receipt in receipts]),),
         )
     }

@@ -5,24 +5,29 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import apsw
 
 from storage.clock import Clock
 from storage.codec import read_settings
 from storage.column_batches import Messages
-from storage.errors import MessageNotFound, PreconditionFailed, QueueNotFound
+from storage.errors import MessageNotFound, QueueNotFound
 from storage.model import (
     CHUNK,
+    MOVES_KEPT,
     REQUEST_WINDOW,
     AckResult,
     Disk,
     ExtendResult,
     IdempotencyKey,
     Message,
+    Move,
     NewMessage,
     Queue,
+    QueueSettings,
     ReadMemory,
     Receive,
     Sent,
@@ -30,7 +35,7 @@ from storage.model import (
     Transacted,
 )
 from storage.size_budget import SizeBudget, read_reserved
-from storage.sqlite import column_batches, inspection, queues, replies, settling
+from storage.sqlite import inspection, queues, redriving, replies, settling
 from storage.sqlite.disk.committer import Committer
 from storage.sqlite.disk.file import DatabaseFile
 from storage.sqlite.disk.group_commit import GroupCommit
@@ -51,7 +56,6 @@ T = TypeVar("T")
 
 SMALL_READ = 1024 * 1024  # bytes in one read while the disk is nearly full
 KEPT_READ = 4 * 1024 * 1024  # bytes in one read with an Idempotency-Key but no lease: its reply is stored
-ACKED_AT_ONCE = 1_000  # receipts in one transaction of an ack
 CATCH_UP_FOR = 2.5  # seconds that a read-only call applies what is due
 
 
@@ -78,11 +82,17 @@ class SqliteStore:
 
     # -- messages
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
+    @cached_property
+    def identity(self) -> bytes:
+        return self._read(inspection.identity)
+
+    def send(
+        self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None, *, create: bool = True
+    ) -> Sent:
         batch = prepare(messages)
 
         def operation(work: WriteTransaction) -> Sent:
-            row = work.queue_for_writing(queue)
+            row = work.queue_for_writing(queue, create=create)
             if once is None:
                 return send(work, row, batch)
             window = row.settings.dedup_window
@@ -109,7 +119,7 @@ class SqliteStore:
         self, work: WriteTransaction, ask: Receive, once: IdempotencyKey | None, reserved: int = sys.maxsize
     ) -> Messages | None:
         """Take messages; return None if too many are due for one transaction. Raises LargeRead."""
-        rows = [row for row in map(work.find_queue, ask.queues) if row is not None]
+        rows = [row for row in map(work.queue if ask.must_exist else work.find_queue, ask.queues) if row is not None]
         # The store remembers a key over several queues: the result must not depend on which of them exist now.
         scope, window = (
             (rows[0].id, rows[0].settings.dedup_window) if rows and len(ask.queues) == 1 else (NO_QUEUE, REQUEST_WINDOW)
@@ -123,29 +133,24 @@ class SqliteStore:
             work.remember(once, replies.of_messages(found), scope, window)
         return found
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
+    def ack(
+        self,
+        receipts: Sequence[str],
+        queue: str | None = None,
+        once: IdempotencyKey | None = None,
+        *,
+        held: bool = False,
+    ) -> AckResult:
         known, missing = settling.parse(receipts, queue)
-        wanted = list(known.items())
-
-        def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
-            end = at["next"] + ACKED_AT_ONCE
-            result = settling.ack(work, dict(wanted[at["next"] : end]))
-            if result is None:
-                return at, True
-            at = {
-                "next": end,
-                "acked": at["acked"] + result.acked,
-                "stale": at["stale"] + result.stale,
-                "missing": at["missing"] + result.missing,
-            }
-            return at, end < len(wanted)
-
+        step = partial(settling.ack, wanted=list(known.items()), held_only=held)
         start = {"next": 0, "acked": 0, "stale": [], "missing": missing}
         done = in_steps(self._commits.run, start, step, lambda at: describe_progress(at["acked"], "acked"), once)
         return AckResult(done["acked"], done["stale"], done["missing"])
 
-    def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
-        self._once(once, lambda work: settling.settle(work, receipt, queue))
+    def settle(
+        self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None, *, held: bool = False
+    ) -> None:
+        self._once(once, lambda work: settling.settle(work, receipt, queue, held))
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
         def operation(work: WriteTransaction) -> int:
@@ -231,8 +236,7 @@ class SqliteStore:
         self._bring_up_to_date([queue])
         found = self._peek(queue, inspection.Peek(1, id - 1, id + 1))
         if not found:
-            with self._readers.reading() as connection:
-                WriteTransaction(connection, self._clock).queue(queue)  # raises QueueNotFound
+            self.settings(queue)  # raises QueueNotFound
             raise MessageNotFound
         return found[0]
 
@@ -264,26 +268,27 @@ class SqliteStore:
         return self._peek(queue, inspection.Peek(limit, after, before, state, key))
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
-        with self._readers.reading() as connection:
-            names = inspection.names(connection, prefix, after, limit)
+        names = self.names(prefix, after, limit)
         self._bring_up_to_date(names)
-        with self._readers.reading() as connection:
-            return inspection.describe(connection, self._clock, names, self._scanned)
+        return self._read(lambda connection: inspection.describe(connection, self._clock, names, self._scanned))
 
     def queue(self, name: str) -> Queue:
         self._bring_up_to_date([name])
         return self._describe(name)
 
+    def settings(self, name: str) -> QueueSettings:
+        return self._read(lambda connection: inspection.settings(connection, name))
+
+    def names(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        return self._read(lambda connection: inspection.names(connection, prefix, after, limit))
+
+    def sources(self, queue: str, after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        return self._read(lambda connection: inspection.sources(connection, queue, after, limit))
+
     def configure(
         self, name: str, changes: Mapping[str, Any], version: int | None = None, once: IdempotencyKey | None = None
     ) -> Queue:
-        def operation(work: WriteTransaction) -> tuple[int, str]:
-            found = work.find_queue(name)
-            if version is not None and (found is None or queues.version(work, found) != version):
-                raise PreconditionFailed(f"the settings of queue '{name}' have changed", queue=name)
-            return queues.configure(work, found or work.queue_for_writing(name), changes)
-
-        number, settings = self._once(once, operation)
+        number, settings = self._once(once, lambda work: queues.configure(work, name, changes, version))
         # Describe the queue without applying what the change makes due: that may be very much.
         return self._describe(name)._replace(version=number, settings=read_settings(settings))
 
@@ -291,18 +296,7 @@ class SqliteStore:
         self._once(once, lambda work: queues.mark_deleted(work, work.queue(name)))
 
     def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
-        def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
-            if not at:
-                at = {"queue": work.queue(queue).id, "last": queues.last_id(work), "count": 0}
-            row = work.find_queue(queue)
-            if row is None or row.id != at["queue"]:  # it was deleted meanwhile, with its messages
-                return at, False
-            count = queues.purge(work, row, at["last"])
-            return at | {"count": at["count"] + count}, count > 0
-
-        done = in_steps(self._commits.run, {}, step, lambda at: describe_progress(at.get("count"), "purged"), once)
-        count: int = done["count"]
-        return count
+        return self._in_steps(once, "purged", lambda work, at: queues.purge(work, queue, at))
 
     def redrive(
         self,
@@ -314,25 +308,18 @@ class SqliteStore:
         once: IdempotencyKey | None = None,
     ) -> int:
         wanted = None if ids is None else sorted(set(ids))
+        return self._in_steps(
+            once, "redriven", lambda work, at: redriving.redrive(work, queue, limit, wanted, reason, at)
+        )
 
-        def step(work: WriteTransaction, at: Progress) -> tuple[Progress, bool]:
-            row = work.queue(queue) if not at else work.find_queue(queue)
-            at = at or {"after": 0, "last": queues.last_id(work), "count": 0}
-            left = column_batches.UNLIMITED if limit is None else limit - at["count"]
-            if row is None or left <= 0:
-                return at, False
-            if wanted is not None:
-                some = wanted[at["after"] : at["after"] + min(left, queues.MOVED)]
-                count, after, end = queues.redrive_ids(work, row, some, reason), at["after"] + len(some), len(wanted)
-            else:
-                bounds, end = (at["after"], at["last"]), at["last"]
-                count, after = queues.redrive(work, row, left, bounds, reason)
-            at = at | {"after": after, "count": at["count"] + count}
-            return at, after < end and (limit is None or at["count"] < limit)
+    def start_move(self, source: str, to: str | None = None, rate: int | None = None) -> Move:
+        return self._commits.run(lambda work: redriving.start_move(work, source, to, rate))
 
-        done = in_steps(self._commits.run, {}, step, lambda at: describe_progress(at.get("count"), "redriven"), once)
-        count: int = done["count"]
-        return count
+    def cancel_move(self, source: str, task: str) -> Move:
+        return self._commits.run(lambda work: redriving.cancel_move(work, source, task))
+
+    def moves(self, source: str, limit: int = MOVES_KEPT) -> list[Move]:
+        return self._read(lambda connection: redriving.moves(WriteTransaction(connection, self._clock), source, limit))
 
     # -- the serving process
 
@@ -367,10 +354,15 @@ class SqliteStore:
 
     def _peek(self, queue: str, ask: inspection.Peek) -> list[Message]:
         def read(reserved: int) -> list[Message]:
-            with self._readers.reading() as connection:
-                return inspection.peek(connection, self._clock, queue, ask._replace(reserved=reserved))
+            return self._read(
+                lambda connection: inspection.peek(connection, self._clock, queue, ask._replace(reserved=reserved))
+            )
 
         return read_reserved(self._memory, read, lambda found: found)
+
+    def _read(self, read: Callable[[apsw.Connection], T]) -> T:
+        with self._readers.reading() as connection:
+            return read(connection)
 
     def _once(self, once: IdempotencyKey | None, operation: Callable[[WriteTransaction], T]) -> T:
         """Run an operation as one transaction and return its JSON value or None, or the first call's with this key."""
@@ -381,17 +373,25 @@ class SqliteStore:
         result: T = self._commits.run(run)
         return result
 
+    def _in_steps(
+        self,
+        once: IdempotencyKey | None,
+        action: str,
+        step: Callable[[WriteTransaction, Progress], tuple[Progress, bool]],
+    ) -> int:
+        done = in_steps(self._commits.run, {}, step, lambda at: describe_progress(at.get("count"), action), once)
+        count: int = done["count"]
+        return count
+
     def _describe(self, name: str) -> Queue:
-        with self._readers.reading() as connection:
-            found = inspection.describe(connection, self._clock, [name], self._scanned)
+        found = self._read(lambda connection: inspection.describe(connection, self._clock, [name], self._scanned))
         if not found:
             raise QueueNotFound(name)
         return found[0]
 
     def _bring_up_to_date(self, names: Sequence[str]) -> None:
         """Apply what is due to these queues, as far as CATCH_UP_FOR allows."""
-        with self._readers.reading() as connection:
-            late = late_queues(WriteTransaction(connection, self._clock), names)
+        late = self._read(lambda connection: late_queues(WriteTransaction(connection, self._clock), names))
         deadline = time.monotonic() + CATCH_UP_FOR
         for name in late:
             while time.monotonic() < deadline and self._commits.run(partial(catch_up, name=name, most=CHUNK)):

@@ -128,17 +128,20 @@ class WriteTransaction:
         """Create those of the queues that do not exist, and cache all, with one statement for each step."""
         wanted = json.dumps(names)
         self.execute(
-            "INSERT INTO queues (name, used_at) SELECT value, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
+            "INSERT INTO queues (name, used_at, created_at, modified_at) "
+            "SELECT value, ?1, ?1, ?1 FROM json_each(?2) WHERE true ON CONFLICT DO NOTHING",
             (self.now, wanted),
         )
         rows = self.all(f"{_QUEUE} WHERE name IN (SELECT value FROM json_each(?))", (wanted,))
         self._queues = {row[1]: _queue(row) for row in rows} | self._queues  # these hold counts not yet written
 
-    def queue_for_writing(self, name: str) -> QueueRow:
-        """Return the queue; create it if it does not exist."""
-        found = self.find_queue(name)
+    def queue_for_writing(self, name: str, *, create: bool = True) -> QueueRow:
+        """Return the queue; create it if it does not exist, or raise QueueNotFound."""
+        found = self.find_queue(name) if create else self.queue(name)
         if found is None:
-            self.execute("INSERT INTO queues (name, used_at) VALUES (?, ?)", (name, self.now))
+            self.execute(
+                "INSERT INTO queues (name, used_at, created_at, modified_at) VALUES (?1, ?2, ?2, ?2)", (name, self.now)
+            )
             found = QueueRow(self.connection.last_insert_rowid(), name, QueueSettings(), 0, 0, 0, self.now)
             self._queues[name] = found
         self.note_use(found)
@@ -182,6 +185,11 @@ class WriteTransaction:
             messages = known.messages + sum([changes[state] for state in STATES if state in changes])
             size = known.bytes + changes.get("bytes", 0)
             self._queues[queue.name] = QueueRow(*known[:3], messages, size, *known[5:])
+
+    def note_lease(self, queue: QueueRow, until: int) -> None:
+        """Note a lease that ends at `until`: one of 0 s is due in this transaction already."""
+        if until <= self.now:
+            self.up_to_date.discard(queue.id)
 
     # -- idempotency
 
@@ -294,9 +302,9 @@ class WriteTransaction:
         dead_letter_queue = self.queue_for_writing(dead_letter_name(queue.name, queue.settings))
         rows = self.all(
             f"""
-            INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key,
+            INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, first_received_at,
                                   origin, deaths, fields, text)
-            SELECT ?1, sent_at, ?2, iif(key IS NULL, 0, 3), priority, recipient, key, ?3,
+            SELECT ?1, sent_at, ?2, iif(key IS NULL, 0, 3), priority, recipient, key, first_received_at, ?3,
                    json_insert(coalesce(deaths, '[]'), '$[#]',
                                json_object('dead_letter_from', ?3, 'dead_letter_reason', ?4, 'dead_letter_at', ?5,
                                            'dead_letter_id', CAST(id AS TEXT),

@@ -16,6 +16,7 @@ from storage.sqlite.disk.file import BUSY_TIMEOUT, MAX_WAL
 from storage.sqlite.disk.group_commit import GroupCommit
 from storage.sqlite.expiry import catch_up, is_late
 from storage.sqlite.queues import clear, delete_if_unused, forget, note_time, shrink
+from storage.sqlite.redriving import running_moves, step_move
 from storage.sqlite.transaction import QueueRow, WriteTransaction
 
 UPKEEP_EVERY = 1.0  # seconds
@@ -83,6 +84,8 @@ class Upkeep:
                 self._repeat(lambda work, number=number: clear(work, number))  # type: ignore[misc]
             elif (queue := work.find_queue(name)) is not None:
                 self._maintain_queue(work, queue)
+        for source in running_moves(work):
+            self._repeat(lambda work, source=source: step_move(work, source))  # type: ignore[misc]
         self._note_time(connection, work)
         if _has_expired_keys(work):
             self._commits.run(forget)

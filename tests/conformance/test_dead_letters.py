@@ -418,3 +418,29 @@ def test_a_message_received_too_often_blocks_its_key_only_until_it_is_dead_lette
     assert stats(store)[:4] == (1, 0, 0, 0)
     assert take(store) == ["next"]
     assert peek(store, queue="q.dead") == ["spent", "spent too"]
+
+
+def test_a_dead_letter_knows_its_first_id_and_all_its_deliveries(store: Store, clock: FakeClock) -> None:
+    (first,) = send(store, "a", attributes={"dead_letter_from": "the client's own"})
+    received = clock.now()
+    store.release(lease_one(store).receipt)
+    alive = lease_one(store).message
+    assert (alive.origin, alive.first, alive.total_receive_count, alive.deaths) == (None, ("q", first), 2, None)
+    for queue, origin in (("q.dead", "q"), ("q.dead.dead", "q.dead")):
+        store.reject(str(lease_one(store, queue=origin).receipt) if origin != "q" else str(alive.receipt))
+        clock.advance(10)
+        (dead,) = store.peek(queue)
+        assert (dead.origin, dead.first, dead.first_received_at) == (origin, ("q", first), received)
+    assert (dead.total_receive_count, dead.receive_count) == (3, 0)
+    held = lease_one(store, queue="q.dead.dead").message
+    assert (held.origin, held.first, held.total_receive_count) == ("q.dead", ("q", first), 4)
+    store.release(str(held.receipt))
+    assert store.redrive("q.dead.dead") == store.redrive("q.dead") == 1
+    (back,) = store.peek("q")
+    assert (back.origin, back.first, back.first_received_at, back.total_receive_count) == (
+        None,
+        ("q", back.id),
+        None,
+        0,
+    )
+    assert back.id != first

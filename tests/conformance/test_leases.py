@@ -10,7 +10,7 @@ from storage.errors import MessageNotFound, StaleReceipt
 from storage.model import Receive
 from storage.store import Store
 from tests.support.engines import FakeClock
-from tests.support.shorthand import configure, in_threads, lease, lease_one, peek, send, stats, take
+from tests.support.shorthand import configure, in_threads, lease, lease_one, peek, send, stats, take, texts
 
 
 def test_a_leased_message_is_invisible_until_its_lease_ends(store: Store, clock: FakeClock) -> None:
@@ -334,3 +334,61 @@ def test_a_lease_of_a_key_that_another_reader_has_is_not_extended_with_the_other
     store.settle(holder.receipt)
     assert store.extend_many([late[1].receipt], 60).extended == 1
     assert stats(store).leased == 1
+
+
+def test_a_lease_of_0_counts_and_leaves_the_message_visible(store: Store) -> None:
+    send(store, "a", "b")
+    for count in (1, 2):
+        held = lease(store, 2, seconds=0)
+        assert [(one.text, one.message.receive_count) for one in held] == [("a", count), ("b", count)]
+        assert all(one.receipt for one in held)
+    store.settle(held[0].receipt)
+    assert take(store, 2) == ["b"]
+
+
+def test_a_lease_of_0_leaves_a_whole_batch_visible(store: Store) -> None:
+    send(store, *map(str, range(20)))
+    assert texts(lease(store, 20, seconds=0)) == texts(lease(store, 20, seconds=0)) == list(map(str, range(20)))
+
+
+def test_the_queues_lease_may_be_0(store: Store) -> None:
+    configure(store, lease=0)
+    send(store, "a")
+    for count in (1, 2):
+        (message,) = store.receive(Receive(("q",), lease="default"))
+        assert message.receive_count == count
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_only_a_held_message_is_settled_where_that_is_asked(store: Store, clock: FakeClock, count: int) -> None:
+    send(store, *map(str, range(count)))
+    first, *_ = lease(store, count, seconds=10)
+    store.settle(first.receipt, held=True)
+    with pytest.raises(MessageNotFound):
+        store.settle(first.receipt, held=True)
+    send(store, "late", "released", "acked", queue="other")
+    late, released, acked = lease(store, 3, seconds=10, queue="other")
+    store.release(released.receipt)
+    assert store.ack([released.receipt, acked.receipt, "none"], held=True) == (1, [released.receipt], ["none"])
+    clock.advance(10)
+    with pytest.raises(StaleReceipt):
+        store.settle(late.receipt, held=True)
+    assert store.ack([late.receipt], held=True) == (0, [late.receipt], [])
+    store.extend(late.receipt, 5)
+    store.settle(late.receipt, held=True)
+    store.settle(released.receipt)
+
+
+def test_a_message_knows_when_it_was_first_received(store: Store, clock: FakeClock) -> None:
+    send(store, "a")
+    send(store, *map(str, range(20)), queue="batch")
+    first = clock.now()
+    for queue, count in (("q", 1), ("batch", 20)):
+        assert {message.first_received_at for message in store.peek(queue)} == {None}
+        assert {one.message.first_received_at for one in lease(store, count, seconds=1, queue=queue)} == {first}
+    clock.advance(5)
+    for queue, count in (("q", 1), ("batch", 20)):
+        assert {one.message.first_received_at for one in lease(store, count, seconds=1, queue=queue)} == {first}
+        assert {message.first_received_at for message in store.peek(queue)} == {first}
+    clock.advance(5)
+    assert {one.message.first_received_at for one in lease(store, 5, seconds=1, queue="batch")} == {first}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -389,3 +390,50 @@ def test_a_change_that_was_refused_is_not_remembered(store: Store) -> None:
         store.purge("q", ONCE)
     send(store, "a")
     assert store.purge("q", ONCE) == 1
+
+
+def test_with_content_as_dedup_id_the_same_text_is_stored_once(store: Store, clock: FakeClock) -> None:
+    configure(store, dedup_content=True, dedup_window=60)
+    sent = store.send("q", [new("a"), new("b", attributes={"n": 1}), new("a", attributes={"n": 2}), *[new("c")] * 20])
+    assert sent.duplicates == [2, *range(4, 23)]
+    assert [sent.ids[place] for place in (2, 4)] == [sent.ids[0], sent.ids[3]]
+    assert peek(store) == ["a", "b", "c"]
+    assert send(store, "a", dedup_id="another") != [sent.ids[0]]
+    hashed = hashlib.sha256(b"b").hexdigest()
+    assert send(store, "not b", dedup_id=hashed) == [sent.ids[1]]
+    assert all("dedup_id" not in (message.fields or "") for message in store.peek("q", limit=3))
+    clock.advance(60)
+    assert send(store, "a") != [sent.ids[0]]
+
+
+def test_a_purge_forgets_content(store: Store) -> None:
+    configure(store, dedup_content=True)
+    send(store, *map(str, range(20)))
+    store.purge("q")
+    assert store.send("q", [new(str(number)) for number in range(20)]).duplicates == []
+
+
+def test_with_the_key_as_scope_each_key_has_its_own_dedup_ids(store: Store) -> None:
+    configure(store, dedup_scope="key")
+    batch = [new("a", key="1", dedup_id="d"), new("b", key="2", dedup_id="d"), new("c", dedup_id="d")]
+    first = store.send("q", batch)
+    assert first.duplicates == []
+    again = store.send("q", [*batch, new("e", key="2", dedup_id="e"), new("f", key="2", dedup_id="e")])
+    assert again.duplicates == [0, 1, 2, 4]
+    assert again.ids == [*first.ids, again.ids[3], again.ids[3]]
+    assert peek(store) == ["a", "b", "c", "e"]
+
+
+def test_with_the_queue_as_scope_keys_share_their_dedup_ids(store: Store) -> None:
+    (first,) = send(store, "a", key="1", dedup_id="d")
+    assert store.send("q", [new("b", key="2", dedup_id="d")]) == ([first], [0])
+
+
+def test_a_redriven_message_keeps_the_dedup_id_of_its_key(store: Store) -> None:
+    configure(store, dedup_scope="key")
+    send(store, "a", key="1", dedup_id="d")
+    (other,) = send(store, "b", key="2", dedup_id="d")
+    store.reject(lease_one(store).receipt)
+    store.redrive("q")
+    ids = {message.text: message.id for message in store.peek("q")}
+    assert store.send("q", [new("c", key="1", dedup_id="d"), new("c", key="2", dedup_id="d")]).ids == [ids["a"], other]

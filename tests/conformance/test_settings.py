@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -14,7 +13,7 @@ from storage.errors import InvalidInput, PreconditionFailed, QueueFull
 from storage.model import IdempotencyKey, QueueSettings, Receive
 from storage.store import Store
 from tests.support.engines import FakeClock
-from tests.support.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take
+from tests.support.shorthand import configure, in_threads, lease_one, new, peek, send, stats, take, until
 
 SETTINGS: dict[str, Any] = {
     "lease": 5.5,
@@ -28,6 +27,13 @@ SETTINGS: dict[str, Any] = {
     "paused": True,
     "delay": 2.5,
     "expires": 3_600.0,
+    "wait": 20.0,
+    "max_message_bytes": 1_024,
+    "dedup_content": True,
+    "dedup_scope": "key",
+    "key_lock": "head",
+    "sqs": {"Policy": '{"Version": "2012-10-17"}'},
+    "tags": {"team": "é", "": ""},
 }
 
 
@@ -86,10 +92,12 @@ def test_a_queue_cannot_be_its_own_dead_letter_queue(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lease", 0), ("lease", "5"), ("max_receives", -1), ("max_receives", 1.5), ("max_receives", True),
+    [("lease", -1), ("lease", "5"), ("max_receives", -1), ("max_receives", 1.5), ("max_receives", True),
      ("dead_letter_queue", "../x"), ("dead_letter_queue", 5), ("retention", 0), ("max_messages", 0), ("max_bytes", -1),
      ("dedup_window", -1), ("dedup_window", float("nan")), ("paused", 1), ("delay", -1), ("expires", 0),
-     ("no_such_setting", 1)],
+     ("wait", 20.1), ("max_message_bytes", 0), ("dedup_content", "true"), ("dedup_scope", "message"), ("key_lock", []),
+     ("sqs", "{}"), ("tags", {"team": 1}), ("tags", {"team": "\0"}), ("tags", {"\ud800": ""}),
+     ("tags", {"team": "x" * 32_768}), ("no_such_setting", 1)],
 )  # fmt: skip
 def test_a_bad_setting_is_refused_by_name_and_changes_nothing(store: Store, name: str, value: object) -> None:
     before = configure(store, max_receives=2)
@@ -201,14 +209,6 @@ def test_messages_that_name_no_delay_have_the_queues(store: Store, clock: FakeCl
     configure(store, delay=None)
     send(store, "at once")
     assert take(store) == ["at once"]
-
-
-def until(condition: Callable[[], bool]) -> bool:
-    """Wait for upkeep, which no call starts; it runs within seconds."""
-    deadline = time.monotonic() + 15
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 def test_an_empty_unused_queue_is_deleted(store: Store, clock: FakeClock) -> None:

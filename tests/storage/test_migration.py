@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count, islice
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import apsw
 import pytest
 
 from storage import open_source, open_store, open_target
-from storage.errors import Moved, StoreError, UnusableDatabase
+from storage.errors import Moved, MoveNotFound, StoreError, UnusableDatabase
 from storage.migration import MoveFailed, migrate, reopen
 from storage.model import IdempotencyKey, Message, Receive, State
 from storage.sqlite.maintenance import backup
@@ -57,7 +57,7 @@ def target(new_target: Callable[[], str]) -> str:
 def receipts(source: str) -> dict[str, str]:
     """Fill the source with messages of every kind and state; return the receipts of leased ones, by text."""
     with closing(open_store(source)) as store:
-        configure(store, "q", max_receives=5, dedup_window=3_600, lease=77)
+        configure(store, "q", max_receives=5, dedup_window=3_600, lease=77, dedup_scope="key")
         configure(store, "graves", paused=True, retention=86_400)
         send(store, "gone 1", "gone 2")
         take(store, 2)
@@ -71,7 +71,7 @@ def receipts(source: str) -> dict[str, str]:
         send(store, "mortal", ttl=7_200)
         send(store, "mortal too", ttl=7_200, queue="graves")
         send(store, *(f"in turn {number}" for number in range(4)), key="a key")
-        send(store, "deduplicated", dedup_id="d 1")
+        send(store, "deduplicated", dedup_id="d 1", key="d")
         store.send("q", [new("once")], ONCE)
         store.transact([], TOGETHER, None, ONCE)
         send(store, "dies", "waits", queue="other", key="k", priority=3)
@@ -79,6 +79,9 @@ def receipts(source: str) -> dict[str, str]:
         store.reject(lease_one(store, queue="other", seconds=60).receipt, "no good")
         send(store, "never seen", queue="deleted")
         store.delete_queue("deleted")
+        store.start_move("other", rate=1)
+        with suppress(MoveNotFound):  # it may have ended
+            store.cancel_move("other", store.moves("other")[0].task)
         return {held.text: held.receipt for held in lease(store, 4, seconds=3_600)}
 
 
@@ -103,14 +106,16 @@ def _behaviour(store: Store, receipts: dict[str, str]) -> list[object]:
     """Return what a store returns and does, without what is new and random each time."""
 
     def settled(messages: Sequence[Message]) -> list[Message]:
-        return [message._replace(receipt=None, leased_until=None, sent_at=0) for message in messages]
+        return [
+            message._replace(receipt=None, leased_until=None, sent_at=0, first_received_at=None) for message in messages
+        ]
 
-    results: list[object] = []
+    results: list[object] = [store.identity, store.moves("other")]
     for queue in store.queues():
         results += [queue._replace(stats=queue.stats._replace(oldest_age=0.0)), store.peek(queue.name)]
         results += [store.peek(queue.name, state=State.DEAD)]
     results += [store.send("q", [new("once")], ONCE), store.transact([], TOGETHER, None, ONCE)]
-    results += [send(store, "deduplicated again", dedup_id="d 1"), send(store, "new")]
+    results += [send(store, "deduplicated again", dedup_id="d 1", key="d"), send(store, "new")]
     results += [store.ack(list(receipts.values())), store.ack(list(receipts.values()))]
     results += [settled(store.receive(Receive(("q",), 3, 60.0))) for _ in range(3)]
     results += [settled(store.receive(Receive(("q",), 9, recipient="r 1"))), store.redrive("other")]

@@ -60,7 +60,7 @@ class _Database:
 
     def _empty(self) -> None:
         with psycopg.connect(self._url) as connection:
-            tables = "queues, counts, messages, graves, dedup, replies"
+            tables = "queues, counts, messages, graves, dedup, replies, moves"
             connection.execute("SET search_path = queue_service")
             connection.execute(f"TRUNCATE {tables} RESTART IDENTITY".encode())
             connection.execute("ALTER SEQUENCE message_ids RESTART")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -61,6 +62,14 @@ def stats(store: Store, queue: str = "q") -> QueueStats:
 
 def configure(store: Store, queue: str = "q", version: int | None = None, **settings: Any) -> Queue:
     return store.configure(queue, settings, version)
+
+
+def until(condition: Callable[[], bool], seconds: float = 15) -> bool:
+    """Wait for upkeep, which no call starts; it runs within seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
 
 
 def in_threads(work: Sequence[Callable[[], T]]) -> list[T | Exception]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from storage.model import (
+    MOVES_KEPT,
     AckResult,
     ExtendResult,
     IdempotencyKey,
     Message,
+    Move,
     NewMessage,
     Queue,
+    QueueSettings,
     Receive,
     Sent,
     State,
@@ -22,6 +25,8 @@ from storage.validation import MAX_PAGE
 from web.access.authentication import Forbidden
 from web.access.tokens import ADMIN, RECEIVE, SEND, Grant
 
+T = TypeVar("T")
+
 
 class AuthorizedStore(Store):
     """A Store, as storage.model specifies it, whose verbs raise Forbidden before they change anything."""
@@ -31,9 +36,15 @@ class AuthorizedStore(Store):
         self._store = store
         self._grant = grant
 
-    def send(self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None) -> Sent:
+    @property
+    def identity(self) -> bytes:
+        return self._store.identity
+
+    def send(
+        self, queue: str, messages: Sequence[NewMessage], once: IdempotencyKey | None = None, *, create: bool = True
+    ) -> Sent:
         self._need(queue, SEND)
-        return self._store.send(queue, messages, once)
+        return self._store.send(queue, messages, once, create=create)
 
     def receive(
         self, ask: Receive, once: IdempotencyKey | None = None, present: Callable[[], bool] = lambda: True
@@ -41,13 +52,22 @@ class AuthorizedStore(Store):
         self._need_all(ask.queues, RECEIVE)
         return self._store.receive(ask, once, present)
 
-    def ack(self, receipts: Sequence[str], queue: str | None = None, once: IdempotencyKey | None = None) -> AckResult:
+    def ack(
+        self,
+        receipts: Sequence[str],
+        queue: str | None = None,
+        once: IdempotencyKey | None = None,
+        *,
+        held: bool = False,
+    ) -> AckResult:
         self._need_receipts(receipts, queue)
-        return self._store.ack(receipts, queue, once)
+        return self._store.ack(receipts, queue, once, held=held)
 
-    def settle(self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None) -> None:
+    def settle(
+        self, receipt: str, queue: str | None = None, once: IdempotencyKey | None = None, *, held: bool = False
+    ) -> None:
         self._need_receipts([receipt], queue)
-        self._store.settle(receipt, queue, once)
+        self._store.settle(receipt, queue, once, held=held)
 
     def extend(self, receipt: str, lease: float, queue: str | None = None, once: IdempotencyKey | None = None) -> int:
         self._need_receipts([receipt], queue)
@@ -122,17 +142,19 @@ class AuthorizedStore(Store):
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         """Return the queues that the token names, whatever its rights."""
-        grant, found = self._grant, list[Queue]()
-        if grant is None or not (prefix.startswith(grant.prefix) or grant.prefix.startswith(prefix)):
-            return found
-        prefix = max(prefix, grant.prefix, key=len)
-        while len(found) < limit:
-            page = self._store.queues(prefix, after, MAX_PAGE)
-            found += (queue for queue in page if grant.covers(queue.name))
-            if len(page) < MAX_PAGE:
-                break
-            after = page[-1].name
-        return found[:limit]
+        return self._covered(self._store.queues, lambda queue: queue.name, prefix, after, limit)
+
+    def names(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        """Return the names of the queues that the token names, whatever its rights."""
+        return self._covered(self._store.names, str, prefix, after, limit)
+
+    def sources(self, queue: str, after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        self._need(queue, SEND, RECEIVE, ADMIN)
+        return self._store.sources(queue, after, limit)
+
+    def settings(self, name: str) -> QueueSettings:
+        self._need(name, SEND, RECEIVE, ADMIN)
+        return self._store.settings(name)
 
     def queue(self, name: str) -> Queue:
         self._need(name, SEND, RECEIVE, ADMIN)
@@ -168,8 +190,42 @@ class AuthorizedStore(Store):
         self._need(queue, ADMIN)
         return self._store.redrive(queue, limit, ids=ids, reason=reason, once=once)
 
+    def start_move(self, source: str, to: str | None = None, rate: int | None = None) -> Move:
+        self._need(source, ADMIN)
+        if to is not None:
+            self._need(to, SEND, ADMIN)
+        return self._store.start_move(source, to, rate)
+
+    def cancel_move(self, source: str, task: str) -> Move:
+        self._need(source, ADMIN)
+        return self._store.cancel_move(source, task)
+
+    def moves(self, source: str, limit: int = MOVES_KEPT) -> list[Move]:
+        self._need(source, SEND, RECEIVE, ADMIN)
+        return self._store.moves(source, limit)
+
     def check_ready(self) -> None:
         self._store.check_ready()
+
+    def _covered(
+        self,
+        list_page: Callable[[str, str, int], list[T]],
+        name: Callable[[T], str],
+        prefix: str,
+        after: str,
+        limit: int,
+    ) -> list[T]:
+        grant, found = self._grant, list[T]()
+        if grant is None or not (prefix.startswith(grant.prefix) or grant.prefix.startswith(prefix)):
+            return found
+        prefix = max(prefix, grant.prefix, key=len)
+        while len(found) < limit:
+            page = list_page(prefix, after, MAX_PAGE)
+            found += (item for item in page if grant.covers(name(item)))
+            if len(page) < MAX_PAGE:
+                break
+            after = name(page[-1])
+        return found[:limit]
 
     def _need_receipts(self, receipts: Iterable[str], queue: str | None) -> None:
         """Raise Forbidden unless the token may receive from the receipts' queues. The store reports malformed ones."""

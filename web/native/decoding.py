@@ -16,7 +16,7 @@ from web.native.request import BadRequest, utf8
 MANY = 200_000  # structural bytes up to which a body is decoded at once, since it needs little memory
 # The limits of a valid body. A body beyond them is refused before all of it is decoded.
 MOST_MEMBERS = MAX_ATTRIBUTES // 6  # in one object: `"a":1,` is the shortest member of the attributes
-MOST_CONTAINERS = 2 * MAX_BATCH + MOST_MEMBERS + 10  # arrays and objects: messages, their attributes, a run's columns
+MOST_CONTAINERS = 3 * MAX_BATCH + MOST_MEMBERS + 10  # messages, their attributes and types, a run's columns
 MOST_DEPTH = 5  # nested arrays and objects
 
 _BLANK = re.compile(r"[ \t\n\r]*")

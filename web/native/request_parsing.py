@@ -219,12 +219,12 @@ def redrive(environ: Environ, body: bytes) -> Redrive:
 
 
 def if_match(environ: Environ) -> int | None:
-    """Return the version in If-Match; None without one, 0 (which no queue has) if it is not one of our ETags."""
+    """Return the version in If-Match; None without one, -1 (which no queue has) if it is not one of our ETags."""
     tag = environ.get("HTTP_IF_MATCH", "*").strip()
     if tag == "*":
         return None
     number = tag.removeprefix('"').removesuffix('"')
-    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 0
+    return (int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 0) or -1
 
 
 def _object(environ: Environ, body: bytes, *names: str) -> dict[str, Any]:

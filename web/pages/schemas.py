@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any
 
 from storage.model import QueueSettings, QueueStats, State
 from storage.validation import (
+    DEDUP_SCOPES,
+    KEY_LOCKS,
     MAX_ATTRIBUTES,
     MAX_BATCH,
     MAX_DURATION,
@@ -14,6 +16,8 @@ from storage.validation import (
     MAX_LIMIT,
     MAX_NAME,
     MAX_REASON,
+    MAX_TRACE,
+    MAX_TYPE,
     MAX_WAIT,
     QUEUE_NAME,
 )
@@ -57,7 +61,13 @@ def moment(description: str) -> Schema:
 
 def or_null(schema: Schema) -> Schema:
     """Return the schema that also allows null, which restores the default."""
+    if "enum" in schema:
+        return schema | {"enum": [*schema["enum"], None]}
     return schema if isinstance(schema["type"], list) else schema | {"type": [schema["type"], "null"]}
+
+
+def _strings(description: str, **each: Any) -> Schema:
+    return {"type": "object", "additionalProperties": {"type": "string", **each}, "description": description}
 
 
 QUEUE = {"type": "string", "pattern": f"^{QUEUE_NAME.pattern}$", "description": "A queue's name."}
@@ -92,6 +102,9 @@ WRITTEN = {
         "description": "Seconds after which the message is dropped, or dead-lettered by the queue's setting.",
     },
     "dedup_id": name("Within the queue's `dedup_window` the service does not store a second message with the same id."),
+    "attribute_types": _strings("The types of attributes that their JSON does not show.", maxLength=MAX_TYPE),
+    "group": name("A group, without effect."),
+    "trace": name("The trace to which the message belongs.", MAX_TRACE),
 }
 ID = {
     "type": "string",
@@ -123,7 +136,7 @@ RUN = {
 }
 
 _SETTINGS: Schema = {
-    "lease": seconds("Seconds, for reads with `lease=default`.", 1, MAX_LEASE),
+    "lease": seconds("Seconds, for reads with `lease=default`; 0: the message is ready again at once.", 0, MAX_LEASE),
     "max_receives": whole("Dead-letter a message after this many deliveries without an ack; 0: no limit."),
     "dead_letter_queue": {
         "type": ["string", "null"],
@@ -138,8 +151,25 @@ _SETTINGS: Schema = {
     "paused": {"type": "boolean", "description": "Stop deliveries; writes go on."},
     "delay": seconds("Seconds, for messages without a `delay`."),
     "expires": or_null(seconds("Seconds after which an empty, unused queue is deleted; null: never.", 1)),
+    "wait": seconds("Seconds, for reads through the SQS endpoint that name no wait.", 0, MAX_WAIT),
+    "max_message_bytes": or_null(whole("A message with a longer text, in UTF-8, is 400; null: no limit.", 1)),
+    "dedup_content": {
+        "type": "boolean",
+        "description": "A message without a `dedup_id` has its text's SHA-256 as one.",
+    },
+    "dedup_scope": {
+        "enum": list(DEDUP_SCOPES),
+        "description": "Where a `dedup_id` counts: in the queue, or among the messages of one key.",
+    },
+    "key_lock": {
+        "enum": list(KEY_LOCKS),
+        "description": "While a message of a key is leased, deliver none of its others (`run`), or only earlier ones "
+        "that are free again (`head`).",
+    },
+    "sqs": _strings("Attributes that the SQS endpoint stores, without effect."),
+    "tags": _strings("The queue's tags, without effect."),
 }
-SETTINGS = {field.name: _SETTINGS[field.name] | {"default": field.default} for field in fields(QueueSettings)}
+SETTINGS = {name: _SETTINGS[name] | {"default": value} for name, value in asdict(QueueSettings()).items()}
 
 STATS: Schema = {
     "ready": whole("Messages that can be delivered now."),

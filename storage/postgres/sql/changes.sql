@@ -15,13 +15,13 @@ SET LOCAL search_path = queue_service;
 -- A delivered message; the first row may instead carry a note, or the ids of sent messages.
 CREATE TYPE delivery AS (
     note text, ids bigint[], duplicates integer[], queue text, id bigint, text bytea, fields text, deaths text,
-    sent_at bigint, receive_count integer, token bigint, leased_until bigint
+    sent_at bigint, receive_count integer, token bigint, leased_until bigint, first_received_at bigint
 );
 
 -- The message of a receipt; status is 'held', or the receipt is 'stale' or its message 'missing'.
 CREATE TYPE held AS (
     place integer, status text, queue_id bigint, id bigint, spot tid, state smallint, key bytea, token bigint,
-    receive_count integer
+    receive_count integer, due_at bigint
 );
 
 CREATE TYPE new_message AS (
@@ -84,8 +84,9 @@ BEGIN
     END IF;
 END $$;
 
--- Returns the queue, and creates it if needed; blocks its deletion until this transaction ends.
-CREATE FUNCTION queue_for_writing(p_now bigint, p_name text) RETURNS queues LANGUAGE plpgsql AS $$
+-- Returns the queue, and creates it if needed, or raises QS404; blocks its deletion until this transaction ends.
+CREATE FUNCTION queue_for_writing(p_now bigint, p_name text, p_create boolean DEFAULT true) RETURNS queues
+LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
 BEGIN
@@ -96,7 +97,11 @@ BEGIN
             PERFORM note_use(p_now, v_queue);
             RETURN v_queue;
         END IF;
-        INSERT INTO queues (name, used_at) VALUES (p_name, p_now) ON CONFLICT (name) DO NOTHING;
+        IF NOT p_create THEN
+            RAISE EXCEPTION USING ERRCODE = 'QS404', MESSAGE = p_name;
+        END IF;
+        INSERT INTO queues (name, used_at, created_at, modified_at) VALUES (p_name, p_now, p_now, p_now)
+        ON CONFLICT (name) DO NOTHING;
     END LOOP;
 END $$;
 
@@ -267,7 +272,7 @@ CREATE FUNCTION without_last(p_deaths text) RETURNS text LANGUAGE sql IMMUTABLE 
 $$;
 
 -- Moves messages in order, with a receive_count of 0; returns their number. The caller has locked them, and their keys
--- in both queues. p_story is the beginning of the JSON of a death; NULL removes the last death instead.
+-- in both queues. p_story is the beginning of the JSON of a death; NULL removes the last death instead, '' all deaths.
 CREATE FUNCTION move(p_now bigint, p_from bigint, p_to queues, p_rows tid[], p_story text, VARIADIC p_totals text[])
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
@@ -280,12 +285,13 @@ BEGIN
       INTO v_keys, v_were FROM messages WHERE ctid = ANY (p_rows);
     PERFORM expect_keys(p_to, v_keys);
     WITH moved AS (
-        INSERT INTO messages (queue_id, sent_at, arrived_at, state, priority, recipient, key, ttl, expires_at,
-                              origin, deaths, fields, text)
-        SELECT p_to.id, sent_at, p_now, CASE WHEN key IS NULL THEN 0 ELSE 3 END, priority, recipient, key, ttl,
+        INSERT INTO messages (queue_id, sent_at, arrived_at, first_received_at, state, priority, recipient, key, ttl,
+                              expires_at, origin, deaths, fields, text)
+        SELECT p_to.id, sent_at, p_now, CASE WHEN p_story <> '' THEN first_received_at END,
+               CASE WHEN key IS NULL THEN 0 ELSE 3 END, priority, recipient, key, ttl,
                CASE WHEN story IS NULL THEN p_now + ttl END, last_death(story, 'dead_letter_from'), story, fields, text
           FROM messages AS m CROSS JOIN LATERAL (
-               SELECT CASE WHEN p_story IS NULL THEN without_last(deaths) ELSE
+               SELECT CASE WHEN p_story IS NULL THEN without_last(deaths) WHEN p_story <> '' THEN
                           coalesce(left(deaths, -1) || ', ', '[') || p_story || ', "dead_letter_id": "' || m.id
                           || '", "dead_letter_receive_count": ' || receive_count || '}]' END AS story) AS history
          WHERE m.ctid = ANY (p_rows) ORDER BY m.id

@@ -49,10 +49,11 @@ END $$;
 CREATE TYPE dead AS (queue_id bigint, id bigint, origin text, key bytea);
 
 -- Finds the dead letters to redrive: of the first p_scan after p_after, in order of their ids, that are in this queue
--- or (in p_graves) came from it. Also returns the last id that it read. A bitmap scan would read all of a queue.
+-- or (in p_graves) came from it; with p_any also other messages in this queue. Also returns the last id that it read. A
+-- bitmap scan would read all of a queue.
 CREATE FUNCTION find_dead(
     p_queue queues, p_graves bigint[], p_after bigint, p_scan bigint, p_limit bigint, p_ids bigint[], p_reason text,
-    OUT wanted dead[], OUT looked_at bigint
+    p_any boolean, OUT wanted dead[], OUT looked_at bigint
 ) LANGUAGE plpgsql SET enable_bitmapscan = off SET enable_sort = off AS $$
 BEGIN
     WITH scanned AS (
@@ -65,6 +66,11 @@ BEGIN
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
                 WHERE p_ids IS NULL AND queue_id = p_queue.id AND origin IS NOT NULL AND id > p_after
                 ORDER BY id NULLS FIRST LIMIT p_scan) AS here
+        UNION
+        SELECT * FROM (
+               SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
+                WHERE p_any AND queue_id = p_queue.id AND id > p_after
+                ORDER BY id LIMIT p_scan) AS whatever
         UNION
         SELECT m.* FROM unnest(p_graves || p_queue.id) AS place, unnest(p_ids) AS one CROSS JOIN LATERAL (
                SELECT queue_id, id, origin, key, state, deaths, octet_length(text) AS size FROM messages
@@ -84,9 +90,11 @@ BEGIN
 END $$;
 
 -- Does a step of a redrive: moves at most 10,000 dead letters. Skips leased ones, and those that were dead-lettered
--- after the first step. Ends when none is left.
+-- after the first step. Ends when none is left. With p_here moves only those in this queue; with p_to moves all its
+-- messages to that queue, and forgets their deaths.
 CREATE FUNCTION redrive(
-    p_now bigint, p_name text, p_state jsonb, p_limit bigint, p_ids bigint[], p_reason text
+    p_now bigint, p_name text, p_state jsonb, p_limit bigint, p_ids bigint[], p_reason text,
+    p_here boolean DEFAULT false, p_to text DEFAULT NULL
 ) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues := queue_named(p_name);
@@ -100,15 +108,15 @@ DECLARE
 BEGIN
     v_found := find_dead(
         v_queue, ARRAY(SELECT g.queue_id FROM graves AS g JOIN queues AS q ON q.id = g.queue_id
-                        WHERE g.origin = p_name AND q.name IS NOT NULL AND q.id <> v_queue.id),
+                        WHERE NOT p_here AND g.origin = p_name AND q.name IS NOT NULL AND q.id <> v_queue.id),
         coalesce((p_state ->> 'after')::bigint, 0),
         -- for a reason read more than wanted from each dead-letter queue, because not every message has that reason
         CASE WHEN p_reason IS NULL OR v_left = 0 THEN v_left ELSE least(v_left + 1000, 10000) END,
-        v_left, p_ids, p_reason);
+        v_left, p_ids, p_reason, p_to IS NOT NULL);
     IF v_found.looked_at IS NULL THEN
         RETURN jsonb_build_object('count', v_count, 'done', true);
     END IF;
-    v_dead := ARRAY(SELECT one::dead FROM unnest(v_found.wanted) AS one WHERE one.id <= v_last);
+    v_dead := ARRAY(SELECT (queue_id, id, coalesce(p_to, origin), key)::dead FROM unnest(v_found.wanted) WHERE id <= v_last);
     PERFORM queue_for_writing(p_now, origin)
        FROM (SELECT DISTINCT origin FROM unnest(v_dead) ORDER BY origin) AS home;
     PERFORM lock_pairs(array_agg(place.id), array_agg(key))
@@ -120,7 +128,8 @@ BEGIN
     LOOP
         v_rows := locked(v.queue_id, v.ids);
         v_rows := ARRAY(SELECT ctid FROM messages WHERE ctid = ANY (v_rows) AND state <> 1);
-        v_count := v_count + move(p_now, v.queue_id, queue_for_writing(p_now, v.origin), v_rows, NULL, VARIADIC '{}');
+        v_count := v_count + move(p_now, v.queue_id, queue_for_writing(p_now, v.origin), v_rows,
+                                  CASE WHEN p_to IS NULL THEN NULL ELSE '' END, VARIADIC '{}');
     END LOOP;
     RETURN jsonb_build_object('count', v_count, 'done', v_found.looked_at >= v_last, 'last', v_last,
                               'after', v_found.looked_at);

@@ -155,7 +155,7 @@ BEGIN
     IF p_until IS NULL THEN
         RETURN QUERY
         SELECT NULL, NULL::bigint[], NULL::integer[], p_queue.name, m.id, m.text, m.fields, m.deaths, m.sent_at,
-               m.receive_count + 1, NULL::bigint, NULL::bigint
+               m.receive_count + 1, NULL::bigint, NULL::bigint, NULL::bigint
           FROM messages AS m WHERE ctid = ANY (p_rows) ORDER BY array_position(p_ids, m.id);
         PERFORM remove(p_now, p_queue.id, p_rows, 'received');
         RETURN;
@@ -163,10 +163,12 @@ BEGIN
     WITH old AS MATERIALIZED (  -- ready, except a key's followers, which were blocked
         SELECT ctid AS spot, state FROM messages WHERE ctid = ANY (p_rows)
     ), leased AS (
-        UPDATE messages AS m SET state = 1, token = p_token, due_at = p_until, receive_count = receive_count + 1
+        UPDATE messages AS m SET state = 1, token = p_token, due_at = p_until, receive_count = receive_count + 1,
+                                 first_received_at = coalesce(first_received_at, p_now)
           FROM old WHERE m.ctid = old.spot
         RETURNING old.state AS was, m.id, ROW(NULL, NULL, NULL, p_queue.name, m.id, m.text, m.fields, m.deaths,
-                                              m.sent_at, m.receive_count, p_token, p_until)::delivery AS given
+                                              m.sent_at, m.receive_count, p_token, p_until,
+                                              m.first_received_at)::delivery AS given
     )
     SELECT count(*) AS count, count(*) FILTER (WHERE was = 3) AS blocked,
            array_agg(given ORDER BY array_position(p_ids, id)) AS given
@@ -177,10 +179,10 @@ END $$;
 
 -- Takes the next messages of these queues, in their order. p_lease is in ms, -1 for the queue's setting, NULL to remove
 -- them. Raises QS413 for more than p_reserved bytes, with the number in its message. A row with the note 'late' means:
--- call again, because too much is due for one transaction.
+-- call again, because too much is due for one transaction. Raises QS404 if all queues must exist and one does not.
 CREATE FUNCTION claim(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
-    p_wait boolean, p_reserved bigint
+    p_wait boolean, p_reserved bigint, p_must_exist boolean
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_queue  queues;
@@ -190,6 +192,9 @@ DECLARE
     v_most   bigint := 16 * 1024 * 1024;
     v_room   bigint := v_most;
 BEGIN
+    IF p_must_exist THEN
+        PERFORM queue_named(name) FROM unnest(p_names) AS name;
+    END IF;
     FOR v_queue IN
         SELECT q.* FROM unnest(p_names) WITH ORDINALITY AS asked (name, place)
           JOIN queues AS q USING (name) ORDER BY place
@@ -203,7 +208,7 @@ BEGIN
             p_wait := false;
             IF bring_up_to_date(p_now, p_at, v_queue, 100) >= 10000 THEN
                 IF v_taken = 0 THEN
-                    RETURN NEXT ROW('late', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::delivery;
+                    RETURN NEXT jsonb_populate_record(NULL::delivery, '{"note": "late"}');
                 END IF;
                 RETURN;
             END IF;

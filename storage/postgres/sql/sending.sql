@@ -56,6 +56,11 @@ BEGIN
     RETURN v.ids;
 END $$;
 
+-- Returns the key among whose messages a dedup_id must be unique; '': among all.
+CREATE FUNCTION dedup_key(p_queue queues, p_key bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_queue.settings ->> 'dedup_scope' = 'key' THEN coalesce(p_key, '') ELSE '' END
+$$;
+
 CREATE FUNCTION insert_deduplicated(p_now bigint, p_at text, p_queue queues, p_new new_message[]) RETURNS sent
 LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
@@ -65,18 +70,20 @@ DECLARE
     v_sent  sent;
 BEGIN
     -- The first claim of a dedup_id stores the message; concurrent ones wait here. 0 marks a new claim. From here on
-    -- each dedup_id has a row, so the first row from a dedup_id on is its own.
-    INSERT INTO dedup AS known
-    SELECT p_queue.id, dedup_id, 0, v_until FROM unnest(p_new) WHERE dedup_id IS NOT NULL
-     GROUP BY dedup_id ORDER BY dedup_id
-        ON CONFLICT (queue_id, dedup_id) DO UPDATE SET message_id = 0, forget_at = v_until
+    -- each dedup_id has a row, so the first row from a dedup_id (and key) on is its own.
+    INSERT INTO dedup AS known (queue_id, dedup_id, key, message_id, forget_at)
+    SELECT p_queue.id, dedup_id, dedup_key(p_queue, key) AS scope, 0, v_until FROM unnest(p_new) WHERE dedup_id IS NOT NULL
+     GROUP BY dedup_id, scope ORDER BY dedup_id, scope
+        ON CONFLICT (queue_id, dedup_id, key) DO UPDATE SET message_id = 0, forget_at = v_until
      WHERE known.forget_at <= p_now;
     SELECT array_agg(dedup_id IS NULL OR (nth = 1 AND message_id = 0) ORDER BY n) INTO v_fresh
-      FROM (SELECT n, new.dedup_id, message_id, row_number() OVER (PARTITION BY new.dedup_id ORDER BY n) AS nth
+      FROM (SELECT n, new.dedup_id, message_id,
+                   row_number() OVER (PARTITION BY new.dedup_id, dedup_key(p_queue, new.key) ORDER BY n) AS nth
               FROM unnest(p_new) WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n)
               LEFT JOIN LATERAL (SELECT message_id FROM dedup
-                                  WHERE queue_id = p_queue.id AND dedup_id >= new.dedup_id
-                                  ORDER BY dedup_id LIMIT 1) AS known ON true) AS numbered;
+                                  WHERE queue_id = p_queue.id
+                                    AND (dedup_id, key) >= (new.dedup_id, dedup_key(p_queue, new.key))
+                                  ORDER BY dedup_id, key LIMIT 1) AS known ON true) AS numbered;
     IF true = ANY (v_fresh) THEN
         v_ids := insert_new(p_now, p_at, p_queue, ARRAY(
             SELECT (text, fields, key, priority, recipient, delay, ttl, dedup_id)::new_message
@@ -84,11 +91,13 @@ BEGIN
                 AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
              WHERE fresh ORDER BY n));
         UPDATE dedup SET message_id = v_ids[nth]
-          FROM (SELECT dedup_id, fresh, count(*) FILTER (WHERE fresh) OVER (ORDER BY n) AS nth
+          FROM (SELECT dedup_id, key, fresh, count(*) FILTER (WHERE fresh) OVER (ORDER BY n) AS nth
                   FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
                     AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)) AS stored
-         CROSS JOIN LATERAL (SELECT ctid AS place FROM dedup WHERE queue_id = p_queue.id AND dedup_id >= stored.dedup_id
-                              ORDER BY dedup_id LIMIT 1) AS claimed
+         CROSS JOIN LATERAL (SELECT ctid AS place FROM dedup
+                              WHERE queue_id = p_queue.id
+                                AND (dedup_id, key) >= (stored.dedup_id, dedup_key(p_queue, stored.key))
+                              ORDER BY dedup_id, key LIMIT 1) AS claimed
          WHERE stored.fresh AND dedup.ctid = claimed.place;
     END IF;
     v_sent.duplicates := ARRAY(SELECT n - 1 FROM unnest(v_fresh) WITH ORDINALITY AS new (fresh, n) WHERE NOT fresh ORDER BY n);
@@ -96,32 +105,42 @@ BEGIN
         SELECT CASE WHEN fresh THEN v_ids[count(*) FILTER (WHERE fresh) OVER (ORDER BY n)] ELSE message_id END
           FROM ROWS FROM (unnest(p_new), unnest(v_fresh)) WITH ORDINALITY
             AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, fresh, n)
-          LEFT JOIN LATERAL (SELECT message_id FROM dedup WHERE queue_id = p_queue.id AND dedup_id >= new.dedup_id
-                              ORDER BY dedup_id LIMIT 1) AS known ON true
+          LEFT JOIN LATERAL (SELECT message_id FROM dedup
+                              WHERE queue_id = p_queue.id
+                                AND (dedup_id, key) >= (new.dedup_id, dedup_key(p_queue, new.key))
+                              ORDER BY dedup_id, key LIMIT 1) AS known ON true
          ORDER BY n);
     RETURN v_sent;
 END $$;
 
--- Stores messages in order; returns their ids, and the places of duplicates, which get the first message's id.
+-- Stores messages in order; returns their ids, and the places of duplicates, which get the first message's id. Raises
+-- QS400 for a text longer than the queue's max_message_bytes.
 -- p_fields is NULL, or a JSON array with an object for each text; bytes in it are in hex.
 CREATE FUNCTION store(p_now bigint, p_at text, p_queue queues, p_texts bytea[], p_fields json) RETURNS sent
 LANGUAGE plpgsql AS $$
 DECLARE
     v_new   new_message[];
     v_delay bigint := coalesce(seconds_setting(p_queue, 'delay'), 0);
+    v_hash  boolean := coalesce((p_queue.settings ->> 'dedup_content')::boolean, false);
 BEGIN
+    IF p_queue.settings ? 'max_message_bytes'
+       AND EXISTS (SELECT FROM unnest(p_texts) AS text
+                    WHERE octet_length(text) > (p_queue.settings ->> 'max_message_bytes')::bigint) THEN
+        RAISE EXCEPTION USING ERRCODE = 'QS400', MESSAGE = p_queue.settings ->> 'max_message_bytes';
+    END IF;
     IF is_limited(p_queue) THEN  -- before dedup_ids and keys, by the order of locks
         SELECT * INTO p_queue FROM queues WHERE id = p_queue.id FOR NO KEY UPDATE;
     END IF;
     SELECT array_agg((text, fields, decode(key, 'hex'), coalesce(priority, 0),
                       coalesce(decode(recipient, 'hex'), ''), coalesce(delay, v_delay), ttl,
-                      decode(dedup_id, 'hex'))::new_message ORDER BY n)
+                      CASE WHEN v_hash AND dedup_id IS NULL THEN convert_to(encode(sha256(text), 'hex'), 'UTF8')
+                           ELSE decode(dedup_id, 'hex') END)::new_message ORDER BY n)
       INTO v_new
       FROM ROWS FROM (unnest(p_texts),
                       json_to_recordset(p_fields) AS (fields text, key text, priority smallint, recipient text,
                                                       delay bigint, ttl bigint, dedup_id text))
       WITH ORDINALITY AS new (text, fields, key, priority, recipient, delay, ttl, dedup_id, n);
-    IF p_fields IS NOT NULL AND EXISTS (SELECT FROM unnest(v_new) WHERE dedup_id IS NOT NULL) THEN
+    IF v_hash OR (p_fields IS NOT NULL AND EXISTS (SELECT FROM unnest(v_new) WHERE dedup_id IS NOT NULL)) THEN
         RETURN insert_deduplicated(p_now, p_at, p_queue, v_new);
     END IF;
     RETURN ROW(insert_new(p_now, p_at, p_queue, v_new), '{}'::integer[])::sent;

@@ -1,4 +1,4 @@
--- The tables of version 3. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
+-- The tables of version 4. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
 -- bytea, in UTF-8, for the type text cannot hold U+0000; JSON can be text, as it writes that as \u0000.
 -- Every key and index begins with the queue, and every statement names it, so that the data can be spread by queue.
 
@@ -6,7 +6,7 @@ CREATE SCHEMA queue_service;
 SET LOCAL search_path = queue_service;
 
 CREATE TABLE version (version integer NOT NULL);
-INSERT INTO version VALUES (3);
+INSERT INTO version VALUES (4);
 
 CREATE TABLE queues (
     id       bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -15,8 +15,11 @@ CREATE TABLE queues (
     settings jsonb   NOT NULL DEFAULT '{}',   -- what was set, the defaults left out
     keyed    boolean NOT NULL DEFAULT false,  -- a message with a key has been stored
     used_at  bigint  NOT NULL,                -- kept, to within a second, where the setting `expires` asks for it
+    created_at  bigint NOT NULL,
+    modified_at bigint NOT NULL,              -- of the settings
     gone_at  bigint                           -- when it was deleted
 );
+CREATE INDEX sources ON queues (coalesce(settings ->> 'dead_letter_queue', left(name, 75) || '.dead') COLLATE "C", name);
 
 -- The counts and totals of a queue are the sums over its rows here. A transaction adds to the row of its connection,
 -- so that those of one queue do not wait for each other.
@@ -49,6 +52,7 @@ CREATE TABLE messages (
     ttl           bigint,                        -- as written
     token         bigint,                        -- of the last delivery; negative: it was released
     receive_count integer  NOT NULL DEFAULT 0,
+    first_received_at bigint,
     state         smallint NOT NULL,             -- 0 ready, 1 leased, 2 delayed, 3 blocked
     priority      smallint NOT NULL DEFAULT 0,
     recipient     bytea    NOT NULL DEFAULT '',  -- '': unaddressed
@@ -91,9 +95,10 @@ CREATE TABLE graves (
 CREATE TABLE dedup (
     queue_id   bigint NOT NULL,
     dedup_id   bytea  NOT NULL,
+    key        bytea  NOT NULL,  -- of the message, for dedup_scope key; else ''
     message_id bigint NOT NULL,
     forget_at  bigint NOT NULL,
-    PRIMARY KEY (queue_id, dedup_id)
+    PRIMARY KEY (queue_id, dedup_id, key)
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX dedup_forget ON dedup (queue_id, forget_at);
 CREATE INDEX dedup_of     ON dedup (queue_id, message_id);
@@ -108,6 +113,27 @@ CREATE TABLE replies (
     PRIMARY KEY (queue_id, key)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX replies_forget ON replies (queue_id, forget_at);
+
+-- Tasks that move all messages of a dead-letter queue.
+CREATE TABLE moves (
+    id          bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    queue_id    bigint  NOT NULL,   -- the source
+    task        text    NOT NULL,
+    destination text,               -- NULL: each message's origin
+    rate        integer,            -- messages a second
+    started_at  bigint  NOT NULL,
+    status      text    NOT NULL DEFAULT 'running',
+    moved       bigint  NOT NULL DEFAULT 0,
+    to_move     bigint  NOT NULL,
+    failure     text,
+    state       jsonb               -- of `redrive`
+);
+CREATE INDEX moves_of ON moves (queue_id, id);
+CREATE UNIQUE INDEX moves_running ON moves (queue_id) WHERE status = 'running';
+
+-- One row: random bytes that identify this store.
+CREATE TABLE identity (bytes bytea NOT NULL);
+INSERT INTO identity VALUES (uuid_send(gen_random_uuid()));
 
 -- One row: `ahead` is how far (ms) the service's clock is ahead of the server's.
 CREATE TABLE clock (

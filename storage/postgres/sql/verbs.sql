@@ -9,10 +9,11 @@
 SET LOCAL search_path = queue_service;
 
 CREATE FUNCTION send(
-    p_now bigint, p_at text, p_name text, p_texts bytea[], p_fields json, p_once text, p_fingerprint bytea
+    p_now bigint, p_at text, p_name text, p_texts bytea[], p_fields json, p_once text, p_fingerprint bytea,
+    p_create boolean DEFAULT true
 ) RETURNS sent LANGUAGE plpgsql AS $$
 DECLARE
-    v_queue queues := queue_for_writing(p_now, p_name);
+    v_queue queues := queue_for_writing(p_now, p_name, p_create);
     v_reply jsonb;
     v_sent  sent;
 BEGIN
@@ -48,7 +49,7 @@ END $$;
 
 CREATE FUNCTION receive(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
-    p_once text, p_fingerprint bytea, p_reserved bigint DEFAULT NULL
+    p_once text, p_fingerprint bytea, p_reserved bigint DEFAULT NULL, p_must_exist boolean DEFAULT false
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
@@ -56,7 +57,8 @@ DECLARE
     v_found delivery[];
 BEGIN
     IF p_once IS NULL THEN
-        RETURN QUERY SELECT * FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved);
+        RETURN QUERY SELECT * FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true,
+                                         p_reserved, p_must_exist);
         RETURN;
     END IF;
     -- The store remembers a key over several queues, because the result must not depend on which of them exist now.
@@ -64,14 +66,15 @@ BEGIN
     IF cardinality(p_names) = 1 THEN
         PERFORM pg_advisory_xact_lock_shared(-1, hashtext(p_names[1]));
         SELECT * INTO v_queue FROM queues WHERE name = p_names[1];
-        IF NOT FOUND THEN
+        IF NOT FOUND AND NOT p_must_exist THEN
             RETURN;
         END IF;
     END IF;
     v_reply := remembered(p_now, coalesce(v_queue.id, 0), p_once, p_fingerprint);
     IF v_reply IS NULL THEN
         v_found := ARRAY(SELECT one::delivery
-                           FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved) AS one);
+                           FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved,
+                                      p_must_exist) AS one);
         IF cardinality(v_found) > 0 AND v_found[1].note IS NULL THEN  -- else a retry may find messages
             PERFORM remember(coalesce(v_queue.id, 0), p_once, p_fingerprint,
                              p_now + coalesce(seconds_setting(v_queue, 'dedup_window'), 300000), to_jsonb(v_found));
@@ -128,10 +131,10 @@ BEGIN
     RETURN QUERY
     SELECT n::integer, CASE WHEN m.spot IS NULL THEN 'missing' WHEN abs(m.token) IS DISTINCT FROM receipt.token
                             THEN 'stale' ELSE 'held' END,
-           m.queue_id, m.id, m.spot, m.state, m.key, m.token, m.receive_count
+           m.queue_id, m.id, m.spot, m.state, m.key, m.token, m.receive_count, m.due_at
       FROM (SELECT * FROM unnest(v_queues, p_ids, p_tokens) WITH ORDINALITY AS receipt (queue_id, id, token, n)
              ORDER BY queue_id, id) AS receipt
-      LEFT JOIN LATERAL (SELECT ctid AS spot, queue_id, id, state, key, token, receive_count FROM messages
+      LEFT JOIN LATERAL (SELECT ctid AS spot, queue_id, id, state, key, token, receive_count, due_at FROM messages
                           WHERE queue_id = receipt.queue_id AND id = receipt.id LIMIT 1 FOR UPDATE) AS m ON true;
 END $$;
 
@@ -148,13 +151,23 @@ BEGIN
     RETURN v;
 END $$;
 
--- Removes the messages of valid receipts; returns the status of each receipt.
-CREATE FUNCTION ack(p_now bigint, p_names text[], p_ids bigint[], p_tokens bigint[]) RETURNS text[]
+-- Returns whether the lease has neither ended nor been released.
+CREATE FUNCTION is_leased(p_now bigint, p held) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT p.state = 1 AND p.token > 0 AND p.due_at > p_now
+$$;
+
+-- Removes the messages of valid receipts, with p_held only leased ones; returns the status of each receipt.
+CREATE FUNCTION ack(p_now bigint, p_names text[], p_ids bigint[], p_tokens bigint[], p_held boolean) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
     v_held held[] := ARRAY(SELECT one::held FROM hold(p_now, p_names, p_ids, p_tokens) AS one);
     v      record;
 BEGIN
+    IF p_held THEN
+        v_held := ARRAY(SELECT (place, CASE WHEN status = 'held' AND NOT is_leased(p_now, one) THEN 'stale' ELSE status END,
+                                queue_id, id, spot, state, key, token, receive_count, due_at)::held
+                          FROM unnest(v_held) AS one);
+    END IF;
     FOR v IN
         SELECT queue_id, array_agg(DISTINCT spot) AS spots FROM unnest(v_held) WHERE status = 'held'
          GROUP BY queue_id ORDER BY queue_id
@@ -164,10 +177,14 @@ BEGIN
     RETURN ARRAY(SELECT status FROM unnest(v_held) ORDER BY place);
 END $$;
 
-CREATE FUNCTION settle(p_now bigint, p_name text, p_id bigint, p_token bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION settle(p_now bigint, p_name text, p_id bigint, p_token bigint, p_held boolean) RETURNS boolean
+LANGUAGE plpgsql AS $$
 DECLARE
     v held := hold_one(p_now, p_name, p_id, p_token);
 BEGIN
+    IF p_held AND NOT is_leased(p_now, v) THEN
+        RAISE EXCEPTION USING ERRCODE = 'QS409', MESSAGE = 'stale';
+    END IF;
     PERFORM remove(p_now, v.queue_id, ARRAY[v.spot], 'acked');
     RETURN true;
 END $$;
@@ -306,7 +323,7 @@ CREATE FUNCTION transact(
     p_now bigint, p_at text, p_ack_names text[], p_ack_ids bigint[], p_ack_tokens bigint[], p_send_names text[],
     p_counts integer[], p_texts bytea[], p_fields text[], p_places integer[], p_names text[], p_limit integer,
     p_recipient bytea, p_lease bigint, p_token bigint, p_once text, p_fingerprint bytea,
-    p_reserved bigint DEFAULT NULL
+    p_reserved bigint DEFAULT NULL, p_must_exist boolean DEFAULT false
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_reply jsonb;
@@ -327,7 +344,7 @@ BEGIN
     PERFORM queue_for_writing(p_now, name) FROM unnest(p_send_names) AS name;
     PERFORM FROM queues WHERE name = ANY (p_send_names) AND is_limited(queues) ORDER BY id FOR NO KEY UPDATE;
     PERFORM lock_all_keys(p_ack_names, p_ack_ids, p_send_names, p_fields);
-    v_acked := ack(p_now, p_ack_names, p_ack_ids, p_ack_tokens);
+    v_acked := ack(p_now, p_ack_names, p_ack_ids, p_ack_tokens, false);
     v_bad := array_position(ARRAY(SELECT status = 'held' FROM unnest(v_acked) AS status), false);
     IF v_bad IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'QS409', MESSAGE = v_acked[v_bad] || ' ' || v_bad - 1;
@@ -341,12 +358,13 @@ BEGIN
     END LOOP;
     SELECT ARRAY[ROW(NULL, coalesce(array_agg(v_all.ids[place] ORDER BY n), '{}'),
                      coalesce(array_agg(n - 1 ORDER BY n) FILTER (WHERE place - 1 = ANY (v_all.duplicates)), '{}'),
-                     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::delivery]
+                     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::delivery]
       INTO v_found FROM unnest(p_places) WITH ORDINALITY AS asked (place, n);
     IF p_limit IS NOT NULL THEN
         v_found := v_found || ARRAY(
             SELECT one::delivery
-              FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, false, p_reserved) AS one);
+              FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, false, p_reserved,
+                         p_must_exist) AS one);
     END IF;
     IF p_once IS NOT NULL THEN
         PERFORM remember(0, p_once, p_fingerprint, p_now + 300000, to_jsonb(v_found));

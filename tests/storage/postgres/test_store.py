@@ -235,7 +235,7 @@ def test_concurrent_first_starts_create_one_schema(url: str) -> None:
 @pytest.mark.parametrize(
     ("change", "back", "reason"),
     [
-        ("UPDATE queue_service.version SET version = 99", "UPDATE queue_service.version SET version = 2", "version 99"),
+        ("UPDATE queue_service.version SET version = 99", "UPDATE queue_service.version SET version = 4", "version 99"),
         ("ALTER ROLE queue SET synchronous_commit = off", "ALTER ROLE queue RESET ALL", "synchronous_commit"),
     ],
 )

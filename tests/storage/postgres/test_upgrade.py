@@ -2,7 +2,7 @@
 
 tests/storage/data/postgres-version-1.sql is a dump of a queue `q` (max_receives 3, retention 4,000,000 s) in which a
 message of each kind is stored. Its first message of key "a" was rejected, leased from `q.dead`, released and leased
-again.
+again. postgres-version-3.sql is a dump of the same after its upgrade to version 3, without the functions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from tests.support.engines import FakeClock
 from tests.support.postgres import ROLE, Postgres
 from tests.support.shorthand import configure, in_threads, lease_one, new, peek, stats, texts
 
-OLD = Path(__file__).parent.parent / "data/postgres-version-1.sql"
+DATA = Path(__file__).parent.parent / "data"
 A2 = "q~6~373a87e9c76035b5"  # receipts given out by the older version
 PLAIN = "q~1~8a4a2ade3dfda27"
 
 _numbers = count(1)
 
 
-@pytest.fixture
-def url(postgres: Postgres) -> str:
+@pytest.fixture(params=[1, 3])
+def url(request: pytest.FixtureRequest, postgres: Postgres) -> str:
     name = f"older-{next(_numbers)}"
     url = postgres.create_database(name)
     at = ["-h", "127.0.0.1", "-p", str(postgres.port), "-U", ROLE, "-d", name]
-    postgres.run("psql", "-qX", "-v", "ON_ERROR_STOP=1", *at, "-c", OLD.read_text())
+    postgres.run(
+        "psql", "-qX", "-v", "ON_ERROR_STOP=1", *at, "-c", (DATA / f"postgres-version-{request.param}.sql").read_text()
+    )
     return url
 
 

@@ -16,6 +16,7 @@ from web.native.request import NDJSON, RUNS, connection_check, wanted
 from web.observability import metrics
 from web.pages import openapi, page
 from web.server.serverless import LambdaHandler
+from web.sqs import endpoint
 
 
 def make_app(settings: Settings | None = None, store: Engine | None = None) -> Application:
@@ -32,6 +33,7 @@ def mount_routes(app: Bottle, service: Application) -> None:
     metrics.mount(app, service)
     openapi.mount(app)
     page.mount(app)
+    endpoint.mount(service)
 
 
 def _mount_messages(app: Bottle, service: Application) -> None:

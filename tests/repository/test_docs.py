@@ -23,11 +23,13 @@ from web.access.tokens import RIGHTS, Tokens
 from web.native import problems
 from web.observability.access_log import REQUEST_ID, log_writer, rule_of
 from web.server.gunicorn_errors import ERROR_CODES
+from web.sqs.actions.table import ACTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 HTTP = (ROOT / "docs/http.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 RELIABILITY = "\n" + (ROOT / "docs/reliability.md").read_text()
+SQS = (ROOT / "docs/sqs.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -78,6 +80,15 @@ def test_every_part_of_an_access_log_line_is_documented() -> None:
 def test_every_queue_setting_is_documented_with_its_default() -> None:
     documented = {row[0].strip("`"): json.loads(row[1]) for row in rows(HTTP, "### Settings")}
     assert documented == asdict(QueueSettings())
+
+
+def test_every_action_of_sqs_is_documented_with_its_right() -> None:
+    assert sorted(name for row in rows(SQS, "## Actions") for name in row[0].split(", ")) == sorted(ACTIONS)
+    rights = rows(SQS, "## Access")
+    assert [row[0].strip("`") for row in rights] == ["send", "receive", "admin", "any of these"]
+    named = set(re.findall(r"[A-Z][A-Za-z]+", " ".join(row[1] for row in rights)))
+    listing = {action for action in ACTIONS if action.startswith("List") or action.endswith("Batch")}
+    assert named - {"List"} == ACTIONS.keys() - listing | {"SendMessageBatch"}
 
 
 def test_every_stat_and_state_is_documented() -> None:

@@ -26,7 +26,7 @@ from web.observability.access_log import rule_of
 # The rights one of which each route needs; OPEN needs no token. A route without an entry is refused.
 OPEN: frozenset[str] = frozenset()
 _SEND, _RECEIVE, _ADMIN = frozenset({SEND}), frozenset({RECEIVE}), frozenset({ADMIN})
-_ANY = _SEND | _RECEIVE | _ADMIN
+ANY_RIGHT = _SEND | _RECEIVE | _ADMIN
 NEEDS = {
     "POST /messages": _SEND,
     "POST /queues/{queue}/messages": _SEND,
@@ -46,8 +46,8 @@ NEEDS = {
     "DELETE /queues/{queue}/messages/{id}": _ADMIN,
     "PATCH /queues/{queue}/messages/{id}": _ADMIN,
     "POST /transactions": _SEND | _RECEIVE,  # web/access/authorization.py checks each part
-    "GET /queues": _ANY,
-    "GET /queues/{queue}": _ANY,
+    "GET /queues": ANY_RIGHT,
+    "GET /queues/{queue}": ANY_RIGHT,
     "PUT /queues/{queue}": _ADMIN,
     "DELETE /queues/{queue}": _ADMIN,
     "GET /queues/{queue}/peek": _RECEIVE | _ADMIN,
@@ -100,6 +100,14 @@ class Access:
             wanted = " or ".join(sorted(needs or ()))
             raise Forbidden(f"the token '{grant.name}' lacks the right {wanted}" if wanted else "no token allows this")
 
+    def grant_named(self, name: str) -> Grant | None:
+        """Return the grant of the token with this name, or None. Raises Unavailable."""
+        return next((grant for grant in self._tokens.grants() if grant.name == name), None)
+
+    def count_failure(self, environ: Environ) -> None:
+        """Count a wrong token of this client. Raises TooManyFailures."""
+        self._failures.add(environ.get("REMOTE_ADDR", ""))
+
     def _authenticate(self, environ: Environ) -> Grant:
         header = environ.get("HTTP_AUTHORIZATION")
         if header is None:
@@ -110,7 +118,7 @@ class Access:
             if compare_digest(grant.digest, digest) and name in (None, grant.name):
                 found = grant
         if found is None:
-            self._failures.add(environ.get("REMOTE_ADDR", ""))
+            self.count_failure(environ)
             raise Unauthenticated("the service does not know this token", ', error="invalid_token"')
         return found
 

@@ -18,8 +18,10 @@ _READ = re.compile(r"(?:/queues/([^/]+))?/messages")
 _QUEUE = re.compile(rf"(?:(?!queue=)[^&]*&)*queue=({QUEUE_NAME.pattern})(?:&.*)?")
 
 
-def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:
+def objection(environ: Environ, *, only_local_names: bool, is_action: bool = False) -> WireError | None:
     """Return the error for a request of another origin; None for curl, other programs, and our own page.
+
+    `is_action`: this is an SQS request, which acts whatever its path and method. So it may not be a link either.
 
     `only_local_names`: refuse public host names. A page whose name points here (DNS rebinding) is same-origin for its
     browser; only the Host header shows the difference.
@@ -27,11 +29,11 @@ def objection(environ: Environ, *, only_local_names: bool) -> WireError | None:
     host = environ.get("HTTP_HOST", "").lower()
     if only_local_names and host and not _is_local(host):
         return UnknownHost("the service listens on loopback: call it as localhost or by its IP address")
-    if environ.get("PATH_INFO") in HARMLESS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+    if not is_action and environ.get("PATH_INFO") in HARMLESS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return None
     if _is_ahead(environ):
         return Prefetch("the service does not accept prefetches by a browser")
-    if not _is_same_origin(environ, host):
+    if (is_action and _is_navigation(environ)) or not _is_same_origin(environ, host, is_action=is_action):
         return CrossOrigin(
             "the service does not accept requests of other origins' web pages, nor browsers' reads without an origin"
         )
@@ -60,7 +62,7 @@ def _is_navigation(environ: Environ) -> bool:
     return mode == "navigate" if mode is not None else environ.get("HTTP_UPGRADE_INSECURE_REQUESTS") == "1"
 
 
-def _is_same_origin(environ: Environ, host: str) -> bool:
+def _is_same_origin(environ: Environ, host: str, *, is_action: bool) -> bool:
     """Return whether a browser marks the request as same-origin. Other programs send no mark, and pass."""
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:
@@ -71,6 +73,8 @@ def _is_same_origin(environ: Environ, host: str) -> bool:
         return bool(host) and origin.lower().partition("://")[2] == host
     # They also omit the Origin for a picture or a script; our own page has neither.
     is_read = _READ.fullmatch(environ.get("PATH_INFO", "")) is not None and environ["REQUEST_METHOD"] == "GET"
+    if is_action:
+        return not _is_browser(environ)
     return not (is_read and _is_browser(environ)) or _is_navigation(environ)
 
 

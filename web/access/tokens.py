@@ -37,14 +37,24 @@ class BadTokens(Exception):
     """The tokens are invalid; `str()` says where and why, without any part of a secret."""
 
 
+class PlainSecret(NamedTuple):
+    """A secret that is never printed."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return "PlainSecret()"
+
+
 class Grant(NamedTuple):
-    """The rights of a token. It keeps only a SHA-256 of the secret."""
+    """The rights of a token."""
 
     name: str
     digest: bytes
     rights: frozenset[str]
     queues: re.Pattern[str]
     prefix: str = ""  # common to the names of all these queues
+    secret: PlainSecret | None = None  # to check signatures; None if the operator's line has only its hash
 
     def covers(self, queue: str) -> bool:
         return self.queues.fullmatch(queue) is not None
@@ -145,7 +155,8 @@ def _grant(line: str) -> Grant:
     literals = [re.split(r"[]*?[]", pattern)[0] for pattern in patterns.split(",")]
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*literals, strict=False))
     prefix = "".join(column[0] for column in alike)
-    return Grant(name, digest, frozenset(rights.split(",")), covered, prefix)
+    plain = None if hashed else PlainSecret(secret)
+    return Grant(name, digest, frozenset(rights.split(",")), covered, prefix, plain)
 
 
 def main(arguments: Sequence[str], prog: str = "python -m web.access.tokens") -> int:

@@ -22,6 +22,7 @@ from web.native.budget import MemoryBudget
 from web.native.problems import problem_of, problem_of_routing
 from web.native.request import GRANT, Environ, read_idempotency_key
 from web.observability import access_log
+from web.observability.access_log import Handler
 from web.observability.shared_counters import SharedCounters, WorkerCounters
 
 
@@ -39,6 +40,8 @@ class Application:
         self._opening = threading.Lock()
         self.wakeup_pipe: WakeupPipe | None = None  # gunicorn.conf.py sets one that other processes write to
         self.bottle = Bottle()
+        self.handler: Handler = self.bottle  # `mount` may put another before it, with routes of its own
+        self.more_routes: list[Any] = []
         self.bottle.install(_answer_faults)
         self.bottle.install(authentication.Guard(lambda: self.access))
         self.bottle.default_error_handler = problem_of_routing
@@ -52,13 +55,18 @@ class Application:
         # Bottle would route /messages%ff and /queues/a/messages%0a to a read, which removes a message.
         if "//" in path or "\n" in path or not _is_utf8(path):
             environ["PATH_INFO"] = "/no/such/route"
-        return self.budget.run(lambda: self._recorder(self.bottle, environ, start_response))
+        return self.budget.run(lambda: self._recorder(self.handler, environ, start_response))
 
     @property
     def settings(self) -> Settings:
         if self._settings is None:
             self._settings = Settings.from_env()
         return self._settings
+
+    @property
+    def routes(self) -> list[Any]:
+        """Return all routes, for the log and the metrics."""
+        return [*self.bottle.routes, *self.more_routes]
 
     @cached_property
     def access(self) -> authentication.Access | None:
@@ -96,9 +104,7 @@ class Application:
 
     @cached_property
     def _recorder(self) -> access_log.RequestRecorder:
-        return access_log.RequestRecorder(
-            self.counters, self.bottle.routes, access_log.log_writer(self.settings.access_log)
-        )
+        return access_log.RequestRecorder(self.counters, self.routes, access_log.log_writer(self.settings.access_log))
 
     @cached_property
     def budget(self) -> MemoryBudget:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bottle import Bottle, HTTPResponse, request
 
@@ -87,6 +87,9 @@ class Service(Protocol):
     def settings(self) -> Settings: ...
 
     @property
+    def routes(self) -> Sequence[Any]: ...
+
+    @property
     def counters(self) -> WorkerCounters: ...
 
     @property
@@ -107,7 +110,7 @@ def mount(app: Bottle, service: Service) -> None:
     @app.get("/metrics")
     def scraped() -> HTTPResponse:
         request_parsing.nothing(request.environ)
-        routes = [f"{route.method} {access_log.rule_of(route)}" for route in app.routes]
+        routes = [f"{route.method} {access_log.rule_of(route)}" for route in service.routes]
         limits = Limits(service.settings.threads, service.settings.pollers)
         disk = service.unrestricted_store.disk
         exposed = exposition(service.store, disk, service.counters.counts.total(), routes, limits, VERSION)

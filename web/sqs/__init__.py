@@ -1,0 +1,1 @@
+"""The SQS endpoint: Amazon SQS's API, in both of its protocols, on the service's queues."""

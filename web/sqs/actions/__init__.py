@@ -1,0 +1,1 @@
+"""The actions of SQS, by what they act on."""

@@ -1,0 +1,1 @@
+"""The two protocols of SQS, and which requests speak them."""

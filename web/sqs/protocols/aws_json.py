@@ -1,0 +1,47 @@
+"""The JSON protocol of SQS: AWS JSON 1.0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from storage.errors import InvalidInput
+from web.native.decoding import parse_json
+from web.native.request import BadRequest, Environ
+from web.sqs.errors import SqsError
+from web.sqs.protocols.reply import Reply
+
+CONTENT_TYPE = "application/x-amz-json-1.0"
+TARGET = "AmazonSQS."  # before the action, in the header X-Amz-Target
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class JsonProtocol:
+    def request(self, environ: Environ, body: bytes) -> tuple[str, Mapping[str, Any]]:
+        try:
+            document = parse_json(body) if body.strip() else {}
+        except (BadRequest, InvalidInput) as fault:
+            raise SqsError("SerializationException", str(fault)) from None
+        if not isinstance(document, dict):
+            raise SqsError("SerializationException", "the body must be a JSON object")
+        if not (action := environ["HTTP_X_AMZ_TARGET"].removeprefix(TARGET)):
+            raise self.unknown_action(action)
+        return action, document
+
+    def without_action(self) -> Reply | None:
+        return None  # request() has raised
+
+    def clean(self, text: str) -> str:
+        return text  # JSON holds any
+
+    def unknown_action(self, action: str) -> SqsError:
+        return SqsError("UnknownOperationException", f"The action {action} is not valid for this endpoint.")
+
+    def reply(self, action: str, result: Mapping[str, Any], request_id: str) -> Reply:
+        return Reply(200, CONTENT_TYPE, _encode(result).encode())
+
+    def error(self, fault: SqsError, request_id: str) -> Reply:
+        body = _encode({"__type": fault.type, "message": str(fault)}).encode("utf-8", "backslashreplace")
+        return Reply(fault.status, CONTENT_TYPE, body, {"x-amzn-query-error": f"{fault.code};{fault.fault}"})

@@ -58,6 +58,12 @@ def test_a_group_is_locked_and_others_are_not(sqs: Any, url: str) -> None:
     assert bodies(sqs, url) == []
 
 
+def test_a_reply_has_one_group_after_the_other(sqs: Any, url: str) -> None:
+    for body, group in (("b1", "b"), ("a1", "a"), ("b2", "b"), ("a2", "a"), ("b3", "b")):
+        send(sqs, url, body, group)
+    assert bodies(sqs, url) == ["b1", "b2", "b3", "a1", "a2"]
+
+
 def test_the_rest_of_a_group_follows_a_deletion(sqs: Any, url: str) -> None:
     for body in ("1", "2", "3"):
         send(sqs, url, body)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from storage.store import Engine
 from tests.sqs.aws import REGION, Raw, md5, refused
 from tests.support.engines import FakeClock
 from tests.support.wsgi import Client
+from web.native.application import Application
 from web.sqs.actions import messages
 
 Make = Callable[..., str]
@@ -246,3 +248,27 @@ def test_old_messages_are_dropped(sqs: Any, make: Make, clock: FakeClock) -> Non
 def test_arns_have_the_region_of_the_signature(sqs: Any, make: Make) -> None:
     found = sqs.get_queue_attributes(QueueUrl=make(), AttributeNames=["QueueArn"])["Attributes"]
     assert found == {"QueueArn": f"arn:aws:sqs:{REGION}:000000000000:q"}
+
+
+def test_a_large_reply_is_encoded_while_it_is_sent(app: Application, make: Make, native: Client) -> None:
+    make()
+    texts = [character * 1_000_000 for character in '\0\0""']  # six times as long in JSON or in XML
+    for text in texts:
+        assert native.post("/queues/q/messages", {"text": text}).status == 200
+
+    def largest(reply: Iterable[bytes]) -> tuple[int, int]:
+        sizes = [len(piece) for piece in reply]
+        return max(sizes), sum(sizes)
+
+    started: list[dict[str, str]] = []
+    environ = {"SERVER_NAME": "l", "SERVER_PORT": "1", "wsgi.url_scheme": "http", "HTTP_HOST": "localhost"}
+    fields = "Action=ReceiveMessage&MaxNumberOfMessages=10&VisibilityTimeout=0"
+    for more in (
+        {"REQUEST_METHOD": "GET", "PATH_INFO": "/000000000000/q", "QUERY_STRING": fields},
+        {"REQUEST_METHOD": "POST", "PATH_INFO": "/", "HTTP_X_AMZ_TARGET": "AmazonSQS.ReceiveMessage",
+         "CONTENT_LENGTH": "46", "wsgi.input": io.BytesIO(b'{"QueueUrl": "q", "MaxNumberOfMessages": 10}  ')},
+    ):  # fmt: skip
+        reply = app(environ | more, lambda status, headers, exc_info=None: started.append(dict(headers)))
+        most, size = largest(reply)
+        assert int(started[-1]["Content-Length"]) == size > sum(map(len, texts))
+        assert most < 7_000_000 < 2 * most < size

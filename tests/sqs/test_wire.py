@@ -339,8 +339,12 @@ def test_errors_of_the_service_have_a_shape(
 ) -> None:
     error = error_of(fault, "request-1")
     reply = JsonProtocol().error(error, "request-1")
-    assert (reply.status, json.loads(reply.body)["__type"], reply.headers["x-amzn-query-error"]) == (status, kind, code)
-    written = QueryProtocol().error(error, "request-1").body.decode()
+    assert (reply.status, json.loads(b"".join(reply.body))["__type"], reply.headers["x-amzn-query-error"]) == (
+        status,
+        kind,
+        code,
+    )
+    written = b"".join(QueryProtocol().error(error, "request-1").body).decode()
     assert f"<Type>{code.partition(';')[2]}</Type><Code>{code.partition(';')[0]}</Code>" in written
     assert ("internal error request-1" in caplog.text) == (status == 500)
     assert "secret" not in written

@@ -64,13 +64,13 @@ class Endpoint:
             return self._native(environ, start_response)
         headers = [
             ("Content-Type", reply.content_type),
-            ("Content-Length", str(len(reply.body))),
+            ("Content-Length", str(reply.length)),
             ("Cache-Control", "no-store"),
             ("x-amzn-RequestId", request_id),
             *reply.headers.items(),
         ]
         start_response(f"{reply.status} {HTTPStatus(reply.status).phrase}", headers)
-        return [reply.body]
+        return reply.body
 
     def _reply(self, environ: Environ, protocol: WireProtocol, request_id: str) -> Reply | None:
         """Return the reply to a request, or None if it turns out to be native."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from storage.errors import InvalidInput
@@ -40,8 +40,19 @@ class JsonProtocol:
         return SqsError("UnknownOperationException", f"The action {action} is not valid for this endpoint.")
 
     def reply(self, action: str, result: Mapping[str, Any], request_id: str) -> Reply:
-        return Reply(200, CONTENT_TYPE, _encode(result).encode())
+        return Reply.of(200, CONTENT_TYPE, lambda: _pieces(result))
 
     def error(self, fault: SqsError, request_id: str) -> Reply:
-        body = _encode({"__type": fault.type, "message": str(fault)}).encode("utf-8", "backslashreplace")
-        return Reply(fault.status, CONTENT_TYPE, body, {"x-amzn-query-error": f"{fault.code};{fault.fault}"})
+        headers = {"x-amzn-query-error": f"{fault.code};{fault.fault}"}
+        written = _encode({"__type": fault.type, "message": str(fault)})
+        return Reply.of(fault.status, CONTENT_TYPE, lambda: [written], headers)
+
+
+def _pieces(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a result as JSON; messages, which may be large, one by one."""
+    if "Messages" not in result:
+        yield _encode(result)
+        return
+    for number, message in enumerate(result["Messages"]):
+        yield ("," if number else '{"Messages":[') + _encode(message)
+    yield "]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,6 +18,7 @@ CONTENT_TYPE = "text/xml"
 MOST_FIELDS = 2_000  # ten entries of ten attributes have fewer than half of that
 _MOST_PARTS = 6  # of a name: SendMessageBatchRequestEntry.1.MessageAttribute.1.Value.StringValue
 
+_DECLARATION = '<?xml version="1.0"?>'
 _NAMESPACE = "http://queue.amazonaws.com/doc/2012-11-05/"
 # Fields that are numbered from 1, and the member of the request's document that each becomes.
 _LISTS = {
@@ -77,7 +79,9 @@ class QueryProtocol:
         return action, document
 
     def without_action(self) -> Reply | None:
-        return None if self._queue_path is None else Reply(404, CONTENT_TYPE, b"<UnknownOperationException/>")
+        return (
+            None if self._queue_path is None else Reply.of(404, CONTENT_TYPE, lambda: ["<UnknownOperationException/>"])
+        )
 
     def unknown_action(self, action: str) -> SqsError:
         return SqsError("InvalidAction", f"The action {action} is not valid for this endpoint.")
@@ -87,24 +91,23 @@ class QueryProtocol:
         return NOT_IN_XML.sub("\ufffd", text)
 
     def reply(self, action: str, result: Mapping[str, Any], request_id: str) -> Reply:
-        written = "".join(_members(result, action))
-        if written:
-            written = f"<{action}Result>{written}</{action}Result>"
-        elif action in _WITH_RESULT:
-            written = f"<{action}Result/>"
-        metadata = f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata>"
-        return _xml(200, f'<{action}Response xmlns="{_NAMESPACE}">{written}{metadata}</{action}Response>')
+        start, end = f'{_DECLARATION}<{action}Response xmlns="{_NAMESPACE}">', f"</{action}Response>"
+        if any(value != [] for value in result.values()):
+            start, end = f"{start}<{action}Result>", f"</{action}Result>{_metadata(request_id)}{end}"
+        else:
+            end = f"{f'<{action}Result/>' if action in _WITH_RESULT else ''}{_metadata(request_id)}{end}"
+        return Reply.of(200, CONTENT_TYPE, lambda: chain([start], _members(result, action), [end]))
 
     def error(self, fault: SqsError, request_id: str) -> Reply:
         message = str(fault)
         if message == NO_QUEUE:
             message = f"{NO_QUEUE[:-1]} for this wsdl version."
         error = f"<Type>{fault.fault}</Type><Code>{fault.code}</Code><Message>{_escaped(self.clean(message))}</Message>"
-        return _xml(
-            fault.status,
-            f'<ErrorResponse xmlns="{_NAMESPACE}"><Error>{error}<Detail/></Error>'
-            f"<RequestId>{request_id}</RequestId></ErrorResponse>",
+        written = (
+            f'{_DECLARATION}<ErrorResponse xmlns="{_NAMESPACE}"><Error>{error}<Detail/></Error>'
+            f"<RequestId>{request_id}</RequestId></ErrorResponse>"
         )
+        return Reply.of(fault.status, CONTENT_TYPE, lambda: [written])
 
 
 def _fields(query: str, body: bytes) -> dict[str, str]:
@@ -169,6 +172,10 @@ def _numbered(value: Any) -> list[Any]:
     return [value[number] for _, number in numbers]
 
 
+def _metadata(request_id: str) -> str:
+    return f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata>"
+
+
 def _members(result: Mapping[str, Any], action: str) -> Iterator[str]:
     for name, value in result.items():
         if isinstance(value, list):
@@ -196,7 +203,3 @@ def _element(name: str, content: str) -> str:
 
 def _escaped(text: str) -> str:
     return text.translate(_ESCAPES)
-
-
-def _xml(status: int, document: str) -> Reply:
-    return Reply(status, CONTENT_TYPE, f'<?xml version="1.0"?>{document}'.encode("utf-8", "backslashreplace"))

@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from web.native.request import Environ
 from web.sqs.errors import SqsError
 
+WHOLE = 1_048_576  # characters of a reply that is made before it is sent
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     status: int
     content_type: str
-    body: bytes
+    body: Iterable[bytes]
+    length: int  # bytes of the body
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        status: int,
+        content_type: str,
+        pieces: Callable[[], Iterable[str]],
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Return a reply of these pieces. A large one is encoded while it is sent, because it may be six times as long.
+
+        Its messages stay in memory meanwhile, and each is encoded by itself.
+        """
+        some, size = [], 0
+        for piece in pieces():
+            some.append(piece)
+            size += len(piece)
+            if size > WHOLE:
+                large = _LargeBody(pieces)
+                return cls(status, content_type, large, sum(map(len, large)), headers or {})
+        body = _encoded("".join(some))
+        return cls(status, content_type, [body], len(body), headers or {})
+
+
+class _LargeBody:
+    def __init__(self, pieces: Callable[[], Iterable[str]]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(_encoded, self._pieces())
+
+    def close(self) -> None:
+        """Free the messages."""
+        self._pieces = tuple
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate quoted from a request
 
 
 class WireProtocol(Protocol):

@@ -176,7 +176,7 @@ def _check_strings(field: str, value: object) -> None:
 
 DEDUP_SCOPES = ("queue", "key")
 # What waits behind an unsettled message of a key. run: everything, also what comes before it and is free again.
-# head: only what comes after it; so the key's first message is never blocked.
+# head: only what comes after it; so the key's first message is never blocked. A read takes one key after the other.
 KEY_LOCKS = ("run", "head")
 
 

@@ -98,14 +98,16 @@ _RECOUNT = f"""
      WHERE name IS NOT NULL AND coalesce(stored, 0) <> coalesce(actual, 0)
 """
 
-# Keys with more than one deliverable message, or with a deliverable one beside a leased one, or with two readers.
+# Keys with more than one deliverable message, and unless key_lock is "head" with a deliverable one beside a leased one,
+# or with two readers.
 _KEYS = """
     SELECT name, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state IN (0, 2))
       FROM queue_service.messages JOIN queue_service.queues ON queues.id = queue_id
      WHERE key IS NOT NULL AND state <> 3 AND name IS NOT NULL
-     GROUP BY name, key
-    HAVING count(*) FILTER (WHERE state IN (0, 2)) > (count(*) FILTER (WHERE state = 1) = 0)::int
-        OR count(DISTINCT token) FILTER (WHERE state = 1) > 1
+     GROUP BY name, settings, key
+    HAVING count(*) FILTER (WHERE state IN (0, 2)) > 1
+        OR (settings ->> 'key_lock' IS DISTINCT FROM 'head' AND count(*) FILTER (WHERE state = 1) > 0
+            AND (count(*) FILTER (WHERE state IN (0, 2)) > 0 OR count(DISTINCT token) FILTER (WHERE state = 1) > 1))
 """
 
 

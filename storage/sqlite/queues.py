@@ -72,7 +72,10 @@ def _purge(work: WriteTransaction, queue: QueueRow, last: int) -> int:
     ids = _chunk(work, queue.id, last)
     if ids:
         work.remove(queue, ids)
-        work.execute("DELETE FROM dedup WHERE queue_id = ? AND message_id IN carray(?)", (queue.id, int_array(ids)))
+        work.execute(
+            "DELETE FROM dedup INDEXED BY dedup_of WHERE queue_id = ? AND message_id IN carray(?)",
+            (queue.id, int_array(ids)),
+        )
     return len(ids)
 
 

@@ -16,7 +16,7 @@ from storage.size_budget import LargeRead, SizeBudget
 from storage.sqlite import column_batches
 from storage.sqlite.column_batches import BatchRow
 from storage.sqlite.expiry import Cutoff, bring_up_to_date, find_cutoff, remove_undeliverable
-from storage.sqlite.transaction import QUICK_BYTES, SIZE_READ, QueueRow, WriteTransaction, int_array
+from storage.sqlite.transaction import LEASED, QUICK_BYTES, SIZE_READ, QueueRow, WriteTransaction, int_array
 from storage.validation import MAX_BATCH, MAX_RECIPIENTS
 
 # SQL: the message that comes next, where it is small, and no batch may come before it.
@@ -193,7 +193,10 @@ def _choose(
 def _in_delivery_order(
     work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, *sources: Iterator[Candidate | BatchRow]
 ) -> Iterator[Candidate | BatchRow]:
-    """Yield the messages in order of delivery: after a key's message, the key's next one competes with the others."""
+    """Yield the messages in order of delivery: after a key's message, the key's next one competes with the others.
+
+    With key_lock "head" it comes next.
+    """
     heap: list[tuple[int, int, Candidate | BatchRow, Iterator[Candidate | BatchRow]]] = []
 
     def compete(source: Iterator[Candidate | BatchRow]) -> None:
@@ -209,7 +212,13 @@ def _in_delivery_order(
         limit -= candidate.length
         compete(source)
         if isinstance(candidate, Candidate) and candidate.followed and limit:
-            compete(_followers(work, queue, candidate, limit, recipient))
+            followers = _followers(work, queue, candidate, limit, recipient)
+            if queue.settings.key_lock == "run":
+                compete(followers)
+                continue
+            for follower in followers:
+                yield follower
+                limit -= 1
 
 
 @contextmanager
@@ -285,13 +294,15 @@ def _followers(
 ) -> Iterator[Candidate]:
     """Yield the messages after `head` in its key, up to the first that this reader cannot take."""
     most = queue.settings.max_receives
-    for *row, addressee, due_at in work.all(
-        f"SELECT id, priority, key, {SIZE_READ}, receive_count, 0, recipient, due_at FROM messages "
+    for *row, addressee, due_at, state in work.all(
+        f"SELECT id, priority, key, {SIZE_READ}, receive_count, 0, recipient, due_at, state FROM messages "
         "WHERE queue_id = ? AND key = ? AND id > ? ORDER BY id LIMIT ?",
         (queue.id, head.key, head.id, limit),
     ):
         follower = Candidate(*row)
         if recipient not in (None, addressee) or due_at > work.now or (most and follower.receive_count >= most):
+            return
+        if state == LEASED:  # with key_lock "head"
             return
         yield follower
 

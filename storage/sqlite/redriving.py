@@ -264,6 +264,6 @@ def _undo_dead_lettering(
     )
     work.remove(dead_letter_queue, ids)
     work.connection.executemany(  # its dedup_id moves with it
-        "UPDATE dedup SET message_id = ? WHERE queue_id = ? AND message_id = ?",
+        "UPDATE dedup INDEXED BY dedup_of SET message_id = ? WHERE queue_id = ? AND message_id = ?",
         ((first + place, origin_queue.id, number) for place, (number,) in enumerate(former)),
     )

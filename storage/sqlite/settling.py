@@ -152,7 +152,10 @@ def extend(work: WriteTransaction, held: Held, until: int) -> None:
 
 
 def _extend(work: WriteTransaction, valid: Sequence[Held], until: int) -> set[int]:
-    """Extend the leases unless they were released or another lease has their key; return the ids of their messages."""
+    """Extend the leases unless they were released or another lease has their key; return the ids of their messages.
+
+    With key_lock "head" several leases may have a key.
+    """
     extended = {held.id for held in valid if held.state == LEASED and held.token > 0}
     ended: dict[str, list[Held]] = {}
     for held in sorted(valid, key=lambda held: held.id):
@@ -164,7 +167,12 @@ def _extend(work: WriteTransaction, valid: Sequence[Held], until: int) -> set[in
         leased = "queue_id = ? AND state = 1 AND key IN (SELECT value FROM json_each(?))"
         tokens = dict(work.all(f"SELECT key, token FROM messages WHERE {leased}", (queue.id, keys)))
         # The key's first message wins, together with all of the same read.
-        renewed = [held for held in group if held.key is None or tokens.setdefault(held.key, held.token) == held.token]
+        locks = queue.settings.key_lock == "run"
+        renewed = [
+            held
+            for held in group
+            if held.key is None or not locks or tokens.setdefault(held.key, held.token) == held.token
+        ]
         extended.update(held.id for held in renewed)
         work.count(queue, leased=len(renewed), **by_state([held.state for held in renewed], each=-1))
     if extended:

@@ -327,7 +327,8 @@ class WriteTransaction:
     def promote(self, queue: QueueRow, keys: Collection[str], ready_since: int | None = None) -> None:
         """Make the first message of each key ready (or delayed, by its own delay) unless one of the key is leased.
 
-        Without `ready_since` it counts as ready since now, and with 0 since its arrival.
+        With key_lock "head", leases of later messages do not matter. Without `ready_since` it counts as ready since
+        now, and with 0 since its arrival.
         """
         if not keys:
             return
@@ -337,8 +338,8 @@ class WriteTransaction:
              WHERE id IN (SELECT (SELECT min(id) FROM messages WHERE queue_id = ?2 AND key = wanted.value)
                             FROM json_each(?3) AS wanted)
                AND state = 3
-               AND NOT EXISTS (SELECT 1 FROM messages AS other
-                                WHERE other.queue_id = ?2 AND other.key = messages.key AND other.state = 1)
+               AND (?5 OR NOT EXISTS (SELECT 1 FROM messages AS other
+                                       WHERE other.queue_id = ?2 AND other.key = messages.key AND other.state = 1))
             RETURNING state
             """,
             (
@@ -346,6 +347,7 @@ class WriteTransaction:
                 queue.id,
                 json.dumps(list(keys), ensure_ascii=False),
                 self.now if ready_since is None else ready_since,
+                queue.settings.key_lock == "head",
             ),
         )
         if rows:
@@ -354,7 +356,7 @@ class WriteTransaction:
 
     def block(self, queue: QueueRow, keys: Collection[str]) -> None:
         """Block the first message of each key unless it is leased, because the lease of a later one was renewed."""
-        if not keys:
+        if not keys or queue.settings.key_lock == "head":
             return
         heads = self.all(
             """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 
 from storage.errors import StaleReceipt
-from storage.model import State
+from storage.model import Receive, State
 from storage.store import Store
 from tests.support.engines import FakeClock
-from tests.support.shorthand import configure, lease, lease_one, new, peek, send, stats, take, texts
+from tests.support.shorthand import configure, in_threads, lease, lease_one, new, peek, send, stats, take, texts
 
 
 def states(store: Store) -> list[State]:
@@ -238,3 +241,113 @@ def test_a_thousand_keys_each_give_their_first(store: Store) -> None:
     store.send("q", [new(f"{place}/{key}", key=str(key)) for place in range(3) for key in range(1_000)])
     assert texts(lease(store, 1_000)) == [f"0/{key}" for key in range(1_000)]
     assert lease(store) == []
+
+
+@pytest.fixture
+def head(store: Store) -> Store:
+    """Return the store, with key_lock "head" in the queue "q"."""
+    configure(store, key_lock="head", max_receives=3)
+    return store
+
+
+def test_with_a_head_lock_the_first_message_is_delivered_again_while_later_ones_are_leased(
+    head: Store, clock: FakeClock
+) -> None:
+    send(head, "1", "2", "3", "4", key="k")
+    one, two, three = lease(head, 3, seconds=10)
+    head.release(one.receipt)
+    assert texts(lease(head, 5, seconds=20)) == ["1"]  # and not 4, which stands behind 2 and 3
+    assert lease(head, 5) == []
+    head.settle(two.receipt)
+    assert lease(head, 5) == []
+    clock.advance(10)  # 3's lease ends before 1's
+    assert lease(head, 5) == []
+    clock.advance(10)
+    assert texts(lease(head, 5)) == ["1", "3", "4"]
+    with pytest.raises(StaleReceipt):
+        head.settle(three.receipt)
+
+
+def test_with_a_head_lock_a_run_ends_before_the_first_leased_message(head: Store) -> None:
+    send(head, "1", "2", "3", "4", "5", key="k")
+    one, two, three, four = lease(head, 4)
+    for held in (two, one):
+        head.release(held.receipt)
+    assert texts(lease(head, 5)) == ["1", "2"]
+    for held in (three, four):
+        head.settle(held.receipt)
+    assert lease(head, 5) == []
+
+
+def test_with_a_head_lock_a_settled_head_leaves_the_key_to_the_leased_one(head: Store) -> None:
+    send(head, "1", "2", "3", key="k")
+    one, two = lease(head, 2)
+    head.settle(one.receipt)
+    assert lease(head, 5) == []
+    head.release(two.receipt)
+    assert texts(lease(head, 5)) == ["2", "3"]
+
+
+def test_with_a_head_lock_a_delayed_head_holds_its_key(head: Store, clock: FakeClock) -> None:
+    send(head, "1", "2", "3", key="k")
+    one, two = lease(head, 2)
+    head.release(one.receipt, 5)
+    head.settle(two.receipt)
+    assert lease(head, 5) == []
+    clock.advance(5)
+    assert texts(lease(head, 5)) == ["1", "3"]
+
+
+def test_with_a_head_lock_the_death_of_the_head_frees_the_next(head: Store) -> None:
+    send(head, "1", "2", "3", key="k")
+    one, two = lease(head, 2)
+    head.release(two.receipt)
+    head.reject(one.receipt)
+    assert texts(lease(head, 5)) == ["2", "3"]
+    assert peek(head, queue="q.dead") == ["1"]
+
+
+def test_with_a_head_lock_an_ended_lease_is_renewed_beside_another(head: Store, clock: FakeClock) -> None:
+    send(head, "1", "2", "3", key="k")
+    one, two = lease(head, 2, seconds=10)
+    head.extend(two.receipt, 60)
+    clock.advance(10)
+    (again,) = lease(head, 5, seconds=20)
+    assert again.text == "1"
+    with pytest.raises(StaleReceipt):
+        head.extend(one.receipt, 60)
+    clock.advance(60)
+    assert peek(head) == ["1", "2", "3"]  # both leases have ended
+    head.extend(two.receipt, 60)
+    assert texts(lease(head, 5)) == ["1"]
+    assert (stats(head).leased, stats(head).blocked, stats(head).ready) == (2, 1, 0)
+    head.ack([two.receipt])
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(1, ["a1"]), (2, ["a1", "a2"]), (4, ["a1", "a2", "a3", "b1"])])
+def test_with_a_head_lock_a_read_takes_one_key_after_the_other(head: Store, limit: int, taken: list[str]) -> None:
+    for text in ("a1", "b1", "a2", "c1", "b2", "a3"):
+        send(head, text, key=text[0])
+    assert texts(lease(head, limit)) == taken
+
+
+def test_with_a_head_lock_each_key_keeps_its_order_under_many_readers(open_again: Callable[[], Store]) -> None:
+    stores = [open_again(), open_again()]
+    configure(stores[0], key_lock="head")
+    stores[0].send("q", [new(f"{number}", key=f"k{number % 5}") for number in range(200)])
+    settled: list[str] = []
+
+    def work(at: Store) -> None:
+        while messages := at.receive(Receive(("q",), 7, 30)):
+            for message in messages:
+                settled.append(message.text)  # in order within a key, as its later ones wait or are in this read
+                at.settle(str(message.receipt))
+
+    failed = [outcome for outcome in in_threads([partial(work, at) for at in stores * 2]) if outcome is not None]
+    assert failed == []
+    while left := take(stores[0], 50):
+        settled += left
+    assert sorted(settled, key=int) == list(map(str, range(200)))
+    for key in range(5):
+        of_key = [int(text) for text in settled if int(text) % 5 == key]
+        assert of_key == sorted(of_key)

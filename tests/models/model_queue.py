@@ -50,6 +50,7 @@ class ModelQueue:
     retention: int | None = None
     delay: int = 0
     dead_letter_expired: bool = False
+    key_lock: str = "run"
     items: list[Item] = field(default_factory=list)  # messages of all queues, by age
     totals: Counter[str] = field(default_factory=Counter)  # of "q"
     known: dict[str, tuple[Item, int]] = field(default_factory=dict)  # by dedup_id; with the time of expiry
@@ -66,8 +67,7 @@ class ModelQueue:
     def state(self, item: Item) -> State:
         if item.leased_until is not None:
             return State.LEASED
-        others = self._of_key(item)
-        if others[0] is not item or any(other.leased_until is not None for other in others):
+        if self._of_key(item)[0] is not item or self._is_locked(item):
             return State.BLOCKED
         return State.DELAYED if item.due > self.now else State.READY
 
@@ -86,7 +86,7 @@ class ModelQueue:
         if item.delivery != delivery or (to_extend and item.released):
             return "stale"
         others = [other for other in self._of_key(item) if other.leased_until is not None]
-        if to_extend and any(other.delivery != delivery for other in others):
+        if to_extend and self._locks_keys(item) and any(other.delivery != delivery for other in others):
             return "stale"  # an ended lease cannot be extended: another reader has the key now
         return "holds"
 
@@ -224,13 +224,26 @@ class ModelQueue:
             and item.due <= self.now
             and not self._is_spent(item)
             and is_next(item)
-            and not any(other.leased_until is not None for other in self._of_key(item))
+            and item.leased_until is None
+            and not self._is_locked(item)
         ]
-        return sorted(ready, key=lambda item: (-item.message.priority, item.number))
+        last = taken[-1].message.key if taken and not self._locks_keys(taken[-1]) else None
+
+        def order(item: Item) -> tuple[bool, int, int]:
+            return last is None or item.message.key != last, -item.message.priority, item.number
+
+        return sorted(ready, key=order)
 
     def _of_key(self, item: Item) -> list[Item]:
         key = item.message.key
         return [item] if key is None else [other for other in self.of(item.queue) if other.message.key == key]
+
+    def _locks_keys(self, item: Item) -> bool:
+        return item.queue != QUEUE or self.key_lock == "run"
+
+    def _is_locked(self, item: Item) -> bool:
+        """Return whether a lease of its key, of whichever message, keeps it back."""
+        return self._locks_keys(item) and any(other.leased_until is not None for other in self._of_key(item))
 
     def _is_spent(self, item: Item) -> bool:
         return item.queue == QUEUE and 0 < self.max_receives <= item.receives

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from storage.errors import MessageLeased, MessageNotFound, QueueNotFound, StaleReceipt
 from storage.model import Message, NewMessage, Receive, State
 from storage.sqlite import column_batches as sqlite_column_batches
+from storage.validation import KEY_LOCKS
 from tests.models.model_queue import SCRATCH, Handle, Item, ModelQueue
 from tests.support.engines import ENGINES, PACE, FakeClock
 
@@ -50,6 +51,7 @@ class Programs(RuleBasedStateMachine):
     """Runs the steps of a program on the store and on the model."""
 
     engine: str
+    key_lock = "run"
     messages = new_messages
 
     def __init__(self) -> None:
@@ -57,12 +59,12 @@ class Programs(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory(prefix="queue-model-", dir=SCRATCH)
         self.clock = FakeClock()
         self.store = ENGINES[self.engine](Path(self.directory.name), self.clock)
-        self.model = ModelQueue(self.clock.now())
+        self.model = ModelQueue(self.clock.now(), key_lock=self.key_lock)
         self.ids: dict[Item, int] = {}
         self.held: list[tuple[str, Handle]] = []
         self.sent = 0
         self.looked_at = 0  # the number of the last compared item
-        self.store.configure("q", {})
+        self.store.configure("q", {"key_lock": self.key_lock})
 
     def teardown(self) -> None:
         self.store.close()
@@ -323,10 +325,16 @@ def test_random_programs_match_the_model(engine: str) -> None:
     )  # shrinking takes minutes, so only the slow test does it
 
 
-@pytest.mark.torture
 @pytest.mark.parametrize("engine", ENGINES)
-def test_many_long_random_programs_match_the_model(engine: str) -> None:
-    _run(_programs(engine), 300 // PACE[engine], 60, Phase.generate, Phase.shrink)
+def test_random_programs_with_head_locks_match_the_model(engine: str) -> None:
+    _run(_programs(engine, "head"), 100 // PACE[engine], 50, Phase.generate)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("key_lock", KEY_LOCKS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_many_long_random_programs_match_the_model(engine: str, key_lock: str) -> None:
+    _run(_programs(engine, key_lock), 300 // PACE[engine], 60, Phase.generate, Phase.shrink)
 
 
 def test_random_programs_on_packed_batches_match_the_model(packed: type[Programs]) -> None:
@@ -338,8 +346,8 @@ def test_many_long_random_programs_on_packed_batches_match_the_model(packed: typ
     _run(packed, 300, 60, Phase.generate, Phase.shrink)
 
 
-def _programs(engine: str) -> type[Programs]:
-    return type("Programs", (Programs,), {"engine": engine})
+def _programs(engine: str, key_lock: str = "run") -> type[Programs]:
+    return type("Programs", (Programs,), {"engine": engine, "key_lock": key_lock})
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ _SETTINGS: Schema = {
     "key_lock": {
         "enum": list(KEY_LOCKS),
         "description": "While a message of a key is leased, deliver none of its others (`run`), or only earlier ones "
-        "that are free again (`head`).",
+        "that are free again (`head`); then a read takes all that it can of one key before the next.",
     },
     "sqs": _strings("Attributes that the SQS endpoint stores, without effect."),
     "tags": _strings("The queue's tags, without effect."),

@@ -167,24 +167,33 @@ BEGIN
     RETURN (SELECT token FROM messages WHERE queue_id = p_queue AND key = p_key AND state = 1 ORDER BY token LIMIT 1);
 END $$;
 
--- Makes the first message of each key ready (or delayed, by its own delay) unless a message of the key is leased.
+-- Returns whether a lease locks all messages of its key; else only those after it.
+CREATE FUNCTION locks_keys(p_queue bigint) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT settings ->> 'key_lock' IS DISTINCT FROM 'head' FROM queues WHERE id = p_queue
+$$;
+
+-- Makes the first message of each key ready (or delayed, by its own delay) unless a lease locks it.
 CREATE FUNCTION promote(p_now bigint, p_queue bigint, p_keys bytea[]) RETURNS void
 LANGUAGE plpgsql SET enable_sort = off AS $$
 DECLARE
+    v_locks boolean;
     v_ready bigint;
     v_all   bigint;
 BEGIN
     IF p_keys IS NULL THEN
         RETURN;
     END IF;
+    v_locks := locks_keys(p_queue);
     WITH promoted AS (
         UPDATE messages AS m SET state = CASE WHEN due_at > p_now THEN 2 ELSE 0 END, due_at = greatest(due_at, p_now)
          WHERE ctid = ANY (ARRAY(SELECT (SELECT ctid FROM messages WHERE queue_id = p_queue AND key = wanted
                                           ORDER BY id NULLS FIRST LIMIT 1)
                                    FROM unnest(p_keys) AS wanted))
            AND state = 3
-           AND (SELECT id FROM messages AS other WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1
-                 ORDER BY token LIMIT 1) IS NULL
+           AND (NOT v_locks
+                OR (SELECT id FROM messages AS other
+                     WHERE other.queue_id = p_queue AND other.key = m.key AND other.state = 1
+                     ORDER BY token LIMIT 1) IS NULL)
         RETURNING state
     )
     SELECT count(*), count(*) FILTER (WHERE state = 0) INTO v_all, v_ready FROM promoted;

@@ -96,7 +96,8 @@ $$;
 
 -- Locks the next messages in order of delivery, up to the first that exceeds p_room bytes (with p_first, at least one);
 -- returns them with the bytes of their texts and fields. A key's later messages compete by their own priority after
--- the earlier ones are taken: each ranks by the largest rank of it and those before it.
+-- the earlier ones are taken: each ranks by the largest rank of it and those before it. With key_lock head it follows
+-- them, before all other keys.
 CREATE FUNCTION choose(
     p_now bigint, p_queue queues, p_limit integer, p_recipient bytea, p_room bigint, p_first boolean,
     OUT spots tid[], OUT ids bigint[], OUT bytes bigint, OUT cut boolean
@@ -104,6 +105,7 @@ CREATE FUNCTION choose(
 DECLARE
     v_most   integer := fewer_than(p_queue);
     v_cutoff bigint := cutoff(p_now, p_queue);
+    v_locks  boolean := p_queue.settings ->> 'key_lock' IS DISTINCT FROM 'head';
     v_heads  tid[]  := heads(p_now, p_queue, p_limit, p_recipient);
 BEGIN
     IF p_limit = 1 THEN  -- a shorter statement for the most frequent read
@@ -124,17 +126,18 @@ BEGIN
           FROM firsts CROSS JOIN LATERAL (
                 SELECT spot, id, priority, size,
                        bool_and((p_recipient IS NULL OR recipient = p_recipient) AND due_at <= p_now
-                                AND NOT expired
+                                AND NOT expired AND state = 3
                                 AND receive_count < v_most) OVER (ORDER BY id NULLS FIRST) AS free
-                  FROM (SELECT ctid AS spot, id, priority, read_size(m) AS size, recipient, due_at, receive_count,
+                  FROM (SELECT ctid AS spot, id, priority, read_size(m) AS size, recipient, due_at, state, receive_count,
                                has_expired(p_now, v_cutoff, m) AS expired FROM messages AS m
                          WHERE queue_id = p_queue.id AND key = firsts.key AND id > firsts.id
                          ORDER BY id NULLS FIRST LIMIT p_limit - 1 FOR UPDATE) AS next
                ) AS behind
          WHERE firsts.key IS NOT NULL AND behind.free
     ), ranked AS (
-        SELECT spot, id, size, max((9 - priority::bigint << 59) + id) OVER (PARTITION BY head ORDER BY id) AS rank
-          FROM chains
+        SELECT spot, id, size, CASE WHEN v_locks THEN max(place) OVER chain ELSE first_value(place) OVER chain END AS rank
+          FROM (SELECT *, (9 - priority::bigint << 59) + id AS place FROM chains) AS placed
+        WINDOW chain AS (PARTITION BY head ORDER BY id)
     ), ordered AS (
         SELECT spot, id, size, row_number() OVER way AS n, sum(size) OVER way AS total
           FROM ranked WINDOW way AS (ORDER BY rank, id)

@@ -204,13 +204,13 @@ BEGIN
     FOR v IN
         SELECT * FROM unnest(v_held) WHERE status = 'held' AND state <> 1 AND token > 0 ORDER BY queue_id, id
     LOOP
-        IF v.state = 3 AND leased_by(v.queue_id, v.key) <> v.token THEN
+        IF v.state = 3 AND locks_keys(v.queue_id) AND leased_by(v.queue_id, v.key) <> v.token THEN
             v_stale := v_stale || v.place;
             CONTINUE;
         END IF;
         UPDATE messages SET state = 1, due_at = p_until WHERE ctid = v.spot;
         PERFORM tally(v.queue_id, -(v.state = 0)::int, 1, -(v.state = 2)::int, -(v.state = 3)::int);
-        IF v.key IS NOT NULL THEN
+        IF v.key IS NOT NULL AND locks_keys(v.queue_id) THEN
             PERFORM block(v.queue_id, v.key);
         END IF;
     END LOOP;

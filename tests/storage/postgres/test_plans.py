@@ -95,6 +95,7 @@ def test_no_verb_reads_a_whole_queue_for_each_message(
     clock = FakeClock()
     read: dict[str, float] = {}
     with closing(PostgresStore(url, clock=clock)) as store:
+        store._upkeep.close()  # it would read too, at times of its own
 
         def rows() -> int:
             store._pool.run("SELECT pg_stat_force_next_flush()")

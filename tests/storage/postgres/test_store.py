@@ -288,6 +288,17 @@ def test_check_finds_wrong_counts_and_messages_without_a_queue(
     assert "1 messages are in no queue" in printed
 
 
+def test_check_accepts_a_free_head_beside_leased_messages_of_its_key(store: Store, url: str) -> None:
+    configure(store, key_lock="head")
+    send(store, "a", "b", key="k")
+    one, _ = lease(store, 2)
+    store.release(one.receipt)
+    assert (stats(store).ready, stats(store).leased) == (1, 1)
+    assert storage_tool(["check", url]) == 0
+    sql(url, "UPDATE queue_service.queues SET settings = '{}'")
+    assert storage_tool(["check", url]) == 1
+
+
 @pytest.mark.parametrize(("arguments", "program"), [(["vacuum"], "autovacuum"), (["backup", "copy"], "pg_dump")])
 def test_commands_that_postgresql_provides_itself_are_refused(
     arguments: list[str], program: str, url: str, capsys: pytest.CaptureFixture[str]

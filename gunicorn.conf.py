@@ -4,8 +4,6 @@ import ctypes
 import os
 import resource
 import signal
-import socket
-import struct
 import sys
 import time
 from contextlib import suppress
@@ -14,30 +12,31 @@ from typing import Any
 from gunicorn import util
 
 from settings import BadSetting, Settings, unknown_variables
-from storage.wakeup_pipes import WakeupPipes
 from web.access.tokens import BadTokens, Tokens
 from web.observability import service_log
 from web.observability.shared_counters import SharedCounters
 from web.server import startup
 from web.server.gunicorn_errors import write_problem
-from web.server.worker import cached_http_date
 
 try:
     _settings = Settings.from_env()
 except BadSetting as fault:
     sys.exit(f"queue_service: {fault}")
 
+_FILES = 20_000  # open files of a worker
+
 # A worker that runs out of file descriptors dies; clients and the threads' database connections use them.
 _least, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
-_files = max(_least, 4_096 if _most == resource.RLIM_INFINITY else min(4_096, _most))
+_files = max(_least, _FILES if _most == resource.RLIM_INFINITY else min(_FILES, _most))
 resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most))
 
 wsgi_app = "handler:app"
 bind = _settings.bind
 workers = _settings.workers
-worker_class = "web.server.worker.Worker"  # a gthread: a waiting read holds a thread, not a process
+worker_class = "web.server.worker.Worker"
+http_parser = "python"  # an installed C parser would apply other rules
 threads = _settings.threads
-worker_connections = max(threads + 10, min(1_000, _files - 3 * threads - 100))  # open; more wait in the backlog
+worker_connections = max(threads + 10, _files - 3 * threads - 100)  # open; a new one beyond them closes idle ones
 keepalive = 20  # s between two requests of a connection; idle ones count as worker_connections too
 graceful_timeout = 25  # s for running requests at a stop; waiting reads end at once, so only slow clients need it
 timeout = 30  # s without a worker's heartbeat until the master kills it; no limit on a request
@@ -52,11 +51,8 @@ accesslog = None  # gunicorn's line would cost more than the request
 logger_class = service_log.logger_class(_settings.log)
 
 util.write_error = write_problem
-util.http_date = cached_http_date
 
 _shared_counters = SharedCounters()  # every worker adds to them, /metrics returns them
-_wakeup_pipes = WakeupPipes(workers + 8)  # workers wake each other's waiting readers; a reload needs some more
-_CLIENT_TIMEOUT = 4  # s a thread waits for more of a request, or for the client to accept more of a reply
 _MMAP_FROM = 1024 * 1024  # bytes
 
 
@@ -77,26 +73,18 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Limit the time that a client which stops sending or reading can hold a thread.
-
-    Connections inherit these limits at no cost; Python's own timeouts need three system calls each time.
-    """
     if (sentence := startup.open_listener(_settings, server.LISTENERS)) is not None:
         sys.exit(f"queue_service: {sentence}")
     server.log.info("%s", startup.summary(_settings, str(server.LISTENERS[0])))
-    for listener in server.LISTENERS:
-        for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            listener.sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _CLIENT_TIMEOUT, 0))
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    worker.counters, worker.wakeup_pipe = _shared_counters.take(), _wakeup_pipes.take()
+    worker.counters = _shared_counters.take()
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Free the worker's counters and pipe. The master calls this however the worker ended."""
+    """Free the worker's counters. The master calls this however the worker ended."""
     worker.counters.free()
-    _wakeup_pipes.release(worker.wakeup_pipe)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -108,10 +96,11 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Open the store before the first request, and end waiting reads when a signal stops the worker."""
+    """Open the store before the first request."""
     _return_large_blocks()
     try:
-        worker.wsgi.counters, worker.wsgi.wakeup_pipe = worker.counters, worker.wakeup_pipe
+        worker.wsgi.counters, worker.wsgi.scheduler = worker.counters, worker.loop
+        worker.wsgi.pollers = worker_connections * 3 // 4  # leave connections for other clients
         store = worker.wsgi.unrestricted_store
     except Exception as fault:
         # The master could open the database, so this may be temporary: it starts another worker.
@@ -119,46 +108,12 @@ def post_worker_init(worker: Any) -> None:
         time.sleep(1)
         sys.exit(1)
     store.on_failure(lambda: os.kill(os.getpid(), signal.SIGTERM))  # the master starts a fresh worker
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        before = signal.getsignal(number)
-
-        def stop(received: int, frame: Any, before: Any = before) -> None:
-            store.stop_waiting()
-            before(received, frame)
-
-        signal.signal(number, stop)
-    _end_with_the_master(worker)
-
-
-def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
-    """End the waiting reads of a worker that has reached max_requests, because its successor waits for it."""
-    if not worker.alive:
-        worker.wsgi.unrestricted_store.stop_waiting()
 
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Close the store: the last process that closes it checkpoints the log into the database."""
     if getattr(worker, "wsgi", None) is not None:  # not set if the application failed to load
         worker.wsgi.close()
-
-
-def _end_with_the_master(worker: Any) -> None:
-    """Stop a worker as by SIGTERM when its master was killed, and close the port at once.
-
-    gunicorn's own worker keeps the port for graceful_timeout, longer than the next master tries to bind it.
-    """
-    is_parent_alive = worker.is_parent_alive
-
-    def is_master_alive() -> bool:
-        if is_parent_alive():
-            return True
-        worker.set_accept_enabled(False)
-        for listener in worker.sockets:
-            listener.close()
-        os.kill(os.getpid(), signal.SIGTERM)
-        return False
-
-    worker.is_parent_alive = is_master_alive
 
 
 def _return_large_blocks() -> None:

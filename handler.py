@@ -50,7 +50,8 @@ def _mount_messages(app: Bottle, service: Application) -> None:
     def receive(queue: str | None = None) -> HTTPResponse:
         ask, batch = request_parsing.ask(request.environ, queue)
         messages = service.store.receive(ask, service.once(), connection_check(request.environ))
-        return responses.delivery(messages, ask, batch, wanted(request.environ, NDJSON, RUNS))
+        kind = wanted(request.environ, NDJSON, RUNS)
+        return service.build(lambda: responses.delivery(messages, ask, batch, kind))
 
     @app.route("/messages", method="HEAD")
     @app.route("/queues/<queue>/messages", method="HEAD")
@@ -62,7 +63,8 @@ def _mount_messages(app: Bottle, service: Application) -> None:
         request_parsing.nothing(request.environ)
         steps = request_parsing.transaction(request.environ, content := service.body())
         done = service.store.transact(*steps, service.once(content), connection_check(request.environ))
-        return responses.transacted(done, steps.receive, wanted(request.environ, RUNS))
+        kind = wanted(request.environ, RUNS)
+        return service.build(lambda: responses.transacted(done, steps.receive, kind))
 
 
 def _mount_receipts(app: Bottle, service: Application) -> None:

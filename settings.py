@@ -26,8 +26,8 @@ class Settings:
     database_url: str = "sqlite:///queue.db"  # QUEUE_DATABASE_URL, or else DATABASE_URL
     host: str = "127.0.0.1"  # QUEUE_HOST: an IP address
     port: int = 5000  # PORT
-    workers: int = 3  # WEB_CONCURRENCY: processes; while one commits the others continue
-    threads: int = 64  # QUEUE_THREADS: in each process
+    workers: int = 2  # WEB_CONCURRENCY: processes; while one commits the other continues
+    threads: int = 64  # QUEUE_THREADS: in each process, for large requests
     max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
     allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve other machines without access control
     tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: parsed in web/access/tokens.py
@@ -55,11 +55,6 @@ class Settings:
     def has_tokens(self) -> bool:
         """Return whether requests need a token."""
         return bool(self.tokens or self.tokens_file)
-
-    @property
-    def pollers(self) -> int:
-        """Return how many readers may wait in a process: half its threads, so that writers always have some."""
-        return max(1, self.threads // 2)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import select
 import socket
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.load import Load, request, run, run_together
+from benchmarks.memory import resident
 from benchmarks.processes import cpu_of_tree
 from benchmarks.report import Figure, Result, compare, ms, ours_to_other, per_second, percentile
 from benchmarks.server import Service, service
@@ -28,6 +32,9 @@ WRITERS, READERS = 16, 32
 SECONDS = 2.0  # of mixed load, and of writers alone, in a round
 POLLERS, IDLE = 50, 10.0  # seconds
 MOST_IDLE = 2.0  # % of a core
+CROWD, CROWD_QUEUES = 10_000, 100
+CROWD_SETTLES, CROWD_IDLE = 5.0, 5.0  # seconds; the readers wait for 20
+MOST_EACH, MOST_CROWD_IDLE, MOST_CROWD_P99 = 20.0, 3.0, 20.0  # KiB, % of a core, ms
 WRITE = request("POST", "/messages", json.dumps({"text": "x" * 60}).encode())
 POLL = request("GET", "/messages?wait=20")
 SHORT_POLL = request("GET", "/messages?wait=1")
@@ -36,7 +43,9 @@ READ = request("GET", "/messages")
 
 def long_polls() -> list[Result]:
     with service() as server:
-        return [_woken(server), _mixed(server), _idle(server)]
+        found = [_woken(server), _mixed(server), _idle(server)]
+    with service() as server:
+        return [*found, _crowd(server)]
 
 
 def _woken(server: Service) -> Result:
@@ -194,8 +203,44 @@ def _idle(server: Service) -> Result:
     )
 
 
-def _share_of_core(server: Service) -> float:
+def _crowd(server: Service) -> Result:
+    """Measure many readers in many queues. A final message to each queue wakes one, which proves that they waited."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(CROWD)]
+        before = resident(server)
+        for number, reader in enumerate(readers):
+            reader.sendall(request("GET", f"/queues/crowd{number % CROWD_QUEUES}/messages?wait=20"))
+        time.sleep(CROWD_SETTLES)
+        each = (resident(server) - before) * 1024 / CROWD
+        idle = _share_of_core(server, CROWD_IDLE)
+        load = run(server.port, WRITE, 1, CROWD_IDLE)
+        for number in range(min(CROWD, CROWD_QUEUES)):
+            with socket.create_connection(("127.0.0.1", server.port)) as writer:
+                _request(writer, WRITE.replace(b"/messages", b"/queues/crowd%d/messages" % number))
+        woken = select.poll()
+        for reader in readers:
+            woken.register(reader, select.POLLIN)
+        time.sleep(CROWD_SETTLES / 10)
+        if len(woken.poll(0)) != min(CROWD, CROWD_QUEUES):
+            raise RuntimeError(f"{min(CROWD, CROWD_QUEUES)} messages woke {len(woken.poll(0))} readers")
+    p99 = percentile(load.latencies, 0.99)
+    return Result(
+        "measured",
+        "",
+        [
+            Figure("memory of each", f"{each:.1f} KiB", "", each, at_most=MOST_EACH, unit="KiB"),
+            Figure(
+                "CPU while no message arrives", f"{idle:.2f} %", "", idle, at_most=MOST_CROWD_IDLE, unit="% of a core"
+            ),
+            Figure("a write: p99", ms(p99), "", p99 * 1000, at_most=MOST_CROWD_P99, unit="ms"),
+        ],
+        f"{CROWD:,} readers wait in {CROWD_QUEUES} queues",
+    )
+
+
+def _share_of_core(server: Service, seconds: float = 0.0) -> float:
     """Return the service's CPU as a percentage of one core."""
     used, start = cpu_of_tree(server.pid), time.perf_counter()
-    time.sleep(IDLE)
+    time.sleep(seconds or IDLE)
     return 100 * (cpu_of_tree(server.pid) - used) / (time.perf_counter() - start)

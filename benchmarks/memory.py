@@ -28,7 +28,7 @@ def memory() -> list[Result]:
             caller.send("default", batch_of(BATCH))
             caller.ack(caller.lease("default", BATCH))
             if passed >= WARM_UP and passed % STEP == 0:
-                sizes.append(_resident(server))
+                sizes.append(resident(server))
     base = sizes[0]
     furthest = max(sizes, key=lambda size: abs(size - base))
     off = abs(furthest - base)
@@ -36,7 +36,7 @@ def memory() -> list[Result]:
     return [Result("furthest", f"after {WARM_UP:,}", [figure])]
 
 
-def _resident(server: Service) -> float:
+def resident(server: Service) -> float:
     """Return the resident memory of all workers in MiB."""
     kib = 0
     for pid in server.workers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import apsw
 
 from handler import mount_routes
 from settings import Settings
+from storage.scheduling import Scheduler
 from storage.sqlite.disk.group_commit import GroupCommit
 from storage.sqlite.store import SqliteStore
 from storage.sqlite.transaction import WriteTransaction
@@ -30,13 +32,20 @@ class OneTransactionEach(GroupCommit[WriteTransaction]):
     """Replaces the group commit."""
 
     def __init__(
-        self, connect: Callable[[], apsw.Connection], work: Callable[[apsw.Connection], WriteTransaction]
+        self,
+        connect: Callable[[], apsw.Connection],
+        work: Callable[[apsw.Connection], WriteTransaction],
+        scheduler: Scheduler,
     ) -> None:
+        self._scheduler = scheduler
         self._connect = connect
         self._work = work
         self._thread = threading.local()
 
     def run(self, operation: Callable[[WriteTransaction], T]) -> T:
+        return self._scheduler.call(lambda: self._run(operation))
+
+    def _run(self, operation: Callable[[WriteTransaction], T]) -> T:
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -56,11 +65,10 @@ class OneTransactionEach(GroupCommit[WriteTransaction]):
 
 
 class PlainStore(SqliteStore):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._commits = OneTransactionEach(
-            self._file.connect, lambda connection: WriteTransaction(connection, self._clock)
-        )
+    def __init__(self, path: Path, scheduler: Scheduler) -> None:
+        super().__init__(path, scheduler=scheduler)
+        work = partial(WriteTransaction, clock=self._clock)
+        self._commits = OneTransactionEach(self._file.connect, work, scheduler)
 
 
 class PlainApplication(Application):
@@ -72,7 +80,7 @@ class PlainApplication(Application):
         with self._opening:
             if self._store is None:
                 path = self.settings.database_url.removeprefix("sqlite:///")
-                self._store = PlainStore(Path(path))
+                self._store = PlainStore(Path(path), self.scheduler)
             return self._store
 
 

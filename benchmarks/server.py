@@ -61,7 +61,7 @@ def service(app: str = "handler:app", database: Path | None = None, tree: Path =
 def settings() -> str:
     """Describe the settings that affect the figures."""
     return (
-        f"settings  gunicorn gthread, {Settings.from_env().workers} workers of {Settings.from_env().threads} threads; "
+        f"settings  {Settings.from_env().workers} workers, a loop and {Settings.from_env().threads} threads in each; "
         "SQLite WAL, synchronous=FULL: every reply after its fsync"
     )
 

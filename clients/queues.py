@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Literal, TypedDict
 from urllib.parse import urlencode
 
@@ -27,7 +28,9 @@ class QueueSettings(TypedDict):
     max_message_bytes: int | None  # of a text, in UTF-8
     dedup_content: bool  # a message without a dedup_id has the SHA-256 of its text
     dedup_scope: Literal["queue", "key"]  # in which a dedup_id is remembered
-    key_lock: Literal["run", "head"]  # what a key's lease blocks: the whole key, or only what no read has reached
+    key_lock: Literal[
+        "run", "head"
+    ]  # run: a lease blocks the whole key; head: not earlier messages that are free again
     wait: float  # of SQS clients' reads that name none
     sqs: Mapping[str, str]  # attributes of SQS without effect
     tags: Mapping[str, str]

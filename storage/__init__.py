@@ -7,28 +7,28 @@ from typing import Any
 
 from storage.contents import Source, Target
 from storage.errors import UnusableDatabase
+from storage.scheduling import Scheduler
 from storage.store import Engine
-from storage.wakeup_pipes import WakeupPipe
 
 __all__ = ["is_postgres", "location_of", "maintenance_for", "open_source", "open_store", "open_target", "path_of"]
 
 
-def open_store(url: str, *, pollers: int = 32, wakeup_pipe: WakeupPipe | None = None) -> Engine:
+def open_store(url: str, *, pollers: int = 32, scheduler: Scheduler | None = None) -> Engine:
     """Open the store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
 
-    At most `pollers` readers wait at once. `wakeup_pipe` belongs to this process and reaches the others. Open the store
-    in each process, after any fork. Raises UnusableDatabase with the reason.
+    At most `pollers` readers wait at once. A server that runs many requests in one thread passes its `scheduler`. Open
+    the store in each process, after any fork. Raises UnusableDatabase with the reason.
     """
     if is_postgres(url):
         try:
             from storage.postgres.store import PostgresStore  # load an engine only when a URL names it
         except ModuleNotFoundError as fault:
             raise UnusableDatabase(f"PostgreSQL needs '{fault.name}', which is not installed") from fault
-        return PostgresStore(url, pollers=pollers, wakeup_pipe=wakeup_pipe)
+        return PostgresStore(url, pollers=pollers, scheduler=scheduler)
     path = path_of(url)
     from storage.sqlite.store import SqliteStore
 
-    return SqliteStore(path, pollers=pollers, wakeup_pipe=wakeup_pipe)
+    return SqliteStore(path, pollers=pollers, scheduler=scheduler)
 
 
 def open_source(url: str) -> Source:

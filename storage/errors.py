@@ -140,3 +140,7 @@ class UnusableDatabase(StoreError):
 
 class Unsound(StoreError):
     """A check found faults; `str()` has one line for each."""
+
+
+class TakesLong(Exception):
+    """An operation would delay others too long; its group must run in a thread."""

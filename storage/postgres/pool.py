@@ -31,6 +31,7 @@ from storage.errors import (
     Unavailable,
 )
 from storage.model import REQUEST_WINDOW, IdempotencyKey
+from storage.scheduling import Scheduler
 from storage.size_budget import LargeRead
 
 T = TypeVar("T")
@@ -101,7 +102,8 @@ class WriteTransaction:
 class Pool:
     """This process's connections. Any thread may call `run`, `read` and `transact`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # called after each transaction
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             connection_string(url),
@@ -156,6 +158,9 @@ class Pool:
             self.observe(1, time.perf_counter() - began)
 
     def _retry(self, work: Callable[[Connection], T]) -> T:
+        return self._scheduler.call(lambda: self._attempt(work))
+
+    def _attempt(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 connection = self._pool.getconn()

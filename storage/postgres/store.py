@@ -34,12 +34,12 @@ from storage.postgres.clock import SharedClock
 from storage.postgres.pool import Pool, WriteTransaction, scalar
 from storage.postgres.schema import prepare
 from storage.postgres.upkeep import CatchUp, Hints, QueueSnapshot, Upkeep
+from storage.scheduling import Scheduler, Threads
 from storage.size_budget import read_reserved
 from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
 from storage.store import Observer
 from storage.validation import MAX_PAGE
 from storage.waiting import Subscription, Waiting, receive_after
-from storage.wakeup_pipes import WakeupPipe
 
 T = TypeVar("T")
 
@@ -50,13 +50,16 @@ class PostgresStore:
     """The Store on PostgreSQL. Open one in each process, after any fork."""
 
     def __init__(
-        self, url: str, *, pollers: int = 32, clock: Clock | None = None, wakeup_pipe: WakeupPipe | None = None
+        self, url: str, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler | None = None
     ) -> None:
         """Open the database. At most `pollers` readers wait at once. Raises UnusableDatabase."""
         connection_info = prepare(url)
-        self._pool = Pool(connection_info)
+        scheduler = scheduler or Threads()
+        self._pool = Pool(connection_info, scheduler)
         self._clock: Clock = clock or SharedClock(self._pool)
-        self._waiting = Waiting(lambda: QueueSnapshot(connection_info, self._pool, self._clock), pollers, wakeup_pipe)
+        self._waiting = Waiting(
+            lambda: QueueSnapshot(connection_info, self._pool, self._clock), pollers, scheduler, looking_with=Threads()
+        )
         self._hints = Hints(self._pool)
         self._catch_up = CatchUp(self._pool, self._clock, self._notify_readers)
         self._upkeep = Upkeep(self._pool, self._clock, self._catch_up.step)

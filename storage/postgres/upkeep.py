@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -55,6 +55,9 @@ class QueueSnapshot:
             return False
         self._query_at = now + (POLL_EVERY if self._hints_arrive else POLL_WITHOUT)
         return True
+
+    def in_use(self, queues: Sequence[str]) -> Sequence[str]:
+        return queues
 
     def availability(self, subscription: Subscription, most: int) -> Availability:
         now = self._clock.now()

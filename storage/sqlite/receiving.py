@@ -15,7 +15,7 @@ from storage.model import Message, QueueSettings, Receipt, Receive
 from storage.size_budget import LargeRead, SizeBudget
 from storage.sqlite import column_batches
 from storage.sqlite.column_batches import BatchRow
-from storage.sqlite.expiry import Cutoff, bring_up_to_date, find_cutoff, remove_undeliverable
+from storage.sqlite.expiry import SHARE, Cutoff, bring_up_to_date, find_cutoff, remove_undeliverable
 from storage.sqlite.transaction import LEASED, QUICK_BYTES, SIZE_READ, QueueRow, WriteTransaction, int_array
 from storage.validation import MAX_BATCH, MAX_RECIPIENTS
 
@@ -55,7 +55,7 @@ def take_from_queues(
             break
         if bring_up_to_date(work, row):
             return Messages(taken) if taken else None
-        remove_undeliverable(work, row)
+        remove_undeliverable(work, row, min(SHARE, work.budget))
         work.note_use(row)
         taken += (found := take(work, row, left, ask.recipient, _lease_ms(ask, row.settings), budget))
         left -= len(Messages(found))
@@ -76,6 +76,7 @@ def take(
             return list(first.values())
     chosen = _choose(work, queue, limit, recipient, budget)
     budget.check()
+    work.take_time(budget.size)
     rows = [candidate for candidate in chosen if isinstance(candidate, Candidate)]
     packed = [candidate for candidate in chosen if isinstance(candidate, BatchRow)]
     taken: dict[int, Message | ColumnBatch] = {}

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from storage.column_batches import NewColumnBatch, plain_form, size_of
-from storage.errors import DiskFull, InvalidInput, QueueFull
+from storage.errors import DiskFull, InvalidInput, QueueFull, TakesLong
 from storage.model import CHUNK, STATES, NewMessage, QueueSettings, Sent
 from storage.sqlite import column_batches
 from storage.sqlite.expiry import bring_up_to_date, remove_undeliverable
@@ -174,6 +174,8 @@ def _check_limits(work: WriteTransaction, queue: QueueRow, count: int, size: int
         raise DiskFull
     if queue.settings.max_messages is None and queue.settings.max_bytes is None:
         return queue
+    if work.is_quick and _exceeded_limit(queue, count, size):
+        raise TakesLong
     if _exceeded_limit(queue, count, size):  # remove expired messages first; upkeep removes the rest of very many
         bring_up_to_date(work, queue)
         remove_undeliverable(work, work.queue(queue.name), CHUNK)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 import apsw
 
 from storage.clock import Clock
@@ -22,6 +26,13 @@ class QueueSnapshot:
         version: int = self._connection.pragma("data_version")
         before, self._version = self._version, version
         return version != before
+
+    def in_use(self, queues: Sequence[str]) -> list[str]:
+        rows: list[tuple[Any, ...]] = self._connection.execute(
+            "SELECT name FROM queues WHERE name IN (SELECT value FROM json_each(?)) AND ready + leased + delayed > 0",
+            (json.dumps(queues),),
+        ).fetchall()
+        return [name for (name,) in rows]
 
     def availability(self, subscription: Subscription, most: int) -> Availability:
         work = WriteTransaction(self._connection, self._clock)

@@ -34,6 +34,7 @@ from storage.model import (
     State,
     Transacted,
 )
+from storage.scheduling import Scheduler, Threads
 from storage.size_budget import SizeBudget, read_reserved
 from storage.sqlite import inspection, queues, redriving, replies, settling
 from storage.sqlite.disk.committer import Committer
@@ -49,8 +50,7 @@ from storage.sqlite.upkeep import Upkeep
 from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
 from storage.store import Observer
 from storage.validation import MAX_PAGE, MAX_READ_BYTES
-from storage.waiting import LOOK_EVERY, LOOK_SELDOM, Subscription, Waiting, receive_after
-from storage.wakeup_pipes import WakeupPipe
+from storage.waiting import Subscription, Waiting, receive_after
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class SqliteStore:
     """The Store on a SQLite file. Open one in each process, after any fork."""
 
     def __init__(
-        self, path: Path, *, pollers: int = 32, clock: Clock | None = None, wakeup_pipe: WakeupPipe | None = None
+        self, path: Path, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler | None = None
     ) -> None:
         """Open the database. At most `pollers` readers wait at once. Raises UnusableDatabase."""
         self._file = DatabaseFile(path)
@@ -71,13 +71,11 @@ class SqliteStore:
         self._failed: Callable[[], None] = lambda: None
         self._scanned: dict[int, int] = {}  # see inspection.describe
         self._memory: ReadMemory | None = None
-        look_every = LOOK_SELDOM if wakeup_pipe and wakeup_pipe.is_shared else LOOK_EVERY
-        self._waiting = Waiting(
-            lambda: QueueSnapshot(self._file.connect(), self._clock), pollers, wakeup_pipe, look_every
-        )
+        self._scheduler = scheduler or Threads()
+        self._waiting = Waiting(lambda: QueueSnapshot(self._file.connect(), self._clock), pollers, self._scheduler)
         self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
         self._readers = Readers(self._file.connect, self._committer.give_up)
-        self._commits: GroupCommit[WriteTransaction] = GroupCommit(self._committer.run_group)
+        self._commits: GroupCommit[WriteTransaction] = GroupCommit(self._committer.run_group, self._scheduler)
         self._upkeep = Upkeep(self._file.connect, self._clock, self._commits, self._committer.give_up)
 
     # -- messages

@@ -17,7 +17,7 @@ import apsw
 
 from storage.clock import Clock
 from storage.codec import read_settings
-from storage.errors import IdempotencyMismatch, QueueNotFound
+from storage.errors import IdempotencyMismatch, QueueNotFound, TakesLong
 from storage.model import CHUNK, REQUEST_WINDOW, STATES, IdempotencyKey, QueueSettings, dead_letter_name, rfc3339
 from storage.size_budget import LargeRead
 
@@ -28,7 +28,8 @@ ARRIVED = "coalesce(arrived_at, sent_at)"  # SQL
 SIZE = "octet_length(text) + coalesce(octet_length(fields), 0)"  # SQL: bytes, as in max_bytes
 SIZE_READ = f"{SIZE} + coalesce(octet_length(deaths), 0)"  # SQL: bytes that a read returns
 
-QUICK_BYTES = 128 * 1024  # most bytes of a message that one statement finds and takes
+QUICK_BYTES = 128 * 1024  # bytes that an operation may process while others wait
+QUICK_BUDGET = 100  # due messages that a transaction may move while others wait
 
 _TOTALS = ("bytes", "sent", "received", "acked", "expired", "dead_lettered")
 _COUNTED = {name: place for place, name in enumerate(STATES + _TOTALS)}
@@ -72,6 +73,7 @@ class WriteTransaction:
         self.woken: set[str] = set()
         self.up_to_date: set[int] = set()  # queues for which nothing is due at `now`
         self.swept: set[int] = set()  # queues that had their share of deferrable work
+        self.is_quick = False  # other tasks wait for it
         self.budget = CHUNK  # due messages that this transaction may still move
         self._queues: dict[str, QueueRow] = {}
         self._counts: dict[int, list[int]] = {}  # changes to write, by queue
@@ -101,6 +103,15 @@ class WriteTransaction:
         self.up_to_date.discard(queue.id)
         self.swept.discard(queue.id)
         self._queues.pop(queue.name, None)
+
+    def hurry(self) -> None:
+        """Limit this transaction to a few milliseconds, because other tasks wait for it."""
+        self.is_quick, self.budget = True, QUICK_BUDGET
+
+    def take_time(self, size: int) -> None:
+        """Raise TakesLong if other tasks wait and an operation must process this many bytes."""
+        if self.is_quick and size > QUICK_BYTES:
+            raise TakesLong
 
     def all(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         """Return all rows at once: an open cursor would hold the transaction, and RETURNING has no order."""
@@ -221,6 +232,7 @@ class WriteTransaction:
             raise IdempotencyMismatch
         if size > reserved:
             raise LargeRead(size)
+        self.take_time(size)
         return json.loads(
             self.execute("SELECT reply FROM replies WHERE queue_id = ? AND key = ?", (scope, once.key)).get
         )

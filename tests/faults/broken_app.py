@@ -35,14 +35,17 @@ class AcknowledgesTooEarly(Committer):
         threading.Thread(target=self._commit_late, daemon=True).start()
 
     def _transact(
-        self, tickets: Sequence[Ticket[WriteTransaction]], gather: Callable[[], Sequence[Ticket[WriteTransaction]]]
-    ) -> set[str]:
+        self,
+        tickets: Sequence[Ticket[WriteTransaction]],
+        gather: Callable[[], Sequence[Ticket[WriteTransaction]]],
+        may_wait: bool,
+    ) -> tuple[set[str], list[Ticket[WriteTransaction]]]:
         with self._turn:
             if not self._connection.in_transaction:
                 self._connection.execute("BEGIN IMMEDIATE")
             work = WriteTransaction(self._connection, self._clock)
             self._run_apart(work, tickets)
-        return set()
+        return set(), []
 
     def _commit_late(self) -> None:
         while True:

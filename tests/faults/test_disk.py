@@ -169,12 +169,17 @@ class Injection(NamedTuple):
     def __str__(self) -> str:
         return f"{self.error} of {self.call} on queue.db{self.file}"
 
+    def after(self, calls: int) -> str:
+        """Return strace's expression that makes the calls of each thread fail from this one on."""
+        return f"inject={self.call}:error={self.error}:when={calls}+"
+
     @property
     def rare(self) -> bool:
         """Return whether only a checkpoint makes this call."""
         return self.file == ""
 
 
+HEALTHY_WITHIN = 2.0  # seconds
 COMMIT_FAILS = Injection("fdatasync", "EIO", "-wal")
 CHECKPOINT_FAILS = Injection("fdatasync", "EIO", "")
 NO_ROOM_IN_LOG = Injection("pwrite64", "ENOSPC", "-wal")
@@ -208,8 +213,9 @@ def test_a_write_that_could_not_be_committed_is_not_acknowledged__row_10(
         for _ in range(times):
             time.sleep(random.uniform(0.1, 0.4))
             pid = _worker_of(worker)
-            with _injected(worker, pid, injection, first=random.randint(1, 2 if injection.rare else 30)) as is_injected:
-                await_true(is_injected)
+            after = injection.after(random.randint(1, 2 if injection.rare else 30))
+            with _injected(worker, pid, injection.call, injection.file, after) as happened:
+                await_true(happened)
                 if injection.error == "EIO":
                     await_true(lambda: _worker_of(worker) not in (0, pid))  # noqa: B023
             await_true(lambda: _ask(worker, "GET", "/ready").status == 200)
@@ -223,20 +229,49 @@ def test_a_write_that_could_not_be_committed_is_not_acknowledged__row_10(
     _assert_sound(worker.database)
 
 
+@pytest.mark.parametrize("seconds", [4, pytest.param(20, marks=LONG)])
+def test_a_disk_that_stalls_loses_nothing_and_kills_no_worker(
+    seconds: int, worker: LiveServer, tmp_path: Path, add_row: AddRow
+) -> None:
+    """The only worker is inside a commit all the time. It answers new clients that ask whether it is alive."""
+    stall, slowest = f"inject=fdatasync:delay_enter={seconds}s:when=20", 0.0
+    with Load(worker.port, tmp_path / "histories") as load:
+        load.write(4).read().read(lease=seconds + 10.0)
+        pid = _worker_of(worker)
+        with _injected(worker, pid, "fdatasync", "-wal", stall) as happened:
+            log = worker.directory / "strace"
+            await_true(lambda: log.stat().st_size > 0 and time.time() - log.stat().st_mtime > 0.5)  # no commit ends
+            assert not happened()
+            ends = time.monotonic() + seconds - 1.5
+            while time.monotonic() < ends:
+                began = time.monotonic()
+                assert _ask(worker, "GET", "/health").status == 200
+                slowest = max(slowest, time.monotonic() - began)
+            await_true(happened)
+        await_true(lambda: _ask(worker, "GET", "/ready").status == 200)
+        verdict = load.finish()
+        assert _worker_of(worker) == pid
+    assert not any('"unknown"' in path.read_text() for path in (tmp_path / "histories").iterdir())
+    add_row(fault=f"a disk that stalls for {seconds} s: /health after {slowest:.2f} s", times=1, **verdict.figures)
+    assert verdict.faultless, verdict
+    assert slowest < HEALTHY_WITHIN
+    worker.stop()
+    _assert_sound(worker.database)
+
+
 @contextmanager
-def _injected(server: LiveServer, pid: int, injection: Injection, first: int) -> Iterator[Callable[[], bool]]:
-    """Make each thread's calls fail from its `first` on; yield a function that returns whether one has failed."""
+def _injected(server: LiveServer, pid: int, call: str, file: str, what: str) -> Iterator[Callable[[], bool]]:
+    """Change calls of the process on this file of the database; yield a function that returns whether one changed."""
     log = server.directory / "strace"
     log.unlink(missing_ok=True)
     log.touch()
-    call, error, file = injection
     tracing = subprocess.Popen(
         ["strace", "-f", "-qq", "-o", log, "-p", str(pid), "-P", f"{server.database}{file}",
-         "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={first}+"],
+         "-e", f"trace={call}", "-e", what],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        yield lambda: "INJECTED" in log.read_text()
+        yield lambda: "INJECTED" in log.read_text() or "DELAYED" in log.read_text()
     finally:
         try:
             with suppress(ProcessLookupError):

@@ -20,6 +20,7 @@ import pytest
 import handler
 from settings import Settings
 from storage.errors import Busy, InvalidInput
+from storage.scheduling import Threads
 from storage.validation import MAX_BATCH
 from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
@@ -131,7 +132,7 @@ def test_an_impossible_body_is_refused_where_it_begins(monkeypatch: pytest.Monke
 
 def test_a_read_that_lacked_memory_makes_slow_clients_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "WAIT", 0.05)
-    shared = budget.MemoryBudget(1)
+    shared = budget.MemoryBudget(1, Threads())
     shared.take(budget.REPLIES, wait=False)
     assert not shared.replies_are_wanted
     with ThreadPoolExecutor(1) as other, pytest.raises(Busy):
@@ -196,14 +197,14 @@ def test_a_large_reply_without_free_memory_is_busy_and_takes_nothing(monkeypatch
 
 
 def test_a_large_reply_keeps_its_memory_reserved_until_it_was_sent() -> None:
-    budgeted = budget.MemoryBudget(1)
+    budgeted = budget.MemoryBudget(1, Threads())
 
     def call() -> list[bytes]:
         budgeted.take(100, wait=True)
         budgeted.keep(60)
         return [b"reply"]
 
-    reply = budgeted.run(call)
+    reply = budgeted.run({}, call)
     assert list(reply) == [b"reply"]
     assert budgeted._replies._free == budget.REPLIES - 60
     reply.close()  # type: ignore[attr-defined]  # WSGI calls it where there is one

@@ -6,6 +6,7 @@ with shorter timeouts.
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 import time
@@ -23,22 +24,19 @@ ANSWERED_WITHIN = 10.0  # seconds (row 26)
 
 SHORT_TIMEOUTS = """
 from pathlib import Path
-from web.server import worker
-assert 0.4 < worker.READ_TIMEOUT and 0.2 < worker.LEAST_READ_TIMEOUT
-worker.READ_TIMEOUT, worker.LEAST_READ_TIMEOUT = 0.4, 0.2
-worker.LEAST_RATE = worker.HURRIED_RATE = 10_000_000
+from web.server import connection
+assert 0.4 < connection.READ_TIMEOUT and 0.2 < connection.LEAST_READ_TIMEOUT
+connection.READ_TIMEOUT, connection.LEAST_READ_TIMEOUT = 0.4, 0.2
+connection.LEAST_RATE = connection.HURRIED_RATE = 10_000_000
 exec(Path("gunicorn.conf.py").read_text())
-assert 1 < _CLIENT_TIMEOUT
-_CLIENT_TIMEOUT = 1
 """
 
 HIGH_RATE = """
-from web.server import worker
-assert worker.LEAST_RATE < 100_000 < worker.HURRIED_RATE
-worker.READ_TIMEOUT, worker.HURRIED_RATE = 0.4, 10_000_000
+from web.server import connection
+assert connection.LEAST_RATE < 100_000 < connection.HURRIED_RATE
+connection.READ_TIMEOUT, connection.HURRIED_RATE = 0.4, 10_000_000
 from pathlib import Path
 exec(Path("gunicorn.conf.py").read_text())
-_CLIENT_TIMEOUT = 1
 """
 
 HEAD = b"POST /queues/slow/messages HTTP/1.1\r\nHost: q\r\nContent-Type: application/json\r\n"
@@ -212,6 +210,40 @@ def test_silent_clients_hold_no_thread(server: LiveServer, clients: ExitStack) -
     for _ in range(10 * THREADS):
         connected(server, clients)
     assert seconds_until_answered(server) < ANSWERED_WITHIN / 2  # 40 connections of 0.1 s on 4 threads take one second
+
+
+def test_slow_bodies_of_any_rate_and_a_crowd_of_readers_delay_no_other_client__row_30(clients: ExitStack) -> None:
+    """Bodies of both framings need a thread. All these clients, and the readers, share one worker."""
+    bodies, readers = 300, 1_200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4_096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    framings = [b"Content-Length: 8000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n7a1200\r\n"]
+    stop = threading.Event()
+    with LiveServer({"WEB_CONCURRENCY": "1", "QUEUE_THREADS": str(THREADS)}) as server:
+        for _ in range(readers):
+            connected(server, clients, b"GET /queues/crowd/messages?wait=20 HTTP/1.1\r\nHost: q\r\n\r\n")
+        slow = [connected(server, clients, HEAD + framings[place % 2]) for place in range(bodies)]
+
+        def feed() -> None:
+            """Send 10 bytes to 100 kB a second."""
+            while not stop.wait(0.1):
+                for place, connection in enumerate(slow):
+                    with suppress(OSError):
+                        connection.send(b"x" * max(1, 10 ** (place % 6) // 10), socket.MSG_DONTWAIT)
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        try:
+            for _ in range(20):
+                assert seconds_until_answered(server) < 2.0
+                began = time.monotonic()
+                sent = HEAD.replace(b"slow", b"quick") + b"Content-Length: 13\r\n\r\n" + b'{"text": "x"}'
+                assert send_request(server, sent).startswith(b"HTTP/1.1 200 ")
+                assert time.monotonic() - began < 2.0
+                time.sleep(0.2)
+        finally:
+            stop.set()
+            feeder.join()
+            clients.close()  # a stop would wait for them
 
 
 @pytest.mark.slow

@@ -143,7 +143,11 @@ class ModelQueue:
 
     def reschedule(self, item: Item, delay: int) -> None:
         if delay or self.state(item) is not State.READY:
-            item.due, item.ready_since, item.released = self.now + delay, None, True  # its ended lease cannot be extended
+            item.due, item.ready_since, item.released = (
+                self.now + delay,
+                None,
+                True,
+            )  # its ended lease cannot be extended
         self.settle_down()
 
     def delete(self, item: Item) -> None:

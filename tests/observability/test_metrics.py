@@ -302,8 +302,9 @@ def test_waiting_readers_of_all_processes_are_counted(three: LiveServer, queue: 
             reader.start()
         await_true(lambda: live(three)["queue_readers_waiting",] == 6)
         values = live(three)
-        assert values["queue_requests_running",] == 7  # including this scrape
-        assert (values["queue_readers_limit",], values["queue_requests_limit",]) == (3 * 32, 3 * 64)
+        assert values["queue_requests_running",] == 1  # this scrape
+        assert values["queue_readers_limit",] > 3 * 1_000
+        assert values["queue_requests_limit",] == 3 * 64
         client.send_many(["x"] * 6)
         for reader in readers:
             reader.join()

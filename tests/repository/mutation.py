@@ -43,7 +43,7 @@ TESTS: dict[str, list[str]] = {
         "tests/storage/test_clock_steps.py", "tests/faults/test_clock.py", "tests/storage/test_waiting.py",
         "tests/storage/test_tools.py",
     ],
-    r"storage/(waiting|wakeup_pipes)\.py": [
+    r"storage/(waiting|scheduling)\.py": [
         "tests/storage/test_waiting.py", "tests/conformance", "-k", "waiting or sqlite",
         "tests/storage/test_wake_ups.py",
     ],

@@ -103,7 +103,7 @@ def test_clients_import_each_other_relatively_so_that_they_may_be_installed_unde
 
 
 def test_handler_and_web_import_no_database_and_no_client() -> None:
-    allowed = {"storage", "web", "settings", "bottle", "gunicorn", "apig_wsgi", "prometheus_client"}
+    allowed = {"storage", "web", "settings", "bottle", "greenlet", "gunicorn", "apig_wsgi", "prometheus_client"}
     assert refused(("handler.py", "web"), allowed) == []
     assert [str(one) for one in imports("web") if one.top == "handler"] == []
 

@@ -14,10 +14,8 @@ import pytest
 
 from storage.errors import TooManyPollers
 from storage.model import Message, Receive
-from storage.sqlite import store as sqlite_store
 from storage.sqlite.store import SqliteStore
 from storage.store import Store
-from storage.wakeup_pipes import WakeupPipes
 from tests.support.live import REPOSITORY
 from tests.support.shorthand import configure, lease_one, new, send, stats, take
 
@@ -341,108 +339,3 @@ def test_waiting_uses_little_processor_time(pool: ThreadPoolExecutor, store: Sql
     before = time.process_time()
     assert [poll.texts() for poll in polls] == [[]] * 20
     assert time.process_time() - before < 0.3  # a busy loop would use the whole second
-
-
-# Wake-up pipes between the processes of one service.
-
-
-@pytest.fixture
-def connected_stores(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SqliteStore]]:
-    """Open two stores that share wake-up pipes and poll too seldom to see each other's commits."""
-    monkeypatch.setattr(sqlite_store, "LOOK_SELDOM", 600.0)
-    wakeup_pipes = WakeupPipes(2)
-    stores = [SqliteStore(path, wakeup_pipe=wakeup_pipes.take()) for _ in range(2)]
-    yield stores
-    for store in stores:
-        store.close()
-
-
-def test_a_commit_through_one_store_wakes_a_reader_of_the_other(
-    connected_stores: list[SqliteStore], pool: ThreadPoolExecutor
-) -> None:
-    for reader, writer in (connected_stores, reversed(connected_stores)):
-        for text in ("a", "b"):
-            poll = Poll(pool, reader, request())
-            time.sleep(0.05)  # the reader's first check is over
-            began = time.monotonic()
-            send(writer, text)
-            assert poll.texts() == [text]
-            assert poll.delay_after(began) < SOON
-
-
-def test_a_commit_wakes_only_processes_with_waiting_readers(path: Path, pool: ThreadPoolExecutor) -> None:
-    wakeup_pipes = WakeupPipes(2)
-    mine, other = wakeup_pipes.take(), wakeup_pipes.take()
-    store = SqliteStore(path, wakeup_pipe=other)
-    send(store, "a")
-    assert not mine.wait(0)
-    mine.wanted(True)
-    send(store, "b")
-    assert mine.wait(0)
-    assert not mine.wait(0)
-    mine.wanted(False)
-    send(store, "c")
-    assert not mine.wait(0)
-    store.close()
-
-
-def test_a_full_wakeup_pipe_does_not_delay_a_commit(path: Path) -> None:
-    wakeup_pipes = WakeupPipes(2)
-    mine, other = wakeup_pipes.take(), wakeup_pipes.take()
-    mine.wanted(True)  # and then never reads its pipe, like a stopped or busy process
-    for _ in range(200_000):
-        other.wake_others()
-    store = SqliteStore(path, wakeup_pipe=other)
-    assert send(store, "a") == [1]
-    store.close()
-    while mine.wait(0):
-        pass
-
-
-def test_the_wakeup_pipe_of_an_ended_process_goes_to_its_successor(path: Path, pool: ThreadPoolExecutor) -> None:
-    wakeup_pipes = WakeupPipes(1)
-    ended = wakeup_pipes.take()
-    ended.wanted(True)
-    surplus = wakeup_pipes.take()
-    assert (ended.is_shared, surplus.is_shared) == (True, False)
-    wakeup_pipes.release(surplus)
-    wakeup_pipes.release(ended)
-    assert list(wakeup_pipes.waiting) == [0]
-    assert wakeup_pipes.take() is ended
-
-
-def test_a_process_without_a_shared_pipe_wakes_others_and_polls_for_their_commits(
-    path: Path, pool: ThreadPoolExecutor
-) -> None:
-    wakeup_pipes = WakeupPipes(1)
-    first, second = (SqliteStore(path, wakeup_pipe=wakeup_pipes.take()) for _ in range(2))
-    for reader, writer in ((first, second), (second, first)):
-        poll = Poll(pool, reader, request())
-        time.sleep(0.05)
-        began = time.monotonic()
-        send(writer, "a")
-        assert poll.texts() == ["a"]
-        assert poll.delay_after(began) < SOON
-    first.close()
-    second.close()
-
-
-FORKED = f"""
-import os
-from storage.wakeup_pipes import WakeupPipes
-
-wakeup_pipes = WakeupPipes(2)
-parents, childs = wakeup_pipes.take(), wakeup_pipes.take()
-if os.fork() == 0:
-    childs.wanted(True)
-    os._exit(0 if childs.wait({LONG}) else 1)
-while not wakeup_pipes.waiting[1]:
-    pass
-parents.wake_others()
-raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
-"""
-
-
-def test_a_wakeup_pipe_works_in_a_forked_process() -> None:
-    """Fork in a separate program, because this process has threads."""
-    assert subprocess.run([sys.executable, "-c", FORKED], cwd=REPOSITORY, timeout=2 * LONG, check=False).returncode == 0

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from storage import waiting as module
 from storage.errors import TooManyPollers
+from storage.scheduling import Threads
 from storage.waiting import Availability, Subscription, Waiting
-from storage.wakeup_pipes import WakeupPipe, WakeupPipes
 
 LONG = 5.0  # seconds, far less than the checking thread sleeps without a wake-up
 NEVER = 600.0
@@ -48,6 +48,9 @@ class MemorySnapshot:
         self.rounds += 1
         return False
 
+    def in_use(self, queues: Sequence[str]) -> Sequence[str]:
+        return queues
+
     def availability(self, subscription: Subscription, most: int) -> Availability:
         self.before_check()
         with self._guard:
@@ -66,14 +69,10 @@ class Readers:
     """Run readers that wait for the messages in memory, each in its own thread."""
 
     def __init__(
-        self,
-        snapshot: MemorySnapshot,
-        capacity: int = 8,
-        wakeup_pipe: WakeupPipe | None = None,
-        look_every: float = NEVER,
+        self, snapshot: MemorySnapshot, capacity: int = 8, scheduler: Threads | None = None, look_every: float = NEVER
     ) -> None:
         self.snapshot = snapshot
-        self.waiting = Waiting(lambda: snapshot, capacity, wakeup_pipe, look_every)
+        self.waiting = Waiting(lambda: snapshot, capacity, scheduler, look_every)
         self._pool = ThreadPoolExecutor(16)
 
     def begin(
@@ -154,41 +153,24 @@ def test_a_message_sent_between_a_readers_claim_and_its_wait_wakes_it(readers: R
     assert other.result(LONG) == ["b"]
 
 
-class PromptWakeupPipe(WakeupPipe):
-    """While `prompt` is true, return from `wake` only after the check: the worst moment for the caller."""
-
-    def __init__(self, snapshot: MemorySnapshot) -> None:
-        super().__init__()
-        self.prompt = False
-        self._snapshot = snapshot
-
-    def wake(self) -> None:
-        before = self._snapshot.checks
-        super().wake()
-        if self.prompt:
-            wait_until(lambda: self._snapshot.checks > before)
-
-
-def test_a_reader_whose_message_is_taken_by_another_gets_the_next(snapshot: MemorySnapshot) -> None:
+def test_a_reader_whose_message_is_taken_by_another_gets_the_next(readers: Readers) -> None:
     """The next message arrives while the reader is awake for the first, so another wake-up has no effect."""
-    wakeup_pipe = PromptWakeupPipe(snapshot)
-    readers = Readers(snapshot, wakeup_pipe=wakeup_pipe)
     claims = 0
 
     def claim() -> list[str]:
         nonlocal claims
         claims += 1
-        wakeup_pipe.prompt = claims == 2
         if claims != 2:
-            return snapshot.take("q")
-        assert snapshot.take("q") == ["stolen"]
+            return readers.snapshot.take("q")
+        assert readers.snapshot.take("q") == ["stolen"]
+        checks = readers.snapshot.checks
         readers.put("q", "next")
+        wait_until(lambda: readers.snapshot.checks > checks)  # the check for it is over: the worst moment
         return []
 
     reader = readers.begin("q", claim=claim)
     readers.put("q", "stolen")
     assert reader.result(LONG) == ["next"]
-    readers.close()
 
 
 def test_a_reader_that_disconnects_leaves_the_message_to_the_next_reader(readers: Readers) -> None:
@@ -275,7 +257,7 @@ def test_readers_are_woken_although_opening_the_snapshot_fails_at_first(
 
 
 def test_a_disconnected_reader_is_noticed_without_a_message(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PRESENCE_EVERY", 0.01)
+    monkeypatch.setattr(Threads, "presence_every", 0.01)
     connected = threading.Event()
     connected.set()
     began = time.monotonic()
@@ -302,31 +284,6 @@ def test_a_reader_that_returns_makes_room_for_another(snapshot: MemorySnapshot) 
         readers.put("q", text)
         assert reader.result(LONG) == [text]
     assert counted == [1, 0, 1, 0]
-    readers.close()
-
-
-def test_other_processes_wake_a_process_only_while_it_has_a_waiting_reader(snapshot: MemorySnapshot) -> None:
-    wakeup_pipes = WakeupPipes(2)
-    mine, other = wakeup_pipes.take(), wakeup_pipes.take()
-    readers = Readers(snapshot, wakeup_pipe=mine)
-    reader = readers.begin("q")
-    assert list(wakeup_pipes.waiting) == [1, 0]
-    snapshot.put("q", "a")
-    other.wake_others()
-    assert reader.result(LONG) == ["a"]
-    assert list(wakeup_pipes.waiting) == [0, 0]
-    readers.close()
-
-
-def test_a_commit_that_makes_no_message_ready_wakes_no_other_process(snapshot: MemorySnapshot) -> None:
-    wakeup_pipes = WakeupPipes(2)
-    mine, other = wakeup_pipes.take(), wakeup_pipes.take()
-    readers = Readers(snapshot, wakeup_pipe=mine)
-    other.wanted(True)
-    readers.waiting.notify(set())
-    assert not other.wait(0)
-    readers.waiting.notify({"q"})
-    assert other.wait(0)
     readers.close()
 
 

@@ -14,6 +14,7 @@ from storage.validation import QUEUE_NAME
 from web.native.request import CrossOrigin, Environ, Prefetch, UnknownHost, WireError
 
 HARMLESS = ("/", "/docs", "/openapi.json")  # any page may link to these, and a browser may prefetch them
+_PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 _READ = re.compile(r"(?:/queues/([^/]+))?/messages")
 _QUEUE = re.compile(rf"(?:(?!queue=)[^&]*&)*queue=({QUEUE_NAME.pattern})(?:&.*)?")
 
@@ -42,8 +43,9 @@ def objection(environ: Environ, *, only_local_names: bool, is_action: bool = Fal
 
 def page_instead(environ: Environ) -> str | None:
     """Return the page of a queue to redirect to, for a browser that opens a read; else None."""
-    read = _READ.fullmatch(environ.get("PATH_INFO", ""))
-    if read is None or environ["REQUEST_METHOD"] != "GET" or not _is_navigation(environ):
+    if environ["REQUEST_METHOD"] != "GET" or not _is_navigation(environ):
+        return None
+    if (read := _READ.fullmatch(environ.get("PATH_INFO", ""))) is None:
         return None
     named = _QUEUE.fullmatch(environ.get("QUERY_STRING", ""))
     queue = read[1] or (named[1] if named else "default")
@@ -52,8 +54,8 @@ def page_instead(environ: Environ) -> str | None:
 
 def _is_ahead(environ: Environ) -> bool:
     """Return whether a browser marks the request as a prefetch, a prerender or a preview."""
-    purposes = " ".join(environ.get(f"HTTP_{name}", "") for name in ("SEC_PURPOSE", "PURPOSE", "X_PURPOSE", "X_MOZ"))
-    return any(word in purposes.lower() for word in ("prefetch", "prerender", "preview"))
+    purposes = " ".join([environ[name].lower() for name in _PURPOSES if name in environ])
+    return bool(purposes) and any(word in purposes for word in ("prefetch", "prerender", "preview"))
 
 
 def _is_navigation(environ: Environ) -> bool:
@@ -72,10 +74,11 @@ def _is_same_origin(environ: Environ, host: str, *, is_action: bool) -> bool:
     if origin is not None:
         return bool(host) and origin.lower().partition("://")[2] == host
     # They also omit the Origin for a picture or a script; our own page has neither.
-    is_read = _READ.fullmatch(environ.get("PATH_INFO", "")) is not None and environ["REQUEST_METHOD"] == "GET"
     if is_action:
         return not _is_browser(environ)
-    return not (is_read and _is_browser(environ)) or _is_navigation(environ)
+    if environ["REQUEST_METHOD"] != "GET" or not _is_browser(environ) or _is_navigation(environ):
+        return True
+    return _READ.fullmatch(environ.get("PATH_INFO", "")) is None
 
 
 def _is_browser(environ: Environ) -> bool:

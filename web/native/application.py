@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
-from bottle import Bottle, HTTPResponse, request
+from bottle import Bottle, HTTPError, HTTPResponse, request
 
 from settings import Settings
 from storage import errors, open_store
 from storage.model import IdempotencyKey
+from storage.scheduling import Scheduler, Threads
 from storage.store import Engine, Store
-from storage.wakeup_pipes import WakeupPipe
 from web.access import authentication, csrf
 from web.access.authorization import AuthorizedStore
 from web.access.tokens import Tokens
@@ -24,6 +24,8 @@ from web.native.request import GRANT, Environ, read_idempotency_key
 from web.observability import access_log
 from web.observability.access_log import Handler
 from web.observability.shared_counters import SharedCounters, WorkerCounters
+
+POLLERS = 32  # readers that may wait at once, if each holds a thread
 
 
 class Application:
@@ -38,14 +40,14 @@ class Application:
         self._settings = settings
         self._store = store
         self._opening = threading.Lock()
-        self.wakeup_pipe: WakeupPipe | None = None  # gunicorn.conf.py sets one that other processes write to
+        self.scheduler: Scheduler = Threads()  # gunicorn.conf.py sets the worker's loop …
+        self.pollers = POLLERS  # … and how many readers may wait in it
         self.bottle = Bottle()
-        self.handler: Handler = self.bottle  # `mount` may put another before it, with routes of its own
+        self.handler: Handler = self._run  # `mount` may put another before it, with routes of its own
         self.more_routes: list[Any] = []
+        self.bottle.uninstall(True)  # no route needs its plugins
         self.bottle.install(_answer_faults)
         self.bottle.install(authentication.Guard(lambda: self.access))
-        self.bottle.default_error_handler = problem_of_routing
-        self.bottle.add_hook("before_request", lambda: _refuse_strangers(self.settings))
         mount(self.bottle, self)
         if store is not None:
             self._attach(store)
@@ -55,7 +57,7 @@ class Application:
         # Bottle would route /messages%ff and /queues/a/messages%0a to a read, which removes a message.
         if "//" in path or "\n" in path or not _is_utf8(path):
             environ["PATH_INFO"] = "/no/such/route"
-        return self.budget.run(lambda: self._recorder(self.handler, environ, start_response))
+        return self.budget.run(environ, lambda: self._recorder(self.handler, environ, start_response))
 
     @property
     def settings(self) -> Settings:
@@ -91,9 +93,7 @@ class Application:
         if self._store is None:
             with self._opening:
                 if self._store is None:
-                    store = open_store(
-                        self.settings.database_url, pollers=self.settings.pollers, wakeup_pipe=self.wakeup_pipe
-                    )
+                    store = open_store(self.settings.database_url, pollers=self.pollers, scheduler=self.scheduler)
                     self._store = self._attach(store)
         return self._store
 
@@ -108,7 +108,38 @@ class Application:
 
     @cached_property
     def budget(self) -> MemoryBudget:
-        return MemoryBudget(self.settings.max_body)
+        return MemoryBudget(self.settings.max_body, self.scheduler)
+
+    def _run(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Run the route of a request. Bottle's own code around it would take longer than most routes do."""
+        environ["PATH_INFO"] = environ["PATH_INFO"].encode("latin-1").decode()
+        request.bind(environ)
+        try:
+            _refuse_strangers(self.settings)
+            environ["bottle.route"], environ["route.url_args"] = self.bottle.router.match(environ)
+            reply = environ["bottle.route"].call(**environ["route.url_args"])
+        except HTTPError as fault:  # no such route
+            reply = problem_of_routing(fault)
+        except HTTPResponse as raised:
+            reply = raised
+        except Exception as fault:  # an error while the reply to another was built
+            reply = problem_of(fault)
+        headers, body = reply.headerlist, reply.body or b""
+        if isinstance(body, bytes) and reply.status_code != 204:
+            headers.append(("Content-Length", str(len(body))))
+        start_response(reply.status_line, headers)
+        if not body or environ["REQUEST_METHOD"] == "HEAD":
+            return []
+        return [body] if isinstance(body, bytes) else body
+
+    def build(self, make: Callable[[], HTTPResponse]) -> HTTPResponse:
+        """Return the reply of `make`; call it in a thread if the reply may be long."""
+        return self.scheduler.call(make) if self.scheduler.current().is_heavy else make()
+
+    def resume(self, environ: Environ) -> None:
+        """Continue with this request, after others have run in the same thread."""
+        request.environ = environ
+        self.budget.resume(environ)
 
     def body(self) -> bytes:
         """Return the body of the current request. Raises the same errors as MemoryBudget.read_body."""

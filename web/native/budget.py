@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from storage.errors import Busy
+from storage.scheduling import Scheduler
 from web.native.decoding import structure
 from web.native.request import PIECE, Environ, read_body
 
@@ -20,6 +21,7 @@ WAIT = 2.0  # seconds to wait for memory
 WANTED_FOR = 10.0  # seconds that a pool counts as short of memory after a refusal
 SMALL = PIECE  # bytes of a body that needs no reservation
 VALUE = 100  # estimated bytes of memory of a name, string, number, array or object
+_SHARES = "queue_service.shares"  # in the environ
 COPIES = 3  # of the text: decoded, in the message, and written to the database
 
 
@@ -59,20 +61,21 @@ class MemoryPool:
 class MemoryBudget:
     """The memory of a process for bodies and replies; a request returns its shares after the reply.
 
-    The store uses it as its ReadMemory. One thread must run a request from its start to its reply.
+    The store uses it as its ReadMemory. Requests that take turns in one thread call `resume` when they continue.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Create a budget for bodies of at most `limit` bytes."""
+    def __init__(self, limit: int, scheduler: Scheduler) -> None:
+        """Create a budget for bodies of at most `limit` bytes. Requests wait with `scheduler`."""
         self._limit = limit
+        self._scheduler = scheduler
         self._bodies, self._objects = MemoryPool(max(BODIES, limit)), MemoryPool(OBJECTS)
         self._replies = MemoryPool(REPLIES)
         self._request = threading.local()
 
-    def run(self, call: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
+    def run(self, environ: Environ, call: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
         """Run a request and return its reply. Closing the reply, or an error, releases the request's shares."""
         shares: dict[MemoryPool, _Share] = {}
-        self._request.shares = shares
+        self._request.shares = environ[_SHARES] = shares
         try:
             reply = call()
         except BaseException:
@@ -81,11 +84,18 @@ class MemoryBudget:
         held = [share for share in shares.values() if share.taken]
         return _Held(reply, held) if held else reply
 
+    def resume(self, environ: Environ) -> None:
+        """Continue with this request, after others have run in the same thread."""
+        self._request.shares = environ[_SHARES]
+
     def read_body(self, environ: Environ) -> bytes:
         """Return the request's body once there is memory for it and its values.
 
         Raises Busy, and the errors of web.native.request.read_body.
         """
+        length = environ.get("CONTENT_LENGTH", "")
+        if length.isdigit() and len(length) <= 5 and int(length) <= SMALL:
+            return read_body(environ, self._limit)
         body = read_body(environ, self._limit, self._share(self._bodies).grow)
         if len(body) > SMALL:
             objects = len(body) * _width(body) * COPIES + structure(body) * VALUE
@@ -100,7 +110,11 @@ class MemoryBudget:
     def take(self, size: int, *, wait: bool) -> None:
         """Replace the request's share for its reply by one of `size` bytes. Raises Busy."""
         self.keep(0)
-        self._share(self._replies).take(size, wait=wait)
+        share = self._share(self._replies)
+        if wait:
+            self._scheduler.call(lambda: share.take(size))
+        else:
+            share.take(size, wait=False)
 
     def keep(self, size: int) -> None:
         """Reduce the request's share for its reply to `size` bytes."""

@@ -61,6 +61,8 @@ class Query:
     def __init__(self, environ: Environ) -> None:
         raw = environ.get("QUERY_STRING", "")
         self._values: dict[str, list[str]] = {}
+        if not raw:
+            return
         if _BROKEN_PERCENT.search(raw) or not raw.isascii():
             raise InvalidInput("the query must be percent-encoded UTF-8")
         try:

@@ -14,7 +14,7 @@ from storage import column_batches
 from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sent, Transacted, rfc3339
 from web.native.request import JSON, NDJSON, RUNS
 
-_quoted = json.JSONEncoder(ensure_ascii=False).encode  # a string as JSON
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # a value as JSON
 PIECE = 65_536  # characters encoded as JSON at once
 WHOLE = 1_048_576  # characters of a reply that is made before it is sent
 RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 because too many readers are waiting
@@ -25,7 +25,7 @@ def nothing(**headers: str) -> HTTPResponse:
 
 
 def value(content: object, headers: dict[str, str] | None = None) -> HTTPResponse:
-    return _text(json.dumps(content, ensure_ascii=False), headers=headers)
+    return _text(_quoted(content), headers=headers)
 
 
 def text(content: str, kind: str) -> HTTPResponse:

@@ -60,7 +60,7 @@ METRICS = {
     ),
     "queue_commit_operations": ("histogram", "Operations in one commit."),
     "queue_processes": ("gauge", "Worker processes."),
-    "queue_requests_running": ("gauge", "Requests that hold a thread, including waiting reads."),
+    "queue_requests_running": ("gauge", "Running requests, without the reads that wait for a message."),
     "queue_requests_limit": ("gauge", "Requests that all threads together can run."),
     "queue_readers_waiting": ("gauge", "Reads that wait for a message."),
     "queue_readers_limit": ("gauge", "Reads that may wait at once."),
@@ -95,6 +95,8 @@ class Service(Protocol):
     @property
     def store(self) -> Listing: ...
 
+    pollers: int
+
     @property
     def unrestricted_store(self) -> Lifecycle: ...
 
@@ -111,7 +113,7 @@ def mount(app: Bottle, service: Service) -> None:
     def scraped() -> HTTPResponse:
         request_parsing.nothing(request.environ)
         routes = [f"{route.method} {access_log.rule_of(route)}" for route in service.routes]
-        limits = Limits(service.settings.threads, service.settings.pollers)
+        limits = Limits(service.settings.threads, service.pollers)
         disk = service.unrestricted_store.disk
         exposed = exposition(service.store, disk, service.counters.counts.total(), routes, limits, VERSION)
         return responses.text(exposed, CONTENT_TYPE)
@@ -182,7 +184,7 @@ def _of_processes(total: Total, limits: Limits) -> Iterator[Metric]:
     yield _histograms("queue_commit_seconds", [({}, COMMIT_SECONDS, total.commits)])
     yield _histograms("queue_commit_operations", [({}, COMMIT_OPERATIONS, total.operations)])
     yield _plain("queue_processes", total.processes)
-    yield _plain("queue_requests_running", total.running)
+    yield _plain("queue_requests_running", max(0.0, total.running - total.waiting))
     yield _plain("queue_requests_limit", total.processes * limits.threads)
     yield _plain("queue_readers_waiting", total.waiting)
     yield _plain("queue_readers_limit", total.processes * limits.pollers)

@@ -20,11 +20,10 @@ OURS, OTHER = "another queue_service", "another program"
 
 
 def summary(settings: Settings, address: str) -> str:
-    """Describe in one line what is served: version, address, database, access and waiting readers."""
+    """Describe in one line what is served: version, address, database and access."""
     return (
         f"queue_service {VERSION} at {address} (open it in a browser for the page), "
-        f"messages in {location_of(settings.database_url)}, access for {_access(settings)}, "
-        f"up to {settings.pollers * settings.workers} waiting readers"
+        f"messages in {location_of(settings.database_url)}, access for {_access(settings)}"
     )
 
 

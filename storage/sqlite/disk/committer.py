@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import apsw
 
 from storage.clock import Clock
-from storage.errors import Busy, DiskFull, Moved, Unavailable
+from storage.errors import Busy, DiskFull, Moved, TakesLong, Unavailable
 from storage.sqlite.disk.file import DatabaseFile
 from storage.sqlite.disk.group_commit import Ticket
 from storage.sqlite.transaction import WriteTransaction
@@ -46,7 +46,7 @@ class Committer:
         self._connection = file.connect()
         # A hook replaces SQLite's own checkpoint after a commit, which does not report its errors.
         self._connection.set_wal_hook(self._note_log)
-        self._pages_in_log = 0
+        self._pages_in_log, self._checkpoint_from = 0, CHECKPOINT_FROM
         self.broken = False
         self._committed_at = -math.inf
 
@@ -58,15 +58,18 @@ class Committer:
         self,
         tickets: Sequence[Ticket[WriteTransaction]],
         gather: Callable[[], Sequence[Ticket[WriteTransaction]]] = lambda: (),
+        may_wait: bool = True,
     ) -> Sequence[Ticket[WriteTransaction]]:
         """Run the operations in one transaction and commit it; the changes of an operation that fails are undone.
 
-        Set the result or error of each ticket. If the lock was not free by the earliest deadline, return the tickets
-        that have time left.
+        Set the result or error of each ticket that it ran. Return the others for the next turn: those with time left if
+        the lock was not free by the earliest deadline, and without `may_wait` those that could take long.
         """
+        if not may_wait and self._pages_in_log >= self._checkpoint_from:
+            return tickets
         group = list(tickets)
         try:
-            woken = self._transact(group, gather)
+            woken, left = self._transact(group, gather, may_wait)
         except (apsw.IOError, apsw.CorruptError) as fault:
             self.give_up(fault)
             _refuse(group, fault)
@@ -77,10 +80,13 @@ class Committer:
         except Exception as fault:
             if len(group) == 1:
                 _refuse(group, fault)
+            elif not may_wait:
+                return group
             else:
-                self._run_each_alone(group)
+                return self._run_each_alone(group)
         else:
             self._committed(woken)
+            return left
         return []
 
     def give_up(self, fault: Exception) -> None:
@@ -95,12 +101,18 @@ class Committer:
         self._connection.close()
 
     def _transact(
-        self, tickets: list[Ticket[WriteTransaction]], gather: Callable[[], Sequence[Ticket[WriteTransaction]]]
-    ) -> set[str]:
+        self,
+        tickets: list[Ticket[WriteTransaction]],
+        gather: Callable[[], Sequence[Ticket[WriteTransaction]]],
+        may_wait: bool,
+    ) -> tuple[set[str], list[Ticket[WriteTransaction]]]:
         if self.broken:
             raise Unavailable("the disk failed; the service is stopping")
-        with self._begun(min(ticket.deadline for ticket in tickets)) as work:  # the earliest deadline holds for all
+        deadline = min(ticket.deadline for ticket in tickets) if may_wait else 0.0  # the earliest holds for all
+        with self._begun(deadline) as work:
             before = self._connection.total_changes()
+            if not may_wait:
+                work.hurry()
             tickets += gather()  # these arrived while this process waited for the lock
             try:
                 if not self._run_together(work, tickets):
@@ -118,19 +130,24 @@ class Committer:
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                self._checkpoint(SMALL_LOG if work.nearly_full else CHECKPOINT_FROM)
-        return work.woken
+                self._checkpoint_from = SMALL_LOG if work.nearly_full else CHECKPOINT_FROM
+                if may_wait:
+                    self._checkpoint()
+        left = [ticket for ticket in tickets if isinstance(ticket.error, TakesLong)]
+        for ticket in left:
+            ticket.task.is_heavy = True
+        return work.woken, left
 
     def _note_log(self, connection: apsw.Connection, database: str, pages: int) -> int:
         self._pages_in_log = pages
         return apsw.SQLITE_OK
 
-    def _checkpoint(self, least: int) -> None:
-        """Copy a log of at least `least` pages into the database, so that the next transaction starts it anew.
+    def _checkpoint(self) -> None:
+        """Copy a large log into the database, so that the next transaction starts it anew.
 
         Call this before the lock is released: after a commit of another process, the log would grow further.
         """
-        if self._pages_in_log < least:
+        if self._pages_in_log < self._checkpoint_from:
             return
         self._pages_in_log = 0
         try:
@@ -201,10 +218,9 @@ class Committer:
         if isinstance(fault, apsw.IOError | apsw.CorruptError) or not self._connection.in_transaction:
             raise fault
 
-    def _run_each_alone(self, tickets: Sequence[Ticket[WriteTransaction]]) -> None:
+    def _run_each_alone(self, tickets: Sequence[Ticket[WriteTransaction]]) -> Sequence[Ticket[WriteTransaction]]:
         """Run each operation in its own transaction, so that only the one that lost the group's transaction fails."""
-        for ticket in tickets:
-            self.run_group([ticket])
+        return [left for ticket in tickets for left in self.run_group([ticket])]
 
 
 def _refuse(tickets: Sequence[Ticket[WriteTransaction]], fault: Exception) -> None:

@@ -29,7 +29,10 @@ class FileLock:
 
     @contextmanager
     def held(self, deadline: float | None = None) -> Iterator[bool]:
-        """Hold the lock for the block; yield False if the deadline (monotonic; None: no limit) passes first."""
+        """Hold the lock for the block; yield False if the deadline (monotonic; None: no limit) passes first.
+
+        A deadline of 0 does not wait, and keeps no place in the kernel's queue.
+        """
         held = self._acquire(deadline)
         try:
             yield held
@@ -51,8 +54,12 @@ class FileLock:
                     fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return True
                 except BlockingIOError:
+                    if deadline == 0:
+                        return False
                     self._queueing = True
                     threading.Thread(target=self._wait_in_queue, name="queue-lock", daemon=True).start()
+            if deadline == 0:
+                return False
             self._wanted = True
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             self._changed.wait_for(lambda: self._held, left)

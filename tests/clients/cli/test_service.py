@@ -47,7 +47,7 @@ def test_a_wrong_value_of_a_flag_is_one_sentence(
 
 
 def test_each_flag_of_serve_is_a_setting() -> None:
-    values = {"QUEUE_HOST": "127.0.0.2", "PORT": "7", "QUEUE_DATABASE_URL": "sqlite:///x", "WEB_CONCURRENCY": "2",
+    values = {"QUEUE_HOST": "127.0.0.2", "PORT": "7", "QUEUE_DATABASE_URL": "sqlite:///x", "WEB_CONCURRENCY": "5",
               "QUEUE_TOKENS_FILE": "t", "QUEUE_ACCESS_LOG": "json", "QUEUE_LOG": "json"}  # fmt: skip
     assert {variable for variable, _ in service.FLAGS.values()} == set(values)
     for variable, value in values.items():

@@ -21,6 +21,7 @@ from storage.postgres.clock import SharedClock
 from storage.postgres.maintenance import check
 from storage.postgres.pool import Pool
 from storage.postgres.store import PostgresStore
+from storage.scheduling import Threads
 from storage.store import Store
 from tests.support.engines import FakeClock
 from tests.support.live import await_true
@@ -448,7 +449,7 @@ def test_a_deletion_waits_for_a_setting_that_would_close_a_circle(
 
 
 def test_a_nodes_time_stands_still_while_the_shared_time_is_corrected_backwards(url: str, store: Store) -> None:
-    pool = Pool(url)
+    pool = Pool(url, Threads())
     try:
         clock = SharedClock(pool)
         shown = clock.now()

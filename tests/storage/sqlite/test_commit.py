@@ -45,7 +45,7 @@ class Disk:
         self.commits = GroupCommit(self.run_group)
 
     def run_group(
-        self, tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]]
+        self, tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]], may_wait: bool
     ) -> Sequence[Ticket[Log]]:
         self.entered.release()
         self.gate.wait(LONG)
@@ -228,6 +228,32 @@ def test_each_group_is_reported_with_its_size(pool: ThreadPoolExecutor, disk: Di
     assert reported == [1, 3]
 
 
+def test_a_lock_that_is_never_free_is_given_up_by_one_that_waited_too_long_while_it_was_tried(
+    pool: ThreadPoolExecutor, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time had run out before the group of another thread, which it was in, was returned undone."""
+    monkeypatch.setattr(sqlite_group_commit, "WAIT_LIMIT", 0.2)
+    tries: list[int] = []
+
+    def try_lock(
+        tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]], may_wait: bool
+    ) -> Sequence[Ticket[Log]]:
+        tries.append(len(tickets))
+        time.sleep(0.3 if len(tickets) > 1 else 0.01)
+        now = time.monotonic()
+        for ticket in tickets:
+            ticket.error = Busy() if ticket.deadline <= now else None
+        return [ticket for ticket in tickets if ticket.error is None] if len(tries) < 100 else []
+
+    first = disk.hold_group(pool, "a")
+    waiting = disk.queue_up(pool, "b", "c")
+    disk.commits._run_group = try_lock
+    disk.gate.set()
+    assert first.result(LONG) == 1
+    assert [type(future.exception(LONG)) for future in waiting] == [Busy, Busy]
+    assert len(tries) < 50
+
+
 class PowerCut(BaseException):
     pass
 
@@ -238,8 +264,10 @@ def test_when_a_leader_fails_all_of_its_group_fail_and_the_next_group_runs(
     failing = threading.Event()
     run_group = disk.commits._run_group
 
-    def fail(tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]]) -> Sequence[Ticket[Log]]:
-        run_group(tickets, gather)
+    def fail(
+        tickets: Sequence[Ticket[Log]], gather: Callable[[], Sequence[Ticket[Log]]], may_wait: bool
+    ) -> Sequence[Ticket[Log]]:
+        run_group(tickets, gather, may_wait)
         if failing.is_set() and len(tickets) > 1:
             raise PowerCut
         return []

@@ -1,0 +1,312 @@
+"""Many requests in one thread: each goes on as if it were alone, wherever it had to wait."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import handler
+from settings import Settings
+from storage.errors import Busy
+from storage.sqlite.disk.group_commit import GroupCommit
+from web.native.budget import REPLIES
+from web.server import plain
+from web.server.loop import Loop
+
+LONG = 15.0  # seconds
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop(ThreadPoolExecutor(4))
+
+
+def run_until(loop: Loop, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        if loop.turn():
+            time.sleep(0.001)
+
+
+class Service:
+    """The application on a loop, without sockets; replies are kept in the order in which they came."""
+
+    def __init__(self, loop: Loop, folder: Path) -> None:
+        self.loop = loop
+        self.app = handler.make_app(Settings(database_url=f"sqlite:///{folder}/queue.db"))
+        self.app.scheduler = loop
+        self.replies: dict[str, bytes] = {}
+
+    def begin(self, name: str, method: str, target: str, body: Any = None, **headers: str) -> None:
+        """Run a request until it waits; the name is its id."""
+        content = b"" if body is None else json.dumps(body).encode()
+        fields = {"Host": "q", "X-Request-Id": name, "Content-Length": str(len(content)), **headers}
+        lines = [f"{method} {target} HTTP/1.1", *(f"{field}: {value}" for field, value in fields.items())]
+        environ = plain.read_head("\r\n".join([*lines, "\r\n"]).encode())
+        assert environ is not None
+        environ |= {"wsgi.input": io.BytesIO(content), "SERVER_PROTOCOL": "HTTP/1.1"}
+
+        def answer() -> None:
+            self.loop.current().on_resume = lambda: self.app.resume(environ)  # type: ignore[attr-defined]
+            reply = plain.answer(self.app, environ, lambda: False)
+            self.replies[name] = reply.begin + b"".join(reply.rest or ())
+            if reply.rest is not None:
+                reply.rest.close()  # type: ignore[attr-defined]  # as WSGI has it
+
+        self.loop.run(answer)
+
+    def finish(self, *names: str) -> list[tuple[str, str]]:
+        """For each the id in its reply, and the reply's body."""
+        run_until(self.loop, lambda: all(name in self.replies for name in names))
+        found = []
+        for name in names:
+            head, _, body = self.replies.pop(name).decode().partition("\r\n\r\n")
+            found.append((head.partition("X-Request-Id: ")[2].partition("\r\n")[0], body.strip()))
+        return found
+
+
+@pytest.fixture
+def service(loop: Loop, tmp_path: Path) -> Iterator[Service]:
+    service = Service(loop, tmp_path)
+    yield service
+    service.app.close()
+
+
+NDJSON = {"Accept": "application/x-ndjson"}
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_requests_that_wait_for_a_commit_at_the_same_time_keep_their_own_requests(
+    order: tuple[int, ...], service: Service
+) -> None:
+    """What is read of a request after its commit is that request's: here which form its reply has."""
+    service.begin("fill", "POST", "/queues/a/messages", {"text": "a"})
+    service.begin("fill too", "POST", "/queues/a/messages", {"text": "b"}, **{"Idempotency-Key": "k"})
+    service.finish("fill", "fill too")
+    begins: list[Callable[[], None]] = [
+        lambda: service.begin("0", "GET", "/queues/a/messages?limit=9", **NDJSON),
+        lambda: service.begin("1", "POST", "/queues/b/messages", {"text": "x"}),
+        lambda: service.begin("2", "GET", "/queues/c/messages?limit=9"),
+        lambda: service.begin("3", "POST", "/transactions", {"send": [{"queue": "d", "text": "y"}]}),
+    ]
+    for place in order:
+        begins[place]()
+    assert service.replies == {}  # all of them wait
+    replies = service.finish("0", "1", "2", "3")
+    assert [name for name, _ in replies] == ["0", "1", "2", "3"]
+    bodies = [body for _, body in replies]
+    assert bodies[0] == '{"text": "a"}\n{"text": "b"}'
+    assert [json.loads(bodies[1])["text"], bodies[2], list(json.loads(bodies[3]))] == ["x", "", ["ids"]]
+
+
+def test_requests_that_wait_for_messages_keep_their_own_requests(service: Service) -> None:
+    service.begin("lines", "GET", "/queues/a/messages?limit=9&wait=10", **NDJSON)
+    service.begin("array", "GET", "/queues/b/messages?limit=9&wait=10")
+    run_until(service.loop, lambda: len(service.app.unrestricted_store._waiting) == 2)  # type: ignore[attr-defined]
+    service.begin("to b", "POST", "/queues/b/messages", {"text": "b"})
+    service.begin("to a", "POST", "/queues/a/messages", {"text": "a"})
+    assert service.finish("array", "lines") == [("array", '[{"text": "b"}]'), ("lines", '{"text": "a"}')]
+
+
+def test_a_request_of_many_messages_keeps_its_own_request_while_its_reply_is_made(service: Service) -> None:
+    for number in range(20):
+        service.begin(f"{number}", "POST", "/queues/a/messages", {"text": "a"})
+    service.finish(*map(str, range(20)))
+
+    def read() -> None:
+        service.loop.current().is_heavy = True
+        service.begin("never", "GET", "/health")
+
+    service.loop.run(read)
+    service.begin("lines", "GET", "/queues/a/messages?limit=20", **NDJSON)
+    service.begin("one", "GET", "/queues/a/messages")
+    assert [name for name, _ in service.finish("lines", "one")] == ["lines", "one"]
+
+
+def test_the_memory_that_a_large_read_takes_is_given_back_by_it_and_by_no_other(service: Service) -> None:
+    """Which waits for a thread to take its message, and goes on when others have run."""
+    for number in range(3):
+        service.begin(f"send {number}", "POST", "/queues/a/messages", {"text": f"{number}" * 300_000})
+    service.finish(*(f"send {number}" for number in range(3)))
+    free = service.app.budget._replies._free
+    for number in range(3):
+        service.begin(f"large-{number}", "GET", "/queues/a/messages")
+        service.begin(f"small-{number}", "POST", "/queues/b/messages", {"text": "x"})
+        assert service.app.budget._replies._free < free
+    names = [f"{size}-{number}" for number in range(3) for size in ("large", "small")]
+    assert [name for name, _ in service.finish(*names)] == names
+    assert service.app.budget._replies._free == free == REPLIES
+
+
+def test_a_blocking_call_holds_up_no_other_task(loop: Loop) -> None:
+    done: list[str] = []
+    going_on = threading.Event()
+
+    def call() -> None:
+        done.append(loop.call(lambda: f"called: {going_on.wait(LONG)}"))
+
+    loop.run(call)
+    loop.run(lambda: done.append("other"))
+    assert done == ["other"]
+    going_on.set()
+    run_until(loop, lambda: len(done) == 2)
+    assert done == ["other", "called: True"]
+
+
+def test_what_a_blocking_call_raises_is_raised_where_it_was_called(loop: Loop) -> None:
+    raised: list[str] = []
+
+    def call() -> None:
+        try:
+            loop.call(lambda: 1 / 0)
+        except ZeroDivisionError as fault:
+            raised.append(str(fault))
+
+    loop.run(call)
+    run_until(loop, lambda: bool(raised))
+
+
+def test_a_task_waits_as_long_as_it_said_unless_it_is_woken(loop: Loop) -> None:
+    ended: list[tuple[str, bool, float]] = []
+    tasks: dict[str, Any] = {}
+
+    def wait(name: str, seconds: float | None) -> None:
+        tasks[name] = loop.current()
+        began = time.monotonic()
+        woken = loop.current().wait(seconds)
+        ended.append((name, woken, time.monotonic() - began))
+
+    for name, seconds in (("short", 0.05), ("woken", LONG), ("long", 0.2), ("woken by a thread", None)):
+        loop.run(lambda name=name, seconds=seconds: wait(name, seconds))  # type: ignore[misc]
+    tasks["woken"].wake()
+    threading.Thread(target=tasks["woken by a thread"].wake).start()
+    run_until(loop, lambda: len(ended) == 4)
+    assert sorted(name for name, woken, _ in ended if woken) == ["woken", "woken by a thread"]
+    assert [name for name, woken, _ in ended if not woken] == ["short", "long"]
+    assert all(0.05 <= seconds < 0.2 + LONG / 2 for name, woken, seconds in ended if not woken)
+
+
+def test_a_task_that_was_woken_before_it_waits_does_not_wait(loop: Loop) -> None:
+    ended: list[bool] = []
+
+    def wait() -> None:
+        loop.current().wake()
+        ended.append(loop.current().wait(LONG))
+
+    loop.run(wait)
+    assert ended == [True]
+
+
+class Disk:
+    """Runs groups on a list. `at_once`: whether it can without waiting."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.at_once = True
+        self.going_on = threading.Event()
+        self.groups: list[tuple[int, bool]] = []  # how many, and whether in the loop's thread
+        self.commits: GroupCommit[None] = GroupCommit(self.run_group, loop)
+        self._loop_thread = threading.get_ident()
+
+    def run_group(self, tickets: Any, gather: Any, may_wait: bool) -> Any:
+        if not may_wait and not self.at_once:
+            return tickets
+        if not self.at_once:
+            self.going_on.wait(LONG)
+        tickets = [*tickets, *gather()]
+        for ticket in tickets:
+            ticket.result = ticket.operation(None)
+        self.groups.append((len(tickets), threading.get_ident() == self._loop_thread))
+        return []
+
+    def write(self, done: list[Any], text: str) -> Callable[[], None]:
+        def write() -> None:
+            try:
+                done.append(self.commits.run(lambda _: text))
+            except Busy:
+                done.append(Busy)
+
+        return write
+
+
+def test_a_turn_commits_for_all_that_came_in_it(loop: Loop) -> None:
+    disk, done = Disk(loop), list[Any]()
+    for text in "abc":
+        loop.run(disk.write(done, text))
+    assert done == []
+    loop.turn()
+    assert (done, disk.groups) == (["a", "b", "c"], [(3, True)])
+
+
+def test_what_cannot_be_committed_at_once_is_by_a_thread_and_the_loop_goes_on(loop: Loop) -> None:
+    disk, done = Disk(loop), list[Any]()
+    disk.at_once = False
+    loop.run(disk.write(done, "a"))
+    loop.turn()
+    loop.run(disk.write(done, "b"))
+    loop.turn()
+    assert (done, disk.groups) == ([], [])
+    disk.going_on.set()
+    run_until(loop, lambda: len(done) == 2)
+    assert (done, disk.groups) == (["a", "b"], [(2, False)])
+
+
+def test_a_heavy_operation_is_committed_by_a_thread(loop: Loop) -> None:
+    disk, done = Disk(loop), list[Any]()
+
+    def heavy() -> None:
+        loop.current().is_heavy = True
+        disk.write(done, "heavy")()
+
+    loop.run(heavy)
+    run_until(loop, lambda: bool(done))
+    loop.run(disk.write(done, "light"))
+    run_until(loop, lambda: len(done) == 2)
+    assert disk.groups == [(1, False), (1, True)]
+
+
+def test_a_thread_and_a_task_share_a_commit(loop: Loop) -> None:
+    disk, done = Disk(loop), list[Any]()
+    disk.at_once = False
+    thread = threading.Thread(target=disk.write(done, "thread"))
+    thread.start()
+    while not disk.commits._led:
+        time.sleep(0.001)
+    loop.run(disk.write(done, "task"))
+    disk.going_on.set()
+    run_until(loop, lambda: len(done) == 2)
+    thread.join()
+    assert disk.groups == [(2, False)]
+
+
+def test_a_task_that_waits_too_long_for_its_turn_is_given_up(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.sqlite.disk.group_commit.WAIT_LIMIT", 0.05)
+    disk, done = Disk(loop), list[Any]()
+    disk.commits._led = True  # another's transaction is under way, and does not end
+    loop.run(disk.write(done, "a"))
+    run_until(loop, lambda: bool(done))
+    assert done == [Busy]
+
+
+def test_a_slow_commit_is_followed_by_one_in_a_thread(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, done = Disk(loop), list[Any]()
+
+    def operation(_: None) -> str:
+        time.sleep(0.1)
+        return "slow"
+
+    loop.run(lambda: done.append(disk.commits.run(operation)))
+    loop.turn()
+    for text in "ab":
+        loop.run(disk.write(done, text))
+        run_until(loop, lambda text=text: text in done)  # type: ignore[misc]
+    assert disk.groups == [(1, True), (1, False), (1, True)]

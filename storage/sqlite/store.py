@@ -75,7 +75,9 @@ class SqliteStore:
         self._waiting = Waiting(lambda: QueueSnapshot(self._file.connect(), self._clock), pollers, self._scheduler)
         self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
         self._readers = Readers(self._file.connect, self._committer.give_up)
-        self._commits: GroupCommit[WriteTransaction] = GroupCommit(self._committer.run_group, self._scheduler)
+        self._commits: GroupCommit[WriteTransaction] = GroupCommit(
+            self._committer.run_group, self._scheduler, self._file.lock
+        )
         self._upkeep = Upkeep(self._file.connect, self._clock, self._commits, self._committer.give_up)
 
     # -- messages

@@ -18,6 +18,7 @@ import handler
 from settings import Settings
 from storage.errors import Busy
 from storage.sqlite.disk.group_commit import GroupCommit
+from storage.sqlite.disk.lock import FileLock
 from web.native.budget import REPLIES
 from web.server import plain
 from web.server.loop import Loop
@@ -208,13 +209,13 @@ def test_a_task_that_was_woken_before_it_waits_does_not_wait(loop: Loop) -> None
 
 
 class Disk:
-    """Runs groups on a list. `at_once`: whether it can without waiting."""
+    """Run groups on a list. `at_once`: whether it can without waiting."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, lock: FileLock | None = None) -> None:
         self.at_once = True
         self.going_on = threading.Event()
         self.groups: list[tuple[int, bool]] = []  # how many, and whether in the loop's thread
-        self.commits: GroupCommit[None] = GroupCommit(self.run_group, loop)
+        self.commits: GroupCommit[None] = GroupCommit(self.run_group, loop, lock)
         self._loop_thread = threading.get_ident()
 
     def run_group(self, tickets: Any, gather: Any, may_wait: bool) -> Any:
@@ -310,3 +311,32 @@ def test_a_slow_commit_is_followed_by_one_in_a_thread(loop: Loop, monkeypatch: p
         loop.run(disk.write(done, text))
         run_until(loop, lambda text=text: text in done)  # type: ignore[misc]
     assert disk.groups == [(1, True), (1, False), (1, True)]
+
+
+def test_the_loop_commits_once_another_process_has_freed_the_lock(loop: Loop, tmp_path: Path) -> None:
+    mine, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    disk, done = Disk(loop, mine), list[Any]()
+    with other.held():
+        for text in "ab":
+            loop.run(disk.write(done, text))
+            loop.turn()
+        assert disk.groups == []
+    run_until(loop, lambda: len(done) == 2)
+    assert (done, disk.groups) == (["a", "b"], [(2, True)])
+    mine.close()
+    other.close()
+
+
+def test_a_lock_that_is_free_after_all_operations_have_given_up_is_left_to_other_processes(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sqlite.disk.group_commit.WAIT_LIMIT", 0.05)
+    mine, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    disk, done = Disk(loop, mine), list[Any]()
+    with other.held():
+        loop.run(disk.write(done, "a"))
+        run_until(loop, lambda: bool(done))
+    with other.held(time.monotonic() + LONG) as held:
+        assert (held, done) == (True, [Busy])
+    mine.close()
+    other.close()

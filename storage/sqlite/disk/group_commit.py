@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from storage.errors import Busy
 from storage.scheduling import InThread, Scheduler, Task, Threads
+from storage.sqlite.disk.lock import FileLock
 
 Context = TypeVar("Context")
 T = TypeVar("T")
@@ -53,13 +54,21 @@ class GroupCommit(Generic[Context]):
     whether it may wait for the lock.
     """
 
-    def __init__(self, run_group: RunGroup[Context], scheduler: Scheduler | None = None) -> None:
+    def __init__(
+        self,
+        run_group: RunGroup[Context],
+        scheduler: Scheduler | None = None,
+        lock: FileLock | None = None,
+    ) -> None:
+        """Take the lock between processes too: a loop, which cannot wait for it, reserves it for its next turn."""
         self.observe: Callable[[int, float], None] = lambda operations, seconds: None  # after each group
         self._run_group = run_group
         self._scheduler = scheduler or Threads()
         self._guard = threading.Lock()
         self._waiting: deque[Ticket[Context]] = deque()
         self._led = False
+        self._lock = lock
+        self._is_reserving = False  # for the next turn
         self._slow = False
         self._scheduler.on_turn(self._turn)
 
@@ -98,7 +107,7 @@ class GroupCommit(Generic[Context]):
 
     def _turn(self, in_thread: InThread) -> None:
         """Commit for the scheduler's tasks: in the loop if that is quick, otherwise in a thread."""
-        if not self._waiting:
+        if not (self._waiting or self._is_reserving):
             return
         now = time.monotonic()
         with self._guard:
@@ -106,10 +115,16 @@ class GroupCommit(Generic[Context]):
             quick = not self._slow and not any(ticket.task.is_heavy for ticket in self._waiting)
         for ticket in late:
             self._give_up(ticket)
-        if not self._begin():
-            return
-        if not (quick and self._lead(may_wait=False)):
-            in_thread(lambda: self._lead(may_wait=True))
+        if self._lock is not None and self._waiting and quick:
+            self._is_reserving = not self._lock.reserve(self._wake_next)
+            if self._is_reserving:
+                return  # another process commits
+        if self._begin():
+            if not (quick and self._lead(may_wait=False)):
+                in_thread(lambda: self._lead(may_wait=True))
+        elif self._lock is not None and not self._waiting:
+            self._is_reserving = False
+            self._lock.cancel()
 
     def _give_up(self, ticket: Ticket[Context]) -> None:
         """Fail the ticket with Busy, unless a group runs it."""
@@ -159,6 +174,6 @@ class GroupCommit(Generic[Context]):
 
     def _wake_next(self) -> None:
         with self._guard:
-            following = self._waiting[0] if self._waiting and not self._led else None
+            following = self._waiting[0] if self._waiting else None
         if following is not None:
             following.task.wake()

@@ -399,6 +399,66 @@ def test_a_lock_is_acquired_in_the_order_of_the_requests(tmp_path: Path) -> None
         lock.close()
 
 
+def test_a_reserved_lock_is_kept_until_it_is_used_or_cancelled(tmp_path: Path) -> None:
+    ours, others = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    ready = threading.Event()
+    for end in (partial(ours.held, 0.0), ours.cancel):
+        ready.clear()
+        with others.held():
+            assert not ours.reserve(ready.set)
+        assert ready.wait(LONG)
+        assert ours.reserve(ready.set)
+        with others.held(time.monotonic() + 0.05) as held:
+            assert not held
+        if (block := end()) is not None:
+            with block as held:
+                assert held
+                ours.cancel()  # this frees no lock in use
+                with others.held(time.monotonic() + 0.05) as second:
+                    assert not second
+        with others.held(time.monotonic() + LONG) as held:
+            assert held
+    ours.close()
+    others.close()
+
+
+def test_a_lock_excludes_all_others_and_is_never_left_behind(tmp_path: Path) -> None:
+    """In each of two processes a thread waits for the lock, and a loop reserves it and uses or frees it."""
+    locks = [FileLock(tmp_path / "lock") for _ in range(2)]
+    leads = [threading.Lock() for _ in locks]  # in each process one at a time holds it, as with group commit
+    inside: list[int] = []
+
+    def use(number: int, deadline: float) -> bool:
+        with locks[number].held(deadline) as held:
+            if held:
+                inside.append(number)
+                assert inside == [number]
+                inside.pop()
+        return held
+
+    def wait(number: int) -> bool:
+        for _ in range(500):
+            with leads[number]:
+                assert use(number, time.monotonic() + LONG)
+        return True
+
+    def reserve(number: int) -> bool:
+        ready = threading.Event()
+        for place in range(500):
+            if not locks[number].reserve(ready.set) and place % 3:
+                ready.wait(0.01)
+            if leads[number].acquire(blocking=False):
+                if place % 2:
+                    use(number, 0.0)
+                leads[number].release()
+            locks[number].cancel()
+        return True
+
+    assert in_threads([partial(work, number) for work in (wait, reserve) for number in range(2)]) == [True] * 4
+    for lock in locks:
+        lock.close()
+
+
 def test_a_service_that_has_just_written_is_ready_without_writing_again(store: SqliteStore) -> None:
     groups: list[int] = []
 

@@ -86,6 +86,25 @@ def test_a_worker_that_reached_max_requests_ends_its_waiting_reads(access: dict[
         connection.close()
 
 
+@pytest.mark.parametrize("stops", [2, pytest.param(60, marks=LONG)])
+def test_a_stop_under_load_ends_with_the_running_requests_and_loses_no_message(
+    stops: int, tmp_path: Path, add_row: AddRow
+) -> None:
+    slowest = 0.0
+    with LiveServer() as server, Load(server.port, tmp_path) as load:
+        load.write(4).write(batch=10, keyed=True).read().read(lease=2.0, batch=50)
+        for _ in range(stops):
+            _await_progress(tmp_path)
+            began = time.monotonic()
+            server.stop()
+            slowest = max(slowest, time.monotonic() - began)
+            server.start()
+        verdict = load.finish()
+    add_row(fault=f"SIGTERM under load: ends within {slowest:.1f} s", times=stops, **verdict.figures)
+    assert verdict.faultless, verdict
+    assert slowest < ENDS_WITHIN
+
+
 def test_a_stop_does_not_wait_for_silent_clients() -> None:
     with LiveServer() as server, ExitStack() as clients:
         for _ in range(5):

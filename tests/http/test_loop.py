@@ -1,4 +1,4 @@
-"""Many requests in one thread: each goes on as if it were alone, wherever it had to wait."""
+"""Many requests run in one thread. Each continues as if it were alone, wherever it waited."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_until(loop: Loop, condition: Callable[[], bool]) -> None:
 
 
 class Service:
-    """The application on a loop, without sockets; replies are kept in the order in which they came."""
+    """Run the application on a loop, without sockets; keep its replies in order."""
 
     def __init__(self, loop: Loop, folder: Path) -> None:
         self.loop = loop
@@ -62,12 +62,12 @@ class Service:
             reply = plain.answer(self.app, environ, lambda: False)
             self.replies[name] = reply.begin + b"".join(reply.rest or ())
             if reply.rest is not None:
-                reply.rest.close()  # type: ignore[attr-defined]  # as WSGI has it
+                reply.rest.close()  # type: ignore[attr-defined]  # as a WSGI server does
 
         self.loop.run(answer)
 
     def finish(self, *names: str) -> list[tuple[str, str]]:
-        """For each the id in its reply, and the reply's body."""
+        """Return the id in each reply, and the reply's body."""
         run_until(self.loop, lambda: all(name in self.replies for name in names))
         found = []
         for name in names:
@@ -90,7 +90,7 @@ NDJSON = {"Accept": "application/x-ndjson"}
 def test_requests_that_wait_for_a_commit_at_the_same_time_keep_their_own_requests(
     order: tuple[int, ...], service: Service
 ) -> None:
-    """What is read of a request after its commit is that request's: here which form its reply has."""
+    """After its commit, each request still reads its own headers: they choose the form of its reply."""
     service.begin("fill", "POST", "/queues/a/messages", {"text": "a"})
     service.begin("fill too", "POST", "/queues/a/messages", {"text": "b"}, **{"Idempotency-Key": "k"})
     service.finish("fill", "fill too")
@@ -134,8 +134,8 @@ def test_a_request_of_many_messages_keeps_its_own_request_while_its_reply_is_mad
     assert [name for name, _ in service.finish("lines", "one")] == ["lines", "one"]
 
 
-def test_the_memory_that_a_large_read_takes_is_given_back_by_it_and_by_no_other(service: Service) -> None:
-    """Which waits for a thread to take its message, and goes on when others have run."""
+def test_a_large_read_releases_its_own_memory_and_that_of_no_other_request(service: Service) -> None:
+    """A large read waits for a thread, and continues after others have run."""
     for number in range(3):
         service.begin(f"send {number}", "POST", "/queues/a/messages", {"text": f"{number}" * 300_000})
     service.finish(*(f"send {number}" for number in range(3)))
@@ -149,7 +149,7 @@ def test_the_memory_that_a_large_read_takes_is_given_back_by_it_and_by_no_other(
     assert service.app.budget._replies._free == free == REPLIES
 
 
-def test_a_blocking_call_holds_up_no_other_task(loop: Loop) -> None:
+def test_a_blocking_call_delays_no_other_task(loop: Loop) -> None:
     done: list[str] = []
     going_on = threading.Event()
 
@@ -164,7 +164,7 @@ def test_a_blocking_call_holds_up_no_other_task(loop: Loop) -> None:
     assert done == ["other", "called: True"]
 
 
-def test_what_a_blocking_call_raises_is_raised_where_it_was_called(loop: Loop) -> None:
+def test_an_error_in_a_blocking_call_is_raised_to_its_caller(loop: Loop) -> None:
     raised: list[str] = []
 
     def call() -> None:
@@ -177,7 +177,7 @@ def test_what_a_blocking_call_raises_is_raised_where_it_was_called(loop: Loop) -
     run_until(loop, lambda: bool(raised))
 
 
-def test_a_task_waits_as_long_as_it_said_unless_it_is_woken(loop: Loop) -> None:
+def test_a_task_waits_as_long_as_requested_unless_it_is_woken(loop: Loop) -> None:
     ended: list[tuple[str, bool, float]] = []
     tasks: dict[str, Any] = {}
 
@@ -209,12 +209,12 @@ def test_a_task_that_was_woken_before_it_waits_does_not_wait(loop: Loop) -> None
 
 
 class Disk:
-    """Run groups on a list. `at_once`: whether it can without waiting."""
+    """Record groups. `at_once`: whether a group can run without waiting."""
 
     def __init__(self, loop: Loop, lock: FileLock | None = None) -> None:
         self.at_once = True
         self.going_on = threading.Event()
-        self.groups: list[tuple[int, bool]] = []  # how many, and whether in the loop's thread
+        self.groups: list[tuple[int, bool]] = []  # their sizes, and whether the loop's thread ran them
         self.commits: GroupCommit[None] = GroupCommit(self.run_group, loop, lock)
         self._loop_thread = threading.get_ident()
 
@@ -239,7 +239,7 @@ class Disk:
         return write
 
 
-def test_a_turn_commits_for_all_that_came_in_it(loop: Loop) -> None:
+def test_a_turn_commits_all_operations_that_arrived_in_it(loop: Loop) -> None:
     disk, done = Disk(loop), list[Any]()
     for text in "abc":
         loop.run(disk.write(done, text))
@@ -248,7 +248,7 @@ def test_a_turn_commits_for_all_that_came_in_it(loop: Loop) -> None:
     assert (done, disk.groups) == (["a", "b", "c"], [(3, True)])
 
 
-def test_what_cannot_be_committed_at_once_is_by_a_thread_and_the_loop_goes_on(loop: Loop) -> None:
+def test_a_thread_runs_a_commit_that_must_wait_and_the_loop_continues(loop: Loop) -> None:
     disk, done = Disk(loop), list[Any]()
     disk.at_once = False
     loop.run(disk.write(done, "a"))
@@ -261,7 +261,7 @@ def test_what_cannot_be_committed_at_once_is_by_a_thread_and_the_loop_goes_on(lo
     assert (done, disk.groups) == (["a", "b"], [(2, False)])
 
 
-def test_a_heavy_operation_is_committed_by_a_thread(loop: Loop) -> None:
+def test_a_thread_commits_a_heavy_operation(loop: Loop) -> None:
     disk, done = Disk(loop), list[Any]()
 
     def heavy() -> None:
@@ -289,16 +289,16 @@ def test_a_thread_and_a_task_share_a_commit(loop: Loop) -> None:
     assert disk.groups == [(2, False)]
 
 
-def test_a_task_that_waits_too_long_for_its_turn_is_given_up(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_waits_too_long_for_its_turn_fails_with_busy(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.sqlite.disk.group_commit.WAIT_LIMIT", 0.05)
     disk, done = Disk(loop), list[Any]()
-    disk.commits._led = True  # another's transaction is under way, and does not end
+    disk.commits._led = True  # another transaction runs, and does not end
     loop.run(disk.write(done, "a"))
     run_until(loop, lambda: bool(done))
     assert done == [Busy]
 
 
-def test_a_slow_commit_is_followed_by_one_in_a_thread(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_runs_the_commit_after_a_slow_one(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, done = Disk(loop), list[Any]()
 
     def operation(_: None) -> str:

@@ -1,4 +1,4 @@
-"""What the loop reads by itself it reads as gunicorn's parser does; all else that parser reads or refuses."""
+"""The loop reads plain requests exactly as gunicorn's parser does, and leaves all others to that parser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POST = b"POST /queues/a%20b/messages?wait=1 HTTP/1.1\r\nHost: q:5000\r\nContent-
 
 
 class Socket:
-    """The client's bytes, as a socket has them."""
+    """A socket that returns the client's bytes."""
 
     def __init__(self, sent: bytes) -> None:
         self.sent = io.BytesIO(sent)
@@ -35,7 +35,7 @@ class Socket:
 
 
 def by_gunicorn(sent: bytes) -> tuple[dict[str, Any], bytes, bool]:
-    """The environ, the body, and whether the connection is closed after the request."""
+    """Return the environ, the body, and whether the connection closes after the request."""
     sock: Any = Socket(sent)
     request = next(RequestParser(CONFIG, sock, PEER))
     _, environ = wsgi.create(request, sock, PEER, SERVER, CONFIG)
@@ -46,9 +46,9 @@ def assert_read_alike(head: bytes) -> None:
     environ = plain.read_head(head)
     assert environ is not None
     body = b"x" * min(int(environ.get("CONTENT_LENGTH", "0")), 100_000)
-    told, read, closes = by_gunicorn(head + body + b"GET /next HTTP/1.1\r\n")
-    assert environ.items() <= told.items()
-    assert {name for name in told if name.startswith(("HTTP_", "CONTENT_"))} <= environ.keys()
+    full, read, closes = by_gunicorn(head + body + b"GET /next HTTP/1.1\r\n")
+    assert environ.items() <= full.items()
+    assert {name for name in full if name.startswith(("HTTP_", "CONTENT_"))} <= environ.keys()
     assert read == body
     assert closes == (environ.get("HTTP_CONNECTION", "").lower() == "close")
 
@@ -64,7 +64,7 @@ def test_a_plain_request_is_read_as_gunicorn_reads_it() -> None:
     )
 
 
-# Pieces of heads, right and wrong ones.
+# Valid and invalid parts of heads.
 tokens = st.sampled_from([
     "Host: q", "Host: [::1]:80", "Host:", "Host: a b", "Host: a,b", "Content-Length: 5", "Content-Length: 05",
     "Content-Length: +5", "Content-Length: 5,5", "Content-Length : 5", "content-length: 5", "Content-Length: \t5 ",
@@ -98,7 +98,7 @@ def heads(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=3_000, deadline=None)
 @given(heads())
-def test_whatever_is_taken_for_plain_gunicorn_reads_alike(head: bytes) -> None:
+def test_gunicorn_reads_each_plain_head_alike(head: bytes) -> None:
     end = head.find(b"\r\n\r\n") + 4
     if end >= 4 and plain.read_head(head[:end]) is not None:
         assert_read_alike(head[:end])
@@ -127,7 +127,7 @@ def test_a_plain_head_with_a_byte_changed_is_read_alike_or_is_not_plain(data: st
         (b"X-A: ", b"".join(b"X-%d: 1\r\n" % n for n in range(99)) + b"X-A: "),
     ],
 )  # fmt: skip
-def test_what_is_not_plain_is_left_to_gunicorn(changed: tuple[bytes, bytes]) -> None:
+def test_a_head_that_is_not_plain_is_left_to_gunicorn(changed: tuple[bytes, bytes]) -> None:
     assert changed[0] in POST
     assert plain.read_head(POST.replace(*changed)) is None
 

@@ -193,7 +193,7 @@ class Waiting:
             del waiters[waiter]
             if not waiters:
                 del self._waiters[subscription]
-                for queue in subscription.queues:
+                for queue in set(subscription.queues):
                     del self._subscriptions[queue][subscription]
                     if not self._subscriptions[queue]:
                         del self._subscriptions[queue]

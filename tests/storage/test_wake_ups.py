@@ -138,6 +138,13 @@ def test_a_reader_of_several_queues_is_woken_by_a_commit_in_the_last(readers: Re
     assert reader.result(LONG) == ["x"]
 
 
+def test_a_reader_that_names_a_queue_twice_waits_as_others_do(readers: Readers) -> None:
+    reader = readers.begin("a", "a")
+    readers.put("a", "x")
+    assert reader.result(LONG) == ["x"]
+    assert len(readers.waiting) == 0
+
+
 def test_a_message_sent_between_a_readers_claim_and_its_wait_wakes_it(readers: Readers) -> None:
     """The commit finds no reader to wake, and the reader finds no message."""
     other = readers.begin("other")  # the checking thread sleeps from now on

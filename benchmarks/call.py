@@ -66,10 +66,10 @@ class Caller:
             raise RuntimeError(f"{reply['acked']} of {leased.messages} messages were acked")
 
     def stats(self, queue: str) -> dict[str, int]:
-        """Those of a queue that there may be."""
-        listed = json.loads(self.call("GET", f"/queues?prefix={queue}&limit=1"))["queues"]
-        stats: dict[str, int] = listed[0]["stats"] if listed else {}
-        return stats
+        """Return the stats of a queue, which may not exist. Old revisions list queues only without parameters."""
+        listed = json.loads(self.call("GET", "/queues"))["queues"]
+        found: list[dict[str, int]] = [one["stats"] for one in listed if one["queue"] == queue]
+        return found[0] if found else {}
 
     def expect(self, queue: str, **counts: int) -> None:
         """Raise RuntimeError unless the queue's stats are these."""

@@ -28,9 +28,7 @@ class QueueSettings(TypedDict):
     max_message_bytes: int | None  # of a text, in UTF-8
     dedup_content: bool  # a message without a dedup_id has the SHA-256 of its text
     dedup_scope: Literal["queue", "key"]  # in which a dedup_id is remembered
-    key_lock: Literal[
-        "run", "head"
-    ]  # run: a lease blocks the whole key; head: not earlier messages that are free again
+    key_lock: Literal["run", "head"]  # whether a lease blocks its whole key, or only later messages
     wait: float  # of SQS clients' reads that name none
     sqs: Mapping[str, str]  # attributes of SQS without effect
     tags: Mapping[str, str]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +29,7 @@ def running_service() -> Iterator[str]:
     20 s. The settings of this process's environment do not apply.
     """
     folder = service_folder()
-    if folder is None:
+    if folder is None or find_spec("gunicorn") is None:
         raise RuntimeError("only the client is installed; install the package with the extra 'server'")
     with TemporaryDirectory(prefix="queue-service-") as directory, (Path(directory) / "log").open("wb") as log:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("QUEUE_")}

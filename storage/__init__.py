@@ -7,13 +7,13 @@ from typing import Any
 
 from storage.contents import Source, Target
 from storage.errors import UnusableDatabase
-from storage.scheduling import Scheduler
+from storage.scheduling import Scheduler, Threads
 from storage.store import Engine
 
 __all__ = ["is_postgres", "location_of", "maintenance_for", "open_source", "open_store", "open_target", "path_of"]
 
 
-def open_store(url: str, *, pollers: int = 32, scheduler: Scheduler | None = None) -> Engine:
+def open_store(url: str, *, pollers: int = 32, scheduler: Scheduler = Threads()) -> Engine:
     """Open the store at `sqlite:///relative/path`, `sqlite:////absolute/path` or `postgresql://…`.
 
     At most `pollers` readers wait at once. A server that runs many requests in one thread passes its `scheduler`. Open

@@ -39,7 +39,7 @@ TOKEN = "create a token: NAME RIGHTS QUEUES"
 def run_service(options: Namespace, arguments: list[str]) -> int:
     """Run `serve`, or the tool that the arguments name and that parses the others; return the exit code."""
     folder = add_service_path()
-    if any(find_spec(name) is None for name in ("apsw", "bottle", "gunicorn")):
+    if folder is None or any(find_spec(name) is None for name in ("apsw", "bottle", "gunicorn")):
         print(
             f"{NAME}: only the client is installed; install the package with the extra 'server', "
             "as in: pip install '.[server]'",
@@ -56,13 +56,18 @@ def run_service(options: Namespace, arguments: list[str]) -> int:
     return code
 
 
-def add_service_path() -> Path:
+def add_service_path() -> Path | None:
     """Make the service's modules importable, before others of the same names; return their folder."""
-    package = Path(__file__).resolve().parent.parent
-    # In this package where it is installed, beside it in a checkout.
-    folder = next(folder for folder in (package / "server", package.parent) if (folder / "settings.py").is_file())
-    sys.path.insert(0, str(folder))
+    folder = service_folder()
+    if folder is not None:
+        sys.path.insert(0, str(folder))
     return folder
+
+
+def service_folder() -> Path | None:
+    """Return the folder of handler.py: in this package where it is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return next((folder for folder in (package / "server", package.parent) if (folder / "handler.py").is_file()), None)
 
 
 def add_flags(serve: ArgumentParser) -> None:

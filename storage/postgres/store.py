@@ -50,11 +50,10 @@ class PostgresStore:
     """The Store on PostgreSQL. Open one in each process, after any fork."""
 
     def __init__(
-        self, url: str, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler | None = None
+        self, url: str, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler = Threads()
     ) -> None:
         """Open the database. At most `pollers` readers wait at once. Raises UnusableDatabase."""
         connection_info = prepare(url)
-        scheduler = scheduler or Threads()
         self._pool = Pool(connection_info, scheduler)
         self._clock: Clock = clock or SharedClock(self._pool)
         self._waiting = Waiting(

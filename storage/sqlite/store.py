@@ -63,7 +63,7 @@ class SqliteStore:
     """The Store on a SQLite file. Open one in each process, after any fork."""
 
     def __init__(
-        self, path: Path, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler | None = None
+        self, path: Path, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler = Threads()
     ) -> None:
         """Open the database. At most `pollers` readers wait at once. Raises UnusableDatabase."""
         self._file = DatabaseFile(path)
@@ -71,7 +71,7 @@ class SqliteStore:
         self._failed: Callable[[], None] = lambda: None
         self._scanned: dict[int, int] = {}  # see inspection.describe
         self._memory: ReadMemory | None = None
-        self._scheduler = scheduler or Threads()
+        self._scheduler = scheduler
         self._waiting = Waiting(lambda: QueueSnapshot(self._file.connect(), self._clock), pollers, self._scheduler)
         self._committer = Committer(self._file, self._clock, self._waiting.notify, lambda: self._failed())
         self._readers = Readers(self._file.connect, self._committer.give_up)

@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.support.checker import History, Outcome, judge, read_histories
 from tests.support.live import REPOSITORY, LiveServer, await_true
+from tests.support.programs import program
 
 TASKS = 200
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -206,6 +207,55 @@ def test_aiobotocore(service: LiveServer, queue: str) -> None:
             return [message["Body"] for message in messages]
 
     assert asyncio.run(exchange()) == ["hello"]
+
+
+# sqs-consumer, with the SDK for JavaScript.
+
+CONSUMER = """
+import { Consumer } from "sqs-consumer";
+import { CreateQueueCommand, SendMessageBatchCommand, SQSClient } from "@aws-sdk/client-sqs";
+
+const credentials = { accessKeyId: "any", secretAccessKey: "any" };
+const sqs = new SQSClient({ endpoint: process.env.ENDPOINT, region: "us-east-1", credentials });
+const { QueueUrl } = await sqs.send(new CreateQueueCommand({ QueueName: process.env.QUEUE }));
+const MessageAttributes = {
+  n: { DataType: "Number", StringValue: "1.50" },
+  b: { DataType: "Binary", BinaryValue: new Uint8Array([0, 255]) },
+};
+const Entries = [...Array(10).keys()].map((n) => ({ Id: `${n}`, MessageBody: `ä ${n}`, MessageAttributes }));
+await sqs.send(new SendMessageBatchCommand({ QueueUrl, Entries }));
+const seen = new Set();
+let failed = false;
+const consumer = Consumer.create({
+  queueUrl: QueueUrl, sqs, batchSize: 10, waitTimeSeconds: 1, visibilityTimeout: 3, heartbeatInterval: 1,
+  messageAttributeNames: ["All"],
+  handleMessage: async (message) => {
+    if (!failed) { failed = true; throw new Error("the first message fails once"); }
+    seen.add(`${message.Body} ${message.MessageAttributes.n.StringValue} ${message.MessageAttributes.b.BinaryValue}`);
+    return message;
+  },
+});
+consumer.on("error", (error) => { console.error(error); process.exit(1); });
+consumer.start();
+while (seen.size < 10) await new Promise((done) => setTimeout(done, 50));
+console.log(JSON.stringify([...seen].sort()));
+process.exit(0);
+"""
+
+
+def test_sqs_consumer(service: LiveServer, queue: str, tmp_path: Path) -> None:
+    modules = os.environ.get("QUEUE_TEST_NODE_MODULES")
+    if modules is None:
+        pytest.skip("QUEUE_TEST_NODE_MODULES does not name a folder with sqs-consumer")
+    (tmp_path / "node_modules").symlink_to(modules)
+    (tmp_path / "consumer.mjs").write_text(CONSUMER)
+    environment = os.environ | {"ENDPOINT": service.url, "QUEUE": queue}
+    command = [program("node"), "--no-warnings", "consumer.mjs"]
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == [f"ä {number} 1.50 0,255" for number in range(10)]
 
 
 # dramatiq.

@@ -58,6 +58,13 @@ def test_a_group_is_locked_and_others_are_not(sqs: Any, url: str) -> None:
     assert bodies(sqs, url) == []
 
 
+def test_a_read_takes_as_much_of_a_group_as_it_may(sqs: Any, url: str) -> None:
+    for body, group in (("b1", "b"), ("a1", "a"), ("b2", "b")):
+        send(sqs, url, body, group)
+    found = [one["Body"] for one in receive(sqs, url, MaxNumberOfMessages=2)]
+    assert found == ["b1", "b2"]
+
+
 def test_a_reply_has_one_group_after_the_other(sqs: Any, url: str) -> None:
     for body, group in (("b1", "b"), ("a1", "a"), ("b2", "b"), ("a2", "a"), ("b3", "b")):
         send(sqs, url, body, group)
@@ -72,6 +79,16 @@ def test_the_rest_of_a_group_follows_a_deletion(sqs: Any, url: str) -> None:
     assert bodies(sqs, url) == []
     sqs.delete_message(QueueUrl=url, ReceiptHandle=two["ReceiptHandle"])
     assert bodies(sqs, url) == ["3"]
+
+
+def test_what_stands_before_the_first_invisible_message_is_delivered(sqs: Any, url: str) -> None:
+    for body in ("1", "2", "3", "4"):
+        send(sqs, url, body)
+    one, two, three = receive(sqs, url, MaxNumberOfMessages=3)
+    for message in (one, two):
+        sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=0)
+    assert bodies(sqs, url) == ["1", "2"]
+    sqs.delete_message(QueueUrl=url, ReceiptHandle=three["ReceiptHandle"])
 
 
 def test_messages_come_back_in_order(sqs: Any, url: str, clock: FakeClock) -> None:

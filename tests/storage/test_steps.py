@@ -104,7 +104,7 @@ def test_a_purge_repeated_by_its_key_continues_and_removes_nothing_sent_since(st
 def test_a_redrive_repeated_by_its_key_moves_no_more_than_its_limit(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.sqlite.queues.MOVED", 3)
+    monkeypatch.setattr("storage.sqlite.redriving.MOVED", 3)
     dead(store, 10)
     cut = Cut(store)
     cut.left = 2

@@ -138,12 +138,6 @@ def received(message: Message, reading: Reading) -> dict[str, Any]:
     return members
 
 
-def by_group(found: Iterable[Message]) -> list[Message]:
-    """Return messages group by group, as AWS does, with the groups in the order of their first messages."""
-    places: dict[str, int] = {}
-    return sorted(found, key=lambda one: places.setdefault(decode(one.fields or "{}").get("key", ""), len(places)))
-
-
 def _fifo(settings: QueueSettings, parameters: Parameters, delay: int | None) -> dict[str, Any]:
     group = check_identifier("MessageGroupId", parameters.text("MessageGroupId"))
     dedup_id = check_identifier("MessageDeduplicationId", parameters.text("MessageDeduplicationId"))

@@ -53,7 +53,7 @@ def test_it_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_shows_the_default_of_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(command, capsys=capsys)
     assert text.startswith(f"usage: queue-service {command} [-h]")
-    options = re.findall(r"^  ((?:-c N, )?--\S+)((?:.|\n   )*)", text, re.MULTILINE)
+    options = re.findall(r"^  ((?:-c(?: N)?, )?--\S+)((?:.|\n   )*)", text, re.MULTILINE)
     assert len(options) >= 3
     for option, meaning in options:
         assert option in ("--produce", "--consume", "--no-resume") or "default" in meaning, option

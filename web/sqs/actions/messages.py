@@ -74,8 +74,6 @@ def receive_message(call: Call) -> Result:
     except TooManyPollers:
         time.sleep(_PAUSE)
         found = ()
-    if is_fifo(queue) and len(found) > 1:
-        found = messages.by_group(found)
     return {"Messages": [messages.received(message, reading) for message in found]} if found else {}
 
 

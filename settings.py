@@ -28,6 +28,7 @@ class Settings:
     port: int = 5000  # PORT
     workers: int = 2  # WEB_CONCURRENCY: processes; while one commits the other continues
     threads: int = 64  # QUEUE_THREADS: in each process, for large requests
+    keep_alive: int = 75  # QUEUE_KEEP_ALIVE: seconds; load balancers keep their connections for 60
     max_body: int = 8 * 1024 * 1024  # QUEUE_MAX_BODY: bytes of a request's body
     allow_anonymous: bool = False  # QUEUE_ALLOW_ANONYMOUS=yes: serve other machines without access control
     tokens: str = field(default="", repr=False)  # QUEUE_TOKENS: parsed in web/access/tokens.py
@@ -67,6 +68,7 @@ class Settings:
             port=_number(env, "PORT", default.port, 0, 65_535),
             workers=_number(env, "WEB_CONCURRENCY", default.workers, 1, 256),
             threads=_number(env, "QUEUE_THREADS", default.threads, 2, 1_000),
+            keep_alive=_number(env, "QUEUE_KEEP_ALIVE", default.keep_alive, 1, 3_600),
             max_body=_number(env, "QUEUE_MAX_BODY", default.max_body, 1, 256 * 1024 * 1024),
             allow_anonymous=_is_yes(env, "QUEUE_ALLOW_ANONYMOUS"),
             tokens=env.get("QUEUE_TOKENS", "").strip(),

@@ -20,7 +20,7 @@ FLAGS = {
         "QUEUE_DATABASE_URL",
         "sqlite:///file or postgresql://user@host/database (default sqlite:///queue.db)",
     ),
-    "--workers": ("WEB_CONCURRENCY", "number of processes (default 3)"),
+    "--workers": ("WEB_CONCURRENCY", "number of processes (default 2)"),
     "--tokens-file": ("QUEUE_TOKENS_FILE", "file of the tokens that clients need"),
     "--access-log": ("QUEUE_ACCESS_LOG", "json or plain: print a line for each request"),
     "--log": ("QUEUE_LOG", "json: write the service's own log as JSON"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from clients import QueueClient
+from settings import Settings
 from tests.support.live import REPOSITORY, LiveServer, _connections_to, await_true
 from tests.support.programs import program
 
@@ -92,6 +94,12 @@ def ask(connection: HTTPSConnection, method: str, target: str, body: bytes | Non
     connection.request(method, target, body)
     reply = connection.getresponse()
     return reply.status, reply.read()
+
+
+def test_nginx_closes_its_connections_before_the_service_does() -> None:
+    kept = re.search(r"keepalive_timeout ([0-9]+)s;", (REPOSITORY / "deploy/nginx.conf").read_text())
+    assert kept is not None
+    assert int(kept[1]) < Settings().keep_alive
 
 
 def test_the_client_works_through_nginx(port: int, certificate: tuple[Path, Path], queue: str) -> None:

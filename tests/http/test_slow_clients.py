@@ -267,6 +267,17 @@ def test_a_body_that_arrives_slowly_but_steadily_is_accepted(server: LiveServer,
     assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+def test_an_idle_connection_is_kept_for_the_set_time(clients: ExitStack) -> None:
+    with LiveServer({"WEB_CONCURRENCY": "1", "QUEUE_KEEP_ALIVE": "2"}) as server:
+        connection = connected(server, clients)
+        for _ in range(2):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: q\r\n\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            time.sleep(1)
+        connection.settimeout(10)
+        assert connection.recv(100) == b""
+
+
 def test_busy_keep_alive_connections_do_not_block_others(server: LiveServer, clients: ExitStack) -> None:
     """With as many busy clients as threads, the service still serves one more client."""
     stop = threading.Event()

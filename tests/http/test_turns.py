@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.limits.bounds import Scene, scene_on
+from tests.limits.bounds import Scene, new, scene_on
 from tests.support.figures import AddRow
 from tests.support.live import await_true
 from tests.support.load import Connection
@@ -64,7 +64,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 
 def worst_requests(scene: Scene) -> Iterator[tuple[str, str, Any]]:
-    """Yield the most expensive requests of each route that the loop serves."""
+    """Yield the most expensive requests of each route, or action of SQS, that the loop serves."""
     many = {f"a{number}": number for number in range(60)}
     yield "POST", "/queues/w/messages", {"text": "é\\\n" * 20_000}
     yield "POST", "/queues/w/messages", {"text": "x", "attributes": many}
@@ -91,6 +91,15 @@ def worst_requests(scene: Scene) -> Iterator[tuple[str, str, Any]]:
     scene.fill("full", 20_000, ttl=0.5)
     time.sleep(0.6)
     yield "POST", "/queues/full/messages", {"text": "x"}
+    url = {"QueueUrl": f"{scene.server.url}/000000000000/sqs"}
+    attributes = {f"a{number}": {"DataType": "String", "StringValue": "z" * 1_000} for number in range(10)}
+    yield "CreateQueue", "/", {"QueueName": "sqs"}
+    yield "SendMessage", "/", url | {"MessageBody": "é" * 7_000, "MessageAttributes": attributes}
+    entries = [{"Id": f"{number}", "MessageBody": "é" * 400, "MessageAttributes": attributes} for number in range(4)]
+    yield "SendMessageBatch", "/", url | {"Entries": entries}
+    for _ in range(10):
+        scene.store.send("sqs", [new("é" * 500_000)])
+    yield "ReceiveMessage", "/", url | {"MaxNumberOfMessages": 10}
     yield "GET", "/queues", None
     yield "GET", "/queues/due/peek?limit=1000", None
     yield "POST", "/queues/due/purge", None
@@ -107,7 +116,10 @@ def test_no_request_delays_the_loop_for_long(scene: Scene, tmp_path: Path, add_r
         assert connection.ask("POST", "/queues/warm/messages", {"text": "x"}).status == 200
     for method, path, document in worst_requests(scene):
         measured.unlink()
-        reply = connection.ask(method, path, document)
+        if path == "/":
+            reply = connection.ask("POST", path, document, target=f"AmazonSQS.{method}")
+        else:
+            reply = connection.ask(method, path, document)
         assert reply.status in (200, 204, 400), (path, reply)
         await_true(measured.exists)
         times[f"{method} {path} of {len(json.dumps(document)):,} bytes"] = float(measured.read_text() or 0.0)

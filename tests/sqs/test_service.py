@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -33,8 +34,8 @@ def sqs(service: LiveServer) -> Any:
     )  # fmt: skip
 
 
-def native(service: LiveServer, method: str, path: str, body: bytes | None = None) -> Any:
-    with urlopen(Request(service.url + path, body, {"Content-Type": "text/plain"}, method=method)) as reply:
+def native(service: LiveServer, method: str, path: str, body: bytes | None = None, kind: str = "text/plain") -> Any:
+    with urlopen(Request(service.url + path, body, {"Content-Type": kind}, method=method)) as reply:
         return json.loads(reply.read() or b"null")
 
 
@@ -68,6 +69,25 @@ def test_waiting_readers_of_both_apis_wake_each_other(service: LiveServer, sqs: 
         reader.join(10)
         assert (found, time.monotonic() - began < 5) == ([text], True)
         found.clear()
+
+
+def test_a_waiting_reader_holds_no_thread() -> None:
+    with LiveServer({"WEB_CONCURRENCY": "1", "QUEUE_THREADS": "2"}) as service:
+        native(service, "PUT", "/queues/q", b"{}", "application/json")
+        body = {"QueueUrl": "q", "WaitTimeSeconds": 20}
+        headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": "AmazonSQS.ReceiveMessage"}
+        readers = [HTTPConnection("127.0.0.1", service.port, timeout=30) for _ in range(8)]
+        for reader in readers:
+            reader.request("POST", "/", json.dumps(body), headers)
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert native(service, "GET", "/queues")["queues"]  # a thread serves this
+        assert time.monotonic() - began < 5
+        for _ in readers:
+            native(service, "POST", "/queues/q/messages", b"x")
+        for reader in readers:
+            assert "Messages" in json.loads(reader.getresponse().read())
+            reader.close()
 
 
 def test_the_access_log_names_action_and_queue(service: LiveServer, sqs: Any, queue: str) -> None:

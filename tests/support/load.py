@@ -50,8 +50,13 @@ class Connection:
                 time.sleep(0.02)
         return self._http.sock is not None
 
-    def ask(self, method: str, path: str, body: object = None, key: str | None = None) -> Reply:
+    def ask(
+        self, method: str, path: str, body: object = None, key: str | None = None, target: str | None = None
+    ) -> Reply:
+        """Send a request; `target` names an action of SQS."""
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
+        if target is not None:
+            headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": target}
         try:
             self._http.request(method, path, None if body is None else json.dumps(body), headers)
             reply = self._http.getresponse()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from bottle import Bottle, HTTPError, HTTPResponse, request
 
@@ -24,6 +24,8 @@ from web.native.request import GRANT, Environ, read_idempotency_key
 from web.observability import access_log
 from web.observability.access_log import Handler
 from web.observability.shared_counters import SharedCounters, WorkerCounters
+
+T = TypeVar("T")
 
 POLLERS = 32  # readers that may wait at once, if each holds a thread
 
@@ -132,8 +134,8 @@ class Application:
             return []
         return [body] if isinstance(body, bytes) else body
 
-    def build(self, make: Callable[[], HTTPResponse]) -> HTTPResponse:
-        """Return the reply of `make`; call it in a thread if the reply may be long."""
+    def build(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns for a reply; call it in a thread if the reply may be long."""
         return self.scheduler.call(make) if self.scheduler.current().is_heavy else make()
 
     def resume(self, environ: Environ) -> None:

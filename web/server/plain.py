@@ -37,6 +37,7 @@ _UNPLAIN = {"HTTP_TRANSFER_ENCODING", "HTTP_EXPECT", "HTTP_UPGRADE", "HTTP_HTTP2
 _LIGHT = re.compile(
     r"/health|/transactions|(?:/queues/[^/]+)?/messages|/messages/[^/]+|/queues/[^/]+/messages/(?![0-9]+$)[^/]+"
 )
+_LIGHT_ACTION = re.compile(r"AmazonSQS\.(?:SendMessage|ReceiveMessage|DeleteMessage|ChangeMessageVisibility)(?:Batch)?")
 _LIMIT = re.compile(r"(?:^|&)limit=([0-9]{1,9})(?:&|$)")
 
 _keys: dict[str, str] = {}  # cached names in the environ, by field name
@@ -85,7 +86,11 @@ class Weight(Enum):
 
 def weigh(environ: Environ, body: bytes) -> Weight:
     path, kind, values = environ["PATH_INFO"], environ.get("CONTENT_TYPE", ""), structure(body)
-    if values > MUCH or not _LIGHT.fullmatch(path):
+    if environ["REQUEST_METHOD"] == "POST" and (action := environ.get("HTTP_X_AMZ_TARGET")) is not None:
+        is_light = _LIGHT_ACTION.fullmatch(action) is not None
+    else:
+        is_light = _LIGHT.fullmatch(path) is not None
+    if values > MUCH or not is_light:
         return Weight.LONG
     if path.endswith("/messages") and (body.lstrip().startswith(b"[") or "ndjson" in kind or "runs" in kind):
         return Weight.LONG

@@ -14,6 +14,9 @@ from web.sqs.names import name_in_url, url_of
 from web.sqs.parameters import Parameters
 from web.sqs.protocols.reply import WireProtocol
 
+Result = dict[str, Any]
+DONE: Result = {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -26,6 +29,8 @@ class Call:
     token: str | None  # the name of the caller's token
     trace: str | None  # the header X-Amzn-Trace-Id
     present: Callable[[], bool]  # whether the client is still connected
+    pause: Callable[[float], object]  # let others run for so many seconds
+    build: Callable[[Callable[[], Result]], Result]  # make a reply that may be long
 
     @property
     def queue(self) -> str:
@@ -40,10 +45,6 @@ class Call:
 
     def url_of(self, queue: str) -> str:
         return url_of(self.base, queue)
-
-
-Result = dict[str, Any]
-DONE: Result = {}
 
 
 def edit(store: Store, queue: str, change: Callable[[Queue], Mapping[str, Any]]) -> None:

@@ -100,9 +100,12 @@ class Endpoint:
             token=grant.name if grant else None,
             trace=environ.get("HTTP_X_AMZN_TRACE_ID"),
             present=connection_check(environ),
+            pause=service.scheduler.current().wait,
+            build=service.build,
         )
         environ["route.url_args"] = {"queue": call.logged_queue}
-        return protocol.reply(action, ACTIONS[action](call), request_id)
+        result = ACTIONS[action](call)
+        return service.build(lambda: protocol.reply(action, result, request_id))
 
     def _store(self, grant: Grant | None) -> Store:
         store = self._service.unrestricted_store

@@ -50,6 +50,9 @@ def test_each_flag_of_serve_is_a_setting() -> None:
     values = {"QUEUE_HOST": "127.0.0.2", "PORT": "7", "QUEUE_DATABASE_URL": "sqlite:///x", "WEB_CONCURRENCY": "5",
               "QUEUE_TOKENS_FILE": "t", "QUEUE_ACCESS_LOG": "json", "QUEUE_LOG": "json"}  # fmt: skip
     assert {variable for variable, _ in service.FLAGS.values()} == set(values)
+    meanings = dict(service.FLAGS.values())
+    for variable, default in {"PORT": Settings().port, "WEB_CONCURRENCY": Settings().workers}.items():
+        assert f"(default {default})" in meanings[variable]
     for variable, value in values.items():
         assert Settings.from_env({variable: value}) != Settings.from_env({})
 

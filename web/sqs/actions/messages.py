@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -72,9 +71,11 @@ def receive_message(call: Call) -> Result:
     try:
         found = call.store.receive(ask, _attempt(call, queue), call.present)
     except TooManyPollers:
-        time.sleep(_PAUSE)
+        call.pause(_PAUSE)
         found = ()
-    return {"Messages": [messages.received(message, reading) for message in found]} if found else {}
+    if not found:
+        return {}
+    return call.build(lambda: {"Messages": [messages.received(message, reading) for message in found]})
 
 
 def delete_message(call: Call) -> Result:

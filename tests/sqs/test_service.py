@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import boto3
@@ -118,6 +119,7 @@ def test_actions_are_counted(service: LiveServer, sqs: Any, queue: str) -> None:
     with pytest.raises(sqs.exceptions.QueueDoesNotExist):
         sqs.get_queue_url(QueueName=queue)
     sqs.create_queue(QueueName=queue)
-    with pytest.raises(OSError, match="404"):
+    with pytest.raises(HTTPError, match="404") as refused:
         urlopen(f"{service.url}/000000000000/{queue}")
+    refused.value.close()
     assert [count(*name) for name in names] == [one + 1 for one in before]

@@ -235,7 +235,13 @@ class TransactionReply:
 
 
 def encode(document: object) -> bytes:
-    """Return the JSON of a request. Raises ValueError for NaN, an infinity or a lone surrogate, TypeError for bytes."""
+    """Return the JSON of a request.
+
+    Raises ValueError for NaN, an infinity or a lone surrogate, TypeError for bytes, or for a text that is no string.
+    """
+    if isinstance(document, dict) and not isinstance(document.get("text", ""), str | bytes):
+        kind = type(document["text"]).__name__
+        raise TypeError(f"a text is a string, not {kind}: use json.dumps, or send_many for messages with fields")
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_refuse)
     return text.encode()
 

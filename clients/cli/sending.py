@@ -113,10 +113,8 @@ class _Sender:
         except QueueError as error:
             if isinstance(error, ProblemError) and error.status < 500:
                 raise ValueError(f"{error}; {noun} {number} and those after it were not sent") from error
-            last = number + len(lines) - 1
-            raise ValueError(
-                f"{error}; {noun}s {number} to {last} may have been sent, those after them were not"
-            ) from error
+            tried = f"{noun} {number}" if len(lines) == 1 else f"{noun}s {number} to {number + len(lines) - 1}"
+            raise ValueError(f"{error}; {tried} may have been sent, those after were not") from error
 
     def _message(self, line: bytes) -> str | Outgoing:
         try:

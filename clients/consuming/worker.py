@@ -35,6 +35,8 @@ class Worker:
     def __init__(self, client: Settler, reader: Reader, loop: Loop, handler: Handler, concurrency: int) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
+        if not callable(handler):  # else each message would fail, and be dead-lettered
+            raise TypeError(f"the handler must be a function that takes a message, not {type(handler).__name__}")
         if inspect.iscoroutinefunction(handler):  # a call would only make a coroutine, and the message would be acked
             raise TypeError("the handler is an async function; pass a plain one that runs it, as with asyncio.run")
         self._client = client

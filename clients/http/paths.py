@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 
 
 def queue_path(queue: str) -> str:
@@ -18,10 +18,10 @@ def check_queue_name(queue: str) -> None:
     """Raise ValueError for a name that the service would refuse, or for none."""
     if not queue:  # mostly an unset variable, which must not select the client's own queue
         raise ValueError("the queue name is empty")
-    if not isinstance(queue, str) or not _QUEUE_NAME.fullmatch(queue):
+    if not isinstance(queue, str) or not QUEUE_NAME.fullmatch(queue):
         raise ValueError(
             f"this is not the name of a queue: {queue!r}; use at most 80 letters, digits, '.', '_' and '-', "
-            "and begin with a letter or digit"
+            "and do not begin with a '.'"
         )
 
 

@@ -109,6 +109,15 @@ def sources(pool: Pool, queue: str, after: str, limit: int) -> list[str]:
     return [row[0] for row in pool.read(statement, queue, after, limit)]
 
 
+def dead_letter_queues(pool: Pool, queue: str) -> list[str]:
+    """Return the names of the queues that may have dead letters from this one."""
+    statement = """
+        SELECT q.name FROM queue_service.graves AS g JOIN queue_service.queues AS q ON q.id = g.queue_id
+         WHERE g.origin = $1::text AND q.name IS NOT NULL
+    """
+    return [row[0] for row in pool.read(statement, queue)]
+
+
 def describe(read: Callable[..., list[Any]], clock: Clock, names: list[str]) -> list[Queue]:
     """Return the existing ones of these queues, in order of name. `read` runs a statement."""
     rows = read(

@@ -124,7 +124,16 @@ class Pool:
         Raises Busy or DiskFull, with nothing done; Unavailable, with an unknown outcome; or the StoreError of the
         function.
         """
-        return self._run_observed(lambda connection: connection.execute(statement, values, binary=True).fetchall())
+        return self.run_late(statement, lambda: values)
+
+    def run_late(self, statement: str, values: Callable[[], Sequence[Any] | None]) -> list[Any]:
+        """Run a statement like `run`, with values made once there is a connection; if they are None, do nothing."""
+
+        def execute(connection: Connection) -> list[Any]:
+            made = values()
+            return [] if made is None else connection.execute(statement, made, binary=True).fetchall()
+
+        return self._run_observed(execute)
 
     def transact(self, now: int, operation: Callable[[WriteTransaction], T]) -> T:
         """Run an operation as one transaction, perhaps several times, and return its result. Raises as `run` does."""

@@ -87,13 +87,14 @@ class PostgresStore:
         self, ask: Receive, once: IdempotencyKey | None = None, present: Callable[[], bool] = lambda: True
     ) -> list[Message]:
         def attempt(reserved: int) -> list[Message] | None:
-            if not present():
-                return []
-            rows = self._pool.run(
+            # The client may have gone while this waited for a connection.
+            rows = self._pool.run_late(
                 "SELECT * FROM queue_service.receive($1::bigint, $2::text, $3::text[], $4::int, $5::bytea, "
                 "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint, $11::boolean)",
-                *self._times(), *parameters.receive_parameters(ask), *parameters.key_parameters(once), reserved,
-                ask.must_exist,
+                lambda: [
+                    *self._times(), *parameters.receive_parameters(ask), *parameters.key_parameters(once), reserved,
+                    ask.must_exist,
+                ] if present() else None,
             )  # fmt: skip
             return None if parameters.is_too_much_due(rows) else parameters.to_messages(rows, self._clock)
 
@@ -191,18 +192,16 @@ class PostgresStore:
         batches = parameters.to_batches(send)
 
         def attempt(reserved: int) -> tuple[Any, bool, list[Message]]:
-            done, *rows = self._pool.run(
+            done, *rows = self._pool.run_late(
                 "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
                 "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
                 "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint, $19::boolean)",
-                *self._times(),
-                *parameters.columns(receipts),
-                *batches,
-                *(parameters.receive_parameters(receive) if receive and present() else [None] * 5),
-                *parameters.key_parameters(once),
-                reserved,
-                receive is not None and receive.must_exist,
-            )
+                lambda: [
+                    *self._times(), *parameters.columns(receipts), *batches,
+                    *(parameters.receive_parameters(receive) if receive and present() else [None] * 5),
+                    *parameters.key_parameters(once), reserved, receive is not None and receive.must_exist,
+                ],
+            )  # fmt: skip
             too_much_due = parameters.is_too_much_due(rows)
             return done, too_much_due, [] if too_much_due else parameters.to_messages(rows, self._clock)
 
@@ -311,15 +310,12 @@ class PostgresStore:
         reason: str | None = None,
         once: IdempotencyKey | None = None,
     ) -> int:
+        self._catch_up.all([queue, *inspection.dead_letter_queues(self._pool, queue)])
         moved = self._in_steps(
-            once,
-            "redriven",
-            "redrive($1::bigint, $2::text, $3::jsonb, $4::bigint, $5::bigint[], $6::text)",
-            queue,
-            limit,
-            None if ids is None else list(ids),
+            once, "redriven", "redrive($1::bigint, $2::text, $3::jsonb, $4::bigint, $5::bigint[], $6::text)",
+            queue, limit, None if ids is None else list(ids),
             None if reason is None else reason.replace("\0", "\ufffd"),
-        )
+        )  # fmt: skip
         self._notify_readers([queue])
         return moved
 

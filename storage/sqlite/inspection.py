@@ -47,20 +47,21 @@ def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> lis
     return [_message(clock, name, row, dead=ask.state is State.DEAD) for row in rows]
 
 
-def dead_letter_queues(connection: apsw.Connection, name: str) -> list[int]:
-    """Return the ids of the queues that have dead letters from this one."""
-    rows: list[Any] = connection.execute(
+def dead_letter_queues(connection: apsw.Connection, name: str) -> dict[int, str]:
+    """Return the ids and names of the queues that have dead letters from this one."""
+    rows: Any = connection.execute(
         """
         WITH RECURSIVE known(id) AS (
             SELECT min(queue_id) FROM messages WHERE origin = ?1
              UNION ALL
             SELECT (SELECT min(queue_id) FROM messages WHERE origin = ?1 AND queue_id > known.id)
               FROM known WHERE id IS NOT NULL)
-        SELECT queues.id FROM known JOIN queues ON queues.id = known.id WHERE queues.name IS NOT NULL LIMIT ?2
+        SELECT queues.id, queues.name
+          FROM known JOIN queues ON queues.id = known.id WHERE queues.name IS NOT NULL LIMIT ?2
         """,
         (name, MAX_DEAD_LETTER_QUEUES),
-    ).fetchall()
-    return [row[0] for row in rows]
+    )
+    return dict(rows)
 
 
 def names(connection: apsw.Connection, prefix: str, after: str, limit: int) -> list[str]:

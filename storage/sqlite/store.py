@@ -308,6 +308,8 @@ class SqliteStore:
         once: IdempotencyKey | None = None,
     ) -> int:
         wanted = None if ids is None else sorted(set(ids))
+        dead_letters = self._read(lambda connection: inspection.dead_letter_queues(connection, queue))
+        self._bring_up_to_date([queue, *dead_letters.values()])
         return self._in_steps(
             once, "redriven", lambda work, at: redriving.redrive(work, queue, limit, wanted, reason, at)
         )

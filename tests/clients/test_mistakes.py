@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from clients import QueueClient, QueueError, Unauthenticated, Unreachable
+from clients.http import paths
+from storage import validation
 from tests.support.live import LiveServer
 
 SECRET = "secret-secret-secret"
@@ -40,12 +43,31 @@ def test_a_value_that_json_cannot_hold_is_named(client: QueueClient) -> None:
         client.send("x", attributes={"n": {1}})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("name", ["a b", "jobs/eu", "-x", "x" * 81, "é", "jobs\n", 5])
+@pytest.mark.parametrize("name", ["a b", "jobs/eu", ".x", "x" * 81, "é", "jobs\n", 5])
 def test_a_bad_queue_name_is_refused_before_anything_is_sent(name: str) -> None:
     with pytest.raises(ValueError, match=r"not the name of a queue: .*; use at most 80 letters, digits, '\.', '_'"):
         QueueClient(queue=name)
     with pytest.raises(ValueError, match="not the name of a queue"):
         QueueClient("http://127.0.0.1:1", retry_for=0).send("x", queue=name)
+
+
+def test_the_client_takes_the_names_that_the_service_takes() -> None:
+    assert paths.QUEUE_NAME == validation.QUEUE_NAME
+
+
+def test_a_text_that_is_no_string_is_refused_with_what_to_do(client: QueueClient) -> None:
+    for text in ({"text": "x"}, 5, None):
+        with pytest.raises(TypeError, match=r"a text is a string, not .*: use json\.dumps, or send_many"):
+            client.send(text)  # type: ignore[arg-type]
+    assert client.peek() == []
+
+
+@pytest.mark.parametrize("handler", [None, "make_thumbnail"])
+def test_a_handler_that_cannot_be_called_is_refused_before_a_message_is_read(client: QueueClient, handler: Any) -> None:
+    client.send("x")
+    with pytest.raises(TypeError, match="the handler must be a function that takes a message, not "):
+        client.work(handler, idle=0)
+    assert client.stats()["received"] == 0
 
 
 @pytest.mark.parametrize("url", ["localhost:5000", "127.0.0.1:5000", "localhost", "ftp://localhost"])

@@ -172,6 +172,16 @@ def test_a_redrive_of_either_queue_returns_dead_letters_in_order_with_a_fresh_co
     assert (stats(store).dead, stats(store).ready, stats(store, "q.dead").bytes) == (0, 3, 0)
 
 
+@pytest.mark.parametrize("queue", ["q", "q.dead"])
+def test_a_redrive_takes_what_was_leased_until_just_now(store: Store, clock: FakeClock, queue: str) -> None:
+    send(store, "x")
+    store.reject(lease_one(store).receipt)
+    lease_one(store, queue="q.dead", seconds=1)
+    clock.advance(1)
+    assert store.redrive(queue) == 1
+    assert take(store) == ["x"]
+
+
 def test_a_redrive_moves_no_more_than_its_limit_and_the_oldest_dead_first(store: Store) -> None:
     send(store, *"abcde")
     for held in lease(store, 5):

@@ -149,3 +149,15 @@ def test_a_reply_is_one_piece() -> None:
 def test_no_header_of_a_reply_can_hold_another(value: str) -> None:
     with pytest.raises(ValueError, match="line break"):
         reply("200 OK", [("X-A", value)], b"")
+
+
+@pytest.mark.parametrize(
+    "received", [b"G", b"GET ", b"DELETE /messages/a~1~b", b"POST /messages HTTP/1.1\r", POST[:60]]
+)
+def test_the_loop_waits_for_the_rest_of_a_plain_request(received: bytes) -> None:
+    assert plain.may_begin(received)
+
+
+@pytest.mark.parametrize("received", [b"\x16\x03\x01", b"get / ", b"GET /\n", b" GET /", b"GET /\r\n", b"X" * 9_000])
+def test_what_begins_otherwise_is_left_to_gunicorns_parser_at_once(received: bytes) -> None:
+    assert not plain.may_begin(received)

@@ -267,6 +267,27 @@ def test_a_body_that_arrives_slowly_but_steadily_is_accepted(server: LiveServer,
     assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("options", ["close", "TE, close", "keep-alive,Close"])
+def test_a_connection_closes_if_one_of_the_options_says_so(
+    server: LiveServer, clients: ExitStack, options: str
+) -> None:
+    request = f"GET /health HTTP/1.1\r\nHost: q\r\nConnection: {options}\r\n\r\n".encode()
+    connection = connected(server, clients, request)
+    reply = b""
+    while received := connection.recv(65_536):
+        reply += received
+    assert b"Connection: close\r\n" in reply
+
+
+def test_the_beginning_of_a_second_request_has_as_long_as_that_of_the_first(
+    short_timeouts: LiveServer, clients: ExitStack
+) -> None:
+    connection = connected(short_timeouts, clients, b"GET /health HTTP/1.1\r\nHost: q\r\n\r\nGET /hea")
+    assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    connection.settimeout(10)
+    assert connection.recv(100) == b""
+
+
 def test_an_idle_connection_is_kept_for_the_set_time(clients: ExitStack) -> None:
     with LiveServer({"WEB_CONCURRENCY": "1", "QUEUE_KEEP_ALIVE": "2"}) as server:
         connection = connected(server, clients)

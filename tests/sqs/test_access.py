@@ -75,6 +75,16 @@ def test_rights_are_those_of_the_token(guarded: Application, connect: Callable[.
     admin.set_queue_attributes(QueueUrl=JOBS, Attributes={"DelaySeconds": "0"})
 
 
+def test_a_token_sees_no_source_that_it_does_not_cover() -> None:
+    with a_store() as store:
+        app = handler.make_app(Settings(tokens=TOKENS), store)
+        store.configure("jobs", {})
+        store.configure("secret", {"dead_letter_queue": "jobs"})
+        seen = {name: client_of(app, name).list_dead_letter_source_queues(QueueUrl=JOBS)["queueUrls"]
+                for name in ("producer", "admin")}  # fmt: skip
+        assert seen == {"producer": [], "admin": [f"{ENDPOINT}/{ACCOUNT}/secret"]}
+
+
 def test_any_token_may_look_at_the_queues_it_covers_and_declare_them(guarded: Application) -> None:
     for name in ("producer", "consumer"):
         client = client_of(guarded, name)

@@ -263,6 +263,9 @@ def test_tasks_that_cannot_be(sqs: Any, queues: tuple[str, str]) -> None:
         (b'{"taskId": "1"}', "InvalidParameterValue"),
         (json.dumps({"taskId": "1", "sourceArn": arn("nope")}).encode(), "ResourceNotFoundException"),
         (json.dumps({"taskId": "1", "sourceArn": arn("dead")}).encode(), "ResourceNotFoundException"),
+        (json.dumps({"taskId": "\ud800", "sourceArn": arn("dead")}).encode(), "ResourceNotFoundException"),
+        (json.dumps({"taskId": "\0", "sourceArn": arn("dead")}).encode(), "ResourceNotFoundException"),
+        (json.dumps({"taskId": "1", "sourceArn": arn("\ud800")}).encode(), "InvalidParameterValue"),
     ],
 )
 def test_a_bad_handle_of_a_task(sqs: Any, queues: tuple[str, str], task: bytes, code: str) -> None:

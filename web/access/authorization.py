@@ -149,8 +149,9 @@ class AuthorizedStore(Store):
         return self._covered(self._store.names, str, prefix, after, limit)
 
     def sources(self, queue: str, after: str = "", limit: int = MAX_PAGE) -> list[str]:
+        """Return the names of those sources that the token names."""
         self._need(queue, SEND, RECEIVE, ADMIN)
-        return self._store.sources(queue, after, limit)
+        return self._covered(lambda _, after, limit: self._store.sources(queue, after, limit), str, "", after, limit)
 
     def settings(self, name: str) -> QueueSettings:
         self._need(name, SEND, RECEIVE, ADMIN)

@@ -29,6 +29,7 @@ _LINE = r"(GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) (/[!-\"$->@-~]*)(?:\?([!-\"$-
 _FIELD = r"[!#$%&'*+\-.^`|~0-9A-Za-z]+:[\t -~]*\r\n"
 _HEAD = re.compile(rf"{_LINE}((?:{_FIELD})+)\r\n")
 _BEGINS = re.compile(_LINE.encode())
+_PART_OF_LINE = re.compile(rb"[A-Z]{1,7}(?: [ -~]*)?\r?")
 _HOST = re.compile(r"[0-9A-Za-z.\-_:\[\]]+")
 _LENGTH = re.compile(r"[0-9]{1,10}")
 _UNPLAIN = {"HTTP_TRANSFER_ENCODING", "HTTP_EXPECT", "HTTP_UPGRADE", "HTTP_HTTP2_SETTINGS", "HTTP_TRAILER", "HTTP_TE"}
@@ -45,7 +46,9 @@ _keys: dict[str, str] = {}  # cached names in the environ, by field name
 
 def may_begin(received: bytes) -> bool:
     """Return whether this may be the beginning of a plain request's head."""
-    return len(received) <= MOST_HEAD and (b"\r\n" not in received or _BEGINS.match(received) is not None)
+    if len(received) > MOST_HEAD:
+        return False
+    return (_BEGINS.match(received) if b"\r\n" in received else _PART_OF_LINE.fullmatch(received)) is not None
 
 
 def read_head(head: bytes) -> Environ | None:

@@ -115,7 +115,8 @@ class Worker(BaseWorker):
             connection.closes = connection.closes or not self.alive or not is_read()
             return connection.closes
 
-        connection.closes = connection.closes or environ.get("HTTP_CONNECTION", "").lower() == "close"
+        options = environ.get("HTTP_CONNECTION", "").lower().split(",")
+        connection.closes = connection.closes or "close" in [option.strip(" \t") for option in options]
         try:
             return plain.answer(self.wsgi, environ, closes)
         except Exception:
@@ -304,7 +305,8 @@ class Worker(BaseWorker):
             self._end(connection)
             return
         # Not from the start of the turn, because its commit may have taken long.
-        connection.deadline = time.monotonic() + (self.cfg.keepalive if self.alive else LAST_REQUESTS)
+        until_next = self.cfg.keepalive if self.alive else LAST_REQUESTS
+        connection.deadline = time.monotonic() + (limits.READ_TIMEOUT if connection.inbound else until_next)
         if connection.inbound or connection.is_readable:
             self._again.append(connection)
 

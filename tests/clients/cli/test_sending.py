@@ -89,7 +89,7 @@ def test_without_an_answer_the_lines_that_may_have_been_sent_are_named() -> None
     commands = Commands("http://127.0.0.1:1", "q")
     code, line = commands.error("send", "--retry-for", "0", stdin=b"line\n" * 3)
     assert code == NO_SERVICE
-    assert line.endswith("connection refused; lines 1 to 3 may have been sent, those after them were not")
+    assert line.endswith("connection refused; lines 1 to 3 may have been sent, those after were not")
 
 
 def test_long_lines_that_exceed_one_request_are_sent_in_several(commands: Commands) -> None:

@@ -526,6 +526,28 @@ def test_readiness_is_checked_on_disk_once_a_second(store: Store, party: psycopg
     store.check_ready()  # otherwise it would wait for the row
 
 
+@pytest.mark.parametrize("verb", ["receive", "transact"])
+def test_a_reader_that_left_while_it_waited_for_a_connection_takes_nothing(
+    store: PostgresStore, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(store, "x")
+    present, get = [True], store._pool._pool.getconn
+
+    def get_late() -> Any:
+        present[0] = False  # the client disconnects meanwhile
+        return get()
+
+    ask = Receive(("q",), lease=60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(store._pool._pool, "getconn", get_late)
+        if verb == "receive":
+            assert store.receive(ask, present=lambda: present[0]) == []
+        else:
+            assert store.transact([], [("other", new("y"))], ask, present=lambda: present[0]).messages == []
+    assert stats(store).received == 0
+    assert take(store) == ["x"]
+
+
 def test_an_abandoned_request_is_not_remembered_as_done_under_its_key(
     store: Store, party: psycopg.Connection[Any]
 ) -> None:

@@ -43,8 +43,11 @@ def cancel_message_move_task(call: Call) -> Result:
         number, arn = str(task["taskId"]), str(task["sourceArn"])
     except (binascii.Error, ValueError, TypeError, KeyError, RecursionError):
         raise invalid_value("Value for parameter TaskHandle is invalid.") from None
+    source = _queue_of(call, arn, "SourceArn")
     try:
-        move = call.store.cancel_move(_queue_of(call, arn, "SourceArn"), number)
+        if not number.isprintable():  # the store cannot hold all of these characters
+            raise MoveNotFound
+        move = call.store.cancel_move(source, number)
     except MoveNotFound:
         raise SqsError("ResourceNotFoundException", "Task does not exist.") from None
     return {"ApproximateNumberOfMessagesMoved": move.moved}

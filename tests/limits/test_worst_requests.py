@@ -31,7 +31,7 @@ from tests.limits.bounds import (
 from tests.support.figures import AddRow
 from web.native.request import RUNS
 
-ATTEMPTS = 3
+ATTEMPTS = 6
 LONG = [pytest.mark.slow, pytest.mark.torture]
 BODY = 8 * 1024 * 1024 - 100  # bytes: just below the limit of a body
 ANY_STATUS = range(200, 500)

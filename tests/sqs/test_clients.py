@@ -16,6 +16,7 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -184,6 +185,36 @@ def test_celery_does_every_task_though_a_worker_is_killed(service: LiveServer, q
         stop_worker(worker, signal.SIGKILL)
     assert {path.name for path in tmp_path.iterdir()} == set(map(str, range(TASKS)))
     assert all((tmp_path / str(number)).read_text().startswith("1\n") for number in range(0, TASKS, 10))
+
+
+def test_celery_of_compose_does_the_task_that_its_sender_sends(service: LiveServer) -> None:
+    pytest.importorskip("celery")
+    services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
+
+    def start(name: str) -> subprocess.Popen[str]:
+        one = services[name]
+        (mount,) = one["volumes"]
+        source, place, _ = mount.split(":")
+        assert place == one["working_dir"]
+        broker = one["environment"]["CELERY_BROKER_URL"].removeprefix("${CELERY_BROKER_URL:-").removesuffix("}")
+        broker = broker.replace("queue:5000", service.url.removeprefix("http://"))
+        return subprocess.Popen(
+            [sys.executable, "-m", *one["command"]], cwd=REPOSITORY / source, stderr=subprocess.STDOUT,
+            env=os.environ | {"CELERY_BROKER_URL": broker}, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    with start("celery-sender") as sender:
+        output, _ = sender.communicate(timeout=60)
+    assert sender.returncode == 0, output
+    with start("celery-worker") as worker:
+        deadline = threading.Timer(60, os.killpg, [worker.pid, signal.SIGKILL])
+        deadline.start()
+        try:
+            assert worker.stdout is not None
+            assert any("Hello, world" in line for line in worker.stdout)
+        finally:
+            deadline.cancel()
+            os.killpg(worker.pid, signal.SIGKILL)
 
 
 # aiobotocore.

@@ -18,6 +18,7 @@ from benchmarks.report import Result
 NAMES = (
     "limits",
     "single_requests",
+    "sqs_requests",
     "single_writes",
     "batches",
     "long_polls",

@@ -16,7 +16,8 @@ from typing import NamedTuple
 TIMEOUT = 30.0  # seconds without any reply at all before the load gives up
 
 
-Script = bytes | Callable[[bytes], bytes]  # a request, or a function from the last reply's body to the next request
+# A request, or a function from the last reply's body to the next request; b"" ends the work of a connection.
+Script = bytes | Callable[[bytes], bytes]
 
 
 class Load(NamedTuple):
@@ -42,21 +43,31 @@ class Load(NamedTuple):
 
 
 class _Client:
-    __slots__ = ("body", "latencies", "received", "script", "sent_at", "sock", "statuses")
+    __slots__ = ("body", "ended", "latencies", "port", "received", "script", "sent_at", "sock", "statuses")
 
     def __init__(self, port: int, script: Script) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.port = port
         self.script = script
+        self.connect()
         self.sent_at = 0.0
         self.received = self.body = b""
         self.latencies: list[float] = []
         self.statuses: list[int] = []
 
-    def send(self) -> None:
+    def connect(self) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.ended = False
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def send(self) -> bool:
+        """Send the next request; return whether there is one."""
         request = self.script if isinstance(self.script, bytes) else self.script(self.body)
         self.sent_at = time.perf_counter()
         self.sock.sendall(request)
+        return bool(request)
 
     def has_reply(self) -> bool:
         """Read from the socket; return whether the reply is complete, and then record it."""
@@ -68,6 +79,7 @@ class _Client:
         if not found or len(self.body) < _length(head):
             return False
         self.received = b""
+        self.ended = b"\r\nconnection: close" in head.lower()
         status = int(head[9:12])
         self.statuses.append(status)
         if 200 <= status < 300:
@@ -87,12 +99,10 @@ def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float)
         groups = [[_Client(port, script) for _ in range(connections)] for script, connections in kinds]
         clients = [client for group in groups for client in group]
         for client in clients:
-            stack.enter_context(client.sock)
+            stack.callback(client.close)
             selector.register(client.sock, selectors.EVENT_READ, client)
         start = time.perf_counter()
-        for client in clients:
-            client.send()
-        under_way = len(clients)
+        under_way = sum(client.send() for client in clients)
         while under_way:
             ready = selector.select(TIMEOUT)
             if not ready:
@@ -100,9 +110,9 @@ def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float)
             for key, _ in ready:
                 client = key.data
                 if client.has_reply():
-                    if time.perf_counter() - start < seconds:
-                        client.send()
-                    else:
+                    if client.ended:
+                        _reconnect(client, selector)
+                    if time.perf_counter() - start >= seconds or not client.send():
                         under_way -= 1
         taken = time.perf_counter() - start
     return [
@@ -113,6 +123,14 @@ def run_together(port: int, kinds: Sequence[tuple[Script, int]], seconds: float)
         )
         for group in groups
     ]
+
+
+def _reconnect(client: _Client, selector: selectors.BaseSelector) -> None:
+    """Replace the connection that the server closes after its reply."""
+    selector.unregister(client.sock)
+    client.close()
+    client.connect()
+    selector.register(client.sock, selectors.EVENT_READ, client)
 
 
 def request(method: str, path: str, body: bytes = b"") -> bytes:

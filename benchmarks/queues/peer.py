@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -81,9 +81,7 @@ def load(name: str) -> Peer:
     try:
         peer: Peer = importlib.import_module(f"benchmarks.queues.{name}").PEER
     except ImportError as error:
-        raise NotInstalled(
-            f"the Python package of {error.name} is not installed (pip install --group bench)"
-        ) from error
+        raise _lacks(error) from error
     return peer
 
 
@@ -96,8 +94,15 @@ def program(name: str, package: str, *folders: str) -> str:
 
 
 def versions(*packages: str) -> str:
-    """Format the versions of Python packages, as "redis 5.0, hiredis 3.0"."""
-    return ", ".join(f"{package} {version(package)}" for package in packages)
+    """Format the versions of Python packages, as "redis 5.0, hiredis 3.0". Raises NotInstalled."""
+    try:
+        return ", ".join(f"{package} {version(package)}" for package in packages)
+    except PackageNotFoundError as error:  # only another Python has it, and PATH its program
+        raise _lacks(error) from error
+
+
+def _lacks(error: ImportError) -> NotInstalled:
+    return NotInstalled(f"the Python package of {error.name} is not installed (pip install --group bench)")
 
 
 def batches(texts: list[str], size: int) -> Iterator[list[str]]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import against, peers, plot, report
+from benchmarks import against, load, peers, plot, report
 from benchmarks.one_transaction_each import PlainApplication, PlainStore
 from benchmarks.processes import Start, run_jobs
 from benchmarks.queues.peer import NotInstalled, program
@@ -24,10 +26,17 @@ from storage.model import NewMessage
 
 SVG = "{http://www.w3.org/2000/svg}"
 
+FEW = {name: {1: 4, 10: 2} for name in ("ours", "moto", "ministack")}  # requests, by server and size
 # Constants that make each benchmark tiny, by the name of its module.
 TINY: dict[str, dict[str, Any]] = {
     "limits": {"ROUNDS": 1, "SECONDS": 0.01, "CONNECTIONS": (1, 2)},
     "single_requests": {"ROUNDS": 1, "SECONDS": 0.05, "CONNECTIONS": (1, 4), "READY": 2_000},
+    "sqs_requests": {
+        "ROUNDS": 1,
+        "CONNECTIONS": {"ours": 2, "moto": 1, "ministack": 2},
+        "RAW": FEW,
+        "BOTO3": FEW,
+    },
     "single_writes": {"ROUNDS": 1, "SECONDS": 0.05, "CONNECTIONS": 4, "WARM_UP": 0.05},
     "batches": {"ROUNDS": 1, "SECONDS": 0.02, "SIZES": (10,)},
     "long_polls": {
@@ -84,6 +93,39 @@ def test_a_benchmark_whose_requests_have_no_effect_fails(monkeypatch: pytest.Mon
     monkeypatch.setitem(module.KINDS, "lease, ack", module.LEASE)
     with pytest.raises(RuntimeError, match=r"requests of 'lease, ack' did \{'received': [0-9]+, 'acked': 0\}"):
         module.single_requests()
+
+
+def test_a_benchmark_that_deletes_no_message_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = shrink("sqs_requests", monkeypatch)
+    actions = module._actions
+    monkeypatch.setattr(module, "PEERS", {})
+
+    def without_effect(url: str, size: int) -> Any:
+        return *actions(url, size)[:2], lambda _: ("GetQueueUrl", {"QueueName": "bench"})
+
+    monkeypatch.setattr(module, "_actions", without_effect)
+    with pytest.raises(RuntimeError, match="ours: 4 of 4 messages came out, 4 are left"):
+        module.sqs_requests()
+
+
+def test_the_load_connects_again_to_a_server_that_closes_and_ends_with_its_script() -> None:
+    class Closing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        requests = iter([load.request("GET", "/")] * 7)
+        done = load.run(server.server_port, lambda _: next(requests, b""), 3, math.inf)
+        server.shutdown()
+    assert (done.done, done.failed) == (7, 0)
 
 
 def test_the_working_tree_is_compared_with_another_revision(monkeypatch: pytest.MonkeyPatch) -> None:

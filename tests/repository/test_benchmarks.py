@@ -19,7 +19,7 @@ from benchmarks import __main__ as command
 from benchmarks import against, load, peers, plot, report
 from benchmarks.one_transaction_each import PlainApplication, PlainStore
 from benchmarks.processes import Start, run_jobs
-from benchmarks.queues.peer import NotInstalled, program
+from benchmarks.queues.peer import NotInstalled, program, versions
 from benchmarks.report import Figure, Result
 from settings import Settings
 from storage.model import NewMessage
@@ -160,6 +160,11 @@ def test_the_plain_application_uses_the_plain_store(tmp_path: Path) -> None:
 def test_the_error_for_a_missing_server_names_its_package() -> None:
     with pytest.raises(NotInstalled, match=r"no-such-server is not installed .* such-servers"):
         program("no-such-server", "such-servers", "/usr/sbin")
+
+
+def test_the_error_for_a_missing_package_names_it() -> None:
+    with pytest.raises(NotInstalled, match="the Python package of no-such-package is not installed"):
+        versions("no-such-package")
 
 
 def test_processes_start_together_and_an_error_in_one_is_raised_here() -> None:

@@ -38,6 +38,7 @@ worker_class = "web.server.worker.Worker"
 http_parser = "python"  # an installed C parser would apply other rules
 threads = _settings.threads
 worker_connections = max(threads + 10, _files - 3 * threads - 100)  # open; a new one beyond them closes idle ones
+_readers = worker_connections * 3 // 4  # that may wait; other clients need connections too
 keepalive = _settings.keep_alive  # s between two requests of a connection; idle ones count as worker_connections too
 graceful_timeout = 25  # s for running requests at a stop; waiting reads end at once, so only slow clients need it
 timeout = 30  # s without a worker's heartbeat until the master kills it; no limit on a request
@@ -76,7 +77,7 @@ def on_starting(server: Any) -> None:
 def when_ready(server: Any) -> None:
     if (sentence := startup.open_listener(_settings, server.LISTENERS)) is not None:
         sys.exit(f"queue_service: {sentence}")
-    server.log.info("%s", startup.summary(_settings, str(server.LISTENERS[0])))
+    server.log.info("%s", startup.summary(_settings, str(server.LISTENERS[0]), _readers * workers))
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -101,7 +102,7 @@ def post_worker_init(worker: Any) -> None:
     _return_large_blocks()
     try:
         worker.wsgi.counters, worker.wsgi.scheduler = worker.counters, worker.loop
-        worker.wsgi.pollers = worker_connections * 3 // 4  # leave connections for other clients
+        worker.wsgi.pollers = _readers
         store = worker.wsgi.unrestricted_store
     except Exception as fault:
         # The master could open the database, so this may be temporary: it starts another worker.

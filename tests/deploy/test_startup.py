@@ -11,11 +11,12 @@ from contextlib import closing, contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import pytest
 
 from settings import VERSION, Settings, unknown_variables
-from tests.support.live import LiveServer
+from tests.support.live import LiveServer, await_true
 from web.server.startup import open_listener, port_conflict, summary
 
 
@@ -23,13 +24,21 @@ def test_the_first_line_says_what_is_served() -> None:
     with LiveServer({"WEB_CONCURRENCY": "2", "QUEUE_THREADS": "10"}) as server:
         pid = server.pid
         first = server.log().splitlines()[0]
-    when, level, process, text = first.split(" ", 3)
+        begin, _, readers = first.removesuffix(" waiting readers").rpartition(", up to ")
+        await_true(lambda: f"queue_readers_limit {readers.replace(',', '')}.0\n" in scraped(server))
+    when, level, process, text = begin.split(" ", 3)
     assert datetime.fromisoformat(when).tzinfo is not None
     assert (level, process) == ("INFO", f"[{pid}]")
     assert text == (
         f"queue_service {VERSION} at {server.url} (open it in a browser for the page), "
         f"messages in {server.database}, access for anyone on this machine"
     )
+
+
+def scraped(server: LiveServer) -> str:
+    with urlopen(f"{server.url}/metrics") as reply:
+        content: bytes = reply.read()
+    return content.decode()
 
 
 @pytest.mark.parametrize(
@@ -41,16 +50,16 @@ def test_the_first_line_says_what_is_served() -> None:
     ],
 )
 def test_the_first_line_says_who_has_access(settings: dict[str, object], access: str) -> None:
-    assert summary(Settings(**settings), "http://127.0.0.1:5000").endswith(f", access for {access}")  # type: ignore[arg-type]
+    assert f", access for {access}, up to" in summary(Settings(**settings), "http://127.0.0.1:5000", 1)  # type: ignore[arg-type]
 
 
 def test_the_first_line_contains_no_password() -> None:
     url = "postgresql://user:s3cret@db.example:6432,[::1]:5432/queue?password=s3cret&sslmode=require"
     assert "messages in postgresql://db.example:6432,[::1]:5432/queue," in summary(
-        Settings(database_url=url), "http://127.0.0.1:5000"
+        Settings(database_url=url), "http://127.0.0.1:5000", 1
     )
     for hidden in (url, "postgresql://user:s3cret/@one/queue", "postgresql://user:s3cret@one?password=s3cret"):
-        assert "s3cret" not in summary(Settings(database_url=hidden), "http://127.0.0.1:5000")
+        assert "s3cret" not in summary(Settings(database_url=hidden), "http://127.0.0.1:5000", 1)
 
 
 def test_as_json_every_line_of_the_log_is_an_object() -> None:

@@ -19,11 +19,12 @@ HANDOVER = 10.0  # seconds in which the workers of a master that was killed give
 OURS, OTHER = "another queue_service", "another program"
 
 
-def summary(settings: Settings, address: str) -> str:
-    """Describe in one line what is served: version, address, database and access."""
+def summary(settings: Settings, address: str, readers: int) -> str:
+    """Describe in one line what is served: version, address, database, access and waiting readers."""
     return (
         f"queue_service {VERSION} at {address} (open it in a browser for the page), "
-        f"messages in {location_of(settings.database_url)}, access for {_access(settings)}"
+        f"messages in {location_of(settings.database_url)}, access for {_access(settings)}, "
+        f"up to {readers:,} waiting readers"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from storage.errors import PreconditionFailed
+from storage.errors import Busy, PreconditionFailed
 from storage.model import Queue
 from storage.store import Store
 from web.sqs.errors import missing
@@ -16,6 +16,7 @@ from web.sqs.protocols.reply import WireProtocol
 
 Result = dict[str, Any]
 DONE: Result = {}
+_EDITS = 100  # attempts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,8 @@ class Call:
 
 
 def edit(store: Store, queue: str, change: Callable[[Queue], Mapping[str, Any]]) -> None:
-    """Change settings by their present value. Raises QueueNotFound."""
-    while True:
+    """Change settings by their present value. Raises QueueNotFound, or Busy if others change them too often."""
+    for _ in range(_EDITS):
         found = store.queue(queue)
         changes = change(found)
         if not changes:
@@ -59,6 +60,7 @@ def edit(store: Store, queue: str, change: Callable[[Queue], Mapping[str, Any]])
         except PreconditionFailed:  # another client changed them meanwhile
             continue
         return
+    raise Busy
 
 
 def required_list(call: Call, name: str) -> list[str]:

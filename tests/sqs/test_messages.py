@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
+from storage.errors import TooManyPollers
 from storage.store import Engine
 from tests.sqs.aws import REGION, Raw, md5, refused
 from tests.support.engines import FakeClock
@@ -228,14 +230,18 @@ def test_a_paused_queue_delivers_nothing(sqs: Any, make: Make, native: Client) -
     assert receive(sqs, url) == []
 
 
-def test_a_reader_that_may_not_wait_gets_an_empty_reply(
+def test_a_reader_that_may_not_wait_gets_an_empty_reply_after_a_pause(
     sqs: Any, make: Make, store: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, pauses = make(), list[float]()
-    store.stop_waiting()
-    monkeypatch.setattr(messages.time, "sleep", pauses.append)  # type: ignore[attr-defined]
+    def refuse(*_: Any) -> Any:
+        raise TooManyPollers
+
+    url = make()
+    monkeypatch.setattr(store, "receive", refuse)
+    began = time.monotonic()
     assert receive(sqs, url, WaitTimeSeconds=20) == []
-    assert sum(pauses) <= 1
+    assert messages._PAUSE <= time.monotonic() - began < 15
+    assert messages._PAUSE <= 1
 
 
 def test_old_messages_are_dropped(sqs: Any, make: Make, clock: FakeClock) -> None:

@@ -30,18 +30,28 @@ class Rows(NamedTuple):
     keys: str | None  # None: no message has a key
 
 
+class DedupIds(NamedTuple):
+    """The dedup_ids of messages, each with the key among whose messages it must be unique."""
+
+    names: dict[int, tuple[str, str]]  # by the message's place
+    firsts: dict[tuple[str, str], int]  # the first place of each, in the order of the database
+
+
+NO_DEDUP_IDS = DedupIds({}, {})
+
+
 class Batch(NamedTuple):
     """Messages for one queue, prepared as far as possible without the lock."""
 
     messages: Sequence[NewMessage]
     parts: list[NewColumnBatch | Rows]  # the messages in order: packed ones, and those in rows of their own
     size: int
-    has_dedup_ids: bool
+    dedup_ids: DedupIds  # with the default settings
 
 
 def prepare(messages: Sequence[NewMessage]) -> Batch:
-    has_dedup_ids = not isinstance(messages, NewColumnBatch) and any(m.dedup_id is not None for m in messages)
-    return Batch(messages, list(_parts(messages)), size_of(messages), has_dedup_ids)
+    dedup_ids = NO_DEDUP_IDS if isinstance(messages, NewColumnBatch) else _dedup_ids(messages, QueueSettings())
+    return Batch(messages, list(_parts(messages)), size_of(messages), dedup_ids)
 
 
 def prepare_for_queues(messages: Sequence[tuple[str, NewMessage]]) -> list[tuple[str, list[int], Batch]]:
@@ -68,11 +78,11 @@ def send_to_queues(work: WriteTransaction, batches: Sequence[tuple[str, list[int
 def send(work: WriteTransaction, queue: QueueRow, batch: Batch) -> Sent:
     """Store the messages in order; return their ids: for a known dedup_id, the id of its first message."""
     _check_lengths(batch.messages, queue.settings)
-    if not (batch.has_dedup_ids or queue.settings.dedup_content):
+    settings = queue.settings
+    if not (batch.dedup_ids.names or settings.dedup_content):
         return Sent(_insert(work, queue, batch, ()), [])
-    names = _dedup_ids(batch.messages, queue.settings)
-    firsts = {name: place for place, name in reversed(names.items())}
-    firsts = dict(sorted(firsts.items()))  # the order of the database
+    is_default = settings.dedup_scope == "queue" and not settings.dedup_content
+    names, firsts = batch.dedup_ids if is_default else _dedup_ids(batch.messages, settings)
     known = {
         (dedup_id, key): number
         for dedup_id, key, number in work.all(
@@ -103,8 +113,7 @@ def _check_lengths(messages: Sequence[NewMessage], settings: QueueSettings) -> N
         raise InvalidInput(f"'text' must be at most {most} bytes here (max_message_bytes)", field="text")
 
 
-def _dedup_ids(messages: Sequence[NewMessage], settings: QueueSettings) -> dict[int, tuple[str, str]]:
-    """Return, by place, each message's dedup_id, with the key among whose messages it must be unique."""
+def _dedup_ids(messages: Sequence[NewMessage], settings: QueueSettings) -> DedupIds:
     found: dict[int, tuple[str, str]] = {}
     for place, message in enumerate(messages):
         name = message.dedup_id
@@ -112,7 +121,8 @@ def _dedup_ids(messages: Sequence[NewMessage], settings: QueueSettings) -> dict[
             name = hashlib.sha256(message.text.encode()).hexdigest()
         if name is not None:
             found[place] = name, (message.key or "") if settings.dedup_scope == "key" else ""
-    return found
+    firsts = {name: place for place, name in reversed(found.items())}
+    return DedupIds(found, dict(sorted(firsts.items())))
 
 
 def _insert(work: WriteTransaction, queue: QueueRow, batch: Batch, skipped: Collection[int]) -> list[int]:

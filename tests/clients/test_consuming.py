@@ -355,6 +355,10 @@ def test_a_terminated_command_releases_its_messages_uncounted__row_34(
     assert [(message.state, message.receive_count) for message in client.peek()] == [("ready", 0)] * 3
 
 
+def has_begun_or_ended(client: QueueClient, before: float, process: subprocess.Popen[bytes]) -> bool:
+    return client.stats()["acked"] > before or process.poll() is not None
+
+
 def test_a_busy_terminated_command_leaves_nothing_leased_and_prints_each_line_once(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
@@ -364,12 +368,12 @@ def test_a_busy_terminated_command_leaves_nothing_leased_and_prints_each_line_on
     command = [sys.executable, "-m", "clients", "receive", "--url", server.url, "--queue", queue, "--lease", "600"]
     printed = b""
     for _ in range(5):
+        before = client.stats()["acked"]
         process = subprocess.Popen([*command, "--batch", "50"], cwd=REPOSITORY, stdout=subprocess.PIPE)
         with process as receiving, ThreadPoolExecutor(1) as pool:
             assert receiving.stdout is not None
             reading = pool.submit(receiving.stdout.read)
-            before = client.stats()["acked"]
-            await_true(partial(lambda before: client.stats()["acked"] > before, before))
+            await_true(partial(has_begun_or_ended, client, before, process))
             receiving.send_signal(signal.SIGTERM)
             printed += reading.result(20)
         counts = client.stats()

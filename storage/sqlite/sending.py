@@ -38,6 +38,7 @@ class DedupIds(NamedTuple):
 
 
 NO_DEDUP_IDS = DedupIds({}, {})
+DEFAULTS = QueueSettings()
 
 
 class Batch(NamedTuple):
@@ -50,7 +51,7 @@ class Batch(NamedTuple):
 
 
 def prepare(messages: Sequence[NewMessage]) -> Batch:
-    dedup_ids = NO_DEDUP_IDS if isinstance(messages, NewColumnBatch) else _dedup_ids(messages, QueueSettings())
+    dedup_ids = NO_DEDUP_IDS if isinstance(messages, NewColumnBatch) else _dedup_ids(messages, DEFAULTS)
     return Batch(messages, list(_parts(messages)), size_of(messages), dedup_ids)
 
 
@@ -121,6 +122,8 @@ def _dedup_ids(messages: Sequence[NewMessage], settings: QueueSettings) -> Dedup
             name = hashlib.sha256(message.text.encode()).hexdigest()
         if name is not None:
             found[place] = name, (message.key or "") if settings.dedup_scope == "key" else ""
+    if not found:
+        return NO_DEDUP_IDS
     firsts = {name: place for place, name in reversed(found.items())}
     return DedupIds(found, dict(sorted(firsts.items())))
 

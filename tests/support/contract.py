@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from web.pages import openapi
+from web.pages import openapi, openapi_responses
 
 DOCUMENT = openapi.document()
 _PATHS = {
@@ -40,7 +40,9 @@ def conforms(method: str, path: str, status: int, headers: dict[str, str], body:
         lines = [json.loads(line) for line in body.split(b"\n")[:-1]]
         _valid(at, answer["content"]["application/json"]["schema"], lines)
     elif kind.endswith("json") and method != "HEAD":
-        _valid(at, answer["content"][kind]["schema"], json.loads(body))
+        _valid(at, answer["content"][kind]["schema"], value := json.loads(body))
+        if kind == openapi_responses.PROBLEM_JSON:
+            assert value["code"] in answer["content"][kind]["examples"], f"{at} is documented without {value['code']}"
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:

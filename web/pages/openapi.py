@@ -16,6 +16,7 @@ from web.pages.openapi_responses import (
     DONE,
     EVERYWHERE,
     GUARDED,
+    MORE_CONTENT,
     NO_STORE,
     NOTHING_THERE,
     OR,
@@ -74,7 +75,7 @@ def document() -> dict[str, Any]:
             "write whole numbers without a fraction.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "."}],  # relative to this document, so a path of a shared host works too
         "security": [{}, {"bearer": []}, {"basic": []}],
         "tags": [
             {"name": "messages", "description": "Send, receive and settle."},
@@ -96,7 +97,7 @@ def document() -> dict[str, Any]:
 def _messages(prefix: str) -> dict[str, Any]:
     """Return the routes at /messages, or the same under a queue."""
     at = [_QUEUE] if prefix else []
-    to, of = ("_to_queue", "_of_queue") if prefix else ("", "")
+    to, of, inside = ("_to_queue", "_from_queue", "_in_queue") if prefix else ("", "", "")
     handle = "{receipt_or_id}" if prefix else "{receipt}"
     where = "of the queue" if prefix else "of `default`"
     return {
@@ -110,7 +111,9 @@ def _messages(prefix: str) -> dict[str, Any]:
                 {"200": json_of("The write is on disk.", {"anyOf": [ref("StoredMessage"), ref("Ids")]})},
                 (*READS_BODY, "idempotency_mismatch", "queue_full", *STORAGE),
                 _SEND_BODY,
-                "A Content-Type of `application/x-www-form-urlencoded` (curl's default), or none, counts as JSON.",
+                "A batch can also be `application/x-ndjson`, one message a line, or a Run; a body of `text/plain` is "
+                "the text of one message. A Content-Type of `application/x-www-form-urlencoded` (curl's default), or "
+                "none, counts as JSON.",
             ),
             "get": _operation(
                 "messages",
@@ -123,14 +126,14 @@ def _messages(prefix: str) -> dict[str, Any]:
                 "a leased read returns consecutive messages as one.",
             ),
             "head": _operation(
-                "messages", f"head{of}", "Refused, because a read removes messages", [], {}, ("method_not_allowed",)
+                "messages", f"head{inside}", "Refused, because a read removes messages", [], {}, ("method_not_allowed",)
             ),
         },
         f"{prefix}/messages/{handle}": _by_receipt_or_id() if prefix else _by_receipt(),
         f"{prefix}/messages/ack": {
             "parameters": at,
             "post": _operation(
-                "messages", f"ack{of}", "Ack many messages", [_IDEMPOTENT],
+                "messages", f"ack_many{inside}", "Ack many messages", [_IDEMPOTENT],
                 {"200": json_of("What became of each.", ref("AckResult"))},
                 (*READS_BODY, "idempotency_mismatch", *STORAGE), _body(ref("Receipts")),
             ),
@@ -138,7 +141,7 @@ def _messages(prefix: str) -> dict[str, Any]:
         f"{prefix}/messages/extend": {
             "parameters": at,
             "post": _operation(
-                "messages", f"extend{of}", "Extend many leases", [_IDEMPOTENT],
+                "messages", f"extend_many{inside}", "Extend many leases", [_IDEMPOTENT],
                 {"200": json_of("What became of each.", ref("ExtendResult"))},
                 (*READS_BODY, "idempotency_mismatch", *STORAGE), _body(ref("Extension")),
             ),
@@ -151,7 +154,7 @@ def _by_receipt() -> dict[str, Any]:
     return {
         "parameters": [_RECEIPT],
         "delete": _operation(
-            "messages", "settle", "Ack: remove the message", [_IDEMPOTENT], {"204": DONE}, ("invalid_input", *settled)
+            "messages", "ack", "Ack: remove the message", [_IDEMPOTENT], {"204": DONE}, ("invalid_input", *settled)
         ),
         "patch": _operation(
             "messages", "change_lease", "Extend, release or reject a message", [_IDEMPOTENT],
@@ -170,17 +173,17 @@ def _by_receipt_or_id() -> dict[str, Any]:
     return {
         "parameters": [_QUEUE, _RECEIPT | {"name": "receipt_or_id", "description": either}],
         "get": _operation(
-            "queues", "look_at_message", "Show a message by its id", [],
+            "queues", "get_message", "Show a message by its id", [],
             {"200": json_of("The message in its envelope.", ref("PeekedMessage"))},
             ("invalid_input", "queue_not_found", "message_not_found", "method_not_allowed", *STORAGE),
             more="A receipt is 405.",
         ),
         "delete": _operation(
-            "messages", "settle_of_queue", "Ack by receipt, or remove by id", [_IDEMPOTENT], {"204": DONE},
+            "messages", "ack_or_delete_message", "Ack by receipt, or remove by id", [_IDEMPOTENT], {"204": DONE},
             ("invalid_input", *changed), more=either,
         ),
         "patch": _operation(
-            "messages", "change_lease_of_queue", "Extend, release or reject by receipt; reschedule or reject by id",
+            "messages", "change_lease_or_message", "Extend, release or reject by receipt; reschedule or reject by id",
             [_IDEMPOTENT], {"200": json_of("The lease was extended.", ref("LeaseEnd")), "204": DONE},
             (*READS_BODY, *changed), _body(ref("ReceiptOrIdChange")), more=either,
         ),
@@ -219,9 +222,9 @@ def _queues() -> dict[str, Any]:
         },
         "/queues/{queue}": {
             "parameters": [_QUEUE],
-            "get": _operation("queues", "describe_queue", "Show stats and settings", [], {"200": described}, unknown),
+            "get": _operation("queues", "get_queue", "Show stats and settings", [], {"200": described}, unknown),
             "put": _operation(
-                "queues", "configure_queue", "Change settings; create the queue if needed", [if_match, _IDEMPOTENT],
+                "queues", "put_queue", "Change settings; create the queue if needed", [if_match, _IDEMPOTENT],
                 {"200": described}, (*READS_BODY, "precondition_failed", once, *STORAGE), _body(ref("SettingsChange")),
             ),
             "delete": _operation(
@@ -266,7 +269,7 @@ def _operations() -> dict[str, Any]:
         "/": {"get": _operation("operations", "index", "Show a guide to the service", [], {"200": start}, public=True)},
         "/docs": {
             "get": _operation(
-                "operations", "reference", "Show this document as a page", [],
+                "operations", "docs", "Show this document as a page", [],
                 {"200": {"description": "A page."} | html}, public=True,
             )
         },
@@ -369,7 +372,8 @@ def _body(schema: Schema, required: bool = True) -> Schema:
 
 
 _SEND_BODY = _body({"anyOf": [ref("Message"), ref("Batch")]})
-_SEND_BODY["content"] |= {
+# Generators of clients fail on a second type of body, so the others are an extension.
+_SEND_BODY[MORE_CONTENT] = {
     NDJSON: {"schema": {"type": "string", "description": "One message a line."}},
     TEXT: {"schema": {"type": "string", "description": "The text of one message."}},
     RUNS: {"schema": ref("Run")},

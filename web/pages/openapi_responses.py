@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
+from web.native import problems
 from web.native.request import JSON, NDJSON, RUNS
 from web.native.responses import RETRY_AFTER
 from web.pages.schemas import QUEUE, Schema, listed, record, ref
@@ -49,6 +52,10 @@ EVERYWHERE = (
 STORAGE = ("busy", "disk_full", "interrupted", "unavailable")
 READS_BODY = ("invalid_input", "body_too_large", "unsupported_media_type")
 
+_TITLES = {code: title for _, code, title in problems.PROBLEMS.values()} | dict(problems.ROUTING.values())
+
+PROBLEM_JSON = "application/problem+json"
+MORE_CONTENT = "x-more-content"  # as `content`: media types of a body beside JSON
 RESPONSES = "#/components/responses/"
 OR = "_or_"
 RETRY = {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": RETRY_AFTER}}
@@ -68,12 +75,17 @@ def problem(codes: list[str]) -> Schema:
         headers["Allow"] = {"required": True, "schema": {"type": "string"}}
     if status == 401:
         headers["WWW-Authenticate"] = {"required": True, "schema": {"type": "string"}}
-    narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
     return {
         "description": "\n".join(f"`{code}`: {CODES[code][1]}." for code in codes),
         "headers": headers,
-        "content": {"application/problem+json": {"schema": {"allOf": [ref("Problem"), narrowed]}}},
+        "content": {PROBLEM_JSON: {"schema": ref("Problem"), "examples": {code: _example(code) for code in codes}}},
     }
+
+
+def _example(code: str) -> Schema:
+    status, when = CODES[code]
+    title = _TITLES.get(code, HTTPStatus(status).phrase)
+    return {"value": {"type": "about:blank", "title": title, "status": status, "detail": when, "code": code}}
 
 
 def json_of(description: str, schema: Schema, headers: Schema | None = None) -> Schema:
@@ -97,12 +109,12 @@ def list_or_lines(description: str, schema: Schema, headers: Schema | None = Non
 
 RECEIVED = list_or_lines(
     "A message, or with `limit` an array.",
-    {
+    {  # a generated client takes the first that fits, and a TakenMessage is any with a text
         "anyOf": [
-            ref("TakenMessage"),
             ref("LeasedMessage"),
-            listed(ref("TakenMessage"), 1),
+            ref("TakenMessage"),
             listed(ref("LeasedMessage"), 1),
+            listed(ref("TakenMessage"), 1),
         ]
     },
     {

@@ -66,7 +66,8 @@ def _parameters(operation: JsonObject) -> str:
 def _bodies(operation: JsonObject) -> str:
     body = operation.get("requestBody", {"content": {}, "required": True})
     optional = "" if body["required"] else "optional"
-    rows = [(f"<code>{kind}</code>", _type(content["schema"]), optional) for kind, content in body["content"].items()]
+    contents = body["content"] | body.get(openapi_responses.MORE_CONTENT, {})
+    rows = [(f"<code>{kind}</code>", _type(content["schema"]), optional) for kind, content in contents.items()]
     return _table(("body", "type", ""), rows)
 
 
@@ -90,14 +91,12 @@ def _content(content: JsonObject) -> list[str]:
 
 def _schema(name: str, schema: JsonObject) -> str:
     html = f'<article id="schema-{name}"><h3>{name}</h3><p>{_prose(schema.get("description", ""))}</p>'
-    shapes = schema.get("oneOf", [schema])
-    for shape in shapes:
-        required = shape.get("required", [])
-        rows = [
-            (f"<code>{member}</code>", _type(one), "required" if member in required else "", _about(one))
-            for member, one in shape.get("properties", {}).items()
-        ]
-        html += _table(("field", "type", "", ""), rows) or f"<p>{_type(shape)}</p>"
+    required = schema.get("required", [])
+    rows = [
+        (f"<code>{member}</code>", _type(one), "required" if member in required else "", _about(one))
+        for member, one in schema.get("properties", {}).items()
+    ]
+    html += _table(("field", "type", "", ""), rows) or f"<p>{_type(schema)}</p>"
     return f"{html}</article>"
 
 

@@ -78,16 +78,16 @@ LEASE = {
     "anyOf": [{"type": "number", "minimum": 1, "maximum": MAX_LEASE}, {"const": "default"}],
 }
 LIMIT = whole("At most this many messages.", 1, MAX_LIMIT)
-WAIT = seconds("Seconds to wait for a message if there is none.", 0, MAX_WAIT, default=0)
+WAIT = seconds("Seconds to wait for a message if there is none; 0 if omitted.", 0, MAX_WAIT)
 RECIPIENT = name("Only messages for this recipient; without it, only unaddressed ones.")
 RECIPIENTS = {"const": "any", "description": "Messages for every recipient and none; not together with `recipient`."}
 REASON = name("Stored with the dead letter.", MAX_REASON)
 
-# The members of a message, in requests and in replies.
+# The members of a message, in requests and in replies. A `default` would make a member required in TypeScript.
 WRITTEN = {
     "text": {"type": "string", "description": "The payload: any Unicode but lone surrogates, returned unchanged."},
     "key": name("The service delivers messages of one key in order, to one consumer at a time."),
-    "priority": whole("Higher first; within one priority, oldest first.", 0, 9, default=0),
+    "priority": whole("Higher first; within one priority, oldest first. 0 if omitted.", 0, 9),
     "recipient": name("Only a reader that names this recipient gets the message."),
     "attributes": {
         "type": "object",
@@ -124,6 +124,7 @@ DUPLICATES = {
     "minItems": 1,
     "description": "The places of messages that were not stored because their `dedup_id` was known; omitted if none.",
 }
+_DEFAULT_QUEUE = ref("QueueName") | {"description": "`default` if omitted."}
 HELD = {"receipt": RECEIPT, "leased_until": LEASED_UNTIL}
 # Messages in columns.
 RUN = {
@@ -207,7 +208,10 @@ SCHEMAS: dict[str, Schema] = {
         RUN, "texts", description="A batch of messages that have only a text and attributes of the same names."
     ),
     "StoredMessage": record(
-        {"id": ID, "duplicate": {"const": True, "description": "The message was not stored: its `dedup_id` was known."}}
+        {
+            "id": ID,
+            "duplicate": {"type": "boolean", "description": "true: not stored, because its `dedup_id` was known."},
+        }
         | WRITTEN,
         "id",
         "text",
@@ -247,34 +251,32 @@ SCHEMAS: dict[str, Schema] = {
     "State": {"type": "string", "enum": [str(state) for state in State], "description": "The state of a message."},
     "LeaseChange": {
         "description": "Extend the lease, release the message, or move it to the dead letters.",
-        "oneOf": [
-            record({"lease": seconds("The lease ends this many seconds from now.", 1, MAX_LEASE)}, "lease"),
-            record(
-                {
-                    "lease": {"const": 0},
-                    "delay": seconds("Seconds until the message can be delivered again.", default=0),
-                    "counted": {
-                        "type": "boolean",
-                        "default": True,
-                        "description": "false: do not count this delivery; `receive_count` falls by one.",
-                    },
-                },
-                "lease",
-            ),
-            record({"dead": {"const": True}, "reason": REASON}, "dead"),
-        ],
+        "oneOf": [ref("LeaseExtension"), ref("Release"), ref("Rejection")],
     },
+    "LeaseExtension": record({"lease": seconds("The lease ends this many seconds from now.", 1, MAX_LEASE)}, "lease"),
+    "Release": record(
+        {
+            "lease": {"const": 0},
+            "delay": seconds("Seconds until the message can be delivered again; 0 if omitted."),
+            "counted": {
+                "type": "boolean",
+                "description": "false: do not count this delivery; `receive_count` falls by one.",
+            },
+        },
+        "lease",
+    ),
+    "Rejection": record(
+        {"dead": {"const": True}, "reason": REASON}, "dead", description="Move the message to the dead letters."
+    ),
     "ReceiptOrIdChange": {
         "description": "A LeaseChange for a receipt, a MessageChange for an id.",
         "anyOf": [ref("LeaseChange"), ref("MessageChange")],
     },
     "MessageChange": {
         "description": "Reschedule a message that is not leased, or move it to the dead letters.",
-        "oneOf": [
-            record({"delay": seconds("The message is due this many seconds from now; 0: now.")}, "delay"),
-            record({"dead": {"const": True}, "reason": REASON}, "dead"),
-        ],
+        "oneOf": [ref("Reschedule"), ref("Rejection")],
     },
+    "Reschedule": record({"delay": seconds("The message is due this many seconds from now; 0: now.")}, "delay"),
     "LeaseEnd": record({"leased_until": LEASED_UNTIL}, "leased_until"),
     "Receipts": record({"receipts": listed(RECEIPT, 1, MAX_BATCH)}, "receipts"),
     "AckResult": record(
@@ -316,14 +318,12 @@ SCHEMAS: dict[str, Schema] = {
         minProperties=1,
         description="The service does all of it in one commit, or nothing.",
     ),
-    "AddressedMessage": record(
-        {"queue": {"default": "default"} | ref("QueueName")} | WRITTEN, "text", description="A message and its queue."
-    ),
+    "AddressedMessage": record({"queue": _DEFAULT_QUEUE} | WRITTEN, "text", description="A message and its queue."),
     "Receive": record(
         {
-            "queue": {"default": "default"} | ref("QueueName"),
-            "limit": LIMIT | {"default": 1},
-            "lease": LEASE | {"default": "default"},
+            "queue": _DEFAULT_QUEUE,
+            "limit": LIMIT | {"description": f"{LIMIT['description']} 1 if omitted."},
+            "lease": LEASE | {"description": f"{LEASE['description']} `default` if omitted."},
             "wait": WAIT,
             "recipient": RECIPIENT,
             "recipients": RECIPIENTS,
@@ -348,7 +348,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "QueueSettings": record(SETTINGS, *SETTINGS),
     "SettingsChange": record(
-        {name: or_null(schema) for name, schema in SETTINGS.items()},
+        {name: or_null(_SETTINGS[name]) for name in SETTINGS},  # without defaults: PUT keeps what it does not name
         description="Changes the settings it names and keeps the others; null restores a default.",
     ),
     "QueueStats": record(STATS, *QueueStats._fields),

@@ -10,6 +10,7 @@ from settings import VERSION
 from storage.validation import MAX_PAGE, QUEUE_NAME
 from web.native import responses
 from web.native.request import JSON, NDJSON, RUNS, TEXT
+from web.pages import examples
 from web.pages.openapi_responses import (
     ACCESS,
     CODES,
@@ -65,6 +66,7 @@ def mount(app: Bottle) -> None:
 
 def document() -> dict[str, Any]:
     paths = _messages("") | _messages("/queues/{queue}") | _transactions() | _queues() | _operations()
+    examples.add_to(paths)
     return {
         "openapi": "3.1.1",
         "info": {
@@ -87,8 +89,8 @@ def document() -> dict[str, Any]:
             "schemas": SCHEMAS,
             "responses": {name: problem(name.split(OR)) for name in sorted(_problems_of(paths))},
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "If the operator has set tokens."},
-                "basic": {"type": "http", "scheme": "basic", "description": "The same; the password is the token."},
+                "bearer": {"type": "http", "scheme": "bearer", "description": "The secret of a token."},
+                "basic": {"type": "http", "scheme": "basic", "description": "The name of a token and its secret."},
             },
         },
     }

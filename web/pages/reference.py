@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from web.pages import openapi, openapi_responses
+from web.pages import examples, openapi, openapi_responses
 
 JsonObject = dict[str, Any]
 
@@ -15,7 +16,8 @@ JsonObject = dict[str, Any]
 def render(template: str) -> str:
     """Return the template with a list of contents and the whole document filled in."""
     document = openapi.document()
-    contents, body = [], []
+    contents = ['<h2><a href="#authentication">Authentication</a></h2>']
+    body = [_authentication(document)]
     for tag in document["tags"]:
         contents.append(f"<h2>{tag['name'].capitalize()}</h2><ul>")
         body.append(f"<section><h2>{tag['name'].capitalize()}</h2><p>{_prose(tag['description'])}</p>")
@@ -52,7 +54,7 @@ def _operation(method: str, path: str, operation: JsonObject) -> str:
     return (
         f'<article id="{operation["operationId"]}"><h3>{_method(method)} {_path(path)}</h3>'
         f"<p>{_prose(operation['summary'])}. {_prose(operation.get('description', ''))}</p>"
-        f"{_parameters(operation)}{_bodies(operation)}{_answers(operation)}"
+        f"{_parameters(operation)}{_bodies(operation)}{_answers(operation)}{_examples(operation['operationId'])}"
         f"<details><summary>{len(errors)} errors</summary><p>{'<br>'.join(errors)}</p></details></article>"
     )
 
@@ -81,6 +83,23 @@ def _answers(operation: JsonObject) -> str:
     return _table(("response", "type", "", "headers"), rows)
 
 
+def _examples(about: str) -> str:
+    """Return the curl lines about an operation or a section, each with its reply."""
+    return "".join(
+        f'<div class="example"><pre><code>{escape(example.curl, quote=False)}</code></pre>'
+        f"<pre><b>{example.status}</b> <code>{escape(_indented(example.reply), quote=False)}</code></pre></div>"
+        for example in examples.recorded()
+        if example.about == about
+    )
+
+
+def _indented(reply: str) -> str:
+    """Return a long JSON reply over several lines."""
+    if len(reply) < 80 or not reply.startswith(("{", "[")):
+        return reply
+    return json.dumps(json.loads(reply), indent=2, ensure_ascii=False)
+
+
 def _content(content: JsonObject) -> list[str]:
     """Return the type of JSON content, and the media types of other content."""
     return [
@@ -100,13 +119,34 @@ def _schema(name: str, schema: JsonObject) -> str:
     return f"{html}</article>"
 
 
+def _authentication(document: JsonObject) -> str:
+    public = [
+        f"<code>{path}</code>" for path, item in document["paths"].items() if item.get("get", {}).get("security") == []
+    ]
+    rows = [
+        (f"<code>{scheme['scheme'].capitalize()}</code>", _prose(scheme["description"]))
+        for scheme in document["components"]["securitySchemes"].values()
+    ]
+    return (
+        '<section id="authentication"><h2>Authentication</h2><article>'
+        "<p>Without tokens the service accepts every request. "
+        f"If the operator has set tokens, every request needs one, except those to {', '.join(public)}.</p>"
+        "<p>A token has rights, for some of the queues: <code>send</code>, <code>receive</code> (read and settle), "
+        "<code>admin</code> (change queues, and messages by their id) and <code>metrics</code>.</p>"
+        f"{_table(('Authorization', 'contains'), rows)}{_examples('authentication')}</article></section>"
+    )
+
+
 def _errors() -> str:
     rows = [
         (str(status), f'<code id="{code}">{code}</code>', _prose(when))
         for code, (status, when) in openapi_responses.CODES.items()
     ]
     table = _table(("status", "code", "when"), rows)
-    return f'<section id="errors"><h2>Errors</h2><p>An error is an RFC 9457 problem document.</p>{table}</section>'
+    return (
+        '<section id="errors"><h2>Errors</h2><article><p>An error is an RFC 9457 problem document.</p>'
+        f"{_examples('errors')}{table}</article></section>"
+    )
 
 
 def _type(schema: JsonObject) -> str:

@@ -256,7 +256,7 @@ SCHEMAS: dict[str, Schema] = {
     "LeaseExtension": record({"lease": seconds("The lease ends this many seconds from now.", 1, MAX_LEASE)}, "lease"),
     "Release": record(
         {
-            "lease": {"const": 0},
+            "lease": {"type": "integer", "const": 0},
             "delay": seconds("Seconds until the message can be delivered again; 0 if omitted."),
             "counted": {
                 "type": "boolean",
@@ -266,7 +266,9 @@ SCHEMAS: dict[str, Schema] = {
         "lease",
     ),
     "Rejection": record(
-        {"dead": {"const": True}, "reason": REASON}, "dead", description="Move the message to the dead letters."
+        {"dead": {"type": "boolean", "const": True}, "reason": REASON},
+        "dead",
+        description="Move the message to the dead letters.",
     ),
     "ReceiptOrIdChange": {
         "description": "A LeaseChange for a receipt, a MessageChange for an id.",

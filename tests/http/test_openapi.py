@@ -145,6 +145,16 @@ def test_the_service_accepts_exactly_the_ids_that_the_document_describes(id: str
         assert client.post("/queues/a/redrive", {"ids": [id]}).status == (200 if described else 400)
 
 
+@pytest.mark.parametrize("tags", [{"a\0": "b"}, {"a": "\0b"}, {"a\n": "b\n"}])
+def test_the_service_accepts_exactly_the_tags_that_the_document_describes(tags: dict[str, str]) -> None:
+    described = jsonschema_rs.is_valid(SCHEMAS["SettingsChange"]["properties"]["tags"], tags)
+    with a_store() as store:
+        reply = Client(handler.make_app(Settings(), store)).call(
+            "PUT", "/queues/a", json.dumps({"tags": tags}).encode()
+        )
+        assert reply.status == (200 if described else 400)
+
+
 def test_its_version_is_that_of_the_package() -> None:
     assert DOCUMENT["info"]["version"] == VERSION
 

@@ -25,6 +25,7 @@ from web.native import request_parsing
 from web.native.request import IDEMPOTENCY_KEY
 
 Schema = dict[str, Any]
+NO_NUL = {"pattern": r"^[^\u0000]*$"}
 MOST_WHOLE = 2**53 - 1  # larger numbers lose digits in some JSON readers
 
 
@@ -167,8 +168,8 @@ _SETTINGS: Schema = {
         "description": "While a message of a key is leased, deliver none of its others (`run`), or only earlier ones "
         "that are free again (`head`); then a read takes all that it can of one key before the next.",
     },
-    "sqs": _strings("Attributes that the SQS endpoint stores, without effect."),
-    "tags": _strings("The queue's tags, without effect."),
+    "sqs": _strings("Attributes that the SQS endpoint stores, without effect.", **NO_NUL) | {"propertyNames": NO_NUL},
+    "tags": _strings("The queue's tags, without effect.", **NO_NUL) | {"propertyNames": NO_NUL},
 }
 SETTINGS = {name: _SETTINGS[name] | {"default": value} for name, value in asdict(QueueSettings()).items()}
 

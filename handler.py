@@ -13,7 +13,7 @@ from storage.validation import check_queue_name
 from web.native import batches, request_parsing, responses
 from web.native.application import Application
 from web.native.request import NDJSON, RUNS, connection_check, wanted
-from web.observability import metrics
+from web.observability import metrics, status
 from web.pages import openapi, page
 from web.server.serverless import LambdaHandler
 from web.sqs import endpoint
@@ -31,6 +31,7 @@ def mount_routes(app: Bottle, service: Application) -> None:
     _mount_queues(app, service)
     _mount_operations(app, service)
     metrics.mount(app, service)
+    status.mount(app, service)
     openapi.mount(app)
     page.mount(app)
     endpoint.mount(service)
@@ -155,14 +156,15 @@ def _mount_queues(app: Bottle, service: Application) -> None:
 
     @app.get("/queues/<queue>/peek")
     def peek(queue: str) -> HTTPResponse:
-        messages = service.store.peek(check_queue_name(queue), **request_parsing.peek(request.environ)._asdict())
-        return responses.peeked(messages, wanted(request.environ, NDJSON))
+        ask = request_parsing.peek(request.environ)
+        messages = service.store.peek(check_queue_name(queue), **ask._asdict())
+        return responses.peeked(messages, ask, wanted(request.environ, NDJSON))
 
     @app.post("/queues/<queue>/purge")
     def purge(queue: str) -> HTTPResponse:
         request_parsing.nothing(request.environ)
-        request_parsing.empty(request.environ, content := service.body())
-        return responses.value({"purged": service.store.purge(queue, service.once(content))})
+        which = request_parsing.purge(request.environ, content := service.body())
+        return responses.value({"purged": service.store.purge(queue, service.once(content), **which._asdict())})
 
     @app.post("/queues/<queue>/redrive")
     def redrive(queue: str) -> HTTPResponse:

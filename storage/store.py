@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 from storage.model import (
     MOVES_KEPT,
@@ -23,6 +23,47 @@ from storage.model import (
     Transacted,
 )
 from storage.validation import MAX_PAGE
+
+# The limits of one search by text or reason, and of one list of reasons; the next one continues.
+MAX_LOOKED = 10_000  # messages …
+MAX_LOOKED_BYTES = 16 * 1024 * 1024  # … and bytes of their texts, fields and deaths
+
+
+class Peek(NamedTuple):
+    """Which messages to show: those that match all that is set, in order of id."""
+
+    limit: int = 100
+    after: int = 0  # an id: only messages above it
+    before: int | None = None  # an id: only messages below it, the newest first
+    state: State | None = None  # DEAD: the messages from this queue that are in a dead-letter queue
+    key: str | None = None
+    text: str | None = None  # a part of the text, letter for letter
+    reason: str | None = None  # the latest reason of a dead letter
+
+    @property
+    def is_search(self) -> bool:
+        """Return whether it may look at many messages that it does not show."""
+        return self.text is not None or self.reason is not None
+
+
+class PeekOptions(TypedDict, total=False):
+    """The fields of a Peek, as keyword arguments."""
+
+    limit: int
+    after: int
+    before: int | None
+    state: State | None
+    key: str | None
+    text: str | None
+    reason: str | None
+
+
+class Peeked(list[Message]):
+    """The messages of a peek. `next` replaces its `after` or `before` in the next peek; None: that was all."""
+
+    def __init__(self, messages: Iterable[Message] = (), next: int | None = None) -> None:
+        super().__init__(messages)
+        self.next = next
 
 
 class Observer(Protocol):
@@ -146,19 +187,10 @@ class Store(Protocol):
     def dead_letter(self, queue: str, id: int, reason: str = "rejected", once: IdempotencyKey | None = None) -> None:
         """Move a message that is not leased to the dead-letter queue. Raises as delete_message does."""
 
-    def peek(
-        self,
-        queue: str,
-        *,
-        limit: int = 100,
-        after: int = 0,
-        before: int | None = None,
-        state: State | None = None,
-        key: str | None = None,
-    ) -> list[Message]:
-        """Return messages with an id above `after`, in order of id, unchanged; none if the queue does not exist.
+    def peek(self, queue: str, **options: Unpack[PeekOptions]) -> Peeked:
+        """Return messages in order of id, unchanged, as Peek specifies; none if the queue does not exist.
 
-        With `before`, return those with a lower id, newest first. With `key`, return only messages of this key.
+        With `text` or `reason`, look at MAX_LOOKED messages and MAX_LOOKED_BYTES at most; `next` says where to go on.
         """
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
@@ -191,10 +223,18 @@ class Store(Protocol):
         Raises InvalidInput if its default dead-letter queue would move its dead letters in a cycle.
         """
 
-    def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
+    def purge(
+        self,
+        queue: str,
+        once: IdempotencyKey | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+    ) -> int:
         """Remove all messages that are in the queue now, and forget their dedup_ids; return their number.
 
-        Raises QueueNotFound.
+        Remove only these `ids`, and only dead letters whose last `reason` is this one, where these are set. Raises
+        QueueNotFound.
         """
 
     def redrive(
@@ -230,6 +270,10 @@ class Store(Protocol):
 
 class Lifecycle(Protocol):
     """The methods for the process that serves a store; no request needs them."""
+
+    @property
+    def engine(self) -> str:
+        """Return the name of the database: sqlite or postgresql."""
 
     def on_failure(self, call: Callable[[], None]) -> None:
         """Set the function to call once if the storage fails so that only reopening the store can help.

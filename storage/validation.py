@@ -20,6 +20,7 @@ MAX_NAME = 128  # characters of a key, recipient or dedup_id
 MAX_REASON = 1_024  # characters of the reason of a rejection
 MAX_ATTRIBUTES = 65_536  # bytes of the attributes, as JSON …
 MAX_ATTRIBUTES_LARGE = 3 * 1024 * 1024  # … and of those that an endpoint limits by their own bytes
+MAX_SEARCH = 1_024  # characters to search for in texts
 MAX_TYPE = 256  # characters of the type of an attribute
 MAX_TRACE = 1_024  # characters of a trace
 MAX_STRINGS = 32_768  # bytes of a setting that is an object of strings, as JSON

@@ -9,71 +9,119 @@ from storage.clock import Clock
 from storage.codec import read_settings, with_dead_letter_history
 from storage.errors import MessageNotFound, QueueNotFound
 from storage.model import STATES, Message, Queue, QueueSettings, QueueStats, State
+from storage.postgres.parameters import storable
 from storage.postgres.pool import Pool, scalar
 from storage.size_budget import LargeRead
+from storage.store import MAX_LOOKED, MAX_LOOKED_BYTES, Peek, Peeked
 from storage.validation import MAX_READ_BYTES
 
 
-def peek(
-    pool: Pool, clock: Clock, queue: str, limit: int, after: int, before: int | None, state: State | None,
-    key: str | None, reserved: int,
-) -> list[Message]:  # fmt: skip
+def peek(pool: Pool, clock: Clock, queue: str, ask: Peek, reserved: int) -> Peeked:
     """Implement Store.peek for a queue that is up to date. Raises LargeRead."""
-    order = "ASC" if before is None else "DESC"
-    wanted = "place.name = $1::text"
-    if state is State.DEAD:
-        wanted = """
-            place.name IS NOT NULL AND m.origin = $1::text
-            AND place.id IN (SELECT queue_id FROM queue_service.graves WHERE origin = $1::text)
-            AND EXISTS (SELECT FROM queue_service.queues WHERE name = $1::text)
-        """
+    order = "ASC" if ask.before is None else "DESC"
+    ids, next = _search(pool, clock, queue, ask, order) if ask.is_search else (None, None)
     rows = pool.read(
         f"""
         WITH found AS (
             SELECT m.*, queue_service.read_size(m) AS size
               FROM queue_service.queues AS place JOIN queue_service.messages AS m ON m.queue_id = place.id
-             WHERE {wanted} AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)
-               AND ($5::int IS NULL OR m.state = $5::int) AND ($6::bytea IS NULL OR m.key = $6::bytea)
-               AND NOT queue_service.has_expired($8::bigint, queue_service.cutoff($8::bigint, place), m)
-             ORDER BY m.id {order} LIMIT $4::int
+             WHERE {_places(ask)} AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)
+               AND {_MATCHES} AND ($10::bigint[] IS NULL OR m.id = ANY ($10::bigint[]))
+             ORDER BY m.id {order} LIMIT $7::int
         ), summed AS (
-            SELECT *, sum(size) OVER way AS total, row_number() OVER way AS n
+            SELECT *, sum(size) OVER way AS total, row_number() OVER way AS n, count(*) OVER () AS found
               FROM found WINDOW way AS (ORDER BY id {order})
         ), fitting AS (
-            SELECT *, (max(total) OVER ())::bigint AS bytes FROM summed WHERE n = 1 OR total <= $7::bigint
+            SELECT *, (max(total) OVER ())::bigint AS bytes FROM summed WHERE n = 1 OR total <= $8::bigint
         )
         SELECT id, CASE WHEN bytes <= $9::bigint THEN text END, CASE WHEN bytes <= $9::bigint THEN fields END,
                CASE WHEN bytes <= $9::bigint THEN deaths END, sent_at, receive_count, due_at, state, first_received_at,
-               bytes
+               found, bytes
           FROM fitting ORDER BY id {order}
         """,
-        queue,
-        after,
-        before,
-        limit,
-        None if state in (None, State.DEAD) else STATES.index(state),
-        None if key is None else key.encode(),
-        MAX_READ_BYTES,
-        clock.now(),
-        reserved,
-    )
+        *_values(queue, ask, clock), ask.limit, MAX_READ_BYTES, reserved, ids,
+    )  # fmt: skip
     if rows and rows[0][-1] > reserved:
         raise LargeRead(rows[0][-1])
     wall = clock.wall
-    return [
+    messages = [
         Message(
             number, queue, text.decode(), with_dead_letter_history(fields, deaths), wall(sent_at), count,
             leased_until=wall(due_at) if STATES[state_number] == State.LEASED else None,
-            state=State.DEAD if state is State.DEAD else State(STATES[state_number]),
+            state=State.DEAD if ask.state is State.DEAD else State(STATES[state_number]),
             first_received_at=None if first is None else wall(first), deaths=deaths,
         )
-        for number, text, fields, deaths, sent_at, count, due_at, state_number, first, _ in rows
+        for number, text, fields, deaths, sent_at, count, due_at, state_number, first, _, _ in rows
     ]  # fmt: skip
+    if rows and (len(rows) < rows[0][-2] or len(rows) == ask.limit):
+        next = messages[-1].id
+    return Peeked(messages, next)
+
+
+def _search(pool: Pool, clock: Clock, queue: str, ask: Peek, order: str) -> tuple[list[int], int | None]:
+    """Return the ids of messages that match, in order, and where the next search continues."""
+    which = "m.queue_id = place.id AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)"
+    nulls = "NULLS FIRST" if ask.before is None else "NULLS LAST"  # the order of the index for these messages alone
+    if ask.state is State.DEAD:
+        which += " AND m.origin = $1::text"
+    elif ask.reason is not None:
+        which += " AND m.origin IS NOT NULL"
+    elif ask.key is not None:
+        which += " AND m.key = $5::bytea"
+    else:
+        nulls = ""
+    ((ids, last, all_fit, looked),) = pool.read(
+        f"""
+        WITH looked AS (
+            SELECT m.* FROM queue_service.queues AS place CROSS JOIN LATERAL (
+                   SELECT m.id, m.origin, m.text, m.deaths, queue_service.read_size(m) AS size, {_MATCHES} AS matches
+                     FROM queue_service.messages AS m
+                    WHERE {which} ORDER BY m.id {order} {nulls} LIMIT {MAX_LOOKED}) AS m
+             WHERE {_places(ask)} ORDER BY m.id {order} LIMIT {MAX_LOOKED}
+        ), summed AS (
+            SELECT *, sum(size) OVER (ORDER BY id {order}) - size < {MAX_LOOKED_BYTES} AS fits FROM looked
+        )
+        SELECT array_agg(id ORDER BY id {order}) FILTER (WHERE CASE WHEN fits AND matches THEN
+                   ($7::bytea IS NULL OR position($7::bytea IN text) > 0)
+                   AND ($8::text IS NULL OR queue_service.last_death(deaths, 'dead_letter_reason') = $8::text) END),
+               {"max" if ask.before is None else "min"}(id) FILTER (WHERE fits), bool_and(fits), count(*)
+          FROM summed
+        """,
+        *_values(queue, ask, clock), None if ask.text is None else ask.text.encode(), storable(ask.reason),
+        sorts=False,
+    )  # fmt: skip
+    found: list[int] = (ids or [])[: ask.limit]
+    if len(found) == ask.limit:
+        return found, found[-1]
+    return found, None if not looked or (all_fit and looked < MAX_LOOKED) else last
+
+
+_MATCHES = """
+    ($4::int IS NULL OR m.state = $4::int) AND ($5::bytea IS NULL OR m.key = $5::bytea)
+    AND NOT queue_service.has_expired($6::bigint, queue_service.cutoff($6::bigint, place), m)
+"""
+
+
+def _places(ask: Peek) -> str:
+    """Return the SQL that selects the queues, as `place`, in which such messages lie."""
+    if ask.state is not State.DEAD:
+        return "place.name = $1::text"
+    return """
+        place.name IS NOT NULL AND m.origin = $1::text
+        AND place.id IN (SELECT queue_id FROM queue_service.graves WHERE origin = $1::text)
+        AND EXISTS (SELECT FROM queue_service.queues WHERE name = $1::text)
+    """
+
+
+def _values(queue: str, ask: Peek, clock: Clock) -> list[Any]:
+    """Return the first six parameters."""
+    state = None if ask.state in (None, State.DEAD) else STATES.index(ask.state)
+    return [queue, ask.after, ask.before, state, None if ask.key is None else ask.key.encode(), clock.now()]
 
 
 def message(pool: Pool, clock: Clock, queue: str, id: int, reserved: int) -> Message:
     """Implement Store.message for a queue that is up to date. Raises LargeRead."""
-    found = peek(pool, clock, queue, 1, id - 1, id + 1, None, None, reserved)
+    found = peek(pool, clock, queue, Peek(1, id - 1, id + 1), reserved)
     if found and found[0].id == id:
         return found[0]
     if not pool.read("SELECT 1 FROM queue_service.queues WHERE name = $1::text", queue):

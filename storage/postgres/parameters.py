@@ -139,6 +139,11 @@ def to_messages(rows: Sequence[Any], clock: Clock) -> list[Message]:
     ]  # fmt: skip
 
 
+def storable(reason: str | None) -> str | None:
+    """Return the reason as `last_death` in sql/changes.sql returns it: a text of PostgreSQL cannot hold U+0000."""
+    return None if reason is None else reason.replace("\0", "\ufffd")
+
+
 def is_too_much_due(rows: Sequence[Any]) -> bool:
     """Return whether these rows report that a queue is not up to date."""
     return bool(rows) and rows[0][0] is not None

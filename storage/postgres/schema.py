@@ -11,7 +11,7 @@ import psycopg
 from storage.errors import UnusableDatabase
 from storage.postgres.pool import connection_string
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 OLDEST_SERVER = 13  # tested from 15 on; 13 was the oldest supported release
 _FUNCTIONS = ("changes", "expiry", "sending", "receiving", "verbs", "queues")
 LOCK = 0x71756575  # "queu": held while the schema is checked and created

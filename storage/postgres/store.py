@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from storage.clock import Clock
 from storage.codec import read_settings
@@ -25,7 +25,6 @@ from storage.model import (
     ReadMemory,
     Receive,
     Sent,
-    State,
     Transacted,
     rfc3339,
 )
@@ -37,7 +36,7 @@ from storage.postgres.upkeep import CatchUp, Hints, QueueSnapshot, Upkeep
 from storage.scheduling import Scheduler, Threads
 from storage.size_budget import read_reserved
 from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
-from storage.store import Observer
+from storage.store import Observer, Peek, Peeked, PeekOptions
 from storage.validation import MAX_PAGE
 from storage.waiting import Subscription, Waiting, receive_after
 
@@ -48,6 +47,8 @@ READY_FOR = 1.0  # seconds that one write proves that writes work
 
 class PostgresStore:
     """The Store on PostgreSQL. Open one in each process, after any fork."""
+
+    engine = "postgresql"
 
     def __init__(
         self, url: str, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler = Threads()
@@ -242,18 +243,9 @@ class PostgresStore:
         self._change(once, call, *self._times(), queue, id, parameters.json_text(reason))
         self._notify_readers([queue])
 
-    def peek(
-        self,
-        queue: str,
-        *,
-        limit: int = 100,
-        after: int = 0,
-        before: int | None = None,
-        state: State | None = None,
-        key: str | None = None,
-    ) -> list[Message]:
+    def peek(self, queue: str, **options: Unpack[PeekOptions]) -> Peeked:
         self._catch_up.all([queue])
-        read = partial(inspection.peek, self._pool, self._clock, queue, limit, after, before, state, key)
+        read = partial(inspection.peek, self._pool, self._clock, queue, Peek(**options))
         return read_reserved(self._memory, read, lambda found: found)
 
     # -- queues
@@ -298,8 +290,18 @@ class PostgresStore:
     def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
         self._once(once, lambda work: queues.delete_queue(work, name))
 
-    def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
-        return self._in_steps(once, "purged", "purge($1::bigint, $2::text, $3::jsonb)", queue)
+    def purge(
+        self,
+        queue: str,
+        once: IdempotencyKey | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+    ) -> int:
+        call = "purge($1::bigint, $2::text, $3::jsonb, $4::bigint[], $5::text)"
+        return self._in_steps(
+            once, "purged", call, queue, None if ids is None else list(ids), parameters.storable(reason)
+        )
 
     def redrive(
         self,
@@ -313,8 +315,7 @@ class PostgresStore:
         self._catch_up.all([queue, *inspection.dead_letter_queues(self._pool, queue)])
         moved = self._in_steps(
             once, "redriven", "redrive($1::bigint, $2::text, $3::jsonb, $4::bigint, $5::bigint[], $6::text)",
-            queue, limit, None if ids is None else list(ids),
-            None if reason is None else reason.replace("\0", "\ufffd"),
+            queue, limit, None if ids is None else list(ids), parameters.storable(reason),
         )  # fmt: skip
         self._notify_readers([queue])
         return moved

@@ -17,7 +17,6 @@ import apsw
 
 from storage.column_batches import ColumnBatch, NewColumnBatch, unpack_columns
 from storage.model import CHUNK_BYTES, STATES, Receipt
-from storage.size_budget import SizeBudget
 from storage.sqlite.transaction import QueueRow, WriteTransaction, int_array
 
 LONGEST = 100  # messages in a batch (the last has a few more): one of them may cause the unpacking of all
@@ -180,26 +179,17 @@ def clear(work: WriteTransaction, queue_id: int, most: int) -> bool:
 
 
 def peek(
-    connection: apsw.Connection,
-    queue_id: int,
-    limit: int,
-    bounds: tuple[int, int, int],
-    state: int | None,
-    newest: bool,
-    reserved: int,
-) -> dict[int, tuple[Any, ...]]:
-    """Return the first (or the newest) messages in batches, by id, as rows of the columns that a peek selects.
+    connection: apsw.Connection, queue_id: int, bounds: tuple[int, int, int], state: int | None, newest: bool
+) -> Generator[tuple[tuple[Any, ...], int]]:
+    """Yield the messages in batches, in order of id, as rows of the columns that a peek selects, and their sizes.
 
     `bounds` selects ids between the first two, and messages that arrived after the third or are leased. A row has id,
-    text, fields, deaths (None), sent_at, receive_count, due_at, state, first_received_at. Raises LargeRead, as
-    SizeBudget.check does.
+    text, fields, deaths (None), sent_at, receive_count, due_at, state, first_received_at.
     """
     after, before, moment = bounds
-    found: list[tuple[Any, ...]] = []
-    budget = SizeBudget(reserved)
     rows: Any = connection.execute(
         f"""
-        SELECT {_READ_SIZE}, id, sent_at, receive_count, due_at, state, first_received_at, texts, attributes
+        SELECT id, sent_at, receive_count, due_at, state, first_received_at, texts, attributes
           FROM runs
          WHERE queue_id = ?1 AND id > ?2 - {LONGEST + SHORTEST} AND id < ?3 AND id + count - 1 > ?2
            AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?5)
@@ -208,16 +198,11 @@ def peek(
         (queue_id, after, before, state, moment),
     )
     with closing(rows):
-        for size, first, sent_at, count, due_at, state_number, received_at, texts, attributes in rows:
-            if len(found) >= limit or not budget.add(size):
-                break
-            budget.check()
-            found += (
-                (number, text, fields, None, sent_at, count, due_at, state_number, received_at)
-                for number, text, fields in (list(unpack_columns(first, texts, attributes))[:: -1 if newest else 1])
-                if after < number < before
-            )
-    return {row[0]: row for row in found[:limit]}
+        for first, sent_at, count, due_at, state_number, received_at, texts, attributes in rows:
+            for number, text, fields in list(unpack_columns(first, texts, attributes))[:: -1 if newest else 1]:
+                if after < number < before:
+                    row = (number, text, fields, None, sent_at, count, due_at, state_number, received_at)
+                    yield row, len(text.encode()) + len((fields or "").encode())
 
 
 def _split(batch: NewColumnBatch) -> Iterator[NewColumnBatch]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from heapq import merge
+from operator import itemgetter
+from typing import Any
 
 import apsw
 
@@ -14,8 +16,9 @@ from storage.errors import QueueNotFound
 from storage.model import STATES, Message, Queue, QueueSettings, QueueStats, State
 from storage.size_budget import SizeBudget
 from storage.sqlite import column_batches
-from storage.sqlite.expiry import Cutoff, find_cutoff
-from storage.sqlite.transaction import ARRIVED, SIZE_READ, WriteTransaction
+from storage.sqlite.expiry import find_cutoff
+from storage.sqlite.transaction import ARRIVED, SIZE_READ, QueueRow, WriteTransaction, int_array
+from storage.store import MAX_LOOKED, MAX_LOOKED_BYTES, Peek, Peeked
 
 MAX_DEAD_LETTER_QUEUES = 100  # dead-letter queues that are searched for one queue's dead letters
 MAX_SCANNED = 100_000  # messages that one search for the oldest ready one reads at most
@@ -24,27 +27,22 @@ MAX_ID = (1 << 63) - 1
 _MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state, first_received_at"
 
 
-class Peek(NamedTuple):
-    limit: int = 100
-    after: int = 0
-    before: int | None = None
-    state: State | None = None
-    key: str | None = None
-    reserved: int = sys.maxsize  # bytes, as in SizeBudget
+Looked = tuple[int, int, bool, Any]  # a message's id and size, whether it matches, and if it is packed its row
 
 
-def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek) -> list[Message]:
-    """Return messages of a queue. Raises LargeRead."""
-    with connection:  # one snapshot, because batches may be unpacked meanwhile
+def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek, reserved: int) -> Peeked:
+    """Return messages of a queue. Raises LargeRead for more than the `reserved` bytes, as SizeBudget does."""
+    with connection, ExitStack() as stack:  # one snapshot, because batches may be unpacked meanwhile
         work = WriteTransaction(connection, clock)
-        found = work.find_queue(name)
-        if found is None:
-            return []
-        if ask.state is State.DEAD:
-            rows = _peek_dead(connection, name, ask)
-        else:
-            rows = _peek(connection, found.id, ask, find_cutoff(work, found))
-    return [_message(clock, name, row, dead=ask.state is State.DEAD) for row in rows]
+        queue = work.find_queue(name)
+        if queue is None:
+            return Peeked()
+        sources = [stack.enter_context(closing(source)) for source in _sources(work, queue, ask)]
+        ids, rows, next = _choose(merge(*sources, key=itemgetter(0), reverse=_is_newest(ask)), ask, reserved)
+        if ids:
+            which = f"SELECT {_MESSAGE} FROM messages WHERE id IN carray(?)"
+            rows |= {row[0]: row for row in work.all(which, (int_array(ids),))}
+    return Peeked((_message(clock, name, rows[id], dead=ask.state is State.DEAD) for id in ids), next)
 
 
 def dead_letter_queues(connection: apsw.Connection, name: str) -> dict[int, str]:
@@ -158,57 +156,84 @@ def _ready_since(work: WriteTransaction, name: str, number: int, scanned: dict[i
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _peek(connection: apsw.Connection, number: int, ask: Peek, cutoff: Cutoff) -> list[Any]:
-    # Only leased messages before the limit of retention are shown.
-    after = ask.after if ask.state is State.LEASED else max(ask.after, cutoff.id)
-    bounds = after, MAX_ID if ask.before is None else ask.before
-    newest = ask.before is not None
-    state = None if ask.state is None else STATES.index(ask.state)
-    which = "queue_id = ?1" + ("" if state is None else f" AND state = {state}")
-    which += "" if ask.key is None else " AND key = ?4"
-    keyed = () if ask.key is None else (ask.key,)
-    packed = (
-        {}
-        if keyed
-        else column_batches.peek(connection, number, ask.limit, (*bounds, cutoff.moment), state, newest, ask.reserved)
+def _sources(work: WriteTransaction, queue: QueueRow, ask: Peek) -> Iterator[Generator[Looked]]:
+    """Yield for each place of such messages those to look at, in order of id."""
+    state = None if ask.state in (None, State.DEAD) else STATES.index(ask.state)
+    bounds = [ask.after, MAX_ID if ask.before is None else ask.before]
+    if ask.state is State.DEAD:
+        for dead_letter_queue in dead_letter_queues(work.connection, queue.name):
+            values = {"queue": dead_letter_queue, "origin": queue.name}
+            yield _singles(work, "queue_id = :queue AND origin = :origin", values, bounds, state, ask)
+        return
+    cutoff = find_cutoff(work, queue)
+    if ask.state is not State.LEASED:  # only leased messages before the limit of retention are shown
+        bounds[0] = max(ask.after, cutoff.id)
+    which = "queue_id = :queue"
+    if ask.reason is not None:
+        which += " AND origin IS NOT NULL"
+    elif ask.key is not None:
+        which += " AND key = :key"
+    yield _singles(work, which, {"queue": queue.id}, bounds, state, ask)
+    if ask.key is None and ask.reason is None:
+        yield _packed(work, queue, (bounds[0], bounds[1], cutoff.moment), state, ask)
+
+
+def _singles(
+    work: WriteTransaction, which: str, values: dict[str, Any], bounds: Sequence[int], state: int | None, ask: Peek
+) -> Generator[Looked]:
+    """Yield the messages of `which` in these bounds. A search also yields those that do not match, to count them."""
+    matches = {
+        "state = :state": state,
+        "key = :key": ask.key,
+        "instr(text, :text)": ask.text,
+        "deaths ->> '$[#-1].dead_letter_reason' = :reason": ask.reason,
+    }
+    condition = " AND ".join(sql for sql, value in matches.items() if value is not None) or "true"
+    which, shown = (which, condition) if ask.is_search else (f"{which} AND {condition}", "true")
+    rows = work.execute(
+        f"SELECT id, {SIZE_READ}, {shown} FROM messages WHERE {which} AND id > :after AND id < :before "
+        f"ORDER BY id {'DESC' if _is_newest(ask) else ''} LIMIT {MAX_LOOKED if ask.is_search else ask.limit}",
+        values | ask._asdict() | {"after": bounds[0], "before": bounds[1], "state": state},
     )
-    sizes: list[Any] = connection.execute(
-        f"SELECT id, {SIZE_READ} FROM messages WHERE {which} AND id > ?2 AND id < ?3 "
-        f"ORDER BY id {'DESC' if newest else ''} LIMIT {ask.limit}",
-        (number, *bounds, *keyed),
-    ).fetchall()
-    sizes += ((id, len(row[1].encode()) + len((row[2] or "").encode())) for id, row in packed.items())
-    sizes.sort(reverse=newest)
-    budget = SizeBudget(ask.reserved)
-    ids = [id for id, size in sizes[: ask.limit] if budget.add(size)]
-    budget.check()
-    if not ids:
-        return []
-    rows: list[Any] = connection.execute(
-        f"SELECT {_MESSAGE} FROM messages WHERE {which} AND id BETWEEN ?2 AND ?3", (number, min(ids), max(ids), *keyed)
-    ).fetchall()
-    return sorted([*rows, *(packed[id] for id in ids if id in packed)], reverse=newest)
+    with closing(rows):
+        for id, size, matching in rows:
+            yield id, size, bool(matching), None
 
 
-def _peek_dead(connection: apsw.Connection, name: str, ask: Peek) -> list[Any]:
-    """Return dead letters from a queue; they are never in batches."""
-    newest = ask.before is not None
-    bounds = ask.after, MAX_ID if ask.before is None else ask.before
-    which = "origin = ?1 AND queue_id = ?2 AND id > ?3 AND id < ?4" + ("" if ask.key is None else " AND key = ?5")
-    keyed = () if ask.key is None else (ask.key,)
-    sizes: list[Any] = [
-        (id, size)
-        for dead_letter_queue in dead_letter_queues(connection, name)
-        for id, size in connection.execute(
-            f"SELECT id, {SIZE_READ} FROM messages WHERE {which} ORDER BY id {'DESC' if newest else ''} "
-            f"LIMIT {ask.limit}",
-            (name, dead_letter_queue, *bounds, *keyed),
-        ).fetchall()
-    ]
-    budget = SizeBudget(ask.reserved)
-    ids = [id for id, size in sorted(sizes, reverse=newest)[: ask.limit] if budget.add(size)]
+def _packed(
+    work: WriteTransaction, queue: QueueRow, bounds: tuple[int, int, int], state: int | None, ask: Peek
+) -> Generator[Looked]:
+    with closing(column_batches.peek(work.connection, queue.id, bounds, state, _is_newest(ask))) as rows:
+        for row, size in rows:
+            yield row[0], size, ask.text is None or ask.text in row[1], row
+
+
+def _choose(found: Iterable[Looked], ask: Peek, reserved: int) -> tuple[list[int], dict[int, Any], int | None]:
+    """Return the ids to show, the rows of packed ones, and where the next peek continues."""
+    ids: list[int] = []
+    packed: dict[int, Any] = {}
+    budget, size, last = SizeBudget(reserved), 0, None
+    for looked, (id, length, matching, row) in enumerate(found, 1):
+        if ask.is_search and size >= MAX_LOOKED_BYTES:
+            break
+        if matching:
+            if not budget.add(length):
+                return ids, packed, last
+            ids.append(id)
+            if row is not None:
+                packed[id] = row
+                budget.check()  # its text is in memory
+        size, last = size + length, id
+        if len(ids) == ask.limit or (ask.is_search and looked == MAX_LOOKED):
+            break
+    else:
+        last = None
     budget.check()
-    return [connection.execute(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", (id,)).fetchone() for id in ids]
+    return ids, packed, last
+
+
+def _is_newest(ask: Peek) -> bool:
+    return ask.before is not None
 
 
 def _message(clock: Clock, queue: str, row: Any, dead: bool) -> Message:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +11,7 @@ from storage.codec import write_settings
 from storage.errors import InvalidInput, MessageLeased, MessageNotFound, PreconditionFailed
 from storage.model import CHUNK, CHUNK_BYTES, STATES, QueueSettings, check_chain, check_key_lock
 from storage.sqlite import column_batches
+from storage.sqlite.settling import UNPACKED
 from storage.sqlite.transaction import BLOCKED, DELAYED, LEASED, READY, SIZE, QueueRow, WriteTransaction, int_array
 from storage.steps import Progress
 
@@ -54,22 +56,80 @@ def last_id(work: WriteTransaction) -> int:
     return last
 
 
-def purge(work: WriteTransaction, name: str, at: Progress) -> tuple[Progress, bool]:
-    """Do a step of Store.purge. Raises QueueNotFound at the first one."""
+def purge(
+    work: WriteTransaction, name: str, at: Progress, ids: Sequence[int] | None = None, reason: str | None = None
+) -> tuple[Progress, bool]:
+    """Do a step of Store.purge, with sorted ids. Raises QueueNotFound at the first one."""
     if not at:
         at = {"queue": work.queue(name).id, "last": last_id(work), "count": 0}
     queue = work.find_queue(name)
     if queue is None or queue.id != at["queue"]:  # it was deleted meanwhile, with its messages
         return at, False
-    count = _purge(work, queue, at["last"])
-    return at | {"count": at["count"] + count}, count > 0
+    if ids is None and reason is None:
+        count = _purge(work, queue, at["last"])
+        return at | {"count": at["count"] + count}, count > 0
+    count, last = _purge_some(work, queue, at["last"], ids, reason)
+    return at | {"count": at["count"] + count, "last": last}, last > 0
 
 
 def _purge(work: WriteTransaction, queue: QueueRow, last: int) -> int:
     """Remove some of the messages up to id `last`, newest first to keep keys blocked; return their number."""
     if removed := column_batches.purge(work, queue, last, CHUNK):
         return removed
-    ids = _chunk(work, queue.id, last)
+    return _remove(work, queue, _chunk(work, queue.id, last))
+
+
+def _purge_some(
+    work: WriteTransaction, queue: QueueRow, last: int, ids: Sequence[int] | None, reason: str | None
+) -> tuple[int, int]:
+    """Remove some of these messages up to id `last`, newest first; return how many, and the next `last` (0: no more).
+
+    Read a bounded number, because many may have another reason.
+    """
+    columns = f"id, {SIZE}, coalesce(octet_length(deaths), 0), deaths ->> '$[#-1].dead_letter_reason'"
+    if ids is None:
+        rows = work.all(
+            f"SELECT {columns} FROM messages WHERE queue_id = ? AND origin IS NOT NULL AND id <= ? "
+            "ORDER BY id DESC LIMIT ?",
+            (queue.id, last, MOVED),
+        )
+        following = rows[-1][0] - 1 if len(rows) == MOVED else 0
+    else:
+        some = _unpack_some(work, queue, ids[: bisect_right(ids, last)][-MOVED:])
+        if not some:
+            return 0, 0
+        rows = work.all(
+            f"SELECT {columns} FROM messages WHERE id IN carray(?) AND +queue_id = ? ORDER BY id DESC",
+            (int_array(some), queue.id),
+        )
+        following = some[0] - 1
+    chosen, size = [], 0
+    for number, length, deaths, latest in rows:
+        matches = reason in (None, latest)
+        if matches:
+            chosen.append(number)
+        size += length if matches else deaths
+        if size > CHUNK_BYTES:
+            following = number - 1
+            break
+    return _remove(work, queue, chosen), following
+
+
+def _unpack_some(work: WriteTransaction, queue: QueueRow, ids: Sequence[int]) -> Sequence[int]:
+    """Unpack the batches of the queue that contain these messages; return the last ids for which that was enough."""
+    batches: dict[int, column_batches.BatchRow] = {}
+    for number, batch in sorted(column_batches.containing(work, ids).items(), reverse=True):
+        if batch.queue_id == queue.id:
+            if len(batches) == UNPACKED and batch.id not in batches:
+                ids = ids[bisect_right(ids, number) :]
+                break
+            batches[batch.id] = batch
+    column_batches.unpack(work, queue, list(batches.values()))
+    return ids
+
+
+def _remove(work: WriteTransaction, queue: QueueRow, ids: Sequence[int]) -> int:
+    """Remove the messages and forget their dedup_ids; return their number."""
     if ids:
         work.remove(queue, ids)
         work.execute(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import apsw
 
@@ -31,7 +31,6 @@ from storage.model import (
     ReadMemory,
     Receive,
     Sent,
-    State,
     Transacted,
 )
 from storage.scheduling import Scheduler, Threads
@@ -48,7 +47,7 @@ from storage.sqlite.snapshot import QueueSnapshot
 from storage.sqlite.transaction import NO_QUEUE, WriteTransaction
 from storage.sqlite.upkeep import Upkeep
 from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
-from storage.store import Observer
+from storage.store import Observer, Peek, Peeked, PeekOptions
 from storage.validation import MAX_PAGE, MAX_READ_BYTES
 from storage.waiting import Subscription, Waiting, receive_after
 
@@ -61,6 +60,8 @@ CATCH_UP_FOR = 2.5  # seconds that a read-only call applies what is due
 
 class SqliteStore:
     """The Store on a SQLite file. Open one in each process, after any fork."""
+
+    engine = "sqlite"
 
     def __init__(
         self, path: Path, *, pollers: int = 32, clock: Clock | None = None, scheduler: Scheduler = Threads()
@@ -234,7 +235,7 @@ class SqliteStore:
 
     def message(self, queue: str, id: int) -> Message:
         self._bring_up_to_date([queue])
-        found = self._peek(queue, inspection.Peek(1, id - 1, id + 1))
+        found = self._peek(queue, Peek(1, id - 1, id + 1))
         if not found:
             self.settings(queue)  # raises QueueNotFound
             raise MessageNotFound
@@ -254,18 +255,9 @@ class SqliteStore:
 
     # -- queues
 
-    def peek(
-        self,
-        queue: str,
-        *,
-        limit: int = 100,
-        after: int = 0,
-        before: int | None = None,
-        state: State | None = None,
-        key: str | None = None,
-    ) -> list[Message]:
+    def peek(self, queue: str, **options: Unpack[PeekOptions]) -> Peeked:
         self._bring_up_to_date([queue])
-        return self._peek(queue, inspection.Peek(limit, after, before, state, key))
+        return self._peek(queue, Peek(**options))
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         names = self.names(prefix, after, limit)
@@ -295,8 +287,16 @@ class SqliteStore:
     def delete_queue(self, name: str, once: IdempotencyKey | None = None) -> None:
         self._once(once, lambda work: queues.mark_deleted(work, work.queue(name)))
 
-    def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
-        return self._in_steps(once, "purged", lambda work, at: queues.purge(work, queue, at))
+    def purge(
+        self,
+        queue: str,
+        once: IdempotencyKey | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+    ) -> int:
+        wanted = None if ids is None else sorted(set(ids))
+        return self._in_steps(once, "purged", lambda work, at: queues.purge(work, queue, at, wanted, reason))
 
     def redrive(
         self,
@@ -354,11 +354,9 @@ class SqliteStore:
         self._committer.close()
         self._file.close()
 
-    def _peek(self, queue: str, ask: inspection.Peek) -> list[Message]:
-        def read(reserved: int) -> list[Message]:
-            return self._read(
-                lambda connection: inspection.peek(connection, self._clock, queue, ask._replace(reserved=reserved))
-            )
+    def _peek(self, queue: str, ask: Peek) -> Peeked:
+        def read(reserved: int) -> Peeked:
+            return self._read(lambda connection: inspection.peek(connection, self._clock, queue, ask, reserved))
 
         return read_reserved(self._memory, read, lambda found: found)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote, urljoin
 
 import pytest
 
@@ -83,6 +85,8 @@ def test_queues_are_listed_by_prefix_and_page_by_page(client: Client) -> None:
             break
         query = f"prefix=b&limit=2&after={page['next']}"
     assert found == [["b-1", "b-2"], ["b-3"]]
+    client.call("PUT", "/queues/b-2", b'{"paused": true}')
+    assert [one["paused"] for one in client.get("/queues?prefix=b").json["queues"]] == [False, True, False]
     assert len(client.get("/queues?prefix=&after=").json["queues"]) == 5
 
 
@@ -108,6 +112,48 @@ def test_a_peek_can_go_backwards_and_filter_by_key(client: Client) -> None:
     assert client.get(f"{peek}?key=none").json == []
     assert_refused(client.get(f"{peek}?key="), "key")
     assert_refused(client.get(f"{peek}?before=x"), "before")
+
+
+@pytest.mark.parametrize("direction", ["limit=2", "limit=2&before=99&after=1"])
+def test_a_peek_links_to_the_next_one_until_all_was_shown(client: Client, direction: str) -> None:
+    client.post("/messages", [{"text": f"{number} a&b <é>"} for number in range(5)])
+    target, found = f"/queues/default/peek?{direction}&text={quote('a&b <é>')}", []
+    while target:
+        reply = client.get(target)
+        found.append([text[0] for text in texts(reply)])
+        target = linked(target, reply)
+    assert found == ([["0", "1"], ["2", "3"], ["4"]] if "before" not in direction else [["4", "3"], ["2", "1"], []])
+
+
+def linked(target: str, reply: Reply) -> str:
+    """Return the target of the reply's Link, "" without one."""
+    match = re.fullmatch(r'<([!-;=?-~]+)>; rel="next"', reply.headers.get("link", "<->"))
+    return "" if match is None else urljoin(target, match[1])
+
+
+def test_a_peek_links_to_the_next_one_also_where_nothing_matched(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sqlite.inspection.MAX_LOOKED", 2)
+    client.post("/messages", [{"text": "a"}, {"text": "b"}, {"text": "c"}])
+    reply = client.get("/queues/default/peek?text=c&state=ready", Accept="application/x-ndjson")
+    assert (reply.body, reply.headers["link"]) == (b"", '<?limit=100&after=2&state=ready&text=c>; rel="next"')
+    reply = client.get("/queues/default/peek?limit=100&after=2&state=ready&text=c")
+    assert (texts(reply), "link" in reply.headers) == (["c"], False)
+
+
+def test_a_search_is_a_part_of_the_text_or_a_reason(client: Client) -> None:
+    peek = "/queues/default/peek"
+    client.post("/messages", [{"text": "Cat"}, {"text": "dog"}])
+    patch(client, leased(client)[0]["receipt"], '{"dead": true, "reason": "a b"}')
+    assert texts(client.get(f"{peek}?text=o")) == ["dog"]
+    assert texts(client.get(f"{peek}.dead?reason=a%20b")) == []
+    assert texts(client.get("/queues/default.dead/peek?reason=a%20b")) == ["Cat"]
+    assert texts(client.get(f"{peek}?state=dead&reason=a%20b&text=Ca")) == ["Cat"]
+    for field in ("text", "reason"):
+        assert_refused(client.get(f"{peek}?{field}="), field)
+        assert_refused(client.get(f"{peek}?{field}={'x' * 1025}"), field)
+        assert client.get(f"{peek}?{field}={'x' * 1024}").json == []
 
 
 # Leases.
@@ -181,6 +227,30 @@ def test_dead_letters_are_redriven_by_id_and_by_reason(client: Client) -> None:
     assert client.post(redrive, {"reason": "x", "limit": 1}).json == {"redriven": 1}
     assert client.post(redrive, {"reason": None, "ids": None, "limit": None}).json == {"redriven": 2}
     assert texts(client.get("/messages?limit=9")) == ["a", "c", "b", "d"]
+
+
+def test_messages_are_purged_by_id_and_by_reason(client: Client) -> None:
+    client.post("/messages", [{"text": text} for text in "abcd"])
+    for message, reason in zip(leased(client, "/messages?lease=60&limit=3"), "xyx", strict=True):
+        patch(client, message["receipt"], f'{{"dead": true, "reason": "{reason}"}}')
+    ids = {one["text"]: one["id"] for one in client.get("/queues/default.dead/peek").json}
+    purge = "/queues/default.dead/purge"
+    assert client.post(purge, {"ids": [ids["a"], ids["b"], "999", "9" * 19], "reason": "x"}).json == {"purged": 1}
+    assert client.post("/queues/default/purge", {"reason": "x"}).json == {"purged": 0}
+    assert client.post(purge, {"reason": "x"}).json == {"purged": 1}
+    assert texts(client.get("/queues/default.dead/peek")) == ["b"]
+    assert client.post(purge, {"ids": None, "reason": None}).json == {"purged": 1}
+    assert client.get("/queues/default").json["stats"]["ready"] == 1
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [({"ids": []}, "ids"), ({"ids": ["1"] * 10_001}, "ids"), ({"reason": ""}, "reason"), ({"limit": 1}, "limit")],
+)  # fmt: skip
+def test_an_invalid_purge_is_refused_and_removes_nothing(client: Client, document: object, field: str) -> None:
+    client.post("/messages", {"text": "a"})
+    assert_refused(client.post("/queues/default/purge", document), field)
+    assert client.get("/queues/default").json["stats"]["ready"] == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple, Protocol
@@ -284,7 +284,7 @@ class World:
             ):
                 self.faults.append(f"{verb} of {delivery.text} is stale, but the message was not delivered again")
 
-    def _judge_counts(self, store: Engine, peeked: dict[str, list[Message]]) -> None:
+    def _judge_counts(self, store: Engine, peeked: Mapping[str, Sequence[Message]]) -> None:
         for queue in store.queues():
             states = Counter(str(message.state) for message in peeked.get(queue.name, []))
             counted = {state: getattr(queue.stats, state) for state in STATES}

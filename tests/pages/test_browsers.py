@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urljoin
 
 import pytest
 
@@ -77,13 +78,13 @@ def test_a_prefetched_read_is_refused(client: Client, target: str, headers: dict
 @pytest.mark.parametrize(
     ("target", "page"),
     [
-        ("/messages", "/#/default"),
-        ("/messages?lease=60&queue=a.b&queue=c", "/#/a.b"),
-        ("/messages?queue=a.b&queue=c", "/#/a.b"),
-        ("/queues/jobs/messages", "/#/jobs"),
-        ("/queues/jobs/messages?limit=5&wait=1", "/#/jobs"),
-        ("/queues/%0dX:1/messages", "/"),
-        ("/messages?queue=%ff", "/#/default"),
+        ("/messages", "./#/default"),
+        ("/messages?lease=60&queue=a.b&queue=c", "./#/a.b"),
+        ("/messages?queue=a.b&queue=c", "./#/a.b"),
+        ("/queues/jobs/messages", "../../#/jobs"),
+        ("/queues/jobs/messages?limit=5&wait=1", "../../#/jobs"),
+        ("/queues/%0dX:1/messages", "../../"),
+        ("/messages?queue=%ff", "./#/default"),
     ],
 )
 def test_an_opened_read_redirects_to_the_page_of_its_queue(
@@ -91,6 +92,13 @@ def test_an_opened_read_redirects_to_the_page_of_its_queue(
 ) -> None:
     reply = client.get(target, **headers)
     assert (reply.status, reply.headers["location"]) == (303, page)
+
+
+@pytest.mark.parametrize("target", ["/messages?queue=jobs", "/queues/jobs/messages"])
+def test_the_redirect_stays_under_the_path_of_a_proxy(client: Client, target: str) -> None:
+    reply = client.get(target, Sec_Fetch_Mode="navigate", Sec_Fetch_Site="none")
+    page = urljoin(f"http://shared.example/our/queue{target}", reply.headers["location"])
+    assert page == "http://shared.example/our/queue/#/jobs"
 
 
 def test_an_opened_read_redirects_to_the_page_with_tokens_too() -> None:

@@ -59,6 +59,7 @@ NEEDS = {
     "GET /health": OPEN,
     "GET /ready": OPEN,
     "GET /metrics": frozenset({METRICS}),
+    "GET /status": frozenset({METRICS, ADMIN}),
 }
 
 FAILURES = 20  # of one client in WINDOW, in one worker, before its wrong tokens get 429

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from storage.model import (
     MOVES_KEPT,
@@ -17,10 +17,9 @@ from storage.model import (
     QueueSettings,
     Receive,
     Sent,
-    State,
     Transacted,
 )
-from storage.store import Store
+from storage.store import Peeked, PeekOptions, Store
 from storage.validation import MAX_PAGE
 from web.access.authentication import Forbidden
 from web.access.tokens import ADMIN, RECEIVE, SEND, Grant
@@ -127,18 +126,9 @@ class AuthorizedStore(Store):
         self._need(queue, ADMIN)
         self._store.dead_letter(queue, id, reason, once)
 
-    def peek(
-        self,
-        queue: str,
-        *,
-        limit: int = 100,
-        after: int = 0,
-        before: int | None = None,
-        state: State | None = None,
-        key: str | None = None,
-    ) -> list[Message]:
+    def peek(self, queue: str, **options: Unpack[PeekOptions]) -> Peeked:
         self._need(queue, RECEIVE, ADMIN)
-        return self._store.peek(queue, limit=limit, after=after, before=before, state=state, key=key)
+        return self._store.peek(queue, **options)
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         """Return the queues that the token names, whatever its rights."""
@@ -174,9 +164,16 @@ class AuthorizedStore(Store):
         self._need(name, ADMIN)
         self._store.delete_queue(name, once)
 
-    def purge(self, queue: str, once: IdempotencyKey | None = None) -> int:
+    def purge(
+        self,
+        queue: str,
+        once: IdempotencyKey | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+    ) -> int:
         self._need(queue, ADMIN)
-        return self._store.purge(queue, once)
+        return self._store.purge(queue, once, ids=ids, reason=reason)
 
     def redrive(
         self,

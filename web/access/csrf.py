@@ -42,14 +42,18 @@ def objection(environ: Environ, *, only_local_names: bool, is_action: bool = Fal
 
 
 def page_instead(environ: Environ) -> str | None:
-    """Return the page of a queue to redirect to, for a browser that opens a read; else None."""
+    """Return the page of a queue to redirect to, for a browser that opens a read; else None.
+
+    It is relative, because a proxy may serve this under a path of its own.
+    """
     if environ["REQUEST_METHOD"] != "GET" or not _is_navigation(environ):
         return None
     if (read := _READ.fullmatch(environ.get("PATH_INFO", ""))) is None:
         return None
     named = _QUEUE.fullmatch(environ.get("QUERY_STRING", ""))
     queue = read[1] or (named[1] if named else "default")
-    return f"/#/{queue}" if QUEUE_NAME.fullmatch(queue) else "/"
+    root = "../../" if read[1] else "./"
+    return f"{root}#/{queue}" if QUEUE_NAME.fullmatch(queue) else root
 
 
 def _is_ahead(environ: Environ) -> bool:

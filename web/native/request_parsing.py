@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 from storage.errors import InvalidInput, MessageNotFound
 from storage.model import NewMessage, Receive, State
+from storage.store import Peek
 from storage.validation import (
     MAX_BATCH,
     MAX_LEASE,
     MAX_LIMIT,
+    MAX_NAME,
     MAX_PAGE,
     MAX_REASON,
+    MAX_SEARCH,
     MAX_WAIT,
     check_name,
     check_queue_name,
@@ -65,12 +68,11 @@ class Redrive(NamedTuple):
     reason: str | None = None
 
 
-class Peek(NamedTuple):
-    limit: int
-    after: int
-    before: int | None
-    state: State | None
-    key: str | None
+class Purge(NamedTuple):
+    """Which messages to remove; None: all."""
+
+    ids: list[int] | None = None
+    reason: str | None = None
 
 
 class Page(NamedTuple):
@@ -119,13 +121,15 @@ def ask(environ: Environ, queue: str | None) -> Ask:
 def peek(environ: Environ) -> Peek:
     query = Query(environ)
     limit, after = query.whole("limit", 1, MAX_LIMIT), query.whole("after", 0, 2**63 - 1)
-    before, state, key = query.whole("before", 0, 2**63 - 1), query.one("state"), query.one("key")
-    query.done()
+    before, state = query.whole("before", 0, 2**63 - 1), query.one("state")
     if state is not None and state not in list(State):
         raise InvalidInput(f"'state' must be one of {', '.join(State)}", field="state")
-    if key is not None:
-        check_name("key", key)
-    return Peek(limit or 100, after or 0, before, None if state is None else State(state), key)
+    key, text, reason = (
+        None if (value := query.one(name)) is None else check_name(name, value, most)
+        for name, most in (("key", MAX_NAME), ("text", MAX_SEARCH), ("reason", MAX_REASON))
+    )
+    query.done()
+    return Peek(limit or 100, after or 0, before, None if state is None else State(state), key, text, reason)
 
 
 def page(environ: Environ) -> Page:
@@ -202,20 +206,14 @@ def settings(environ: Environ, body: bytes) -> dict[str, Any]:
     return _object(environ, body)
 
 
-def empty(environ: Environ, body: bytes) -> None:
-    """Refuse any body but an empty object: a purge cannot be limited to some messages."""
-    if body and _object(environ, body):
-        raise InvalidInput("this route accepts no body")
+def purge(environ: Environ, body: bytes) -> Purge:
+    return _purge(_object(environ, body, "ids", "reason") if body else {})
 
 
 def redrive(environ: Environ, body: bytes) -> Redrive:
     given = _object(environ, body, "limit", "ids", "reason") if body else {}
-    limit, ids, reason = given.get("limit"), given.get("ids"), given.get("reason")
-    return Redrive(
-        None if limit is None else _whole(limit, "limit", 2**53),
-        None if ids is None else _ids(ids),
-        None if reason is None else check_name("reason", reason, MAX_REASON),
-    )
+    limit = given.get("limit")
+    return Redrive(None if limit is None else _whole(limit, "limit", 2**53), *_purge(given))
 
 
 def if_match(environ: Environ) -> int | None:
@@ -267,6 +265,13 @@ def _recipient(recipient: Any, recipients: Any) -> str | None:
     if recipients != ANY or recipient is not None:
         raise InvalidInput(f"'recipients' must be '{ANY}', without 'recipient'", field="recipients")
     return None
+
+
+def _purge(given: Mapping[str, Any]) -> Purge:
+    ids, reason = given.get("ids"), given.get("reason")
+    return Purge(
+        None if ids is None else _ids(ids), None if reason is None else check_name("reason", reason, MAX_REASON)
+    )
 
 
 def _ids(given: object) -> list[int]:

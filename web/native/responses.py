@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
+from urllib.parse import urlencode
 
 from bottle import HTTPResponse
 
 from storage import column_batches
 from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sent, Transacted, rfc3339
+from storage.store import Peek, Peeked
 from web.native.request import JSON, NDJSON, RUNS
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a value as JSON
@@ -68,8 +70,14 @@ def looked(message: Message) -> HTTPResponse:
     return _in_pieces(lambda: _envelope(message, message.state))
 
 
-def peeked(messages: Sequence[Message], kind: str) -> HTTPResponse:
-    return _in_pieces(lambda: _batch((_envelope(message, message.state) for message in messages), kind), kind)
+def peeked(messages: Peeked, ask: Peek, kind: str) -> HTTPResponse:
+    """Return the messages, and a Link to the next ones unless that was all."""
+    headers = {}
+    if messages.next is not None:
+        query = ask._asdict() | {"after" if ask.before is None else "before": messages.next}
+        next = urlencode({name: value for name, value in query.items() if value}, safe="!$'()*,/:;?@")
+        headers = {"Link": f'<?{next}>; rel="next"'}
+    return _in_pieces(lambda: _batch((_envelope(message, message.state) for message in messages), kind), kind, headers)
 
 
 def extended(until: int) -> HTTPResponse:
@@ -93,7 +101,7 @@ def transacted(done: Transacted, asked: Receive | None, kind: str) -> HTTPRespon
 
 def listing(queues: Sequence[Queue], limit: int) -> HTTPResponse:
     """Return a page of queues. `next` is its last name, if another page may follow."""
-    document: dict[str, Any] = {"queues": [stats(queue) for queue in queues]}
+    document: dict[str, Any] = {"queues": [stats(queue) | {"paused": queue.settings.paused} for queue in queues]}
     return value(document | ({"next": queues[-1].name} if len(queues) == limit else {}))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+import time
 from bisect import bisect_left
 from itertools import takewhile
 
@@ -39,6 +40,7 @@ class SharedCounters:
     """Memory for `slots` processes; create it before the fork."""
 
     def __init__(self, slots: int = SLOTS) -> None:
+        self.started_at = round(time.time() * 1000)  # ms since 1970
         self._memory = memoryview(mmap.mmap(-1, slots * _SIZE * 8)).cast("d")
         self._slots = [self._memory[place : place + _SIZE] for place in range(0, slots * _SIZE, _SIZE)]
 
@@ -98,6 +100,11 @@ class Total:
         self.processes, self.running, self.waiting = values[_ALIVE], values[_RUNNING], values[_WAITING]
         self.commits = values[_COMMITS:_OPERATIONS]
         self.operations = values[_OPERATIONS:_REQUESTS]
+
+    def by_status(self) -> dict[int, int]:
+        """Return the counts of all routes by status; that of all others is 0."""
+        counts = [sum(column) for column in zip(*map(self.requests, range(ROUTES)), strict=True)]
+        return dict(zip((*STATUSES, 0), map(int, counts), strict=True))
 
     def requests(self, route: int) -> list[float]:
         """Return the counts by status, in the order of STATUSES, then of all others."""

@@ -7,16 +7,19 @@ from typing import Any
 from bottle import Bottle, HTTPResponse
 
 from settings import VERSION
-from storage.validation import MAX_PAGE, QUEUE_NAME
+from storage.store import MAX_LOOKED
+from storage.validation import MAX_PAGE, MAX_REASON, MAX_SEARCH, QUEUE_NAME
 from web.native import responses
 from web.native.request import JSON, NDJSON, RUNS, TEXT
 from web.pages import examples
+from web.pages.json_schema import Schema, listed, name, ref
 from web.pages.openapi_responses import (
     ACCESS,
     CODES,
     DONE,
     EVERYWHERE,
     GUARDED,
+    LINK,
     MORE_CONTENT,
     NO_STORE,
     NOTHING_THERE,
@@ -32,21 +35,7 @@ from web.pages.openapi_responses import (
     problem,
     text_of,
 )
-from web.pages.schemas import (
-    IDEMPOTENCY,
-    LEASE,
-    LIMIT,
-    QUEUE,
-    RECEIPT,
-    RECIPIENT,
-    RECIPIENTS,
-    SCHEMAS,
-    WAIT,
-    Schema,
-    listed,
-    name,
-    ref,
-)
+from web.pages.schemas import IDEMPOTENCY, LEASE, LIMIT, QUEUE, RECEIPT, RECIPIENT, RECIPIENTS, SCHEMAS, WAIT
 
 _IDEMPOTENT = {
     "name": "Idempotency-Key",
@@ -238,16 +227,18 @@ def _queues() -> dict[str, Any]:
             "parameters": [_QUEUE],
             "get": _operation(
                 "queues", "peek", "Show messages without changing them", _peeking(),
-                {"200": list_or_lines("Messages in order of id.", listed(ref("PeekedMessage")))},
+                {"200": list_or_lines("Messages in order of id.", listed(ref("PeekedMessage")), LINK)},
                 ("invalid_input", *STORAGE),
+                more="While more may follow, also behind an empty array, the reply has a `Link` to it. A search by "
+                f"`text` or `reason` looks at {MAX_LOOKED:,} messages at most.",
             ),
         },
         "/queues/{queue}/purge": {
             "parameters": [_QUEUE],
             "post": _operation(
-                "queues", "purge", "Remove all messages that are in the queue now", [_IDEMPOTENT],
+                "queues", "purge", "Remove all messages that are in the queue now, or some of them", [_IDEMPOTENT],
                 {"200": json_of("Done.", ref("Purged"))}, (*READS_BODY, once, *unknown),
-                _body({"type": "object", "maxProperties": 0}, required=False),
+                _body(ref("Purge"), required=False),
             ),
         },
         "/queues/{queue}/redrive": {
@@ -296,6 +287,13 @@ def _operations() -> dict[str, Any]:
             "get": _operation(
                 "operations", "metrics", "Return the metrics for Prometheus", [],
                 {"200": text_of("Prometheus' text format.")}, ("invalid_input", *STORAGE),
+            )
+        },
+        "/status": {
+            "get": _operation(
+                "operations", "status", "Return the state of this node in a few numbers", [],
+                {"200": json_of("Totals of all its workers since it started.", ref("NodeStatus"))},
+                ("invalid_input", *STORAGE),
             )
         },
     }  # fmt: skip
@@ -350,6 +348,8 @@ def _peeking() -> list[Schema]:
         "before": id | {"description": "Only messages below this id, the newest first."},
         "state": ref("State"),
         "key": name("Only messages of this key."),
+        "text": name("Only messages whose text contains this, letter for letter.", MAX_SEARCH),
+        "reason": name("Only messages whose latest `dead_letter_reason` is this.", MAX_REASON),
     }
     return [_query(name, schema) for name, schema in query.items()]
 

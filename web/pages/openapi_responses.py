@@ -7,7 +7,8 @@ from http import HTTPStatus
 from web.native import problems
 from web.native.request import JSON, NDJSON, RUNS
 from web.native.responses import RETRY_AFTER
-from web.pages.schemas import QUEUE, Schema, listed, record, ref
+from web.pages.json_schema import Schema, listed, record, ref
+from web.pages.schemas import QUEUE
 
 # Every code of a problem: (status, when). Each operation lists the codes of its route.
 CODES = {
@@ -59,6 +60,7 @@ MORE_CONTENT = "x-more-content"  # as `content`: media types of a body beside JS
 RESPONSES = "#/components/responses/"
 OR = "_or_"
 RETRY = {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": RETRY_AFTER}}
+LINK: Schema = {"Link": {"description": 'To the next messages: `rel="next"`, relative.', "schema": {"type": "string"}}}
 NO_STORE = {
     "Cache-Control": {"required": True, "schema": {"const": "no-store"}},
     "X-Request-Id": {"description": "The request's own, or a new one.", "schema": {"type": "string"}},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from storage.model import QueueSettings, QueueStats, State
 from storage.validation import (
@@ -14,7 +13,6 @@ from storage.validation import (
     MAX_DURATION,
     MAX_LEASE,
     MAX_LIMIT,
-    MAX_NAME,
     MAX_REASON,
     MAX_TRACE,
     MAX_TYPE,
@@ -23,53 +21,20 @@ from storage.validation import (
 )
 from web.native import request_parsing
 from web.native.request import IDEMPOTENCY_KEY
-
-Schema = dict[str, Any]
-NO_NUL = {"pattern": r"^[^\u0000]*$"}
-MOST_WHOLE = 2**53 - 1  # larger numbers lose digits in some JSON readers
-
-
-def ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def record(properties: Schema, *required: str, **more: Any) -> Schema:
-    """Return the schema of an object with these members and no others."""
-    schema = {"type": "object", "properties": properties, "additionalProperties": False, **more}
-    return schema | ({"required": list(required)} if required else {})
-
-
-def listed(items: Schema, least: int = 0, most: int | None = None) -> Schema:
-    schema = {"type": "array", "items": items, "minItems": least}
-    return schema if most is None else schema | {"maxItems": most}
-
-
-def seconds(description: str, least: float = 0, most: float = MAX_DURATION, **more: Any) -> Schema:
-    return {"type": "number", "minimum": least, "maximum": most, "description": description, **more}
-
-
-def whole(description: str, least: int = 0, most: int = MOST_WHOLE, **more: Any) -> Schema:
-    return {"type": "integer", "minimum": least, "maximum": most, "description": description, **more}
-
-
-def name(description: str, most: int = MAX_NAME) -> Schema:
-    return {"type": "string", "minLength": 1, "maxLength": most, "description": description}
-
-
-def moment(description: str) -> Schema:
-    return {"type": "string", "format": "date-time", "description": description}
-
-
-def or_null(schema: Schema) -> Schema:
-    """Return the schema that also allows null, which restores the default."""
-    if "enum" in schema:
-        return schema | {"enum": [*schema["enum"], None]}
-    return schema if isinstance(schema["type"], list) else schema | {"type": [schema["type"], "null"]}
-
-
-def _strings(description: str, **each: Any) -> Schema:
-    return {"type": "object", "additionalProperties": {"type": "string", **each}, "description": description}
-
+from web.pages.json_schema import (
+    MOST_WHOLE,
+    NO_NUL,
+    Schema,
+    listed,
+    moment,
+    name,
+    or_null,
+    record,
+    ref,
+    seconds,
+    strings,
+    whole,
+)
 
 QUEUE = {"type": "string", "pattern": f"^{QUEUE_NAME.pattern}$", "description": "A queue's name."}
 RECEIPT = {"type": "string", "description": "The handle of one delivery, from a leased read."}
@@ -103,7 +68,7 @@ WRITTEN = {
         "description": "Seconds after which the message is dropped, or dead-lettered by the queue's setting.",
     },
     "dedup_id": name("Within the queue's `dedup_window` the service does not store a second message with the same id."),
-    "attribute_types": _strings("The types of attributes that their JSON does not show.", maxLength=MAX_TYPE),
+    "attribute_types": strings("The types of attributes that their JSON does not show.", maxLength=MAX_TYPE),
     "group": name("A group, without effect."),
     "trace": name("The trace to which the message belongs.", MAX_TRACE),
 }
@@ -168,8 +133,8 @@ _SETTINGS: Schema = {
         "description": "While a message of a key is leased, deliver none of its others (`run`), or only earlier ones "
         "that are free again (`head`); then a read takes all that it can of one key before the next.",
     },
-    "sqs": _strings("Attributes that the SQS endpoint stores, without effect.", **NO_NUL) | {"propertyNames": NO_NUL},
-    "tags": _strings("The queue's tags, without effect.", **NO_NUL) | {"propertyNames": NO_NUL},
+    "sqs": strings("Attributes that the SQS endpoint stores, without effect.", **NO_NUL) | {"propertyNames": NO_NUL},
+    "tags": strings("The queue's tags, without effect.", **NO_NUL) | {"propertyNames": NO_NUL},
 }
 SETTINGS = {name: _SETTINGS[name] | {"default": value} for name, value in asdict(QueueSettings()).items()}
 
@@ -188,6 +153,25 @@ STATS: Schema = {
     "acked": whole("Messages settled since then."),
     "expired": whole("Messages expired since then."),
     "dead_lettered": whole("Messages that became dead letters since then."),
+}
+
+CHOSEN = {
+    "ids": or_null(listed(ID, 1, MAX_BATCH) | {"description": "Only these; null or omitted: all."}),
+    "reason": or_null(REASON | {"description": "Only those whose latest reason is this."}),
+}
+
+STATUS: Schema = {
+    "version": {"type": "string", "description": "Of the service."},
+    "engine": {"enum": ["sqlite", "postgresql"]},
+    "started_at": moment("When this node started."),
+    "database_bytes": whole("Size of the database on disk, without its log."),
+    "log_bytes": or_null(whole("Size of the write-ahead log; null: unknown.")),
+    "disk_free_bytes": or_null(whole("Free space on the database's disk; null: unknown.")),
+    "requests": whole("Requests answered."),
+    "errors": whole("Requests answered with a status of 500 or more."),
+    "commits": whole("Commits."),
+    "commit_seconds": seconds("Seconds that they took together.", 0, MOST_WHOLE),
+    "waiting_readers": whole("Reads that wait for a message now."),
 }
 
 PROBLEM: Schema = {
@@ -357,7 +341,14 @@ SCHEMAS: dict[str, Schema] = {
     "QueueStats": record(STATS, *QueueStats._fields),
     "QueueListing": record(
         {
-            "queues": listed(record({"queue": ref("QueueName"), "stats": ref("QueueStats")}, "queue", "stats")),
+            "queues": listed(
+                record(
+                    {"queue": ref("QueueName"), "stats": ref("QueueStats"), "paused": _SETTINGS["paused"]},
+                    "queue",
+                    "stats",
+                    "paused",
+                )
+            ),
             "next": QUEUE | {"description": "The last name, if more may follow: pass it as `after`."},
         },
         "queues",
@@ -369,15 +360,13 @@ SCHEMAS: dict[str, Schema] = {
         "settings",
     ),
     "Purged": record({"purged": whole("How many messages were removed.")}, "purged"),
+    "Purge": record(CHOSEN, description="Which messages to remove; with `reason`, only dead letters."),
     "Redrive": record(
-        {
-            "limit": or_null(whole("At most this many; null or omitted: all.", 1, 2**53)),
-            "ids": or_null(listed(ID, 1, MAX_BATCH) | {"description": "Only these; null or omitted: all."}),
-            "reason": or_null(REASON | {"description": "Only those whose latest reason is this."}),
-        },
+        {"limit": or_null(whole("At most this many; null or omitted: all.", 1, 2**53))} | CHOSEN,
         description="Which dead letters to move back.",
     ),
     "Redriven": record({"redriven": whole("How many dead letters were moved back.")}, "redriven"),
+    "NodeStatus": record(STATUS, *STATUS),
     "Status": record({"status": {"type": "string", "enum": ["alive", "ready"]}}, "status"),
     "Index": record(
         {name: {"type": "string"} for name in ("service", "send", "receive", "queues", "reference", "openapi")},

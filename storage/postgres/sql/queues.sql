@@ -14,25 +14,57 @@ BEGIN
     RETURN v_queue.settings ? 'dead_letter_queue';
 END $$;
 
--- Does a step of a purge: removes at most 10,000 messages (32 MiB of text) up to the last id at the first step. Begins
--- with the newest, so that no next message of a key becomes ready. Ends when the queue has none left.
-CREATE FUNCTION purge(p_now bigint, p_name text, p_state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+-- Finds the messages to purge: of the newest 10,000 up to p_last, of these p_ids and (unless NULL) with this p_reason,
+-- 32 MiB of text. Also returns the last id that it read.
+CREATE FUNCTION find_purged(
+    p_queue bigint, p_last bigint, p_ids bigint[], p_reason text, OUT ids bigint[], OUT looked_at bigint
+) LANGUAGE plpgsql SET enable_bitmapscan = off SET enable_sort = off AS $$
+BEGIN
+    WITH scanned AS (
+        SELECT * FROM (
+               SELECT id, octet_length(text) AS size, NULL AS deaths FROM messages
+                WHERE p_ids IS NULL AND p_reason IS NULL AND queue_id = p_queue AND id <= p_last
+                ORDER BY id DESC LIMIT 10000) AS newest
+        UNION ALL
+        SELECT * FROM (
+               SELECT id, octet_length(text) AS size, deaths FROM messages
+                WHERE p_ids IS NULL AND p_reason IS NOT NULL AND queue_id = p_queue AND origin IS NOT NULL AND id <= p_last
+                ORDER BY id DESC NULLS LAST LIMIT 10000) AS dead
+        UNION ALL
+        SELECT m.* FROM (SELECT DISTINCT id FROM unnest(p_ids) AS id WHERE id <= p_last) AS one CROSS JOIN LATERAL (
+               SELECT id, octet_length(text) AS size, deaths FROM messages
+                WHERE queue_id = p_queue AND id = one.id LIMIT 1) AS m
+    ), bounded AS (
+        SELECT * FROM (
+               SELECT *, sum(coalesce(octet_length(deaths), 0)) OVER (ORDER BY id DESC) AS passed FROM scanned) AS summed
+         WHERE passed - coalesce(octet_length(deaths), 0) <= 32 * 1024 * 1024
+    ), chosen AS (
+        SELECT id, sum(size) OVER (ORDER BY id DESC) - size <= 32 * 1024 * 1024 AS fits FROM bounded
+         WHERE p_reason IS NULL OR last_death(deaths, 'dead_letter_reason') = p_reason
+    )
+    SELECT array_agg(id) FILTER (WHERE fits),
+           CASE WHEN bool_and(fits) IS NOT FALSE THEN (SELECT min(id) FROM bounded) ELSE min(id) FILTER (WHERE fits) END
+      INTO ids, looked_at FROM chosen;
+END $$;
+
+-- Does a step of a purge of all messages up to the last id at the first step, or of some of them. Begins with the newest,
+-- so that no next message of a key becomes ready. Ends when none is left.
+CREATE FUNCTION purge(p_now bigint, p_name text, p_state jsonb, p_ids bigint[], p_reason text) RETURNS jsonb
+LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues := queue_named(p_name);
     v_last  bigint := coalesce((p_state ->> 'last')::bigint,
                                (SELECT max(id) FROM messages WHERE queue_id = v_queue.id), 0);
     v_count bigint := coalesce((p_state ->> 'count')::bigint, 0);
+    v_found record;
     v_ids   bigint[];
     v_rows  tid[];
 BEGIN
-    SELECT array_agg(id) INTO v_ids
-      FROM (SELECT id, sum(size) OVER (ORDER BY id DESC) - size AS before
-              FROM (SELECT id, octet_length(text) AS size FROM messages
-                     WHERE queue_id = v_queue.id AND id <= v_last ORDER BY id DESC LIMIT 10000) AS newest) AS summed
-     WHERE before <= 32 * 1024 * 1024;
-    IF v_ids IS NULL THEN
+    v_found := find_purged(v_queue.id, v_last, p_ids, p_reason);
+    IF v_found.looked_at IS NULL THEN
         RETURN jsonb_build_object('count', v_count, 'done', true);
     END IF;
+    v_ids := coalesce(v_found.ids, '{}');
     PERFORM FROM dedup WHERE queue_id = v_queue.id AND message_id = ANY (v_ids) ORDER BY dedup_id FOR UPDATE;
     IF v_queue.keyed THEN
         PERFORM lock_keys(v_queue.id, ARRAY(
@@ -43,7 +75,7 @@ BEGIN
     DELETE FROM dedup
      WHERE queue_id = v_queue.id AND message_id = ANY (ARRAY(SELECT id FROM messages WHERE ctid = ANY (v_rows)));
     v_count := v_count + remove(p_now, v_queue.id, v_rows, VARIADIC '{}');
-    RETURN jsonb_build_object('count', v_count, 'done', false, 'last', (SELECT min(id) - 1 FROM unnest(v_ids) AS id));
+    RETURN jsonb_build_object('count', v_count, 'done', false, 'last', v_found.looked_at - 1);
 END $$;
 
 CREATE TYPE dead AS (queue_id bigint, id bigint, origin text, key bytea);

@@ -1,4 +1,4 @@
--- The tables of version 4. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
+-- The tables of version 5. Times are ms of the service's clock (storage/postgres_clock.py). What a client wrote is
 -- bytea, in UTF-8, for the type text cannot hold U+0000; JSON can be text, as it writes that as \u0000.
 -- Every key and index begins with the queue, and every statement names it, so that the data can be spread by queue.
 
@@ -6,7 +6,7 @@ CREATE SCHEMA queue_service;
 SET LOCAL search_path = queue_service;
 
 CREATE TABLE version (version integer NOT NULL);
-INSERT INTO version VALUES (4);
+INSERT INTO version VALUES (5);
 
 CREATE TABLE queues (
     id       bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import count
 
 import pytest
 
-from storage.model import Message, NewMessage, Receive
+from storage.model import Message, NewMessage, Receive, State
 from storage.postgres.store import PostgresStore
 from tests.support.engines import FakeClock
 from tests.support.postgres import Postgres
@@ -130,6 +131,11 @@ def test_no_verb_reads_a_whole_queue_for_each_message(
         configure(store, "keyed", max_receives=1)
         measure("dead-letter", lambda: store.receive(Receive(("keyed",), 1, 60.0, "nobody")))
         measure("take", lambda: store.receive(Receive(("queue",), 500, None, None)), 500)
+        for before in (None, 2**60):
+            measure("search", partial(store.peek, "queue", text="x", before=before))
+            measure("search the dead", partial(store.peek, "keyed", text="x", state=State.DEAD, before=before))
+            measure("search a reason", partial(store.peek, "keyed.dead", reason="x", before=before))
+        measure("purge a reason", lambda: store.purge("keyed.dead", reason="x"))
         measure("redrive", lambda: store.redrive("keyed"))
         measure("purge", lambda: store.purge("queue"), MESSAGES)
     assert {verb: figure for verb, figure in read.items() if figure > ROWS} == {}

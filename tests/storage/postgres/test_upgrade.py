@@ -2,7 +2,8 @@
 
 tests/storage/data/postgres-version-1.sql is a dump of a queue `q` (max_receives 3, retention 4,000,000 s) in which a
 message of each kind is stored. Its first message of key "a" was rejected, leased from `q.dead`, released and leased
-again. postgres-version-3.sql is a dump of the same after its upgrade to version 3, without the functions.
+again. postgres-version-3.sql and postgres-version-4.sql are dumps of the same after its upgrade to these versions,
+without the functions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PLAIN = "q~1~8a4a2ade3dfda27"
 _numbers = count(1)
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[1, 3, 4])
 def url(request: pytest.FixtureRequest, postgres: Postgres) -> str:
     name = f"older-{next(_numbers)}"
     url = postgres.create_database(name)

@@ -64,6 +64,13 @@ def test_a_plain_request_is_read_as_gunicorn_reads_it() -> None:
     )
 
 
+def test_requests_with_the_same_fields_share_no_environ() -> None:
+    first = plain.read_head(POST)
+    assert first is not None
+    first["CONTENT_LENGTH"] = "7"
+    assert_read_alike(POST)
+
+
 # Valid and invalid parts of heads.
 tokens = st.sampled_from([
     "Host: q", "Host: [::1]:80", "Host:", "Host: a b", "Host: a,b", "Content-Length: 5", "Content-Length: 05",

@@ -25,10 +25,9 @@ MOST = 65_536  # bytes of a request
 MUCH = 256  # values of a body that take long to decode
 MANY = 16  # messages of a read, or values of a body, whose transaction takes long
 
-_LINE = r"(GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) (/[!-\"$->@-~]*)(?:\?([!-\"$-~]*))? HTTP/1\.1\r\n"
-_FIELD = r"[!#$%&'*+\-.^`|~0-9A-Za-z]+:[\t -~]*\r\n"
-_HEAD = re.compile(rf"{_LINE}((?:{_FIELD})+)\r\n")
-_BEGINS = re.compile(_LINE.encode())
+_LINE = re.compile(r"(GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) (/[!-\"$->@-~]*)(?:\?([!-\"$-~]*))? HTTP/1\.1")
+_FIELDS = re.compile(r"((?:[!#$%&'*+\-.^`|~0-9A-Za-z]+:[\t -~]*\r\n)+)\r\n")
+_BEGINS = re.compile(_LINE.pattern.encode() + rb"\r\n")
 _PART_OF_LINE = re.compile(rb"[A-Z]{1,7}(?: [ -~]*)?\r?")
 _HOST = re.compile(r"[0-9A-Za-z.\-_:\[\]]+")
 _LENGTH = re.compile(r"[0-9]{1,10}")
@@ -41,8 +40,6 @@ _LIGHT = re.compile(
 _LIGHT_ACTION = re.compile(r"AmazonSQS\.(?:SendMessage|ReceiveMessage|DeleteMessage|ChangeMessageVisibility)(?:Batch)?")
 _LIMIT = re.compile(r"(?:^|&)limit=([0-9]{1,9})(?:&|$)")
 
-_keys: dict[str, str] = {}  # cached names in the environ, by field name
-
 
 def may_begin(received: bytes) -> bool:
     """Return whether this may be the beginning of a plain request's head."""
@@ -53,16 +50,34 @@ def may_begin(received: bytes) -> bool:
 
 def read_head(head: bytes) -> Environ | None:
     """Return the WSGI environ of a plain request's head; None for any other head."""
-    match = _HEAD.fullmatch(head.decode("latin-1"))
+    line, _, fields = head.decode("latin-1").partition("\r\n")
+    match, read = _LINE.fullmatch(line), _read_fields(fields)
+    if match is None or read is None:
+        return None
+    method, path, query = match.groups()
+    if path.startswith("//"):
+        return None
+    environ = read.copy()
+    environ["REQUEST_METHOD"] = method
+    environ["RAW_URI"] = path if query is None else f"{path}?{query}"
+    environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+    environ["QUERY_STRING"] = query or ""
+    return environ
+
+
+@lru_cache(maxsize=128)  # a client sends mostly the same fields
+def _read_fields(fields: str) -> Environ | None:
+    """Return the part of the environ that the fields of a head make; None if they are not plain."""
+    match = _FIELDS.fullmatch(fields)
     if match is None:
         return None
-    method, path, query, fields = match.groups()
     environ: Environ = {}
-    lines = fields.split("\r\n", MOST_FIELDS + 1)
+    lines = match[1].split("\r\n", MOST_FIELDS + 1)
     lines.pop()
     for line in lines:
         name, _, value = line.partition(":")
-        key = _keys.get(name) or _key_of(name)
+        key = name.upper().replace("-", "_")
+        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
         if key in environ or key in _UNPLAIN:
             return None
         environ[key] = value.strip(" \t")
@@ -70,13 +85,7 @@ def read_head(head: bytes) -> Environ | None:
         return None
     if environ.get("HTTP_CONNECTION", "close").lower() not in ("close", "keep-alive"):
         return None
-    if not _LENGTH.fullmatch(environ.get("CONTENT_LENGTH", "0")) or path.startswith("//"):
-        return None
-    environ["REQUEST_METHOD"] = method
-    environ["RAW_URI"] = path if query is None else f"{path}?{query}"
-    environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
-    environ["QUERY_STRING"] = query or ""
-    return environ
+    return environ if _LENGTH.fullmatch(environ.get("CONTENT_LENGTH", "0")) else None
 
 
 class Weight(Enum):
@@ -127,14 +136,6 @@ def answer(app: Callable[..., Iterable[bytes]], environ: Environ, closes: Callab
         f"Connection: {connection}\r\n{fields}\r\n"
     ).encode("latin-1")
     return Reply(head + b"".join(content)) if isinstance(content, list) else Reply(head, content)
-
-
-def _key_of(name: str) -> str:
-    key = name.upper().replace("-", "_")
-    key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
-    if len(_keys) < 256:
-        _keys[name] = key
-    return key
 
 
 @lru_cache(maxsize=2)

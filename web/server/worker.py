@@ -115,8 +115,9 @@ class Worker(BaseWorker):
             connection.closes = connection.closes or not self.alive or not is_read()
             return connection.closes
 
-        options = environ.get("HTTP_CONNECTION", "").lower().split(",")
-        connection.closes = connection.closes or "close" in [option.strip(" \t") for option in options]
+        if "HTTP_CONNECTION" in environ:
+            options = environ["HTTP_CONNECTION"].lower().split(",")
+            connection.closes = connection.closes or "close" in [option.strip(" \t") for option in options]
         try:
             return plain.answer(self.wsgi, environ, closes)
         except Exception:

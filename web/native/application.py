@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
-from bottle import Bottle, HTTPError, HTTPResponse, request
+from bottle import Bottle, HTTPError, request
 
 from settings import Settings
 from storage import errors, open_store
@@ -21,6 +21,7 @@ from web.native import responses
 from web.native.budget import MemoryBudget
 from web.native.problems import problem_of, problem_of_routing
 from web.native.request import GRANT, Environ, read_idempotency_key
+from web.native.responses import Response
 from web.observability import access_log
 from web.observability.access_log import Handler
 from web.observability.shared_counters import SharedCounters, WorkerCounters
@@ -48,16 +49,16 @@ class Application:
         self.handler: Handler = self._run  # `mount` may put another before it, with routes of its own
         self.more_routes: list[Any] = []
         self.bottle.uninstall(True)  # no route needs its plugins
-        self.bottle.install(_answer_faults)
         self.bottle.install(authentication.Guard(lambda: self.access))
         mount(self.bottle, self)
+        self._route = lru_cache(maxsize=256)(self._find_route)  # a client repeats its paths, except those of receipts
         if store is not None:
             self._attach(store)
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         # Bottle would route /messages%ff and /queues/a/messages%0a to a read, which removes a message.
-        if "//" in path or "\n" in path or not _is_utf8(path):
+        if "//" in path or "\n" in path or not (path.isascii() or _is_utf8(path)):
             environ["PATH_INFO"] = "/no/such/route"
         return self.budget.run(environ, lambda: self._recorder(self.handler, environ, start_response))
 
@@ -114,25 +115,40 @@ class Application:
 
     def _run(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Run the route of a request. Bottle's own code around it would take longer than most routes do."""
-        environ["PATH_INFO"] = environ["PATH_INFO"].encode("latin-1").decode()
+        if not environ["PATH_INFO"].isascii():
+            environ["PATH_INFO"] = environ["PATH_INFO"].encode("latin-1").decode()
         request.bind(environ)
         try:
-            _refuse_strangers(self.settings)
-            environ["bottle.route"], environ["route.url_args"] = self.bottle.router.match(environ)
-            reply = environ["bottle.route"].call(**environ["route.url_args"])
-        except HTTPError as fault:  # no such route
-            reply = problem_of_routing(fault)
-        except HTTPResponse as raised:
-            reply = raised
+            reply = self._reply(environ)
         except Exception as fault:  # an error while the reply to another was built
             reply = problem_of(fault)
-        headers, body = reply.headerlist, reply.body or b""
-        if isinstance(body, bytes) and reply.status_code != 204:
-            headers.append(("Content-Length", str(len(body))))
-        start_response(reply.status_line, headers)
-        if not body or environ["REQUEST_METHOD"] == "HEAD":
+        start_response(reply.line, reply.fields)
+        if not reply.body or environ["REQUEST_METHOD"] == "HEAD":
             return []
-        return [body] if isinstance(body, bytes) else body
+        return [reply.body] if isinstance(reply.body, bytes) else reply.body
+
+    def _reply(self, environ: Environ) -> Response:
+        try:
+            fault = csrf.objection(environ, only_local_names=self.settings.trusts_loopback)
+            if fault is not None:
+                return problem_of(fault)
+            if (page := csrf.page_instead(environ)) is not None:
+                return responses.see_other(page)
+            route, named = self._route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            environ["bottle.route"], environ["route.url_args"] = route, named
+            reply: Response = route.call(**named)
+            return reply
+        except HTTPError as fault:  # no such route
+            return problem_of_routing(fault)
+        except errors.TooManyPollers:
+            return responses.nothing({"Retry-After": str(responses.RETRY_AFTER)})
+        except Exception as fault:
+            return problem_of(fault)
+
+    def _find_route(self, method: str, path: str) -> tuple[Any, dict[str, str]]:
+        """Return a route and the named parts of the path. Raises HTTPError."""
+        found: tuple[Any, dict[str, str]] = self.bottle.router.match({"REQUEST_METHOD": method, "PATH_INFO": path})
+        return found
 
     def build(self, make: Callable[[], T]) -> T:
         """Return what `make` returns for a reply; call it in a thread if the reply may be long."""
@@ -154,30 +170,6 @@ class Application:
     def close(self) -> None:
         if self._store is not None:
             self._store.close()
-
-
-def _refuse_strangers(settings: Settings) -> None:
-    fault = csrf.objection(request.environ, only_local_names=settings.trusts_loopback)
-    if fault is not None:
-        raise problem_of(fault)
-    if (page := csrf.page_instead(request.environ)) is not None:
-        raise responses.see_other(page)
-
-
-def _answer_faults(route: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:
-    """Wrap a route, and return the problem response for each error that it raises."""
-
-    def answered(*args: Any, **kwargs: Any) -> HTTPResponse:
-        try:
-            return route(*args, **kwargs)
-        except HTTPResponse:
-            raise  # Bottle's own responses
-        except errors.TooManyPollers:
-            return responses.nothing(Retry_After=str(responses.RETRY_AFTER))
-        except Exception as fault:
-            return problem_of(fault)
-
-    return answered
 
 
 def _is_utf8(path: str) -> bool:

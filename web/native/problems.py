@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 
-from bottle import HTTPError, HTTPResponse, request
+from bottle import HTTPError, request
 
 from storage import errors
 from web.access import authentication
 from web.native import responses
 from web.native.request import BadRequest, BodyTooLarge, CrossOrigin, Prefetch, UnknownHost, UnsupportedMediaType
+from web.native.responses import Response
 from web.observability import access_log
 
 _log = logging.getLogger("queue_service")
@@ -44,7 +45,7 @@ _BARE_ID = re.compile(r"/messages/([0-9]{1,19})")
 ROUTING = {404: ("not_found", "No such route"), 405: ("method_not_allowed", "Method not allowed")}
 
 
-def problem_of(fault: Exception) -> HTTPResponse:
+def problem_of(fault: Exception) -> Response:
     """Return the response for an exception. Log an exception outside the table, with a reference."""
     status, code, title = next(PROBLEMS[kind] for kind in type(fault).__mro__ if kind in PROBLEMS)
     if status == 500:
@@ -57,11 +58,11 @@ def problem_of(fault: Exception) -> HTTPResponse:
     return responses.problem(status, code, title, detail, headers=getattr(fault, "headers", None), **more)
 
 
-def problem_of_routing(error: HTTPError) -> HTTPResponse:
+def problem_of_routing(error: HTTPError) -> Response:
     """Return the response if Bottle found no route for a request (or, for 500, failed itself)."""
     allow = _allow(error.headers.get("Allow"))
     if allow and request.method == "OPTIONS":
-        return responses.nothing(Allow=allow)
+        return responses.nothing({"Allow": allow})
     if error.status_code not in ROUTING:
         return problem_of(error.exception or error)
     code, title = ROUTING[error.status_code]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from http import HTTPStatus
 from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
@@ -20,34 +21,46 @@ _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a value as JSON
 PIECE = 65_536  # characters encoded as JSON at once
 WHOLE = 1_048_576  # characters of a reply that is made before it is sent
 RETRY_AFTER = 1  # seconds, on 429, 503 and a 204 because too many readers are waiting
+_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
-def nothing(**headers: str) -> HTTPResponse:
-    return HTTPResponse(status=204, headers={"Cache-Control": "no-store"}, **headers)
+class Response(HTTPResponse):
+    """A route's response. Bottle's constructor would check each header for longer than most routes run."""
+
+    def __init__(self, body: bytes | Iterable[bytes], status: int, headers: dict[str, str]) -> None:
+        self.body = body
+        self.line = _LINES[status]
+        self.fields = list(headers.items())
+        if isinstance(body, bytes) and status != 204:
+            self.fields.append(("Content-Length", str(len(body))))
 
 
-def value(content: object, headers: dict[str, str] | None = None) -> HTTPResponse:
+def nothing(headers: dict[str, str] | None = None) -> Response:
+    return Response(b"", 204, {"Cache-Control": "no-store"} | (headers or {}))
+
+
+def value(content: object, headers: dict[str, str] | None = None) -> Response:
     return _text(_quoted(content), headers=headers)
 
 
-def text(content: str, kind: str) -> HTTPResponse:
+def text(content: str, kind: str) -> Response:
     return _text(content, kind=kind)
 
 
-def see_other(location: str) -> HTTPResponse:
+def see_other(location: str) -> Response:
     return _text(json.dumps({"page": location}), 303, headers={"Location": location})
 
 
-def stored(sent: Sent, message: NewMessage) -> HTTPResponse:
+def stored(sent: Sent, message: NewMessage) -> Response:
     start = f'{{"id": "{sent.ids[0]}", ' + ('"duplicate": true, ' if sent.duplicates else "")
     return _in_pieces(lambda: _as_written(start, message))
 
 
-def ids(sent: Sent) -> HTTPResponse:
+def ids(sent: Sent) -> Response:
     return _text(f"{{{_ids(sent.ids, sent.duplicates)}}}")
 
 
-def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -> HTTPResponse:
+def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -> Response:
     """Return the messages of a read: leased ones in their envelope, others as they were written."""
     if not messages:
         return nothing()
@@ -66,11 +79,11 @@ def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -
     return _in_pieces(lambda: next(each()), headers=_delivery_headers(messages[0]))
 
 
-def looked(message: Message) -> HTTPResponse:
+def looked(message: Message) -> Response:
     return _in_pieces(lambda: _envelope(message, message.state))
 
 
-def peeked(messages: Peeked, ask: Peek, kind: str) -> HTTPResponse:
+def peeked(messages: Peeked, ask: Peek, kind: str) -> Response:
     """Return the messages, and a Link to the next ones unless that was all."""
     headers = {}
     if messages.next is not None:
@@ -80,15 +93,15 @@ def peeked(messages: Peeked, ask: Peek, kind: str) -> HTTPResponse:
     return _in_pieces(lambda: _batch((_envelope(message, message.state) for message in messages), kind), kind, headers)
 
 
-def extended(until: int) -> HTTPResponse:
+def extended(until: int) -> Response:
     return value({"leased_until": rfc3339(until)})
 
 
-def extended_many(result: ExtendResult) -> HTTPResponse:
+def extended_many(result: ExtendResult) -> Response:
     return value(result._asdict() | {"leased_until": rfc3339(result.leased_until)})
 
 
-def transacted(done: Transacted, asked: Receive | None, kind: str) -> HTTPResponse:
+def transacted(done: Transacted, asked: Receive | None, kind: str) -> Response:
     numbers = _ids(done.ids, done.duplicates)
     if asked is None:
         return _text(f"{{{numbers}}}")
@@ -99,7 +112,7 @@ def transacted(done: Transacted, asked: Receive | None, kind: str) -> HTTPRespon
     )
 
 
-def listing(queues: Sequence[Queue], limit: int) -> HTTPResponse:
+def listing(queues: Sequence[Queue], limit: int) -> Response:
     """Return a page of queues. `next` is its last name, if another page may follow."""
     document: dict[str, Any] = {"queues": [stats(queue) | {"paused": queue.settings.paused} for queue in queues]}
     return value(document | ({"next": queues[-1].name} if len(queues) == limit else {}))
@@ -109,7 +122,7 @@ def stats(queue: Queue) -> dict[str, Any]:
     return {"queue": queue.name, "stats": queue.stats._asdict()}
 
 
-def description(queue: Queue) -> HTTPResponse:
+def description(queue: Queue) -> Response:
     return value(stats(queue) | {"settings": asdict(queue.settings)}, {"ETag": f'"{queue.version}"'})
 
 
@@ -148,7 +161,7 @@ def _run(run: column_batches.ColumnBatch) -> Iterable[str]:
 
 def problem(
     status: int, code: str, title: str, detail: str, headers: dict[str, str] | None = None, **more: object
-) -> HTTPResponse:
+) -> Response:
     """Return a problem document (RFC 9457). `more`: its further members; None leaves one out."""
     members = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
     members |= {name: value for name, value in more.items() if value is not None}
@@ -186,7 +199,7 @@ def _delivery_headers(message: Message) -> dict[str, str]:
 
 def _in_pieces(
     pieces: Callable[[], Iterable[str]], kind: str = JSON, headers: dict[str, str] | None = None
-) -> HTTPResponse:
+) -> Response:
     """Return a reply of these pieces. Encode a large one while it is sent: it may be six times its messages' size."""
     some, size = [], 0
     for piece in pieces():
@@ -194,7 +207,7 @@ def _in_pieces(
         size += len(piece)
         if size > WHOLE:
             body = _Body(pieces)
-            return HTTPResponse(body, 200, _headers(kind, headers) | {"Content-Length": str(sum(map(len, body)))})
+            return Response(body, 200, _headers(kind, headers) | {"Content-Length": str(sum(map(len, body)))})
     return _text("".join(some), kind=kind, headers=headers)
 
 
@@ -217,10 +230,10 @@ class _Body:
         self._pieces = tuple
 
 
-def _text(text: str, status: int = 200, kind: str = JSON, headers: dict[str, str] | None = None) -> HTTPResponse:
+def _text(text: str, status: int = 200, kind: str = JSON, headers: dict[str, str] | None = None) -> Response:
     # A lone surrogate quoted from a request becomes its JSON escape.
     body = f"{text}\n".encode("utf-8", "backslashreplace") if text else b""
-    return HTTPResponse(body, status, _headers(kind, headers))
+    return Response(body, status, _headers(kind, headers))
 
 
 def _headers(kind: str, more: dict[str, str] | None) -> dict[str, str]:

@@ -58,7 +58,7 @@ def _index() -> str:
     return html.replace("<script></script>", f"<script>\n{_file('page.js')}</script>")
 
 
-def _page(html: str) -> HTTPResponse:
+def _page(html: str) -> responses.Response:
     headers = {
         "Content-Type": "text/html; charset=utf-8",
         "Cache-Control": "no-store",
@@ -67,7 +67,7 @@ def _page(html: str) -> HTTPResponse:
         "Vary": "Accept",
         "X-Content-Type-Options": "nosniff",
     }
-    return HTTPResponse(html.encode(), 200, headers)
+    return responses.Response(html.encode(), 200, headers)
 
 
 @lru_cache(maxsize=2)

@@ -15,6 +15,12 @@ from web.native.request import CrossOrigin, Environ, Prefetch, UnknownHost, Wire
 
 HARMLESS = ("/", "/docs", "/openapi.json")  # any page may link to these, and a browser may prefetch them
 _PURPOSES = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
+# A request without any of these is not from a browser.
+_BROWSERS = {
+    *_PURPOSES,
+    "HTTP_ACCEPT_LANGUAGE", "HTTP_ORIGIN", "HTTP_SEC_FETCH_MODE", "HTTP_SEC_FETCH_SITE",
+    "HTTP_UPGRADE_INSECURE_REQUESTS",
+}  # fmt: skip
 _READ = re.compile(r"(?:/queues/([^/]+))?/messages")
 _QUEUE = re.compile(rf"(?:(?!queue=)[^&]*&)*queue=({QUEUE_NAME.pattern})(?:&.*)?")
 
@@ -30,6 +36,8 @@ def objection(environ: Environ, *, only_local_names: bool, is_action: bool = Fal
     host = environ.get("HTTP_HOST", "").lower()
     if only_local_names and host and not _is_local(host):
         return UnknownHost("the service listens on loopback: call it as localhost or by its IP address")
+    if _BROWSERS.isdisjoint(environ):
+        return None
     if not is_action and environ.get("PATH_INFO") in HARMLESS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return None
     if _is_ahead(environ):

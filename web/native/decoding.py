@@ -35,6 +35,10 @@ def parse_json(raw: bytes) -> Any:
     text, decoder = utf8(raw), _EXACT if b"-0" in raw and _MINUS_ZERO.search(raw) else _DECODER
     try:
         if len(raw) <= MANY or structure(raw) <= MANY:
+            if text.startswith("{") and text.endswith("}"):  # most bodies: without blanks, for which `decode` looks
+                value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # undocumented
+                if end == len(text):
+                    return value
             return decoder.decode(text)
         return _Bounded(text, decoder).decode()
     except StopIteration as fault:  # the scanner raises this where no value follows

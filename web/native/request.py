@@ -6,6 +6,7 @@ import hashlib
 import re
 import select
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -58,8 +59,7 @@ class UnknownHost(WireError):
 class Query:
     """A query string. Each method removes the parameter it returns; `done` refuses the rest."""
 
-    def __init__(self, environ: Environ) -> None:
-        raw = environ.get("QUERY_STRING", "")
+    def __init__(self, raw: str) -> None:
         self._values: dict[str, list[str]] = {}
         if not raw:
             return
@@ -190,7 +190,11 @@ def _read_piece(read: Callable[[int], bytes], size: int) -> bytes:
 
 def media_type(environ: Environ) -> str:
     """Return the body's type; curl's default form type, and none, count as JSON. Raises UnsupportedMediaType."""
-    given: str = environ.get("CONTENT_TYPE", "")
+    return _media_type(environ.get("CONTENT_TYPE", ""))
+
+
+@lru_cache(maxsize=64)
+def _media_type(given: str) -> str:
     kind, _, parameters = given.lower().partition(";")
     kind = kind.strip()
     charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)

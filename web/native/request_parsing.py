@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from storage.errors import InvalidInput, MessageNotFound
@@ -91,7 +92,8 @@ class Transaction(NamedTuple):
 
 def nothing(environ: Environ) -> None:
     """Refuse any query parameter."""
-    Query(environ).done()
+    if query := environ.get("QUERY_STRING", ""):
+        Query(query).done()
 
 
 def queue_or_none(name: str | None) -> str | None:
@@ -101,7 +103,12 @@ def queue_or_none(name: str | None) -> str | None:
 
 def ask(environ: Environ, queue: str | None) -> Ask:
     """Return the read of a queue's own route, or (queue None) of /messages, which accepts `queue` parameters."""
-    query = Query(environ)
+    return _ask(environ.get("QUERY_STRING", ""), queue)
+
+
+@lru_cache(maxsize=256)  # a reader repeats its request
+def _ask(raw: str, queue: str | None) -> Ask:
+    query = Query(raw)
     names = tuple(dict.fromkeys(query.many("queue"))) or ("default",) if queue is None else (queue,)
     limit = query.whole("limit", 1, MAX_LIMIT)
     wait = query.number("wait", 0, MAX_WAIT)
@@ -119,7 +126,7 @@ def ask(environ: Environ, queue: str | None) -> Ask:
 
 
 def peek(environ: Environ) -> Peek:
-    query = Query(environ)
+    query = Query(environ.get("QUERY_STRING", ""))
     limit, after = query.whole("limit", 1, MAX_LIMIT), query.whole("after", 0, 2**63 - 1)
     before, state = query.whole("before", 0, 2**63 - 1), query.one("state")
     if state is not None and state not in list(State):
@@ -133,7 +140,7 @@ def peek(environ: Environ) -> Peek:
 
 
 def page(environ: Environ) -> Page:
-    query = Query(environ)
+    query = Query(environ.get("QUERY_STRING", ""))
     prefix, after, limit = query.one("prefix"), query.one("after"), query.whole("limit", 1, MAX_PAGE)
     query.done()
     for name, value in (("prefix", prefix), ("after", after)):

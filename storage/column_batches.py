@@ -150,12 +150,18 @@ class ColumnBatch(NamedTuple):
         """Return the receipt that covers all of them."""
         return str(Receipt(self.queue, self.id, self.token or 0, self.length))
 
+    @property
+    def receipt_parts(self) -> tuple[str, str]:
+        """Return what stands before and after the id in the receipt of each message."""
+        before, _, after = str(Receipt(self.queue, 0, self.token or 0)).partition("~0~")
+        return f"{before}~", f"~{after}"
+
     def messages(self) -> Iterator[Message]:
-        prefix, _, suffix = str(Receipt(self.queue, 0, self.token or 0)).partition("~0~")
+        before, after = self.receipt_parts
         for number, text, fields in unpack_columns(self.id, self.texts, self.attributes):
             yield Message(
                 number, self.queue, text, fields, self.sent_at, self.receive_count,
-                None if self.token is None else f"{prefix}~{number}~{suffix}", self.leased_until,
+                None if self.token is None else f"{before}{number}{after}", self.leased_until,
                 first_received_at=self.first_received_at,
             )  # fmt: skip
 

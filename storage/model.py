@@ -165,10 +165,11 @@ class Receipt(NamedTuple):
         if match is None:
             raise MessageNotFound
         queue, first, last, token = match.groups()
-        receipt = cls(queue, int(first), int(token, 16), int(last or first) - int(first) + 1)
-        if int(last or first) >= 2**63 or receipt.token >= 2**63 or not 1 <= receipt.length <= most:
+        start, number = int(first), int(token, 16)
+        length = 1 if last is None else int(last) - start + 1
+        if start + length > 2**63 or number >= 2**63 or not 1 <= length <= most:
             raise MessageNotFound
-        return receipt
+        return cls(queue, start, number, length)
 
 
 class Sent(NamedTuple):

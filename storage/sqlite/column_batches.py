@@ -10,14 +10,14 @@ import secrets
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import accumulate, pairwise, starmap
+from itertools import accumulate, pairwise, repeat, starmap
 from typing import Any, NamedTuple
 
 import apsw
 
 from storage.column_batches import ColumnBatch, NewColumnBatch, unpack_columns
 from storage.model import CHUNK_BYTES, STATES, Receipt
-from storage.sqlite.transaction import QueueRow, WriteTransaction, int_array
+from storage.sqlite.transaction import LEASED, QueueRow, WriteTransaction, int_array
 
 LONGEST = 100  # messages in a batch (the last has a few more): one of them may cause the unpacking of all
 SHORTEST = 8  # messages in a batch: for fewer, rows of their own cost the same
@@ -33,7 +33,13 @@ class BatchRow(NamedTuple):
     token: int | None
     queue_id: int
     sent_at: int
+    state: int
+    due_at: int
     read_size: int  # bytes of its columns, as a read returns them
+
+    def is_leased(self, now: int) -> bool:
+        """Return whether the lease has not ended."""
+        return self.state == LEASED and self.due_at > now
 
     @property
     def ids(self) -> range:
@@ -43,9 +49,13 @@ class BatchRow(NamedTuple):
     def priority(self) -> int:
         return 0
 
+    def receipts(self, queue: QueueRow) -> Iterable[Receipt]:
+        """Return a receipt for each message, of the last delivery."""
+        return map(Receipt, repeat(queue.name), self.ids, repeat(self.token or 0))
+
 
 _READ_SIZE = "octet_length(texts) + coalesce(octet_length(attributes), 0)"
-_BATCH = f"id, count, bytes, receive_count, token, queue_id, sent_at, {_READ_SIZE}"
+_BATCH = f"id, count, bytes, receive_count, token, queue_id, sent_at, state, due_at, {_READ_SIZE}"
 # SQL. Without INDEXED BY, SQLite uses the index of all batches and walks over leased ones.
 READY_BATCHES = "INDEXED BY deliverable_runs WHERE queue_id = ?1 AND state = 0"
 
@@ -84,13 +94,13 @@ def select_ready(work: WriteTransaction, queue: QueueRow, limit: int, receives: 
 
 
 def match_receipts(
-    work: WriteTransaction, receipts: Iterable[Receipt]
+    work: WriteTransaction, receipts: Collection[Receipt]
 ) -> tuple[list[tuple[QueueRow, BatchRow]], list[Receipt]]:
     """Return the batches that one of these receipts covers, and the other receipts, each split into single messages."""
     spans = [r for r in receipts if r.length > 1]
-    rest = dict.fromkeys(r for r in receipts if r.length == 1)
     if not spans:
-        return [], list(rest)
+        return [], list(receipts)
+    rest = dict.fromkeys(r for r in receipts if r.length == 1)
     known = {batch.id: batch for batch in _select(work, "WHERE id IN carray(?)", int_array([r.id for r in spans]))}
     found: dict[int, tuple[QueueRow, BatchRow]] = {}
     for span in spans:
@@ -100,27 +110,30 @@ def match_receipts(
         else:
             rest |= dict.fromkeys(span.each())
     # Drop receipts of single messages in a batch that is settled whole.
-    settled = {Receipt(queue.name, n, b.token or 0) for queue, b in found.values() for n in b.ids} if rest else ()
+    settled = {receipt for queue, batch in found.values() for receipt in batch.receipts(queue)} if rest else ()
     return list(found.values()), [r for r in rest if r not in settled]
 
 
 def containing(work: WriteTransaction, ids: Iterable[int]) -> dict[int, BatchRow]:
     """Return the batch of each of these messages that is in one."""
     found: dict[int, BatchRow] = {}
-    last: BatchRow | None = None
-    for number in sorted(ids):
-        if last is None or number not in last.ids:
-            last = next(iter(_select(work, "WHERE id <= ? ORDER BY id DESC LIMIT 1", number)), None)
-        if last is not None and number in last.ids:
-            found[number] = last
+    numbers = sorted(ids)
+    place = 0
+    while place < len(numbers):
+        end = place + 1
+        for batch in _select(work, "WHERE id <= ? ORDER BY id DESC LIMIT 1", numbers[place]):
+            if numbers[place] in batch.ids:
+                end = bisect_left(numbers, batch.ids.stop)
+                found |= dict.fromkeys(numbers[place:end], batch)
+        place = end
     return found
 
 
 def extend(work: WriteTransaction, queue: QueueRow, batch: BatchRow, until: int) -> None:
     """Set the lease of a batch to end at `until`, also one that has expired."""
-    was = work.execute("SELECT state FROM runs WHERE id = ?", (batch.id,)).get
     work.execute("UPDATE runs SET state = 1, due_at = ? WHERE id = ?", (until, batch.id))
-    work.count(queue, **{STATES[was]: -batch.length, "leased": batch.length} if STATES[was] != "leased" else {})
+    was = STATES[batch.state]
+    work.count(queue, **{was: -batch.length, "leased": batch.length} if was != "leased" else {})
 
 
 def unpack(work: WriteTransaction, queue: QueueRow, batches: Collection[BatchRow]) -> None:

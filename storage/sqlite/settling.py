@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from storage.errors import MessageNotFound, StaleReceipt
@@ -34,6 +34,7 @@ class Held(NamedTuple):
 
 
 Found = Held | MessageNotFound | StaleReceipt
+Whole = list[tuple[QueueRow, column_batches.BatchRow]]
 
 
 def find_held(work: WriteTransaction, receipt: str, queue: str | None = None) -> Held:
@@ -41,11 +42,11 @@ def find_held(work: WriteTransaction, receipt: str, queue: str | None = None) ->
     parsed = Receipt.parse_one(receipt)
     if queue is not None and parsed.queue != queue:
         raise MessageNotFound
-    found = _find(work, [parsed]) or []
-    if isinstance(found[0], Exception):
-        raise found[0]
-    work.note_use(found[0].queue)
-    return found[0]
+    _, found = _find(work, [parsed], may_stay=lambda _: False) or ([], {})
+    if isinstance(held := found[parsed], Exception):
+        raise held
+    work.note_use(held.queue)
+    return held
 
 
 def parse_all(receipts: Sequence[str]) -> dict[Receipt, int]:
@@ -70,12 +71,12 @@ def ack_all(work: WriteTransaction, places: dict[Receipt, int]) -> bool:
     if found is None:
         return False
     valid: list[Held] = []
-    for receipt, match in zip(rest, found, strict=True):
+    for receipt, match in found[1].items():
         if not isinstance(match, Held):
             index = next(place for covering, place in places.items() if covering.covers(receipt))
             raise StaleReceipt(index, missing=isinstance(match, MessageNotFound))
         valid.append(match)
-    _remove(work, valid, whole)
+    _remove(work, valid, whole + found[0])
     return True
 
 
@@ -195,20 +196,21 @@ def release(work: WriteTransaction, held: Held, delay: int, counted: bool) -> No
 
 def _sort_receipts(
     work: WriteTransaction, receipts: Mapping[Receipt, str], held_only: bool = False
-) -> tuple[list[Held], list[tuple[QueueRow, column_batches.BatchRow]], list[str], list[str]] | None:
+) -> tuple[list[Held], Whole, list[str], list[str]] | None:
     """Sort receipts into valid ones, by message and by batch, stale and missing ones. Return None as _find does.
 
     `held_only`: receipts without a lease are stale too.
     """
     whole, rest = column_batches.match_receipts(work, () if held_only else receipts)
     rest += [single for receipt in receipts for single in receipt.each()] if held_only else []
-    found = _find(work, rest)
+    found = _find(work, rest, lambda batch: batch.is_leased(work.now) or not held_only)
     if found is None:
         return None
+    whole += found[0]
     valid: list[Held] = []
     stale: list[str] = []
     missing: list[str] = []
-    for receipt, match in zip(rest, found, strict=True):
+    for receipt, match in found[1].items():
         if isinstance(match, Held) and (not held_only or match.is_leased(work.now)):
             valid.append(match)
         else:
@@ -216,9 +218,7 @@ def _sort_receipts(
     return valid, whole, stale, missing
 
 
-def _remove(
-    work: WriteTransaction, valid: Sequence[Held], whole: Sequence[tuple[QueueRow, column_batches.BatchRow]]
-) -> int:
+def _remove(work: WriteTransaction, valid: Sequence[Held], whole: Whole) -> int:
     """Settle these messages and batches, of any queues; return the number of messages."""
     packed: dict[str, tuple[QueueRow, list[column_batches.BatchRow]]] = {}
     for row, batch in whole:
@@ -235,25 +235,31 @@ def _remove(
     return len(valid) + column_batches.count_messages(batch for _, batch in whole)
 
 
-def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | None:
-    """Return the result for each receipt of one message, or None after unpacking some of too many batches."""
+def _find(
+    work: WriteTransaction,
+    receipts: Sequence[Receipt],
+    may_stay: Callable[[column_batches.BatchRow], bool] = lambda _: True,
+) -> tuple[Whole, dict[Receipt, Found]] | None:
+    """Return the batches of which these receipts of one message cover all, and the result for each other receipt.
+
+    Return None after unpacking some of too many batches. Unpack also a covered one that may not stay packed.
+    """
     if not receipts:
-        return []
+        return [], {}
     queues = {name: work.find_queue(name) for name in {receipt.queue for receipt in receipts}}
     rows = _rows(work, receipts)
     unknown = [receipt for receipt in receipts if receipt.id not in rows]
-    packed: dict[int, column_batches.BatchRow] = {}
-    if unknown:
-        packed = column_batches.containing(work, [receipt.id for receipt in unknown])
-        wanted: dict[int, tuple[QueueRow, column_batches.BatchRow]] = {}
-        for receipt in unknown:
-            queue, batch = queues[receipt.queue], packed.get(receipt.id)
-            if queue and batch and (batch.queue_id, batch.token) == (queue.id, receipt.token):
-                wanted[batch.id] = queue, batch
-        for queue, batch in list(wanted.values())[:UNPACKED]:
-            column_batches.unpack(work, queue, [batch])
-        if len(wanted) > UNPACKED:
-            return None
+    packed = column_batches.containing(work, [receipt.id for receipt in unknown])
+    whole, parts = _sort_batches(unknown, queues, packed.values())
+    parts += [match for match in whole if not may_stay(match[1])]
+    whole = [match for match in whole if may_stay(match[1])]
+    if column_batches.count_messages(batch for _, batch in whole) == len(receipts):
+        return whole, {}
+    for queue, batch in parts[:UNPACKED]:
+        column_batches.unpack(work, queue, [batch])
+    if len(parts) > UNPACKED:
+        return None
+    if parts:
         rows |= _rows(work, unknown)
 
     def find(receipt: Receipt) -> Found:
@@ -266,7 +272,26 @@ def _find(work: WriteTransaction, receipts: Sequence[Receipt]) -> list[Found] | 
             return StaleReceipt()
         return Held(row[0], queue, row[3], row[4], row[2], *row[5:])
 
-    return [find(receipt) for receipt in receipts]
+    settled = {receipt for queue, batch in whole for receipt in batch.receipts(queue)}
+    return whole, {receipt: find(receipt) for receipt in receipts if receipt not in settled}
+
+
+def _sort_batches(
+    receipts: Sequence[Receipt], queues: Mapping[str, QueueRow | None], batches: Iterable[column_batches.BatchRow]
+) -> tuple[Whole, Whole]:
+    """Return those of the batches of which these receipts cover all messages, and those of which they cover some."""
+    ids: dict[tuple[int, int | None], set[int]] = {}  # by queue and token
+    for receipt in receipts:
+        if queue := queues[receipt.queue]:
+            ids.setdefault((queue.id, receipt.token), set()).add(receipt.id)
+    queues_by_id = {queue.id: queue for queue in queues.values() if queue}
+    whole: Whole = []
+    parts: Whole = []
+    for batch in dict.fromkeys(batches):
+        covered = ids.get((batch.queue_id, batch.token), set())
+        if not covered.isdisjoint(batch.ids):
+            (whole if covered.issuperset(batch.ids) else parts).append((queues_by_id[batch.queue_id], batch))
+    return whole, parts
 
 
 def _rows(work: WriteTransaction, receipts: Sequence[Receipt]) -> dict[int, Any]:

@@ -366,6 +366,22 @@ def test_a_malformed_receipt_of_many_settles_nothing(store: Store, forged: str) 
         store.transact([forged], [])
 
 
+def test_receipts_of_messages_that_were_never_delivered_settle_nothing(store: Store) -> None:
+    ids = send(store, *map(str, range(20)))
+    forged = [f"q~{number}~0" for number in ids]
+    assert store.ack(forged).stale == forged
+    assert store.ack([f"q~{ids[0]}-{ids[-1]}~0"]).stale == forged
+    assert stats(store).ready == 20
+
+
+def test_held_receipts_of_a_whole_batch_are_stale_after_its_lease(store: Store, clock: FakeClock) -> None:
+    send(store, *map(str, range(20)))
+    receipts = [str(message.receipt) for message in lease(store, 20, seconds=10)]
+    clock.advance(10)
+    assert store.ack(receipts, held=True) == (0, receipts, [])
+    assert stats(store).ready == 20
+
+
 def test_a_receipt_of_one_written_as_a_range_is_valid(store: Store) -> None:
     send(store, "alone")
     held = lease_one(store)

@@ -71,6 +71,27 @@ def test_every_recipient_can_be_requested_in_one_way_only(client: Client, query:
     assert_refused(client.post("/transactions", {"receive": receive}), "recipients")
 
 
+# Batches.
+
+
+@pytest.mark.parametrize("fields", [{}, {"attributes": {}}, {"attributes": {"a": 'é "', "b": None}}], ids=str)
+def test_messages_of_a_batch_have_the_same_envelope_as_in_rows_of_their_own(
+    client: Client, fields: dict[str, Any]
+) -> None:
+    client.post("/messages", [{"text": f'{number} é "\\\n', **fields} for number in range(120)])
+    read = "/messages?limit=120&lease=60"
+    packed = client.get(read, Idempotency_Key="k")
+    assert packed.json[0].keys() == {"id", "queue", "sent_at", "receive_count", "receipt", "leased_until", "text"} | {
+        *fields
+    }
+    lines = client.get(read, Idempotency_Key="k", Accept="application/x-ndjson")
+    assert lines.lines == packed.json
+    for number in (0, 110):
+        client.call("DELETE", f"/messages/{packed.json[number]['receipt']}")
+    left = [message for number, message in enumerate(packed.json) if number not in (0, 110)]
+    assert client.get(read, Idempotency_Key="k").json == left
+
+
 # Pages of queues.
 
 

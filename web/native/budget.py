@@ -128,7 +128,8 @@ class MemoryBudget:
 
 def _width(body: bytes) -> int:
     """Return the bytes of memory per character, at most. One wide character makes every character of a text as wide."""
-    return 1 if body.isascii() and rb"\u" not in body else 4
+    is_narrow = body.isascii() and (b"\\" not in body or rb"\u" not in body)  # one byte is found far faster than two
+    return 1 if is_narrow else 4
 
 
 class _Share:

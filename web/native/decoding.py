@@ -32,7 +32,8 @@ def parse_json(raw: bytes) -> Any:
         raise BadRequest("the body, or this line of it, must be JSON, but is empty")
     if raw.startswith(codecs.BOM_UTF8):
         raise BadRequest("the body must not begin with a byte order mark")
-    text, decoder = utf8(raw), _EXACT if b"-0" in raw and _MINUS_ZERO.search(raw) else _DECODER
+    # One byte is found far faster than two.
+    text, decoder = utf8(raw), _EXACT if b"-" in raw and _MINUS_ZERO.search(raw) else _DECODER
     try:
         if len(raw) <= MANY or structure(raw) <= MANY:
             if text.startswith("{") and text.endswith("}"):  # most bodies: without blanks, for which `decode` looks
@@ -53,7 +54,7 @@ def parse_json(raw: bytes) -> Any:
 
 def structure(raw: bytes) -> int:
     """Return about how many values the body can contain, as a measure of the cost to decode it."""
-    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    return len(raw) - len(raw.translate(None, b",[{"))  # one pass; counting each byte takes three
 
 
 class _Bounded:

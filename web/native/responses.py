@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from bottle import HTTPResponse
 
 from storage import column_batches
+from storage.column_batches import ColumnBatch, Messages, unpack_columns
 from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sent, Transacted, rfc3339
 from storage.store import Peek, Peeked
 from web.native.request import JSON, NDJSON, RUNS
@@ -69,7 +70,7 @@ def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -
 
     def each() -> Iterator[Iterable[str]]:
         if ask.lease is not None:
-            return _leased(messages, packed=kind == RUNS)
+            return _leased(messages, kind)
         if many and len(ask.queues) > 1:
             return (_as_written(f'{{"queue": "{message.queue}", ', message) for message in messages)
         return (_as_written("{", message) for message in messages)
@@ -107,9 +108,7 @@ def transacted(done: Transacted, asked: Receive | None, kind: str) -> Response:
         return _text(f"{{{numbers}}}")
     headers = {"Retry-After": str(RETRY_AFTER)} if done.crowded else {}
     start, end = f'{{{numbers}, "messages": ', "}"
-    return _in_pieces(
-        lambda: chain([start], _batch(_leased(done.messages, packed=kind == RUNS), JSON), [end]), kind, headers
-    )
+    return _in_pieces(lambda: chain([start], _batch(_leased(done.messages, kind), JSON), [end]), kind, headers)
 
 
 def listing(queues: Sequence[Queue], limit: int) -> Response:
@@ -141,17 +140,34 @@ def _envelope(message: Message, state: str | None = None) -> Iterable[str]:
 
 def _ids(numbers: Sequence[int], duplicates: Sequence[int]) -> str:
     """Return members of a JSON object: ids, and duplicates if there are any."""
-    members = f'"ids": {json.dumps(list(map(str, numbers)))}'
+    ids = ", ".join([f'"{number}"' for number in numbers])
+    members = f'"ids": [{ids}]'
     return f'{members}, "duplicates": {json.dumps(list(duplicates))}' if duplicates else members
 
 
-def _leased(messages: Sequence[Message], *, packed: bool) -> Iterator[Iterable[str]]:
-    """Return each message in its envelope. `packed`: return consecutive ones as one run."""
-    parts = column_batches.packed(messages) if packed else messages
-    return (_run(part) if isinstance(part, column_batches.ColumnBatch) else _envelope(part) for part in parts)
+def _leased(messages: Sequence[Message], kind: str) -> Iterator[Iterable[str]]:
+    """Return the messages in their envelopes: with RUNS consecutive ones as one run."""
+    if kind == RUNS:
+        parts = column_batches.packed(messages)
+        return (_run(part) if isinstance(part, ColumnBatch) else _envelope(part) for part in parts)
+    known = messages.parts if isinstance(messages, Messages) else messages
+    between = _separators(kind)[1]
+    return ([between.join(_envelopes(part))] if isinstance(part, ColumnBatch) else _envelope(part) for part in known)
 
 
-def _run(run: column_batches.ColumnBatch) -> Iterable[str]:
+def _envelopes(batch: ColumnBatch) -> list[str]:
+    """Return a batch's messages in their envelopes, which differ only in the id, the text and the fields."""
+    before, after = batch.receipt_parts
+    middle = f'", "queue": "{batch.queue}", "sent_at": "{rfc3339(batch.sent_at)}", "receive_count": '
+    middle += f'{batch.receive_count}, "receipt": "{before}'
+    after += f'", "leased_until": "{rfc3339(batch.leased_until or 0)}", "text": '
+    return [
+        f'{{"id": "{number}{middle}{number}{after}{_quoted(text)}{_end(fields)}'
+        for number, text, fields in unpack_columns(batch.id, batch.texts, batch.attributes)
+    ]
+
+
+def _run(run: ColumnBatch) -> Iterable[str]:
     """Return the envelope of a run. Its texts and attributes are JSON already."""
     members = f'{{"id": "{run.id}", "count": {run.length}, "queue": "{run.queue}", "sent_at": "{rfc3339(run.sent_at)}"'
     members += f', "receive_count": {run.receive_count}, "receipt": "{run.receipt}"'
@@ -171,16 +187,25 @@ def problem(
 
 def _as_written(start: str, message: Message | NewMessage) -> Iterable[str]:
     """Return a message as it was written, as JSON that begins with `start`. Its fields are JSON already."""
-    text, fields = message.text, message.fields
-    end = "}" if fields is None or fields == "{}" else f", {fields[1:]}"
+    text, end = message.text, _end(message.fields)
     if len(text) <= PIECE:
         return [f'{start}"text": {_quoted(text)}{end}']
     pieces = (_quoted(text[at : at + PIECE])[1:-1] for at in range(0, len(text), PIECE))
     return chain([f'{start}"text": "'], pieces, [f'"{end}'])
 
 
+def _end(fields: str | None) -> str:
+    """Return the end of a message's JSON, after its text."""
+    return "}" if fields is None or fields == "{}" else f", {fields[1:]}"
+
+
+def _separators(kind: str) -> tuple[str, str, str]:
+    """Return what stands before, between and after the messages of a batch."""
+    return ("", "\n", "") if kind == NDJSON else ("[", ",", "]")
+
+
 def _batch(messages: Iterable[Iterable[str]], kind: str) -> Iterator[str]:
-    start, between, end = ("", "\n", "") if kind == NDJSON else ("[", ",", "]")
+    start, between, end = _separators(kind)
     yield start
     for number, pieces in enumerate(messages):
         if number:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -46,6 +47,26 @@ def test_a_batch_leased_and_acked_whole_never_has_one_row_per_message(store: Sql
     assert rows(path) == (0, 1000 // LONGEST)
     assert store.ack(receipts).acked == 1000
     assert rows(path) == (0, 0)
+    store.close()
+
+
+@pytest.mark.parametrize("verb", ["ack", "ack of held leases", "transact", "extend"])
+def test_receipts_of_each_message_of_a_batch_settle_it_whole(store: SqliteStore, path: Path, verb: str) -> None:
+    send(store, *map(str, range(250)))
+    receipts = [str(message.receipt) for message in lease(store, 250)]
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(
+            "CREATE TRIGGER unpacked BEFORE INSERT ON messages BEGIN SELECT raise(ABORT, 'unpacked'); END"
+        )
+    if verb == "extend":
+        assert store.extend_many(receipts, 60).extended == 250
+        assert stats(store).leased == 250
+    elif verb == "transact":
+        store.transact(receipts, [])
+        assert stats(store).acked == 250
+    else:
+        assert store.ack(receipts, held=verb == "ack of held leases").acked == 250
+        assert stats(store).acked == 250
     store.close()
 
 

@@ -18,6 +18,9 @@ from storage.steps import Progress
 MOVED = 2_000  # messages in one step of a purge, a clearing or a redrive
 SHRINK_PAGES = 500  # pages
 
+ReplyKey = tuple[int, str]  # the scope and the text of an Idempotency-Key
+EXPIRED_REPLIES = "FROM replies WHERE (queue_id, key) > (?, ?) AND (queue_id, key) <= (?, ?) AND forget_at <= ?"  # SQL
+
 
 def configure(work: WriteTransaction, name: str, changes: Mapping[str, Any], version: int | None) -> tuple[int, str]:
     """Change the settings; return their new version and JSON. Raises PreconditionFailed, InvalidInput."""
@@ -228,18 +231,18 @@ def _require_unleased(work: WriteTransaction, queue: QueueRow, number: int) -> i
 # -- upkeep
 
 
-def forget(work: WriteTransaction) -> None:
-    """Delete expired Idempotency-Keys and dedup_ids, at most CHUNK of each."""
-    work.execute(
-        "DELETE FROM replies WHERE (queue_id, key) IN "
-        "(SELECT queue_id, key FROM replies WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
-        (work.now, CHUNK),
-    )
+def forget_dedup_ids(work: WriteTransaction) -> None:
+    """Delete expired dedup_ids, at most CHUNK."""
     work.execute(
         "DELETE FROM dedup WHERE (queue_id, dedup_id, key) IN "
         "(SELECT queue_id, dedup_id, key FROM dedup WHERE forget_at <= ? ORDER BY forget_at LIMIT ?)",
         (work.now, CHUNK),
     )
+
+
+def forget_replies(work: WriteTransaction, after: ReplyKey, last: ReplyKey) -> None:
+    """Delete the expired Idempotency-Keys between these, the last included."""
+    work.execute(f"DELETE {EXPIRED_REPLIES}", (*after, *last, work.now))
 
 
 def shrink(work: WriteTransaction) -> None:

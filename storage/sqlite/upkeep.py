@@ -12,10 +12,20 @@ import apsw
 
 from storage.clock import Clock
 from storage.errors import Moved
+from storage.model import CHUNK
 from storage.sqlite.disk.file import BUSY_TIMEOUT, MAX_WAL
 from storage.sqlite.disk.group_commit import GroupCommit
 from storage.sqlite.expiry import catch_up, is_late
-from storage.sqlite.queues import clear, delete_if_unused, forget, note_time, shrink
+from storage.sqlite.queues import (
+    EXPIRED_REPLIES,
+    ReplyKey,
+    clear,
+    delete_if_unused,
+    forget_dedup_ids,
+    forget_replies,
+    note_time,
+    shrink,
+)
 from storage.sqlite.redriving import running_moves, step_move
 from storage.sqlite.transaction import QueueRow, WriteTransaction
 
@@ -26,6 +36,8 @@ STEP = 2_000  # messages removed in one transaction …
 STEPS = 25  # … and transactions for one queue in a pass
 FREE_KEPT = 512  # pages (2 MiB) …
 MAX_SHRINKS = 10  # transactions of one pass that shrink the file
+FIRST_REPLY: ReplyKey = (-1, "")  # before and behind all Idempotency-Keys
+LAST_REPLY: ReplyKey = (2**63 - 1, "")
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +63,7 @@ class Upkeep:
         self._closing = threading.Event()
         self._version: int | None = None  # SQLite's data_version at the last pass
         self._after = 0  # the id of the last queue of the previous pass
+        self._after_reply = FIRST_REPLY
         self._thread = threading.Thread(target=self._run, name="queue-upkeep", daemon=True)
         self._thread.start()
 
@@ -87,8 +100,9 @@ class Upkeep:
         for source in running_moves(work):
             self._repeat(lambda work, source=source: step_move(work, source))  # type: ignore[misc]
         self._note_time(connection, work)
-        if _has_expired_keys(work):
-            self._commits.run(forget)
+        if work.execute("SELECT EXISTS (SELECT 1 FROM dedup WHERE forget_at <= ?)", (work.now,)).get:
+            self._commits.run(forget_dedup_ids)
+        self._forget_replies(work)
         if _has_many_free_pages(connection):
             for _ in range(MAX_SHRINKS):
                 self._commits.run(shrink)
@@ -103,6 +117,18 @@ class Upkeep:
         changed, self._version = version != self._version, version
         if changed and work.now - work.execute("SELECT last_ms FROM clock").get >= NOTED_EVERY:
             self._commits.run(note_time)
+
+    def _forget_replies(self, work: WriteTransaction) -> None:
+        """Delete the expired ones among the next CHUNK Idempotency-Keys, and start again after the last one."""
+        after = self._after_reply
+        last = work.execute(
+            "SELECT queue_id, key FROM replies WHERE (queue_id, key) > (?, ?) ORDER BY queue_id, key LIMIT 1 OFFSET ?",
+            (*after, CHUNK - 1),
+        ).get
+        self._after_reply = last or FIRST_REPLY
+        last = last or LAST_REPLY
+        if work.execute(f"SELECT EXISTS (SELECT 1 {EXPIRED_REPLIES})", (*after, *last, work.now)).get:
+            self._commits.run(lambda work: forget_replies(work, after, last))
 
     def _maintain_queue(self, work: WriteTransaction, queue: QueueRow) -> None:
         if is_late(work, queue):
@@ -146,13 +172,3 @@ def _truncate_log(connection: apsw.Connection) -> None:
         pass  # try again in a second
     finally:
         connection.set_busy_timeout(BUSY_TIMEOUT)
-
-
-def _has_expired_keys(work: WriteTransaction) -> bool:
-    return bool(
-        work.execute(
-            "SELECT EXISTS (SELECT 1 FROM replies WHERE forget_at <= ?1) "
-            "OR EXISTS (SELECT 1 FROM dedup WHERE forget_at <= ?1)",
-            (work.now,),
-        ).get
-    )

@@ -20,7 +20,7 @@ from storage.sqlite.disk.lock import FileLock
 
 APPLICATION_ID = 0x51554555  # "QUEU", in the file's header: identifies our files
 # The script at place n upgrades a file from version n to n + 1.
-_STEPS = ["1.sql", "2.sql", "3.sql", "4.sql", "5.sql"]
+_STEPS = ["1.sql", "2.sql", "3.sql", "4.sql", "5.sql", "6.sql"]
 SCHEMA_VERSION = len(_STEPS)  # in the file's user_version
 MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it has been checkpointed
 BUSY_TIMEOUT = 5_000  # ms

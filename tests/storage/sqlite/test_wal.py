@@ -1,4 +1,4 @@
-"""Test rows 4 and 20 of docs/reliability.md: a log cut anywhere, and the size of the log."""
+"""Test rows 4 and 20 of docs/reliability.md: a log cut anywhere, and the size of the log and of a commit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from pathlib import Path
 import apsw
 import pytest
 
+from storage.model import IdempotencyKey, Message, Receive
 from storage.sqlite import upkeep as sqlite_upkeep
 from storage.sqlite.disk.file import MAX_WAL
 from storage.sqlite.maintenance import check
 from storage.sqlite.store import SqliteStore
 from tests.support.connections import on_each_connection
+from tests.support.engines import FakeClock
 from tests.support.figures import AddRow
 from tests.support.live import LiveServer, await_true
 from tests.support.load import Connection, Load
-from tests.support.shorthand import lease, peek, send, take
+from tests.support.shorthand import configure, lease, new, peek, send, stats, take
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 MB = 1024 * 1024
@@ -255,6 +257,54 @@ def test_an_emptied_file_is_truncated_after_a_reader_held_its_end(
         assert path.stat().st_size == full
         reader.execute("COMMIT")  # without further writes
         await_true(lambda: path.stat().st_size < full / 2)
+
+
+# The pages that a commit appends.
+
+
+@pytest.mark.parametrize("is_keyed", [False, True])
+def test_a_commit_of_one_message_changes_few_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_keyed: bool
+) -> None:
+    monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 3_600.0)
+    log, keys, held = tmp_path / "queue.db-wal", count(), list[Message]()
+    with closing(SqliteStore(tmp_path / "queue.db")) as store:
+
+        def key() -> IdempotencyKey | None:
+            return IdempotencyKey(str(next(keys)), b"") if is_keyed else None
+
+        def pages(do: Callable[[], object]) -> int:
+            before = log.stat().st_size
+            do()
+            return (log.stat().st_size - before) // FRAME
+
+        send(store, "first")
+        send(store, "second")
+        found = {
+            "send": pages(lambda: store.send("q", [new("third")], key())),
+            "lease": pages(lambda: held.extend(store.receive(Receive(("q",), lease=60), key()))),
+            "pop": pages(lambda: store.receive(Receive(("q",)), key())),
+            "ack": pages(lambda: store.settle(str(held[0].receipt), once=key())),
+        }
+    more = 1 if is_keyed else 0
+    # The queue's row, the message's row, and an entry for its place in the queue, among the ready ones or the leases.
+    assert found == {"send": 5 + more, "lease": 4 + more, "pop": 4 + more, "ack": 4 + more}
+
+
+def test_expired_keys_are_forgotten_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_upkeep, "UPKEEP_EVERY", 0.01)
+    monkeypatch.setattr(sqlite_upkeep, "CHUNK", 3)
+    clock = FakeClock()
+    with closing(SqliteStore(tmp_path / "queue.db", clock=clock)) as store:
+        configure(store, "kept", dedup_window=3_600)
+        for number in range(10):
+            for queue in ("q", "kept", "another"):
+                store.send(queue, [new()], IdempotencyKey(str(number), b""))
+        clock.advance(301)
+        with closing(apsw.Connection(str(tmp_path / "queue.db"))) as reader:
+            await_true(lambda: reader.execute("SELECT count(*) FROM replies").get == 10)
+        assert len(store.send("kept", [new()], IdempotencyKey("9", b"")).ids) == 1
+        assert stats(store, "kept").ready == 10
 
 
 def _restarts_of_the_log(log: Path) -> int:

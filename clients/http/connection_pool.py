@@ -1,38 +1,35 @@
-"""HTTP/1.1 over plain sockets, for a service without TLS and without a proxy.
+"""HTTP/1.1 over plain sockets or TLS, for a service that is reached without a proxy.
 
 For a small request, a general library takes several times as long as the service. Here a request is one send, one
-receive and a few splits. Connections are reused. The package `requests` handles TLS and proxies.
+receive and a few splits. Connections are reused. The package `requests` handles proxies.
 """
 
 from __future__ import annotations
 
-import select
-import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+
+from .connection import Connection, ProtocolError
 
 MOST_HEAD = 64 * 1024  # bytes of a reply's status line and headers
-AT_ONCE = 256 * 1024  # bytes received at a time
 CUT_CHECKED_EVERY = 0.1  # seconds
 CUT_ANSWERED_WITHIN = 3.0  # seconds; the service checks every second that a waiting reader is still connected
 
 Answer = tuple[int, Mapping[str, str], bytes]  # status, headers by lower-case name, body
 
 
-class ProtocolError(ConnectionError):
-    """The reply is not HTTP, or is not complete."""
-
-
 class ConnectionPool:
     """Connections to one address, which threads can share."""
 
-    def __init__(self, host: str, port: int, kept: int) -> None:
+    def __init__(self, host: str, port: int, kept: int, tls: ssl.SSLContext | None = None) -> None:
         """Keep at most `kept` idle connections open."""
         self._address = (host, port)
+        self._tls = tls
         self._kept_at_most = kept
-        self._idle: deque[socket.socket] = deque()
+        self._idle: deque[Connection] = deque()
         self._closed = False
 
     def ask(
@@ -49,19 +46,20 @@ class ConnectionPool:
         `timeout` is for connecting and `read_timeout` for the reply, in seconds. Set `bodiless` for HEAD. Once `is_cut`
         returns True, the service need not wait any longer: it replies at once.
         """
-        with self._connection(timeout) as connection:
-            connection.settimeout(read_timeout)
+        connection = self._kept() or Connection(self._address, timeout, self._tls)
+        try:
             with suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reply may have the reason
-                connection.sendall(head + body)
-            was_cut = is_cut is not None and _await_reply(connection, read_timeout, is_cut)
-            reply = Reply(connection, time.monotonic() + read_timeout)
+                connection.send(head + body, read_timeout)
+            reply = Reply(connection, read_timeout, is_cut)
             answer = reply.read(bodiless)
-            is_reusable = reply.is_reusable and not was_cut and not self._closed
-            if is_reusable and len(self._idle) < self._kept_at_most:
-                self._idle.append(connection)
-            else:
-                connection.close()
-            return answer
+        except BaseException:
+            connection.close()
+            raise
+        if reply.is_reusable and not self._closed and len(self._idle) < self._kept_at_most:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return answer
 
     def close(self) -> None:
         self._closed = True
@@ -75,70 +73,41 @@ class ConnectionPool:
     def __del__(self) -> None:
         self.forget()
 
-    @contextmanager
-    def _connection(self, timeout: float) -> Iterator[socket.socket]:
-        """Yield a connection, and close it if the request fails."""
-        connection = self._kept() or self._fresh(timeout)
-        try:
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
-
-    def _kept(self) -> socket.socket | None:
+    def _kept(self) -> Connection | None:
         """Return an idle connection that the service has not closed."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
                 return None
-            poll = select.poll()
-            poll.register(connection, select.POLLIN)
-            if not poll.poll(0):
+            if connection.is_idle():
                 return connection
             connection.close()
-
-    def _fresh(self, timeout: float) -> socket.socket:
-        connection = socket.create_connection(self._address, timeout)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
-
-
-def _await_reply(connection: socket.socket, timeout: float, is_cut: Callable[[], bool]) -> bool:
-    """Wait for the reply and return whether the request was cut. Raises TimeoutError.
-
-    A cut closes only the sending half: the service takes no messages for a reader that has hung up, and the reply to a
-    reader that hung up too late still arrives. So no message is leased unseen.
-    """
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    deadline, was_cut = time.monotonic() + timeout, False
-    while not poll.poll(CUT_CHECKED_EVERY * 1000):
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        if not was_cut and is_cut():
-            connection.shutdown(socket.SHUT_WR)
-            deadline, was_cut = time.monotonic() + CUT_ANSWERED_WITHIN, True
-    return was_cut
 
 
 class Reply:
     """One reply, read from a connection. After `read`, `is_reusable` says whether it can carry another request.
 
-    Raises TimeoutError if no data arrived within the connection's timeout, or not all by the deadline.
+    Raises TimeoutError if the reply is not complete after `timeout` seconds.
+
+    Until it begins, `is_cut` can end the wait. Then only the sending half of the connection is closed: the service
+    takes no messages for a reader that has hung up, and the reply to a reader that hung up too late still arrives. So
+    no message is leased unseen.
     """
 
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
+    def __init__(self, connection: Connection, timeout: float, is_cut: Callable[[], bool] | None) -> None:
         self.is_reusable = False
-        self._deadline = deadline
         self._connection = connection
-        self._received = bytearray()
+        self._deadline = time.monotonic() + timeout
+        self._is_cut = is_cut
+        self._was_cut = False
+        self._received = b""
+        self._read = 0  # bytes of it
 
     def read(self, bodiless: bool) -> Answer:
         status, version, headers = self._head()
         while 100 <= status < 200:
             status, version, headers = self._head()
-        wants_close = "close" in headers.get("connection", "").lower()
         length = headers.get("content-length", "")
         if bodiless or status in (204, 304):
             body = b""
@@ -148,12 +117,13 @@ class Reply:
             body = self._exactly(int(length))
         else:
             return status, headers, self._to_the_end()
-        self.is_reusable = version == "HTTP/1.1" and not wants_close and not self._received
+        wants_close = "close" in headers.get("connection", "").lower()
+        is_whole = self._read == len(self._received)
+        self.is_reusable = version == "HTTP/1.1" and is_whole and not (wants_close or self._was_cut)
         return status, headers, body
 
     def _head(self) -> tuple[int, str, dict[str, str]]:
-        head = self._until(b"\r\n\r\n").decode("latin-1")
-        first, *lines = head.split("\r\n")
+        first, *lines = self._until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
             raise ProtocolError("the server does not speak HTTP")
@@ -172,27 +142,35 @@ class Reply:
 
     def _until(self, mark: bytes) -> bytes:
         """Return what precedes the mark, and skip the mark."""
-        searched = 0
+        searched = self._read
         while (place := self._received.find(mark, searched)) < 0:
-            if len(self._received) > MOST_HEAD:
+            unread = self._received[self._read :]
+            if len(unread) > MOST_HEAD:
                 raise ProtocolError("the reply's headers are too long")
-            searched = max(0, len(self._received) - len(mark) + 1)
-            self._received += self._piece()
-        found = bytes(self._received[:place])
-        del self._received[: place + len(mark)]
+            searched = max(0, len(unread) - len(mark) + 1)
+            self._received, self._read = unread + self._piece(), 0
+        found = self._received[self._read : place]
+        self._read = place + len(mark)
         return found
 
     def _exactly(self, length: int) -> bytes:
-        while len(self._received) < length:
-            self._received += self._piece()
-        found = bytes(self._received[:length])
-        del self._received[:length]
+        end = self._read + length
+        if end > len(self._received):
+            pieces = [self._received[self._read :]]
+            missing = end - len(self._received)
+            while missing > 0:
+                pieces.append(self._piece())
+                missing -= len(pieces[-1])
+            self._received, self._read, end = b"".join(pieces), 0, length
+        found = self._received[self._read : end]
+        self._read = end
         return found
 
     def _to_the_end(self) -> bytes:
+        pieces = [self._received[self._read :]]
         while piece := self._receive():
-            self._received += piece
-        return bytes(self._received)
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def _piece(self) -> bytes:
         piece = self._receive()
@@ -201,10 +179,16 @@ class Reply:
         return piece
 
     def _receive(self) -> bytes:
-        piece = self._connection.recv(AT_ONCE)
-        if time.monotonic() > self._deadline:  # a reply that drips keeps within the socket's timeout
-            raise TimeoutError
-        return piece
+        while (left := self._deadline - time.monotonic()) > 0:
+            piece = self._connection.receive(min(left, CUT_CHECKED_EVERY) if self._is_cut else left)
+            if piece is not None:
+                self._is_cut = None
+                return piece
+            if self._is_cut and self._is_cut():
+                self._connection.close_sending_half()
+                self._is_cut, self._was_cut = None, True
+                self._deadline = time.monotonic() + CUT_ANSWERED_WITHIN
+        raise TimeoutError
 
 
 def _chunk_size(line: bytes) -> int:

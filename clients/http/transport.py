@@ -9,19 +9,18 @@ from __future__ import annotations
 import os
 import random
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import requests
-from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 
 from ..errors import Closed, ProblemError, Unauthenticated, Unreachable, problem
 from ..log import log
+from .connection import tls_context
 from .connection_pool import CUT_CHECKED_EVERY, Answer, ConnectionPool
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
 
 FIRST_PAUSE = 0.05  # seconds before the second retry; doubles with each later one
 LONGEST_PAUSE = 5.0  # seconds
@@ -66,21 +65,20 @@ class Transport:
         self._headers = {"Accept": "application/json", "User-Agent": "queue-service-client"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._options: dict[str, Any] = {"verify": verify, "proxies": {}}
+        self._proxy: Proxy | None = None
         if trust_env:
-            found = requests.Session().merge_environment_settings(self.url, {}, None, verify, None)
-            self._options = {"verify": found["verify"], "proxies": found["proxies"]}
+            from .proxy import from_environment  # requests takes 0.1 s to import
+
+            verify, self._proxy = from_environment(self.url, verify, CONNECTIONS_KEPT)
         self._path = parts.path.rstrip("/")
         self._host = parts.netloc.rpartition("@")[2]
-        proxied = any(self._options["proxies"].get(name) for name in ("http", "all"))
-        self._address = None if parts.scheme == "https" or proxied else (parts.hostname, parts.port or 80)
+        is_tls = parts.scheme == "https"
+        tls = tls_context(verify) if is_tls and self._proxy is None else None
+        self._pool = ConnectionPool(parts.hostname, parts.port or (443 if tls else 80), CONNECTIONS_KEPT, tls)
+        # A proxy may drop the reply to a reader that has hung up, and TLS mostly ends at one.
+        self.can_cut = self._proxy is None and not is_tls  # whether `is_cut` ends a wait for a reply, or only retries
+        self._process = os.getpid()
         self._closed = False
-        self._connect()
-
-    @property
-    def can_cut(self) -> bool:
-        """Return whether `is_cut` ends a wait for a reply; else it ends only retries."""
-        return self._address is not None
 
     def call(
         self,
@@ -109,11 +107,11 @@ class Transport:
             self.check_open()
         found = dict(headers or {})
         if key or not idempotent:
-            found["Idempotency-Key"] = key or uuid.uuid4().hex
-        if self._address:
-            ask = self._direct_call(method, path, body, found, is_cut if waits else None)
+            found["Idempotency-Key"] = key or os.urandom(16).hex()
+        if self._proxy is None:
+            ask = self._direct_call(method, path, body, found, is_cut if waits and self.can_cut else None)
         else:
-            ask = self._call(method, path, body, found)
+            ask = self._proxied_call(self._proxy, method, path, body, found)
         timeout = self._timeout if timeout is None else timeout
         retry_for = self._retry_for if retry_for is None else retry_for
         give_up = time.monotonic() + retry_for
@@ -124,7 +122,7 @@ class Transport:
             fault: ProblemError | Unreachable
             try:
                 status, got, content = self._try_once(ask, timeout, waits)
-            except (requests.RequestException, OSError) as error:
+            except OSError as error:
                 fault = Unreachable(f"{self.url} does not answer: {_reason(error)}")
                 if _is_lasting(error):
                     raise fault from error
@@ -151,7 +149,8 @@ class Transport:
         self._closed = True
         self._own()
         self._pool.close()
-        self._adapter.close()
+        if self._proxy is not None:
+            self._proxy.close()
 
     def is_closed(self) -> bool:
         return self._closed
@@ -171,16 +170,12 @@ class Transport:
         hint = "this service requires a token: set QUEUE_TOKEN, or pass token="
         return Unauthenticated(fault.status, {**fault.document, "detail": hint}, fault.retry_after)
 
-    def _connect(self) -> None:
-        self._pool = ConnectionPool(*(self._address or ("", 0)), CONNECTIONS_KEPT)
-        # Unlike a Session, an adapter is thread-safe and looks up no proxy or cookie, which halves a request's time.
-        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
-        self._process = os.getpid()
-
     def _own(self) -> None:
         if self._process != os.getpid():  # after a fork the connections are the parent's
             self._pool.forget()
-            self._connect()
+            if self._proxy is not None:
+                self._proxy.forget()
+            self._process = os.getpid()
 
     def _try_once(self, ask: Callable[[float, float], Answer], timeout: float, waits: float) -> Answer:
         self._own()
@@ -195,18 +190,11 @@ class Transport:
         bodiless = method == "HEAD"
         return lambda timeout, waits: self._pool.ask(head, body or b"", timeout, timeout + waits, bodiless, is_cut)
 
-    def _call(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    def _proxied_call(
+        self, proxy: Proxy, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> Callable[[float, float], Answer]:
-        request = requests.PreparedRequest()
-        request.method, request.url, request.body, request.hooks = method, self.url + path, body, {}
-        request.headers = CaseInsensitiveDict(self._all_headers(method, body, headers))
-
-        def ask(timeout: float, waits: float) -> Answer:
-            response = self._adapter.send(request, timeout=(timeout, timeout + waits), **self._options)
-            return response.status_code, response.headers, response.content  # reading all of it frees the connection
-
-        return ask
+        url, found = self.url + path, self._all_headers(method, body, headers)
+        return lambda timeout, waits: proxy.ask(method, url, found, body, timeout, timeout + waits)
 
     def _all_headers(self, method: str, body: bytes | None, headers: Mapping[str, str]) -> dict[str, str]:
         found = {**self._headers, **headers}
@@ -259,8 +247,8 @@ def _pause(tries: int, fault: ProblemError | Unreachable, left: float) -> float:
     return min(left, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 2, 16)) * random.uniform(0.5, 1.0))
 
 
-def _reason(error: requests.RequestException | OSError) -> str:
-    if isinstance(error, requests.Timeout | TimeoutError):
+def _reason(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
         return "no reply in time"
     text = str(error)
     if any(sign in text for sign in NO_TLS):

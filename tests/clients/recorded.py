@@ -61,7 +61,7 @@ def _record_files(record: Any, short: bool) -> None:
 
 def _record_requests(record: Any) -> None:
     class Recorded(socket.socket):
-        def sendall(self, data: Any, *flags: int) -> None:
+        def send(self, data: Any, *flags: int) -> int:
             head, _, body = bytes(data).partition(b"\r\n\r\n")
             if head.startswith(b"DELETE /queues/copy-"):
                 record("delete", None)
@@ -69,7 +69,7 @@ def _record_requests(record: Any) -> None:
                 record("ack", json.loads(body)["ack"])
             elif b"/messages/ack " in head.partition(b"\r\n")[0]:
                 record("ack", json.loads(body)["receipts"])
-            super().sendall(data, *flags)
+            return super().send(data, *flags)
 
     socket.socket = Recorded  # type: ignore[misc]
 

@@ -24,14 +24,8 @@ from clients import (
     Unreachable,
 )
 from clients.messages import Message
+from tests.clients.connect import Connect
 from tests.support.live import FaultProxy, LiveServer
-
-
-@pytest.fixture
-def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
-    with QueueClient(server.url, queue=queue, retry_for=5) as client:
-        yield client
-
 
 # Sent messages are received.
 
@@ -403,7 +397,7 @@ def test_a_queue_is_counted_purged_and_deleted(client: QueueClient, queue: str) 
     assert (refusal.value.code, refusal.value.queue) == ("queue_not_found", queue)
 
 
-def test_settings_are_kept_and_guarded_by_their_etag(client: QueueClient) -> None:
+def test_settings_are_kept_and_guarded_by_their_etag(client: QueueClient, connect: Connect) -> None:
     client.put_settings({"lease": 5, "max_messages": 1})
     settings, tag = client.settings()
     assert (settings["lease"], settings["max_messages"]) == (5, 1)
@@ -411,7 +405,7 @@ def test_settings_are_kept_and_guarded_by_their_etag(client: QueueClient) -> Non
     with pytest.raises(PreconditionFailed):
         client.put_settings({"lease": 7}, if_match=tag)
     client.send("fits")
-    with pytest.raises(QueueFull) as refusal, QueueClient(client.url, queue=client.queue, retry_for=0) as hasty:
+    with pytest.raises(QueueFull) as refusal, connect(queue=client.queue, retry_for=0) as hasty:
         hasty.send("too many")
     assert refusal.value.queue == client.queue
 
@@ -488,69 +482,57 @@ def test_queues_are_listed_by_their_prefix(client: QueueClient, queue: str) -> N
 # Replies that are lost.
 
 
-@pytest.fixture
-def proxy(server: LiveServer) -> Iterator[FaultProxy]:
-    with FaultProxy(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def unlucky(proxy: FaultProxy, queue: str) -> Iterator[QueueClient]:
-    with QueueClient(proxy.url, queue=queue, retry_for=5) as client:
-        yield client
-
-
-def test_a_send_whose_reply_was_lost_stores_once(proxy: FaultProxy, unlucky: QueueClient) -> None:
+def test_a_send_whose_reply_was_lost_stores_once(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxy.losing = 2
-    sent = unlucky.send("once")
+    sent = proxied.send("once")
     assert proxy.requests == 3
-    assert [message.id for message in unlucky.peek()] == [sent]
+    assert [message.id for message in proxied.peek()] == [sent]
 
 
-def test_a_batch_whose_reply_was_lost_is_stored_once(proxy: FaultProxy, unlucky: QueueClient) -> None:
+def test_a_batch_whose_reply_was_lost_is_stored_once(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxy.losing = 1
-    ids = unlucky.send_many(["a", "b"])
-    assert [message.id for message in unlucky.peek()] == ids
+    ids = proxied.send_many(["a", "b"])
+    assert [message.id for message in proxied.peek()] == ids
 
 
-def test_a_plain_read_whose_reply_was_lost_loses_no_message(proxy: FaultProxy, unlucky: QueueClient) -> None:
-    unlucky.send_many(["first", "second"])
+def test_a_plain_read_whose_reply_was_lost_loses_no_message(proxy: FaultProxy, proxied: QueueClient) -> None:
+    proxied.send_many(["first", "second"])
     proxy.losing = 1
-    assert [message.text for message in unlucky.receive()] == ["first"]
-    assert [message.text for message in unlucky.receive()] == ["second"]
+    assert [message.text for message in proxied.receive()] == ["first"]
+    assert [message.text for message in proxied.receive()] == ["second"]
 
 
-def test_an_ack_whose_reply_was_lost_is_done(proxy: FaultProxy, unlucky: QueueClient) -> None:
-    unlucky.send_many(["a", "b"])
-    first, second = unlucky.receive(limit=2, lease=30)
+def test_an_ack_whose_reply_was_lost_is_done(proxy: FaultProxy, proxied: QueueClient) -> None:
+    proxied.send_many(["a", "b"])
+    first, second = proxied.receive(limit=2, lease=30)
     proxy.losing = 1
     first.ack()
     proxy.losing = 1
-    assert unlucky.ack_many([second]).missing == []
-    assert unlucky.stats()["acked"] == 2
+    assert proxied.ack_many([second]).missing == []
+    assert proxied.stats()["acked"] == 2
 
 
-def test_a_transaction_whose_reply_was_lost_is_done_once(proxy: FaultProxy, unlucky: QueueClient) -> None:
-    unlucky.send("in")
-    (message,) = unlucky.receive(lease=30)
+def test_a_transaction_whose_reply_was_lost_is_done_once(proxy: FaultProxy, proxied: QueueClient) -> None:
+    proxied.send("in")
+    (message,) = proxied.receive(lease=30)
     proxy.losing = 1
     reply = message.complete(send=["out"])
-    assert [left.id for left in unlucky.peek()] == reply.ids
+    assert [left.id for left in proxied.peek()] == reply.ids
 
 
-def test_consume_continues_after_a_lost_reply(proxy: FaultProxy, unlucky: QueueClient) -> None:
-    unlucky.send_many([str(n) for n in range(4)])
+def test_consume_continues_after_a_lost_reply(proxy: FaultProxy, proxied: QueueClient) -> None:
+    proxied.send_many([str(n) for n in range(4)])
     seen = set()
-    for message in unlucky.consume(lease=1, idle=1.1):
+    for message in proxied.consume(lease=1, idle=1.1):
         seen.add(message.text)
         proxy.losing = len(seen) % 2
     assert seen == {"0", "1", "2", "3"}
-    assert unlucky.peek() == []
+    assert proxied.peek() == []
 
 
-def test_a_call_that_is_never_answered_ends_with_unreachable(proxy: FaultProxy, queue: str) -> None:
+def test_a_call_that_is_never_answered_ends_with_unreachable(connect: Connect, proxy: FaultProxy) -> None:
     proxy.losing = 1000
-    with QueueClient(proxy.url, queue=queue, retry_for=0.3) as client:
+    with connect(proxy.url, retry_for=0.3) as client:
         start = time.monotonic()
         with pytest.raises(Unreachable, match=r"does not answer: the connection broke"):
             client.send("?")

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 
 import pytest
 
 from clients import QueueClient
 from clients.errors import ProblemError, Unreachable
+from clients.http.connection import tls_context
 from clients.http.connection_pool import MOST_HEAD, ConnectionPool
 from tests.support.live import LiveServer
+from tests.support.nginx import Certificate
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+Answering = Callable[..., AbstractContextManager[tuple[ConnectionPool, list[int]]]]
+
+
+@pytest.fixture
+def answering(tls: Certificate | None) -> Answering:
+    return partial(_answering, tls)
+
+
 @contextmanager
-def answering(*replies: bytes) -> Iterator[tuple[ConnectionPool, list[int]]]:
+def _answering(tls: Certificate | None, *replies: bytes) -> Iterator[tuple[ConnectionPool, list[int]]]:
     """Serve these replies in turn, in pieces.
 
     Yield a pool for the server, and a list that grows by one with each connection.
@@ -31,17 +44,22 @@ def answering(*replies: bytes) -> Iterator[tuple[ConnectionPool, list[int]]]:
         while left:
             peer, _ = listener.accept()
             connections.append(len(connections))
-            with peer, suppress(ConnectionError):  # the client stops reading an invalid reply
+            if tls is not None:
+                peer = tls.server_context().wrap_socket(peer, server_side=True)
+            with peer, suppress(ConnectionError, ssl.SSLError):  # the client stops reading an invalid reply
                 while left and peer.recv(65_536):
                     reply = left.pop(0)
                     for start in range(0, len(reply), 7 if len(reply) < 1000 else 9_999):
                         peer.sendall(reply[start : start + (7 if len(reply) < 1000 else 9_999)])
                     if b"close" in reply or b"HTTP/1.0" in reply or not reply.startswith(b"HTTP"):
                         break
+                if isinstance(peer, ssl.SSLSocket):
+                    peer.unwrap()
 
     thread = threading.Thread(target=serve)
     thread.start()
-    direct = ConnectionPool("127.0.0.1", listener.getsockname()[1], kept=2)
+    context = None if tls is None else tls_context(str(tls.pem))
+    direct = ConnectionPool("127.0.0.1", listener.getsockname()[1], kept=2, tls=context)
     try:
         yield direct, connections
     finally:
@@ -93,7 +111,9 @@ def test_a_reply_that_drips_is_given_up_in_time() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000, 200, b"x" * 100_000),
     ],
 )
-def test_a_reply_is_read_and_its_connection_is_reused(reply: bytes, status: int, body: bytes) -> None:
+def test_a_reply_is_read_and_its_connection_is_reused(
+    answering: Answering, reply: bytes, status: int, body: bytes
+) -> None:
     with answering(reply, reply) as (direct, connections):
         assert [ask(direct), ask(direct)] == [(status, body)] * 2
         assert len(connections) == 1
@@ -108,13 +128,13 @@ def test_a_reply_is_read_and_its_connection_is_reused(reply: bytes, status: int,
         b"HTTP/1.0 200 OK\r\n\r\nhello",
     ],
 )
-def test_a_reply_that_ends_its_connection_is_followed_by_another_connection(reply: bytes) -> None:
+def test_a_reply_that_ends_its_connection_is_followed_by_another_connection(answering: Answering, reply: bytes) -> None:
     with answering(reply, reply) as (direct, connections):
         assert [ask(direct), ask(direct)] == [(200, b"hello")] * 2
         assert len(connections) == 2
 
 
-def test_a_head_has_no_body_whatever_its_length_says() -> None:
+def test_a_head_has_no_body_whatever_its_length_says(answering: Answering) -> None:
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n") as (direct, _):
         assert ask(direct, bodiless=True) == (200, b"")
 
@@ -132,9 +152,25 @@ def test_a_head_has_no_body_whatever_its_length_says() -> None:
         b"HTTP/1.1 200 OK close\r\nX: " + b"x" * (MOST_HEAD + 300_000),
     ],
 )
-def test_an_incomplete_or_malformed_reply_is_a_connection_error(reply: bytes) -> None:
+def test_an_incomplete_or_malformed_reply_is_a_connection_error(answering: Answering, reply: bytes) -> None:
     with answering(reply) as (direct, _), pytest.raises(ConnectionError):
         ask(direct)
+
+
+def test_over_tls_a_reply_that_is_cut_off_is_a_connection_error(certificate: Certificate) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        direct = ConnectionPool("127.0.0.1", listener.getsockname()[1], 0, tls_context(str(certificate.pem)))
+
+        def cut_off() -> None:
+            with certificate.server_context().wrap_socket(listener.accept()[0], server_side=True) as peer:
+                peer.recv(65_536)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhel")
+
+        with ThreadPoolExecutor(1) as pool:
+            cutting = pool.submit(cut_off)
+            with pytest.raises(ConnectionError):
+                ask(direct)
+            cutting.result()
 
 
 def test_the_reason_for_a_refused_body_is_read_although_sending_failed(server: LiveServer) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,25 +15,8 @@ import pytest
 
 from clients import Closed, NotFound, QueueClient
 from clients.consuming.leases import LeaseKeeper
+from tests.clients.connect import Connect
 from tests.support.live import REPOSITORY, FaultProxy, LiveServer, await_true
-
-
-@pytest.fixture
-def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
-    with QueueClient(server.url, queue=queue, retry_for=5) as client:
-        yield client
-
-
-@pytest.fixture
-def proxy(server: LiveServer) -> Iterator[FaultProxy]:
-    with FaultProxy(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied(proxy: FaultProxy, queue: str) -> Iterator[QueueClient]:
-    with QueueClient(proxy.url, queue=queue, retry_for=5) as client:
-        yield client
 
 
 def states(client: QueueClient) -> list[tuple[str, str | None, int | None]]:
@@ -201,7 +184,7 @@ FORK = """
 import os, sys, time
 from clients import QueueClient
 
-client = QueueClient(sys.argv[1], queue=sys.argv[2])
+client = QueueClient(sys.argv[1], queue=sys.argv[2], verify=sys.argv[3])
 messages = client.consume(lease=1, batch=2, idle=0)
 print(next(messages).text)  # the keeper's thread runs now
 if os.fork() == 0:
@@ -212,12 +195,12 @@ else:
 """
 
 
-def forked(server: LiveServer, queue: str, child: str) -> list[str]:
+def forked(connect: Connect, queue: str, child: str) -> list[str]:
     """Fork while consuming; the child runs the code and exits. Return what both printed."""
     script = FORK.format(child=child.strip().replace("\n", "\n    "))
     run = subprocess.run(
         # Python warns since 3.12 of a fork beside threads; a program that forks accepts that risk.
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, server.url, queue],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, connect.url, queue, str(connect.verify)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -228,7 +211,7 @@ def forked(server: LiveServer, queue: str, child: str) -> list[str]:
 
 
 def test_a_forked_child_renews_the_leases_of_its_own_work__row_34(
-    server: LiveServer, client: QueueClient, queue: str
+    connect: Connect, client: QueueClient, queue: str
 ) -> None:
     client.send_many(["a", "b"])
     client.send("child's", queue=f"{queue}.child")
@@ -237,12 +220,12 @@ sys.stdout = open(os.devnull, "w")
 for message in client.consume(lease=1, idle=0, queue="{queue}.child"):
     assert client.receive(lease=30, wait=2.5, queue="{queue}.child") == []
 """
-    assert forked(server, queue, child)[-1] == "b"
+    assert forked(connect, queue, child)[-1] == "b"
     assert client.stats(f"{queue}.child")["acked"] == 1
 
 
 def test_a_forked_child_that_ends_leaves_its_parents_messages_alone(
-    server: LiveServer, client: QueueClient, queue: str
+    connect: Connect, client: QueueClient, queue: str
 ) -> None:
     client.send_many(["a", "b"])
     child = """
@@ -251,17 +234,17 @@ time.sleep(1.5)
 del messages
 client.close()
 """
-    assert forked(server, queue, child)[-1] == "b"
+    assert forked(connect, queue, child)[-1] == "b"
     counts = client.stats()
     assert (counts["acked"], counts["received"]) == (2, 2)
 
 
 def test_a_forked_child_that_continues_its_parents_loop_gets_its_own_messages(
-    server: LiveServer, client: QueueClient, queue: str
+    connect: Connect, client: QueueClient, queue: str
 ) -> None:
     client.send_many(["a", "b", "c"])
     child = 'print("child", *(message.text for message in messages), flush=True)'
-    assert "child c" in forked(server, queue, child)
+    assert "child c" in forked(connect, queue, child)
     assert client.stats()["acked"] == 3
 
 
@@ -269,10 +252,10 @@ def test_a_forked_child_that_continues_its_parents_loop_gets_its_own_messages(
 
 
 def test_a_loop_ends_when_its_client_is_closed_and_releases_what_it_did_not_begin__row_34(
-    server: LiveServer, client: QueueClient, queue: str
+    connect: Connect, client: QueueClient, queue: str
 ) -> None:
     client.send_many(["in hand", "unseen", "unseen too"])
-    closing = QueueClient(server.url, queue=queue)
+    closing = connect(queue=queue)
     seen = []
     for message in closing.consume(lease=30, batch=3):
         seen.append(message.text)
@@ -284,10 +267,10 @@ def test_a_loop_ends_when_its_client_is_closed_and_releases_what_it_did_not_begi
 
 
 def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease__row_34(
-    server: LiveServer, client: QueueClient, queue: str
+    connect: Connect, client: QueueClient, queue: str
 ) -> None:
     client.send("in hand")
-    closing = QueueClient(server.url, queue=queue)
+    closing = connect(queue=queue)
     for _ in closing.consume(lease=1):
         closing.close()
         assert client.receive(lease=30, wait=2) == []
@@ -295,10 +278,10 @@ def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease__row_3
 
 
 def test_a_waiting_loop_ends_at_once_when_its_client_is_closed_and_leases_nothing_more(
-    server: LiveServer, client: QueueClient, queue: str
+    server: LiveServer, plain_client: QueueClient, queue: str
 ) -> None:
     closing = QueueClient(server.url, queue=queue)
-    client.send("first")
+    plain_client.send("first")
     begun = threading.Event()
 
     def work() -> list[str]:
@@ -311,17 +294,17 @@ def test_a_waiting_loop_ends_at_once_when_its_client_is_closed_and_leases_nothin
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
         assert begun.wait(10)
-        await_true(lambda: client.stats()["acked"] == 1)  # it waits for the next one
+        await_true(lambda: plain_client.stats()["acked"] == 1)  # it waits for the next one
         closing.close()
-        client.send("later")
+        plain_client.send("later")
         assert working.result(5) == ["first"]
-    assert states(client) == [("later", "ready", 0)]
+    assert states(plain_client) == [("later", "ready", 0)]
 
 
-def test_every_call_of_a_closed_client_is_refused(server: LiveServer, client: QueueClient, queue: str) -> None:
+def test_every_call_of_a_closed_client_is_refused(connect: Connect, client: QueueClient, queue: str) -> None:
     client.send("left")
     (message,) = client.receive(lease=30)
-    closed = QueueClient(server.url, queue=queue)
+    closed = connect(queue=queue)
     closed.close()
     calls: list[Callable[[], object]] = [
         lambda: closed.send("x"), closed.receive, closed.consume, lambda: closed.ack(message), closed.purge,
@@ -342,17 +325,17 @@ def test_every_call_of_a_closed_client_is_refused(server: LiveServer, client: Qu
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_terminated_command_releases_its_messages_uncounted__row_34(
-    server: LiveServer, client: QueueClient, queue: str, sent: signal.Signals
+    server: LiveServer, plain_client: QueueClient, queue: str, sent: signal.Signals
 ) -> None:
-    client.send_many(["x" * 100_000] * 3)  # more than a pipe can buffer
+    plain_client.send_many(["x" * 100_000] * 3)  # more than a pipe can buffer
     command = [sys.executable, "-m", "clients", "receive", "--url", server.url, "--queue", queue, "--lease", "600"]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as receiving:
-        await_true(lambda: client.stats()["leased"] == 3)
+        await_true(lambda: plain_client.stats()["leased"] == 3)
         receiving.send_signal(sent)
         assert receiving.wait(10) == 128 + sent
         assert receiving.stderr is not None
         assert receiving.stderr.read() == b""
-    assert [(message.state, message.receive_count) for message in client.peek()] == [("ready", 0)] * 3
+    assert [(message.state, message.receive_count) for message in plain_client.peek()] == [("ready", 0)] * 3
 
 
 def has_begun_or_ended(client: QueueClient, before: float, process: subprocess.Popen[bytes]) -> bool:
@@ -360,23 +343,23 @@ def has_begun_or_ended(client: QueueClient, before: float, process: subprocess.P
 
 
 def test_a_busy_terminated_command_leaves_nothing_leased_and_prints_each_line_once(
-    server: LiveServer, client: QueueClient, queue: str
+    server: LiveServer, plain_client: QueueClient, queue: str
 ) -> None:
     count = 20_000
     for start in range(0, count, 5_000):
-        client.send_many([str(number) for number in range(start, start + 5_000)])
+        plain_client.send_many([str(number) for number in range(start, start + 5_000)])
     command = [sys.executable, "-m", "clients", "receive", "--url", server.url, "--queue", queue, "--lease", "600"]
     printed = b""
     for _ in range(5):
-        before = client.stats()["acked"]
+        before = plain_client.stats()["acked"]
         process = subprocess.Popen([*command, "--batch", "50"], cwd=REPOSITORY, stdout=subprocess.PIPE)
         with process as receiving, ThreadPoolExecutor(1) as pool:
             assert receiving.stdout is not None
             reading = pool.submit(receiving.stdout.read)
-            await_true(partial(has_begun_or_ended, client, before, process))
+            await_true(partial(has_begun_or_ended, plain_client, before, process))
             receiving.send_signal(signal.SIGTERM)
             printed += reading.result(20)
-        counts = client.stats()
+        counts = plain_client.stats()
         assert (counts["leased"], counts["ready"]) == (0, count - counts["acked"])
     assert printed.split() == [b"%d" % number for number in range(len(printed.split()))]
-    assert len(printed.split()) == client.stats()["acked"]
+    assert len(printed.split()) == plain_client.stats()["acked"]

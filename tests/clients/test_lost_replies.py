@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from clients import (
     QueueClient,
     TransactionReply,
 )
+from tests.clients.connect import Connect
 from tests.support.live import FaultProxy, LiveServer
 
 BAD_GATEWAY = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"
@@ -95,20 +96,14 @@ CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
 }
 
 
-@pytest.fixture
-def proxy(server: LiveServer) -> Iterator[FaultProxy]:
-    with FaultProxy(server) as proxy:
-        yield proxy
-
-
 @pytest.mark.parametrize("instead", [None, BAD_GATEWAY], ids=["reset", "504"])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_whose_replies_are_lost_is_done_once__row_33(
-    server: LiveServer, proxy: FaultProxy, queue: str, call: str, instead: bytes | None
+    connect: Connect, server: LiveServer, proxy: FaultProxy, queue: str, call: str, instead: bytes | None
 ) -> None:
     proxy.loses_each, proxy.instead = True, instead
     smooth = outcome(QueueClient(server.url, queue=f"{queue}-smooth"), server, CALLS[call])
-    lossy = outcome(QueueClient(proxy.url, queue=f"{queue}-lossy", retry_for=5), server, CALLS[call])
+    lossy = outcome(connect(proxy.url, queue=f"{queue}-lossy", retry_for=5), server, CALLS[call])
     assert proxy.requests >= 2
     assert lossy == smooth
 
@@ -118,17 +113,18 @@ def test_every_call_of_the_client_is_covered() -> None:
     assert {name.partition(",")[0] for name in CALLS} == public - {"url", "close", "is_closed"}
 
 
-def test_a_purge_whose_reply_was_lost_leaves_later_messages(server: LiveServer, proxy: FaultProxy, queue: str) -> None:
-    with QueueClient(server.url, queue=queue) as direct, QueueClient(proxy.url, queue=queue, retry_for=5) as unlucky:
-        direct.send_many(["a", "b"])
+def test_a_purge_whose_reply_was_lost_leaves_later_messages(
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient
+) -> None:
+    client.send_many(["a", "b"])
 
-        def send_later(request: bytes) -> None:
-            if proxy.requests == 2:  # the retry arrives
-                direct.send("later")
+    def send_later(request: bytes) -> None:
+        if proxy.requests == 2:  # the retry arrives
+            client.send("later")
 
-        proxy.hangs, proxy.losing = send_later, 1
-        assert unlucky.purge() == 2
-        assert [message.text for message in direct.peek()] == ["later"]
+    proxy.hangs, proxy.losing = send_later, 1
+    assert proxied.purge() == 2
+    assert [message.text for message in client.peek()] == ["later"]
 
 
 def outcome(client: QueueClient, server: LiveServer, call: Callable[[QueueClient, Held], object]) -> object:

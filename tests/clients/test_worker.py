@@ -18,13 +18,8 @@ from functools import partial
 import pytest
 
 from clients import Forbidden, LeasedMessage, QueueClient, Unreachable, exponential_backoff
+from tests.clients.connect import Connect
 from tests.support.live import REPOSITORY, FaultProxy, LiveServer, await_true
-
-
-@pytest.fixture
-def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
-    with QueueClient(server.url, queue=queue, retry_for=5) as client:
-        yield client
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -127,13 +122,12 @@ def test_messages_that_the_handler_settled_are_left_alone(client: QueueClient) -
 
 
 def test_a_slow_handler_keeps_its_lease_and_all_leases_are_renewed_in_one_request(
-    server: LiveServer, client: QueueClient, queue: str
+    client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
     client.send_many([str(number) for number in range(8)])
     extensions = []
-    with FaultProxy(server) as proxy, QueueClient(proxy.url, queue=queue) as proxied:
-        proxy.hangs = lambda request: extensions.append(request) if b"/messages/extend" in request else None
-        proxied.work(lambda message: time.sleep(2.5), concurrency=8, lease=2, idle=0)
+    proxy.hangs = lambda request: extensions.append(request) if b"/messages/extend" in request else None
+    proxied.work(lambda message: time.sleep(2.5), concurrency=8, lease=2, idle=0)
     assert client.stats()["received"] == 8
     assert len(extensions) <= 4
     assert all(request.count(b"~") == 16 for request in extensions)  # each receipt has two
@@ -272,22 +266,22 @@ def test_messages_behind_one_that_is_retried_wait_for_it_and_lose_no_try(client:
 # Stopping.
 
 
-def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(client: QueueClient) -> None:
+def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(plain_client: QueueClient) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(client.work, print, stop=stop)
+        done = pool.submit(plain_client.work, print, stop=stop)
         time.sleep(0.3)
         stop.set()
         done.result(5)
-    client.send("later")
+    plain_client.send("later")
     time.sleep(0.2)
-    assert states(client) == [("later", "ready", 0)]
+    assert states(plain_client) == [("later", "ready", 0)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["work", "consume"])
 def test_a_stop_ends_a_loop_behind_a_proxy_within_seconds(
-    server: LiveServer, client: QueueClient, queue: str, monkeypatch: pytest.MonkeyPatch, loop: str
+    server: LiveServer, plain_client: QueueClient, queue: str, monkeypatch: pytest.MonkeyPatch, loop: str
 ) -> None:
     with FaultProxy(server) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
@@ -298,17 +292,17 @@ def test_a_stop_ends_a_loop_behind_a_proxy_within_seconds(
             await_true(lambda: proxy.requests == 1)
             start = time.monotonic()
         assert time.monotonic() - start < 10  # a poll takes up to 20 s where the client can end it
-    client.send("later")
-    assert states(client) == [("later", "ready", 0)]
+    plain_client.send("later")
+    assert states(plain_client) == [("later", "ready", 0)]
 
 
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_a_stop_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
-    server: LiveServer, client: QueueClient, queue: str, how: str
+    connect: Connect, client: QueueClient, queue: str, how: str
 ) -> None:
     client.send_many([{"text": text, "key": "k"} for text in ("running", "not begun", "not begun either")])
     stop, begun, finish = threading.Event(), threading.Event(), threading.Event()
-    ending = QueueClient(server.url, queue=queue)
+    ending = connect(queue=queue)
 
     def handle(message: LeasedMessage) -> None:
         begun.set()
@@ -326,16 +320,14 @@ def test_a_stop_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
     assert client.stats()["acked"] == 1
 
 
-def test_a_busy_worker_that_is_stopped_leaves_no_message_leased_unseen__row_34(
-    server: LiveServer, client: QueueClient, queue: str
-) -> None:
+def test_a_busy_worker_that_is_stopped_leaves_no_message_leased_unseen__row_34(plain_client: QueueClient) -> None:
     for number in range(30):
         stop = threading.Event()
-        with working(partial(client.work, lambda message: None, stop=stop, lease=600), stop):
+        with working(partial(plain_client.work, lambda message: None, stop=stop, lease=600), stop):
             until = time.monotonic() + 0.05 + number / 1000
             while time.monotonic() < until:
-                client.send_many(["x"] * 5)
-        assert {(message.state, message.receive_count) for message in client.peek(limit=1000)} <= {("ready", 0)}
+                plain_client.send_many(["x"] * 5)
+        assert {(message.state, message.receive_count) for message in plain_client.peek(limit=1000)} <= {("ready", 0)}
 
 
 @pytest.mark.parametrize("loop", ["work", "consume"])
@@ -370,10 +362,10 @@ def test_a_consume_loop_has_a_stop_and_a_limit_of_tries(client: QueueClient, how
         assert dead_letters(client) == [("first", "the loop that had this message ended before it was acked")]
 
 
-def test_a_waiting_consume_loop_ends_soon_after_its_stop(client: QueueClient) -> None:
+def test_a_waiting_consume_loop_ends_soon_after_its_stop(plain_client: QueueClient) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: list(client.consume(stop=stop)))
+        done = pool.submit(lambda: list(plain_client.consume(stop=stop)))
         time.sleep(0.3)
         stop.set()
         assert done.result(5) == []
@@ -433,23 +425,23 @@ def test_results_are_complete_while_workers_are_killed_and_terminated__row_34(en
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
-    server: LiveServer, client: QueueClient, queue: str, sent: signal.Signals
+    server: LiveServer, plain_client: QueueClient, queue: str, sent: signal.Signals
 ) -> None:
-    client.send_many([{"text": str(number), "key": "k"} for number in range(4)])
+    plain_client.send_many([{"text": str(number), "key": "k"} for number in range(4)])
     with worker_process(server, queue, 'print("begun", flush=True); time.sleep(1)') as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         process.send_signal(sent)
         assert process.communicate(timeout=10) == ("stopped\n", "")
         assert process.returncode == 0
-    assert states(client) == [("1", "ready", 0), ("2", "blocked", 0), ("3", "blocked", 0)]
+    assert states(plain_client) == [("1", "ready", 0), ("2", "blocked", 0), ("3", "blocked", 0)]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_worker_whose_handler_hangs(
-    server: LiveServer, client: QueueClient, queue: str, sent: signal.Signals
+    server: LiveServer, plain_client: QueueClient, queue: str, sent: signal.Signals
 ) -> None:
-    client.send("hangs")
+    plain_client.send("hangs")
     with worker_process(server, queue, 'print("begun", flush=True); time.sleep(60)') as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
@@ -462,23 +454,23 @@ def test_a_second_signal_ends_a_worker_whose_handler_hangs(
 
 @pytest.mark.slow
 def test_a_message_that_kills_its_worker_is_dead_lettered_after_the_last_try(
-    server: LiveServer, client: QueueClient, queue: str
+    server: LiveServer, plain_client: QueueClient, queue: str
 ) -> None:
-    client.send("deadly")
+    plain_client.send("deadly")
     for _ in range(3):
         with worker_process(server, queue, "os._exit(7)") as process:
             assert process.wait(20) == 7
     with worker_process(server, queue, "os._exit(7)") as process:
-        await_true(lambda: client.stats()["dead"] == 1)
+        await_true(lambda: plain_client.stats()["dead"] == 1)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=10) == ("stopped\n", "")  # no try follows the last one
-    assert dead_letters(client) == [("deadly", "none of 3 tries was finished")]
+    assert dead_letters(plain_client) == [("deadly", "none of 3 tries was finished")]
 
 
 def test_a_handler_that_forks_leaves_the_worker_and_its_signals_to_the_parent__row_34(
-    server: LiveServer, client: QueueClient, queue: str
+    server: LiveServer, plain_client: QueueClient, queue: str
 ) -> None:
-    client.send_many(["a", "b"])
+    plain_client.send_many(["a", "b"])
     fork = """
     if os.fork() == 0:
         return  # into the worker's loop
@@ -490,10 +482,10 @@ def test_a_handler_that_forks_leaves_the_worker_and_its_signals_to_the_parent__r
     assert os.waitpid(child, 0)[1] == signal.SIGTERM, "the child caught the signal"
     """
     with worker_process(server, queue, fork) as process:
-        await_true(lambda: client.stats()["acked"] == 2)
+        await_true(lambda: plain_client.stats()["acked"] == 2)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=10) == ("stopped\n", "")
-    assert (client.stats()["received"], client.stats()["acked"]) == (2, 2)
+    assert (plain_client.stats()["received"], plain_client.stats()["acked"]) == (2, 2)
 
 
 def test_an_ignored_signal_stays_ignored(client: QueueClient) -> None:

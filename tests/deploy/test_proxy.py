@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPSConnection
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pytest
 from clients import QueueClient
 from settings import Settings
 from tests.support.live import REPOSITORY, LiveServer, _connections_to, await_true
-from tests.support.programs import program
+from tests.support.nginx import Certificate, make_certificate, nginx
 
 
 @pytest.fixture(scope="module")
@@ -27,64 +24,19 @@ def server() -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    directory = tmp_path_factory.mktemp("certificate")
-    made = directory / "pem", directory / "key"
-    subprocess.run(
-        [program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-         "-out", made[0], "-keyout", made[1]],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return made
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture
-def port(server: LiveServer, certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[int]:
-    """Run nginx with the repository's file, except for names, ports and certificate; return its port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        number: int = probe.getsockname()[1]
-    configuration = (REPOSITORY / "deploy/nginx.conf").read_text()
-    for ours, here in {
-        "127.0.0.1:5000": f"127.0.0.1:{server.port}",
-        "listen 443": f"listen 127.0.0.1:{number}",
-        "queue.example.org;": "localhost;",
-        "/etc/ssl/certs/queue.example.org.pem": str(certificate[0]),
-        "/etc/ssl/private/queue.example.org.key": str(certificate[1]),
-    }.items():
-        assert ours in configuration
-        configuration = configuration.replace(ours, here)
-    (tmp_path / "site.conf").write_text(configuration)
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    places = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in kinds)
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; user root; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}"
-        f" http {{ access_log off; {places} include {tmp_path}/site.conf; }}"
-    )
-    with running([program("nginx"), "-e", f"{tmp_path}/error.log", "-c", f"{tmp_path}/nginx.conf"], number):
+def port(server: LiveServer, certificate: Certificate, tmp_path: Path) -> Iterator[int]:
+    with nginx(server, certificate, tmp_path) as number:
         yield number
 
 
-@contextmanager
-def running(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command)
-    try:
-        await_true(lambda: listens(port) or process.poll() is not None)
-        assert process.poll() is None
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture
-def proxied(port: int, certificate: tuple[Path, Path]) -> Iterator[HTTPSConnection]:
-    trusted = ssl.create_default_context(cafile=certificate[0])
+def proxied(port: int, certificate: Certificate) -> Iterator[HTTPSConnection]:
+    trusted = ssl.create_default_context(cafile=certificate.pem)
     connection = HTTPSConnection("localhost", port, context=trusted, timeout=60)
     yield connection
     connection.close()
@@ -102,8 +54,8 @@ def test_nginx_closes_its_connections_before_the_service_does() -> None:
     assert int(kept[1]) < Settings().keep_alive
 
 
-def test_the_client_works_through_nginx(port: int, certificate: tuple[Path, Path], queue: str) -> None:
-    with QueueClient(f"https://localhost:{port}", queue=queue, verify=str(certificate[0])) as client:
+def test_the_client_works_through_nginx(port: int, certificate: Certificate, queue: str) -> None:
+    with QueueClient(f"https://localhost:{port}", queue=queue, verify=str(certificate.pem)) as client:
         client.send_many([f"{number} " * 1_000 for number in range(50)])
         got = [message.text for message in client.consume(lease=60, idle=0.1)]
     assert got == [f"{number} " * 1_000 for number in range(50)]

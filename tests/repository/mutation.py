@@ -58,7 +58,7 @@ TESTS: dict[str, list[str]] = {
     r"clients/(copy|cli/).*": ["tests/clients/test_copy_file.py", "tests/clients/cli"],
     r"clients/consuming/.*": ["tests/clients/test_worker.py", "tests/clients/test_consuming.py", "-k", "not postgres"],
     r"clients/.*": ["tests/clients/test_connection_pool.py", "tests/storage/sqlite/test_column_batches.py",
-                    "tests/clients/test_client.py", "tests/clients/test_consuming.py"],
+                    "tests/clients/test_tls.py", "tests/clients/test_client.py", "tests/clients/test_consuming.py"],
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -163,9 +164,10 @@ class FaultProxy:
     The service has done a request whose reply is lost. The client's connection is reset, or gets `instead`. With
     `loses_each` the first reply to each request is lost, and the reply to its retry is not. Each reply is delayed by
     `delay` seconds. A request that `hangs` is not forwarded, and its connection is closed after that many seconds.
+    With `tls` its clients speak TLS.
     """
 
-    def __init__(self, upstream: LiveServer) -> None:
+    def __init__(self, upstream: LiveServer, tls: ssl.SSLContext | None = None) -> None:
         self.losing = 0
         self.loses_each = False
         self.instead: bytes | None = None
@@ -175,7 +177,8 @@ class FaultProxy:
         self._lost: set[bytes] = set()
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._tls = tls
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -194,6 +197,8 @@ class FaultProxy:
             threading.Thread(target=self._serve, args=[client], daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
+        if self._tls is not None:
+            client = self._tls.wrap_socket(client, server_side=True)
         with client, client.makefile("rb") as requests:
             while request := _read_message(requests):
                 self.requests += 1

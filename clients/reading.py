@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
 from .column_batches import ColumnBatch, messages_of
-from .errors import NotFound, StaleReceipt
+from .errors import NotFound, ProblemError, StaleReceipt, Unreachable
 from .http.paths import queue_path
 from .http.transport import Reply, Transport, retry_after
 from .messages import AckResult, Lease, LeasedMessage, Source, encode
@@ -57,12 +59,18 @@ class Reader:
         while True:
             left = max(0.0, until - time.monotonic())
             poll = min(LONGEST_WAIT, round(left, 3))
-            parameters = urlencode([*query, ("wait", poll)] if poll else query)
-            # A poll without a lease is not cut: the messages that it removed are in its reply alone.
-            reply = self._transport.call(
-                "GET", f"{path}?{parameters}" if parameters else path, headers=headers, waits=poll,
-                is_cut=is_cut if lease is not None else None,
-            )  # fmt: skip
+            at_once = f"{path}?{urlencode(query)}" if query else path
+            waiting = f"{path}?{urlencode([*query, ('wait', poll)])}" if poll else at_once
+            key = os.urandom(16).hex()
+            try:
+                # A poll without a lease is not cut: the messages that it removed are in its reply alone.
+                reply = self._transport.call(
+                    "GET", waiting, headers=headers, key=key, waits=poll, is_cut=is_cut if lease is not None else None
+                )
+            except Unreachable:
+                if lease is None or not poll or not is_cut():
+                    raise
+                reply = self._late_reply(waiting, at_once, headers, key)
             if reply.status != 204:
                 return _documents(reply)
             # A 204 with a Retry-After did not wait, because too many readers were waiting.
@@ -71,6 +79,20 @@ class Reader:
                 self._transport.sleep(pause, is_cut)
             if time.monotonic() >= until or is_cut():
                 return []
+
+    def _late_reply(self, waiting: str, at_once: str, headers: Mapping[str, str] | None, key: str) -> Reply:
+        """Return the reply of a poll that was cut and got none, or of a read without a wait. Raises QueueError.
+
+        A proxy may drop the reply to a reader that has hung up, so the poll may have leased messages. Then the service
+        refuses its key to the read without a wait, and repeats the poll's reply.
+        """
+        call = partial(self._transport.call, headers=headers, key=key, retry_for=0, last=True)
+        try:
+            return call("GET", at_once)
+        except ProblemError as fault:
+            if fault.code != "idempotency_mismatch":
+                raise
+            return call("GET", waiting)
 
     def ack_and_read(
         self,
@@ -82,15 +104,23 @@ class Reader:
         headers: Mapping[str, str] | None = None,
         is_cut: Callable[[], bool] | None = None,
     ) -> tuple[AckResult, list[dict[str, Any]]]:
-        """Ack the messages and lease the next ones, in one request if all receipts are valid; `is_cut` as in read."""
+        """Ack the messages and lease the next ones, in one request if all receipts are valid; `is_cut` as in read.
+
+        If the reply to a cut request may be dropped, the wait is a request of its own, which can recover from that.
+        """
         receipts = self.leased.stop_renewing(messages)
-        receive = {"queue": source.name, "limit": limit, "wait": wait, "lease": lease, **source.readers}
+        waits_apart = self._transport.drops_late_replies
+        receive = {"queue": source.name, "limit": limit, "wait": 0 if waits_apart else wait, "lease": lease}
+        receive |= source.readers
         try:
             reply = self.transact({"ack": receipts, "receive": receive}, headers, is_cut=is_cut)
         except (NotFound, StaleReceipt):  # one of the receipts was not valid, so nothing was done
             acked = self.leased.ack_many(receipts, source.name)
             return acked, self.read(source, limit, wait, lease, headers, is_cut)
-        return AckResult(messages_of(receipts), [], []), reply.get("messages", [])
+        documents = reply.get("messages", [])
+        if waits_apart and wait and not documents:
+            documents = self.read(source, limit, wait, lease, headers, is_cut)
+        return AckResult(messages_of(receipts), [], []), documents
 
     def transact(
         self,
@@ -101,9 +131,10 @@ class Reader:
     ) -> dict[str, Any]:
         """Make a transaction and return the reply's JSON; {} if there was nothing to receive."""
         waits, is_cut = document.get("receive", {}).get("wait", 0), is_cut or self._transport.is_closed
+        is_uncut = waits and self._transport.drops_late_replies
         reply = self._transport.call(
             "POST", "/transactions", body=encode(document), headers=headers, key=key, waits=waits,
-            is_cut=is_cut,
+            is_cut=None if is_uncut else is_cut,
         )  # fmt: skip
         if reply.status == 204:  # done, and the service did not wait for messages
             self._transport.sleep(retry_after(reply.headers) or 0, is_cut)

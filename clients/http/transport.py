@@ -75,8 +75,9 @@ class Transport:
         is_tls = parts.scheme == "https"
         tls = tls_context(verify) if is_tls and self._proxy is None else None
         self._pool = ConnectionPool(parts.hostname, parts.port or (443 if tls else 80), CONNECTIONS_KEPT, tls)
-        # A proxy may drop the reply to a reader that has hung up, and TLS mostly ends at one.
-        self.can_cut = self._proxy is None and not is_tls  # whether `is_cut` ends a wait for a reply, or only retries
+        self.can_cut = self._proxy is None  # whether `is_cut` ends a wait for a reply, or only retries
+        # TLS mostly ends at a proxy, and nginx drops a reply that is on its way to a client that has hung up.
+        self.drops_late_replies = is_tls
         self._process = os.getpid()
         self._closed = False
 

@@ -278,10 +278,10 @@ def test_work_that_is_under_way_when_its_client_is_closed_keeps_its_lease__row_3
 
 
 def test_a_waiting_loop_ends_at_once_when_its_client_is_closed_and_leases_nothing_more(
-    server: LiveServer, plain_client: QueueClient, queue: str
+    connect: Connect, client: QueueClient, queue: str
 ) -> None:
-    closing = QueueClient(server.url, queue=queue)
-    plain_client.send("first")
+    closing = connect(queue=queue)
+    client.send("first")
     begun = threading.Event()
 
     def work() -> list[str]:
@@ -294,11 +294,11 @@ def test_a_waiting_loop_ends_at_once_when_its_client_is_closed_and_leases_nothin
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
         assert begun.wait(10)
-        await_true(lambda: plain_client.stats()["acked"] == 1)  # it waits for the next one
+        await_true(lambda: client.stats()["acked"] == 1)  # it waits for the next one
         closing.close()
-        plain_client.send("later")
+        client.send("later")
         assert working.result(5) == ["first"]
-    assert states(plain_client) == [("later", "ready", 0)]
+    assert states(client) == [("later", "ready", 0)]
 
 
 def test_every_call_of_a_closed_client_is_refused(connect: Connect, client: QueueClient, queue: str) -> None:

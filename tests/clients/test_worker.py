@@ -266,16 +266,16 @@ def test_messages_behind_one_that_is_retried_wait_for_it_and_lose_no_try(client:
 # Stopping.
 
 
-def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(plain_client: QueueClient) -> None:
+def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(client: QueueClient) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(plain_client.work, print, stop=stop)
+        done = pool.submit(client.work, print, stop=stop)
         time.sleep(0.3)
         stop.set()
         done.result(5)
-    plain_client.send("later")
+    client.send("later")
     time.sleep(0.2)
-    assert states(plain_client) == [("later", "ready", 0)]
+    assert states(client) == [("later", "ready", 0)]
 
 
 @pytest.mark.slow
@@ -320,23 +320,24 @@ def test_a_stop_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
     assert client.stats()["acked"] == 1
 
 
-def test_a_busy_worker_that_is_stopped_leaves_no_message_leased_unseen__row_34(plain_client: QueueClient) -> None:
+def test_a_busy_worker_that_is_stopped_leaves_no_message_leased_unseen__row_34(client: QueueClient) -> None:
     for number in range(30):
         stop = threading.Event()
-        with working(partial(plain_client.work, lambda message: None, stop=stop, lease=600), stop):
+        with working(partial(client.work, lambda message: None, stop=stop, lease=600), stop):
             until = time.monotonic() + 0.05 + number / 1000
             while time.monotonic() < until:
-                plain_client.send_many(["x"] * 5)
-        assert {(message.state, message.receive_count) for message in plain_client.peek(limit=1000)} <= {("ready", 0)}
+                client.send_many(["x"] * 5)
+        assert {(message.state, message.receive_count) for message in client.peek(limit=1000)} <= {("ready", 0)}
 
 
+@pytest.mark.parametrize("dropped", [False, True], ids=["arrives", "a proxy drops it"])
 @pytest.mark.parametrize("loop", ["work", "consume"])
 def test_a_message_whose_reply_was_on_its_way_at_the_stop_is_released_uncounted__row_34(
-    engine: LiveServer, queue: str, loop: str
+    engine: LiveServer, queue: str, loop: str, dropped: bool
 ) -> None:
     stop, client = threading.Event(), QueueClient(engine.url, queue=queue)
     with FaultProxy(engine) as proxy, QueueClient(proxy.url, queue=queue) as proxied:
-        proxy.delay = 1.0
+        proxy.delay, proxy.losing = 1.0, int(dropped)
         run = partial(proxied.work, print, stop=stop) if loop == "work" else lambda: list(proxied.consume(stop=stop))
         with working(run, stop):
             await_true(lambda: proxy.requests == 1)
@@ -362,10 +363,10 @@ def test_a_consume_loop_has_a_stop_and_a_limit_of_tries(client: QueueClient, how
         assert dead_letters(client) == [("first", "the loop that had this message ended before it was acked")]
 
 
-def test_a_waiting_consume_loop_ends_soon_after_its_stop(plain_client: QueueClient) -> None:
+def test_a_waiting_consume_loop_ends_soon_after_its_stop(client: QueueClient) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: list(plain_client.consume(stop=stop)))
+        done = pool.submit(lambda: list(client.consume(stop=stop)))
         time.sleep(0.3)
         stop.set()
         assert done.result(5) == []

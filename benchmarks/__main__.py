@@ -20,6 +20,7 @@ NAMES = (
     "single_requests",
     "sqs_requests",
     "single_writes",
+    "postgres_writes",
     "batches",
     "long_polls",
     "backlog",

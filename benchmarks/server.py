@@ -39,10 +39,10 @@ class Service(NamedTuple):
 
 
 @contextmanager
-def service(app: str = "handler:app", database: Path | None = None, tree: Path = REPOSITORY) -> Iterator[Service]:
+def service(app: str = "handler:app", database: Path | str | None = None, tree: Path = REPOSITORY) -> Iterator[Service]:
     """One on a free port, with a database of its own or the one given; it is stopped when the block ends.
 
-    `tree`: the repository whose service it is.
+    `database`: SQLite's file, or the URL of a database. `tree`: the repository whose service it is.
     """
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
@@ -66,12 +66,13 @@ def settings() -> str:
     )
 
 
-def _start(app: str, port: int, database: Path, log: Path, tree: Path) -> subprocess.Popen[bytes]:
+def _start(app: str, port: int, database: Path | str, log: Path, tree: Path) -> subprocess.Popen[bytes]:
+    url = f"sqlite:///{database}" if isinstance(database, Path) else database
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "gunicorn", app],
             cwd=tree,
-            env=os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": f"sqlite:///{database}"},
+            env=os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": url},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ from benchmarks.queues.peer import TIMEOUT, Peer, Server, in_batches
 from benchmarks.server import service
 from clients import ColumnBatch, QueueClient
 
+QUEUE = "bench"
 WAIT = 5.0  # seconds of one poll
 LEASE = 60.0  # seconds
 
@@ -23,7 +24,7 @@ def _serve(folder: Path) -> Iterator[Server]:
 
 class _Client:
     def __init__(self, address: str) -> None:
-        self._client = QueueClient(address, queue="bench", retry_for=TIMEOUT)
+        self._client = QueueClient(address, queue=QUEUE, retry_for=TIMEOUT)
         self._held: list[str] = []
 
     def send(self, text: str) -> None:

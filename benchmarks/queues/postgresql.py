@@ -51,7 +51,7 @@ def _serve(folder: Path) -> Iterator[Server]:
     settings = SETTINGS | {"port": str(port), "listen_addresses": "127.0.0.1"}
     command = [_program("postgres"), "-D", str(data)]
     command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    address = f"host=127.0.0.1 port={port} user={USER} dbname=postgres"
+    address = f"postgresql://{USER}@127.0.0.1:{port}/postgres"
     with running(command, folder, port, user=user) as pid:
         _create(address)
         yield Server(address, pid)

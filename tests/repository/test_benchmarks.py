@@ -38,6 +38,7 @@ TINY: dict[str, dict[str, Any]] = {
         "BOTO3": FEW,
     },
     "single_writes": {"ROUNDS": 1, "SECONDS": 0.05, "CONNECTIONS": 4, "WARM_UP": 0.05},
+    "postgres_writes": {"ROUNDS": 1, "SECONDS": 0.05, "CLIENTS": (1, 2)},
     "batches": {"ROUNDS": 1, "SECONDS": 0.02, "SIZES": (10,)},
     "long_polls": {
         "ROUNDS": 1,

@@ -74,6 +74,10 @@ class Application:
         return [*self.bottle.routes, *self.more_routes]
 
     @cached_property
+    def _only_local_names(self) -> bool:
+        return self.settings.trusts_loopback
+
+    @cached_property
     def access(self) -> authentication.Access | None:
         """Return the check of tokens, or None if the operator has set no tokens."""
         return authentication.Access(Tokens(self.settings)) if self.settings.has_tokens else None
@@ -129,7 +133,7 @@ class Application:
 
     def _reply(self, environ: Environ) -> Response:
         try:
-            fault = csrf.objection(environ, only_local_names=self.settings.trusts_loopback)
+            fault = csrf.objection(environ, only_local_names=self._only_local_names)
             if fault is not None:
                 return problem_of(fault)
             if (page := csrf.page_instead(environ)) is not None:

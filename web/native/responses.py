@@ -54,7 +54,7 @@ def see_other(location: str) -> Response:
 
 def stored(sent: Sent, message: NewMessage) -> Response:
     start = f'{{"id": "{sent.ids[0]}", ' + ('"duplicate": true, ' if sent.duplicates else "")
-    return _in_pieces(lambda: _as_written(start, message))
+    return _in_pieces(lambda: _as_written(message, start))
 
 
 def ids(sent: Sent) -> Response:
@@ -68,16 +68,19 @@ def delivery(messages: Sequence[Message], ask: Receive, many: bool, kind: str) -
     if kind == RUNS and (ask.lease is None or not many):
         kind = JSON
 
+    if not many:
+        message = messages[0]
+        pieces = _as_written if ask.lease is None else _envelope
+        return _in_pieces(lambda: pieces(message), headers=_delivery_headers(message))
+
     def each() -> Iterator[Iterable[str]]:
         if ask.lease is not None:
             return _leased(messages, kind)
-        if many and len(ask.queues) > 1:
-            return (_as_written(f'{{"queue": "{message.queue}", ', message) for message in messages)
-        return (_as_written("{", message) for message in messages)
+        if len(ask.queues) > 1:
+            return (_as_written(message, f'{{"queue": "{message.queue}", ') for message in messages)
+        return (_as_written(message) for message in messages)
 
-    if many:
-        return _in_pieces(lambda: _batch(each(), kind), kind)
-    return _in_pieces(lambda: next(each()), headers=_delivery_headers(messages[0]))
+    return _in_pieces(lambda: _batch(each(), kind), kind)
 
 
 def looked(message: Message) -> Response:
@@ -135,7 +138,7 @@ def _envelope(message: Message, state: str | None = None) -> Iterable[str]:
         members += f'"receipt": "{message.receipt}", '
     if message.leased_until is not None:
         members += f'"leased_until": "{rfc3339(message.leased_until)}", '
-    return _as_written(members, message)
+    return _as_written(message, members)
 
 
 def _ids(numbers: Sequence[int], duplicates: Sequence[int]) -> str:
@@ -185,7 +188,7 @@ def problem(
     return _text(json.dumps(members, ensure_ascii=False), status, "application/problem+json", headers)
 
 
-def _as_written(start: str, message: Message | NewMessage) -> Iterable[str]:
+def _as_written(message: Message | NewMessage, start: str = "{") -> Iterable[str]:
     """Return a message as it was written, as JSON that begins with `start`. Its fields are JSON already."""
     text, end = message.text, _end(message.fields)
     if len(text) <= PIECE:

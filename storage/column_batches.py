@@ -173,7 +173,10 @@ class Messages(_LazySequence[Message]):
         self.parts = parts
 
     def __len__(self) -> int:
-        return sum(part.length if isinstance(part, ColumnBatch) else 1 for part in self.parts)
+        return sum([part.length if isinstance(part, ColumnBatch) else 1 for part in self.parts])
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
 
     def __iter__(self) -> Iterator[Message]:
         for part in self.parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from storage.column_batches import ColumnBatch, Messages
@@ -51,15 +52,23 @@ class SizeBudget:
 
 
 def read_reserved(
-    memory: ReadMemory | None, read: Callable[[int], T], messages_of: Callable[[T], Sequence[Message] | None]
+    memory: ReadMemory | None,
+    read: Callable[[int], T],
+    messages_of: Callable[[T], Sequence[Message] | None],
+    *,
+    of_one: bool = False,
 ) -> T:
     """Return the result of `read`, called with the bytes reserved for it.
 
     If `read` raises LargeRead, wait for more memory and call it again. `messages_of` returns the messages in its
-    result. Raises Busy, and then nothing was read.
+    result. A read `of_one` message is small in most cases, so it reserves only after a LargeRead. Raises Busy, and then
+    nothing was read.
     """
     if memory is None:
         return read(sys.maxsize)
+    if of_one:
+        with suppress(LargeRead):
+            return read(SMALL_READ_BYTES)
     reserved, awaited = USUAL_READ_BYTES, 0
     try:
         memory.take(reserved * WIDEST, wait=False)

@@ -100,7 +100,9 @@ class PostgresStore:
             return None if parameters.is_too_much_due(rows) else parameters.to_messages(rows, self._clock)
 
         def claim() -> list[Message]:
-            return read_reserved(self._memory, lambda size: until_done(lambda: attempt(size)), lambda found: found)
+            return read_reserved(
+                self._memory, lambda size: until_done(lambda: attempt(size)), lambda found: found, of_one=ask.limit == 1
+            )
 
         return self._waiting.receive(claim, Subscription(ask.queues, ask.recipient), ask.wait, present)
 

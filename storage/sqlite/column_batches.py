@@ -242,7 +242,7 @@ def take(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow]) -
         (_ids(batches),),
     )
     remove(work, queue, batches, received=count_messages(batches))
-    ahead = work.wall(0)
+    ahead = work.ahead
     return {
         first: ColumnBatch(first, count, queue.name, texts, attributes, sent_at + ahead, receive_count)
         for first, count, texts, attributes, sent_at, receive_count in rows
@@ -261,7 +261,7 @@ def lease(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow], 
     work.note_lease(queue, until)
     count = count_messages(batches)
     work.count(queue, ready=-count, leased=count, received=count)
-    ahead = work.wall(0)
+    ahead = work.ahead
     return {
         first: ColumnBatch(
             first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, until + ahead,
@@ -283,7 +283,7 @@ def size_leased_again(work: WriteTransaction, bounds: tuple[int, int, int, int])
 
 def leased_again(work: WriteTransaction, queue: QueueRow, bounds: tuple[int, int, int, int]) -> list[ColumnBatch]:
     """Return the batches of a queue's id, with ids between these two, that have this token."""
-    ahead = work.wall(0)
+    ahead = work.ahead
     return [
         ColumnBatch(
             first, count, queue.name, texts, attributes, sent_at + ahead, receive_count, token, due_at + ahead,

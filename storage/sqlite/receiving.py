@@ -120,7 +120,7 @@ def leased_again(
     Raises LargeRead for more bytes than are reserved.
     """
     found: list[Message | ColumnBatch] = []
-    ahead, size = work.wall(0), 0
+    ahead, size = work.ahead, 0
     for name, start, length, token in spans:
         queue = work.find_queue(name)
         if queue is None:
@@ -314,7 +314,7 @@ def _remove(
     """Remove the messages and return them, by id."""
     columns = "id, text, fields, deaths, sent_at, receive_count"
     rows = work.remove_where(queue, which, values, columns, received=received)
-    ahead = work.wall(0)  # computed once: the wall clock's lead over the service's time
+    ahead = work.ahead
     return {
         number: Message(
             number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count + 1,
@@ -339,7 +339,7 @@ def _lease(
     work.note_lease(queue, until)
     if rows:
         work.count(queue, ready=blocked - len(rows), blocked=-blocked, leased=len(rows), received=len(rows))
-    ahead = work.wall(0)
+    ahead = work.ahead
     return {
         number: Message(
             number, queue.name, text, with_dead_letter_history(fields, deaths), sent_at + ahead, count,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -112,25 +111,26 @@ class SqliteStore:
             )
 
         def claim_reserved() -> Messages:
-            return read_reserved(self._memory, claim, lambda found: found)
+            return read_reserved(self._memory, claim, lambda found: found, of_one=ask.limit == 1)
 
         return self._waiting.receive(claim_reserved, Subscription(ask.queues, ask.recipient), ask.wait, present)
 
     def _claim(
-        self, work: WriteTransaction, ask: Receive, once: IdempotencyKey | None, reserved: int = sys.maxsize
+        self, work: WriteTransaction, ask: Receive, once: IdempotencyKey | None, reserved: int
     ) -> Messages | None:
         """Take messages; return None if too many are due for one transaction. Raises LargeRead."""
         rows = [row for row in map(work.queue if ask.must_exist else work.find_queue, ask.queues) if row is not None]
+        most = SMALL_READ if work.nearly_full else MAX_READ_BYTES  # a lease writes to the messages
+        if once is None:
+            return take_from_queues(work, rows, ask, SizeBudget(reserved, most))
         # The store remembers a key over several queues: the result must not depend on which of them exist now.
-        scope, window = (
-            (rows[0].id, rows[0].settings.dedup_window) if rows and len(ask.queues) == 1 else (NO_QUEUE, REQUEST_WINDOW)
-        )
-        if once is not None and (known := work.recall(once, scope, reserved)) is not None:
+        scope, window = NO_QUEUE, REQUEST_WINDOW
+        if rows and len(ask.queues) == 1:
+            scope, window = rows[0].id, rows[0].settings.dedup_window
+        if (known := work.recall(once, scope, reserved)) is not None:
             return replies.messages(work, known, reserved)
-        most = KEPT_READ if once is not None and ask.lease is None else MAX_READ_BYTES
-        most = SMALL_READ if work.nearly_full else most  # a lease writes to the messages
-        found = take_from_queues(work, rows, ask, SizeBudget(reserved, most))
-        if once is not None and found:
+        most = min(most, KEPT_READ) if ask.lease is None else most
+        if found := take_from_queues(work, rows, ask, SizeBudget(reserved, most)):
             work.remember(once, replies.of_messages(found), scope, window)
         return found
 

@@ -11,6 +11,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import apsw
@@ -79,6 +80,11 @@ class WriteTransaction:
         self._counts: dict[int, list[int]] = {}  # changes to write, by queue
         self._counted = 0
 
+    @cached_property
+    def ahead(self) -> int:
+        """Return by how many ms the wall clock is ahead of the service's time."""
+        return self.wall(0)
+
     @property
     def changes(self) -> tuple[int, int]:
         """Return a value that differs after each change of this transaction."""
@@ -129,10 +135,8 @@ class WriteTransaction:
     def find_queue(self, name: str) -> QueueRow | None:
         """Return the queue, or None if it does not exist."""
         found = self._queues.get(name)
-        if found is None:
-            row = self.execute(f"{_QUEUE} WHERE name = ?", (name,)).get
-            if row is not None:
-                found = self._queues[name] = _queue(row)
+        if found is None and (row := self.execute(f"{_QUEUE} WHERE name = ?", (name,)).get) is not None:
+            found = self._queues[name] = _queue(row)
         return found
 
     def create_queues(self, names: Sequence[str]) -> None:
@@ -188,14 +192,16 @@ class WriteTransaction:
         if changes.get("ready", 0) > 0:
             self.woken.add(queue.name)
         self._counted += 1
-        counts = self._counts.setdefault(queue.id, [0] * len(_COUNTED))
+        counts = self._counts.get(queue.id) or self._counts.setdefault(queue.id, [0] * len(_COUNTED))
+        messages = 0
         for name, change in changes.items():
-            counts[_COUNTED[name]] += change
+            place = _COUNTED[name]
+            counts[place] += change
+            messages += change if place < len(STATES) else 0
+        size = changes.get("bytes", 0)
         known = self._queues.get(queue.name)
-        if known is not None and known.id == queue.id:
-            messages = known.messages + sum([changes[state] for state in STATES if state in changes])
-            size = known.bytes + changes.get("bytes", 0)
-            self._queues[queue.name] = QueueRow(*known[:3], messages, size, *known[5:])
+        if (messages or size) and known is not None and known.id == queue.id:
+            self._queues[queue.name] = QueueRow(*known[:3], known.messages + messages, known.bytes + size, *known[5:])
 
     def note_lease(self, queue: QueueRow, until: int) -> None:
         """Note a lease that ends at `until`: one of 0 s is due in this transaction already."""

@@ -31,11 +31,13 @@ class Memory:
 
     def __init__(self, free: int) -> None:
         self.free = free
+        self.takes = 0
         self.asked: list[int] = []
         self.kept = 0
 
     def take(self, size: int, *, wait: bool) -> None:
         self.kept = 0
+        self.takes += 1
         self.asked += [size] if wait else []
         if size > self.free:
             raise Busy("no room")
@@ -70,6 +72,15 @@ def test_a_small_read_reserves_no_memory(store: Engine, read: Callable[[Engine],
     store.limit_reads(memory := Memory(0))
     assert read(store)
     assert (memory.asked, memory.kept) == ([], 0)
+
+
+def test_a_read_of_one_small_message_asks_for_no_memory_at_all(store: Engine) -> None:
+    send(store, "a", "b", "c")
+    store.limit_reads(memory := Memory(MAX_READ_BYTES * WIDEST))
+    assert take(store, 1) == ["a"]
+    assert memory.takes == 0
+    assert take(store, 2) == ["b", "c"]
+    assert memory.takes == 1
 
 
 def test_one_message_of_a_batch_of_large_characters_reserves_no_memory(store: Engine) -> None:

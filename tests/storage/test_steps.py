@@ -16,7 +16,7 @@ from storage.sqlite.expiry import bring_up_to_date
 from storage.sqlite.queues import MOVED
 from storage.sqlite.store import SqliteStore
 from storage.sqlite.transaction import LETTER, WriteTransaction
-from storage.validation import MAX_TRANSACTION_QUEUES
+from storage.validation import MAX_READ_BYTES, MAX_TRANSACTION_QUEUES
 from tests.support.engines import FakeClock
 from tests.support.shorthand import configure, lease, new, peek, send, stats, take
 
@@ -192,7 +192,9 @@ def test_many_readers_of_one_transaction_share_one_limit_for_due_messages(store:
     for _ in range(3):
         store.send("q", [new("old", ttl=1)] * CHUNK)
     clock.advance(1)
-    found = store._commits.run(lambda work: [store._claim(work, Receive(("q",)), None) for _ in range(5)])
+    found = store._commits.run(
+        lambda work: [store._claim(work, Receive(("q",)), None, MAX_READ_BYTES) for _ in range(5)]
+    )
     assert found == [None] * 5
     assert store._commits.run(lambda work: work.queue("q").messages) == 2 * CHUNK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -168,3 +169,11 @@ def test_the_loop_waits_for_the_rest_of_a_plain_request(received: bytes) -> None
 @pytest.mark.parametrize("received", [b"\x16\x03\x01", b"get / ", b"GET /\n", b" GET /", b"GET /\r\n", b"X" * 9_000])
 def test_what_begins_otherwise_is_left_to_gunicorns_parser_at_once(received: bytes) -> None:
     assert not plain.may_begin(received)
+
+
+@pytest.mark.parametrize("action", ["SendMessageBatch", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"])
+def test_the_loop_runs_a_batch_of_an_sqs_client(action: str) -> None:
+    entries = [{"Id": f"{n}", "ReceiptHandle": "q~1~1", "VisibilityTimeout": 1} for n in range(10)]
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/", "HTTP_X_AMZ_TARGET": f"AmazonSQS.{action}"}
+    assert plain.weigh(environ, json.dumps({"QueueUrl": "q", "Entries": entries}).encode()) is plain.Weight.LIGHT
+    assert plain.weigh(environ, b"[" * 1_000) is plain.Weight.LONG

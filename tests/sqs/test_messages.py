@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import pytest
 
+import handler
+from settings import Settings
 from storage.errors import TooManyPollers
+from storage.model import Receipt
 from storage.store import Engine
 from tests.sqs.aws import REGION, Raw, md5, refused
 from tests.support.engines import FakeClock
@@ -278,3 +283,81 @@ def test_a_large_reply_is_encoded_while_it_is_sent(app: Application, make: Make,
         most, size = largest(reply)
         assert int(started[-1]["Content-Length"]) == size > sum(map(len, texts))
         assert most < 7_000_000 < 2 * most < size
+
+
+class CountedStore:
+    """A store that notes which operations are asked of it."""
+
+    def __init__(self, store: Engine) -> None:
+        self._store = store
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if callable(found):
+            self.asked.append(name)
+        return found
+
+
+def test_an_action_is_one_operation_of_the_store(store: Engine) -> None:
+    counted: Any = CountedStore(store)
+    raw = Raw(handler.make_app(Settings(), counted))
+
+    def ask(operation: str, action: str, **document: Any) -> Any:
+        counted.asked.clear()
+        reply = raw.json(action, {"QueueUrl": "q", **document})
+        assert (reply.status, "Failed" in reply.json, counted.asked) == (200, False, [operation])
+        return reply.json
+
+    store.configure("q", {})
+    ids = [{"Id": f"{number}"} for number in range(10)]
+    ask("send", "SendMessage", MessageBody="x")
+    ask("send", "SendMessageBatch", Entries=[entry | {"MessageBody": "x"} for entry in ids])
+    (first,) = ask("receive", "ReceiveMessage")["Messages"]
+    others = ask("receive", "ReceiveMessage", MaxNumberOfMessages=10)["Messages"]
+    ask("extend", "ChangeMessageVisibility", ReceiptHandle=first["ReceiptHandle"], VisibilityTimeout=60)
+    ask("settle", "DeleteMessage", ReceiptHandle=first["ReceiptHandle"])
+    handles = [entry | {"ReceiptHandle": one["ReceiptHandle"]} for entry, one in zip(ids, others, strict=True)]
+    ask("ack", "DeleteMessageBatch", Entries=handles)
+
+
+def test_a_handle_is_parsed_once(store: Engine, sqs: Any, make: Make) -> None:
+    url, parsed = make(), list[str]()
+    send(sqs, url, *["x"] * 10)
+    handles = [one["ReceiptHandle"] for one in receive(sqs, url, MaxNumberOfMessages=10)]
+
+    def note_call(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_qualname == Receipt.parse.__qualname__:
+            parsed.append(frame.f_locals["text"])
+
+    sys.setprofile(note_call)
+    try:
+        sqs.delete_message(QueueUrl=url, ReceiptHandle=handles[0])
+        entries = [{"Id": f"{number}", "ReceiptHandle": handle} for number, handle in enumerate(handles[1:])]
+        sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+    finally:
+        sys.setprofile(None)
+    assert parsed == handles
+
+
+def test_a_limit_of_the_native_api_holds_for_each_message_of_a_batch(sqs: Any, make: Make, native: Client) -> None:
+    url = make()
+    assert native.call("PUT", "/queues/q", b'{"max_message_bytes": 5}').status == 200
+    entries = [{"Id": text, "MessageBody": text} for text in ("short", "too_long", "fits")]
+    results = sqs.send_message_batch(QueueUrl=url, Entries=entries)
+    assert [one["Id"] for one in results["Successful"]] == ["short", "fits"]
+    why = "One or more parameters are invalid. Reason: Message must be shorter than 5 bytes."
+    assert results["Failed"] == [
+        {"Id": "too_long", "SenderFault": True, "Code": "InvalidParameterValue", "Message": why}
+    ]
+    with refused("InvalidParameterValue", why):
+        send(sqs, url, "too_long")
+
+
+def test_a_batch_to_a_queue_that_does_not_exist_is_refused_as_a_whole(make: Make, raw: Raw) -> None:
+    make()
+    valid = {"Id": "a", "MessageBody": "x", "ReceiptHandle": "none~1~1", "VisibilityTimeout": 1}
+    for action in ("SendMessageBatch", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"):
+        for entry in (valid, {"Id": "a"}):
+            reply = raw.json(action, {"QueueUrl": "none", "Entries": [entry]})
+            assert (reply.status, reply.json["__type"]) == (400, "com.amazonaws.sqs#QueueDoesNotExist")

@@ -41,12 +41,15 @@ def native(service: LiveServer, method: str, path: str, body: bytes | None = Non
 
 
 def test_waiting_readers_of_both_apis_wake_each_other(service: LiveServer, sqs: Any, queue: str) -> None:
-    url = sqs.create_queue(QueueName=queue)["QueueUrl"]
+    url = sqs.create_queue(QueueName=queue, Attributes={"ReceiveMessageWaitTimeSeconds": "20"})["QueueUrl"]
     path = f"/queues/{queue}/messages"
     found: list[str] = []
 
     def receive_by_sqs() -> None:
         found.extend(one["Body"] for one in sqs.receive_message(QueueUrl=url, WaitTimeSeconds=20)["Messages"])
+
+    def receive_as_the_queue_says() -> None:
+        found.extend(one["Body"] for one in sqs.receive_message(QueueUrl=url)["Messages"])
 
     def receive_by_http() -> None:
         found.append(native(service, "GET", f"{path}?wait=20")["text"])
@@ -61,6 +64,7 @@ def test_waiting_readers_of_both_apis_wake_each_other(service: LiveServer, sqs: 
         (receive_by_sqs, send_by_http, "from http"),
         (receive_by_http, send_by_sqs, "from sqs"),
         (receive_by_sqs, send_by_sqs, "from sqs"),
+        (receive_as_the_queue_says, send_by_http, "from http"),
     ):
         reader = threading.Thread(target=receive)
         reader.start()

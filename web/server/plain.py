@@ -99,10 +99,9 @@ class Weight(Enum):
 def weigh(environ: Environ, body: bytes) -> Weight:
     path, kind, values = environ["PATH_INFO"], environ.get("CONTENT_TYPE", ""), structure(body)
     if environ["REQUEST_METHOD"] == "POST" and (action := environ.get("HTTP_X_AMZ_TARGET")) is not None:
-        is_light = _LIGHT_ACTION.fullmatch(action) is not None
-    else:
-        is_light = _LIGHT.fullmatch(path) is not None
-    if values > MUCH or not is_light:
+        # An action has ten messages at most, however many values describe them.
+        return Weight.LIGHT if values <= MUCH and _LIGHT_ACTION.fullmatch(action) else Weight.LONG
+    if values > MUCH or not _LIGHT.fullmatch(path):
         return Weight.LONG
     if path.endswith("/messages") and (body.lstrip().startswith(b"[") or "ndjson" in kind or "runs" in kind):
         return Weight.LONG

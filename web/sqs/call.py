@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage.errors import Busy, PreconditionFailed
 from storage.model import Queue
 from storage.store import Store
+from web.native.application import Application
+from web.native.request import Environ
 from web.sqs.errors import missing
-from web.sqs.names import name_in_url, url_of
+from web.sqs.names import DEFAULT_REGION, name_in_url, url_of
 from web.sqs.parameters import Parameters
 from web.sqs.protocols.reply import WireProtocol
+from web.sqs.signatures import Signature
 
 Result = dict[str, Any]
 DONE: Result = {}
 _EDITS = 100  # attempts
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     action: str
     protocol: WireProtocol
     parameters: Parameters
     store: Store  # limited to what the caller may do
-    base: str  # the scheme and the host that the client used
-    region: str
+    service: Application
+    environ: Environ
     token: str | None  # the name of the caller's token
-    trace: str | None  # the header X-Amzn-Trace-Id
-    present: Callable[[], bool]  # whether the client is still connected
-    pause: Callable[[float], object]  # let others run for so many seconds
-    build: Callable[[Callable[[], Result]], Result]  # make a reply that may be long
 
     @property
     def queue(self) -> str:
@@ -44,8 +43,23 @@ class Call:
         named = self.parameters.text("QueueUrl") or self.parameters.text("QueueName") or "-"
         return named.rstrip("/").rpartition("/")[2]
 
+    @property
+    def trace(self) -> str | None:
+        return self.environ.get("HTTP_X_AMZN_TRACE_ID")
+
+    @property
+    def region(self) -> str:
+        signature = Signature.of(self.environ)
+        return signature.scope.region if signature else DEFAULT_REGION
+
     def url_of(self, queue: str) -> str:
-        return url_of(self.base, queue)
+        """Return a queue's URL, with the scheme and the host that the client used."""
+        environ = self.environ
+        scheme = "https" if environ.get("HTTP_X_FORWARDED_PROTO") == "https" else environ["wsgi.url_scheme"]
+        host = environ.get("HTTP_HOST", "")
+        if not _HOST.fullmatch(host):
+            host = f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
+        return url_of(f"{scheme}://{host}", queue)
 
 
 def edit(store: Store, queue: str, change: Callable[[Queue], Mapping[str, Any]]) -> None:

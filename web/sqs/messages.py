@@ -20,7 +20,14 @@ from web.sqs.parameters import Parameters, check_characters
 MOST_BYTES = 1_048_576  # of a message, and of a batch
 MOST_DELAY = 900  # seconds
 
+_NAMES_OF_A_TEXT = frozenset({"QueueUrl", "Id", "MessageBody"})
+_UNLIMITED = QueueSettings()
+_VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}  # of UUIDs
 _IDENTIFIER = re.compile(r"[\x21-\x7e]{1,128}")  # of a group, a deduplication or an attempt
+
+
+class SettingsNeeded(Exception):
+    """A message cannot be checked without its queue's settings."""
 
 
 class Outgoing(NamedTuple):
@@ -42,16 +49,21 @@ class Outgoing(NamedTuple):
         return members
 
 
-def outgoing(queue: str, settings: QueueSettings, parameters: Parameters, trace: str | None) -> Outgoing:
-    """Return the message to send to a queue. `trace` is that of the request's header. Raises SqsError."""
-    body = parameters.text("MessageBody")
-    if not body:
-        raise missing("MessageBody")
+def outgoing(queue: str, settings: QueueSettings | None, parameters: Parameters, trace: str | None) -> Outgoing:
+    """Return the message to send to a queue. `trace` is that of the request's header. Raises SqsError.
+
+    Without the settings of a standard queue, raise SettingsNeeded for attributes: the store does not count their bytes.
+    """
+    body = parameters.required("MessageBody")
+    if settings is None:
+        if "MessageAttributes" in parameters:
+            raise SettingsNeeded
+        if trace is None and parameters.are_among(_NAMES_OF_A_TEXT):
+            _check_body(body, 0, MOST_BYTES)
+            return Outgoing(NewMessage(body), {}, {})
+        settings = _UNLIMITED
     attributes = message_attributes.read(parameters)
-    most = settings.max_message_bytes or MOST_BYTES
-    if _bytes_of(body) + message_attributes.size(attributes) > most:
-        raise invalid_value(f"One or more parameters are invalid. Reason: Message must be shorter than {most} bytes.")
-    check_characters(body, "InvalidMessageContents")
+    _check_body(body, message_attributes.size(attributes), settings.max_message_bytes or MOST_BYTES)
     system_attributes = message_attributes.read_system(parameters)
     delay = parameters.number("DelaySeconds", 0, MOST_DELAY, "DelaySeconds must be >= 0 and <= 900.")
     document: dict[str, Any] = {"text": body} | message_attributes.stored(attributes)
@@ -70,6 +82,8 @@ def outgoing(queue: str, settings: QueueSettings, parameters: Parameters, trace:
 def sent_size(parameters: Parameters) -> int:
     """Return the bytes of a message that a batch is to send, whether or not it is valid."""
     size = _bytes_of(parameters.text("MessageBody") or "")
+    if "MessageAttributes" not in parameters:
+        return size
     for name, parts in parameters.objects("MessageAttributes"):
         values = [parts.text(member) or "" for member in ("DataType", "StringValue")]
         size += sum(map(_bytes_of, (name, *values))) + len(parts.text("BinaryValue") or "") * 3 // 4
@@ -98,8 +112,7 @@ def check_identifier(name: str, value: str | None) -> str | None:
 def message_id(identity: bytes, queue: str, number: int) -> str:
     """Return the UUID of a message that first had this number in this queue of this store."""
     digest = hashlib.sha256(identity + f"{queue}~{number}".encode()).hexdigest()
-    variant = "89ab"[int(digest[16], 16) & 3]
-    return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+    return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{_VARIANTS[digest[16]]}{digest[17:20]}-{digest[20:32]}"
 
 
 def sequence_number(number: int) -> str:
@@ -136,6 +149,13 @@ def received(message: Message, reading: Reading) -> dict[str, Any]:
         members["MD5OfMessageAttributes"] = message_attributes.md5(wanted)
         members["MessageAttributes"] = {name: one.written() for name, one in wanted.items()}
     return members
+
+
+def _check_body(body: str, size_of_attributes: int, most: int) -> None:
+    """Raise SqsError if a text is too long, together with the attributes, or has characters that none may have."""
+    if _bytes_of(body) + size_of_attributes > most:
+        raise invalid_value(f"One or more parameters are invalid. Reason: Message must be shorter than {most} bytes.")
+    check_characters(body, "InvalidMessageContents")
 
 
 def _fifo(settings: QueueSettings, parameters: Parameters, delay: int | None) -> dict[str, Any]:
@@ -187,4 +207,4 @@ def _md5(text: str) -> str:
 
 
 def _bytes_of(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from web.sqs.errors import SqsError, invalid, missing
@@ -24,9 +24,13 @@ class Parameters:
     def __contains__(self, name: str) -> bool:
         return self._document.get(name) is not None
 
+    def are_among(self, names: Set[str]) -> bool:
+        """Return whether there are no other members than these."""
+        return self._document.keys() <= names
+
     def text(self, name: str) -> str | None:
         value = self._document.get(name)
-        return None if value is None else as_text(value)
+        return value if value is None or type(value) is str else as_text(value)
 
     def required(self, name: str) -> str:
         """Return a text that is neither absent nor empty."""
@@ -84,7 +88,7 @@ class Parameters:
 
 def check_characters(text: str, shape: str) -> str:
     """Return the text if a message may have all of its characters. Raises SqsError of this shape."""
-    if NOT_IN_XML.search(text):
+    if not (text.isascii() and text.isprintable()) and NOT_IN_XML.search(text):
         raise SqsError(
             shape,
             "Invalid characters found. Valid unicode characters are #x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD"

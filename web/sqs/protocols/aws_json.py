@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from storage.errors import InvalidInput
@@ -15,6 +15,7 @@ from web.sqs.protocols.reply import Reply
 CONTENT_TYPE = "application/x-amz-json-1.0"
 TARGET = "AmazonSQS."  # before the action, in the header X-Amz-Target
 
+_SMALL = 65_536  # characters of messages that are encoded together
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -40,19 +41,25 @@ class JsonProtocol:
         return SqsError("UnknownOperationException", f"The action {action} is not valid for this endpoint.")
 
     def reply(self, action: str, result: Mapping[str, Any], request_id: str) -> Reply:
-        return Reply.of(200, CONTENT_TYPE, lambda: _pieces(result))
+        messages = result.get("Messages")
+        if messages is None or _are_small(messages):
+            return Reply.of(200, CONTENT_TYPE, _encode(result))
+        return Reply.of_pieces(200, CONTENT_TYPE, lambda: _pieces(messages))
 
     def error(self, fault: SqsError, request_id: str) -> Reply:
         headers = {"x-amzn-query-error": f"{fault.code};{fault.fault}"}
         written = _encode({"__type": fault.type, "message": str(fault)})
-        return Reply.of(fault.status, CONTENT_TYPE, lambda: [written], headers)
+        return Reply.of(fault.status, CONTENT_TYPE, written, headers)
 
 
-def _pieces(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a result as JSON; messages, which may be large, one by one."""
-    if "Messages" not in result:
-        yield _encode(result)
-        return
-    for number, message in enumerate(result["Messages"]):
+def _are_small(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return sum([len(message["Body"]) for message in messages]) <= _SMALL and not any(
+        "MessageAttributes" in message for message in messages
+    )
+
+
+def _pieces(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield large messages as JSON, one by one."""
+    for number, message in enumerate(messages):
         yield ("," if number else '{"Messages":[') + _encode(message)
     yield "]}"

@@ -79,9 +79,7 @@ class QueryProtocol:
         return action, document
 
     def without_action(self) -> Reply | None:
-        return (
-            None if self._queue_path is None else Reply.of(404, CONTENT_TYPE, lambda: ["<UnknownOperationException/>"])
-        )
+        return None if self._queue_path is None else Reply.of(404, CONTENT_TYPE, "<UnknownOperationException/>")
 
     def unknown_action(self, action: str) -> SqsError:
         return SqsError("InvalidAction", f"The action {action} is not valid for this endpoint.")
@@ -96,7 +94,7 @@ class QueryProtocol:
             start, end = f"{start}<{action}Result>", f"</{action}Result>{_metadata(request_id)}{end}"
         else:
             end = f"{f'<{action}Result/>' if action in _WITH_RESULT else ''}{_metadata(request_id)}{end}"
-        return Reply.of(200, CONTENT_TYPE, lambda: chain([start], _members(result, action), [end]))
+        return Reply.of_pieces(200, CONTENT_TYPE, lambda: chain([start], _members(result, action), [end]))
 
     def error(self, fault: SqsError, request_id: str) -> Reply:
         message = str(fault)
@@ -107,7 +105,7 @@ class QueryProtocol:
             f'{_DECLARATION}<ErrorResponse xmlns="{_NAMESPACE}"><Error>{error}<Detail/></Error>'
             f"<RequestId>{request_id}</RequestId></ErrorResponse>"
         )
-        return Reply.of(fault.status, CONTENT_TYPE, lambda: [written])
+        return Reply.of(fault.status, CONTENT_TYPE, written)
 
 
 def _fields(query: str, body: bytes) -> dict[str, str]:

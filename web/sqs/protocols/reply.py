@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from web.native.request import Environ
 from web.sqs.errors import SqsError
@@ -12,22 +12,20 @@ from web.sqs.errors import SqsError
 WHOLE = 1_048_576  # characters of a reply that is made before it is sent
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     status: int
     content_type: str
     body: Iterable[bytes]
     length: int  # bytes of the body
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
-    def of(
-        cls,
-        status: int,
-        content_type: str,
-        pieces: Callable[[], Iterable[str]],
-        headers: Mapping[str, str] | None = None,
-    ) -> Reply:
+    def of(cls, status: int, content_type: str, text: str, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+        body = _encoded(text)
+        return cls(status, content_type, [body], len(body), headers)
+
+    @classmethod
+    def of_pieces(cls, status: int, content_type: str, pieces: Callable[[], Iterable[str]]) -> Reply:
         """Return a reply of these pieces. A large one is encoded while it is sent, because it may be six times as long.
 
         Its messages stay in memory meanwhile, and each is encoded by itself.
@@ -38,9 +36,8 @@ class Reply:
             size += len(piece)
             if size > WHOLE:
                 large = _LargeBody(pieces)
-                return cls(status, content_type, large, sum(map(len, large)), headers or {})
-        body = _encoded("".join(some))
-        return cls(status, content_type, [body], len(body), headers or {})
+                return cls(status, content_type, large, sum(map(len, large)))
+        return cls.of(status, content_type, "".join(some))
 
 
 class _LargeBody:

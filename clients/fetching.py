@@ -81,7 +81,7 @@ class Fetcher:
     def _settle(self, finish: Callable[[Runs], Iterable[str]]) -> Fetched:
         done = self._held.keys() & finish(list(self._held.values()))
         left = [run for receipt, run in self._held.items() if receipt not in done]
-        result = self._client._leased.ack_last(done, self._client.queue)
+        result = self._client._run(self._client._leased.ack_last(done, self._client.queue))
         receipts = (receipt for run in left for receipt in run.receipts)
-        self._client._leased.release_all(receipts, self._client.queue, counted=False)
+        self._client._run(self._client._leased.release_all(receipts, self._client.queue, counted=False))
         return result, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -13,6 +13,7 @@ Attribute = str | int | float | bool | None
 Lease = float | Literal["default"]  # seconds, or the queue's own setting
 
 Many = TypeVar("Many", bound=Iterable[object])
+L = TypeVar("L", bound="Leased")
 
 
 class Outgoing(TypedDict, total=False):
@@ -63,17 +64,23 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeasedMessage(Message):
-    """A message that others do not get before `leased_until`.
-
-    Settle it by ack, release or reject. To work on it for longer, extend the lease.
-    """
+class Leased(Message):
+    """A message that others do not get before `leased_until`, as the calls of both clients take it."""
 
     id: str
     sent_at: datetime
     receive_count: int
     receipt: str
     leased_until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedMessage(Leased):
+    """A message that others do not get before `leased_until`.
+
+    Settle it by ack, release or reject. To work on it for longer, extend the lease.
+    """
+
     _client: Settler = field(repr=False, compare=False)
 
     def ack(self) -> None:
@@ -103,15 +110,15 @@ class LeasedMessage(Message):
 class Settler(Protocol):
     """The methods of QueueClient that its messages call."""
 
-    def ack(self, message: LeasedMessage) -> None: ...
+    def ack(self, message: Leased) -> None: ...
 
-    def extend(self, message: LeasedMessage, lease: float) -> None: ...
+    def extend(self, message: Leased, lease: float) -> None: ...
 
-    def release(self, message: LeasedMessage, *, delay: float, counted: bool) -> None: ...
+    def release(self, message: Leased, *, delay: float, counted: bool) -> None: ...
 
-    def reject(self, message: LeasedMessage, *, reason: str | None) -> None: ...
+    def reject(self, message: Leased, *, reason: str | None) -> None: ...
 
-    def transact(self, *, ack: Iterable[LeasedMessage | str], send: Iterable[str | Outgoing]) -> TransactionReply: ...
+    def transact(self, *, ack: Iterable[Leased | str], send: Iterable[str | Outgoing]) -> TransactionReply: ...
 
 
 class ReadingOne(TypedDict, total=False):
@@ -268,9 +275,9 @@ def parse_message(document: Mapping[str, Any], queue: str) -> Message:
     return Message(**_known_fields(document, queue))
 
 
-def parse_leased(documents: Iterable[Mapping[str, Any]], queue: str, client: Settler) -> list[LeasedMessage]:
-    """Return the messages of the reply to a read with a lease."""
-    return [LeasedMessage(**_known_fields(document, queue), _client=client) for document in documents]
+def parse_leased(documents: Iterable[Mapping[str, Any]], queue: str, make: Callable[..., L]) -> list[L]:
+    """Return the messages of the reply to a read with a lease, made by `make` from their fields."""
+    return [make(**_known_fields(document, queue)) for document in documents]
 
 
 def _refuse(value: object) -> object:

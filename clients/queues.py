@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, TypedDict
 from urllib.parse import urlencode
 
-from .http.transport import Transport
+from .http.calls import Call, Steps
 from .messages import drop_none
 
 
@@ -91,13 +91,14 @@ class QueueState(TypedDict):
     stats: QueueStats
 
 
-def list_queues(transport: Transport, prefix: str) -> dict[str, QueueStats]:
+def list_queues(prefix: str) -> Steps[dict[str, QueueStats]]:
     """Return the stats of each queue whose name begins with `prefix`, by name."""
     found: dict[str, QueueStats] = {}
     after: str | None = ""
     while after is not None:
         query = urlencode(drop_none(prefix=prefix or None, after=after or None))
-        page = json.loads(transport.call("GET", f"/queues?{query}".rstrip("?"), idempotent=True).body)
+        reply = yield Call("GET", f"/queues?{query}".rstrip("?"), idempotent=True)
+        page = json.loads(reply.body)
         found |= {queue["queue"]: queue["stats"] for queue in page["queues"]}
         after = page.get("next")
     return found

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..client import QueueClient
 from ..copying.plan import CopyError
 from ..errors import QueueError, Unavailable, Unreachable
-from ..http.transport import DEFAULT_URL
+from ..http.calls import DEFAULT_URL
 from ..log import log
 
 Number = TypeVar("Number", int, float)

@@ -86,6 +86,7 @@ class _Receiver:
     """Leases messages, prints them, and acks those that were accepted in the request for the next ones."""
 
     def __init__(self, client: QueueClient, options: argparse.Namespace, signals: Sequence[int]) -> None:
+        self._run = client._run
         self._reader = client._reader
         self._leased = client._leased
         self._options = options
@@ -121,9 +122,9 @@ class _Receiver:
         wait, lease = min(wait, self._reader.longest_wait), self._options.lease
         headers = {} if self._options.json else {"Accept": RUNS}
         if not self._accepted:
-            return self._reader.read(self._source, limit, wait, lease, headers, self._is_interrupted)
-        acked, documents = self._reader.ack_and_read(
-            self._accepted, self._source, limit, wait, lease, headers, self._is_interrupted
+            return self._run(self._reader.read(self._source, limit, wait, lease, headers, self._is_interrupted))
+        acked, documents = self._run(
+            self._reader.ack_and_read(self._accepted, self._source, limit, wait, lease, headers, self._is_interrupted)
         )
         self._report(acked)
         return documents
@@ -146,13 +147,13 @@ class _Receiver:
             left -= len(run)
         if released:
             self._ack(RELEASES_WITHIN)
-            self._leased.release_all(released, self._source.name, counted=False)
+            self._run(self._leased.release_all(released, self._source.name, counted=False))
         if self._output.is_broken:
             raise BrokenPipeError
         return accepted
 
     def _ack(self, retry_for: float | None) -> None:
-        self._report(self._leased.ack_many(self._accepted, self._source.name, retry_for=retry_for))
+        self._report(self._run(self._leased.ack_many(self._accepted, self._source.name, retry_for=retry_for)))
 
     def _is_interrupted(self) -> bool:
         return bool(self._signals)

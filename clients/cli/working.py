@@ -125,7 +125,7 @@ class _Commands:
             for process in running:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, until - time.monotonic()))
-        client._leased.release_all(running.values(), counted=False)
+        client._run(client._leased.release_all(running.values(), counted=False))
 
 
 def _environment(message: LeasedMessage) -> dict[str, str]:

@@ -6,63 +6,89 @@ import time
 from collections.abc import Callable, Generator, Iterator
 
 from ..errors import QueueError
-from ..messages import LeasedMessage, Settler, parse_leased
+from ..http.calls import NO_REPLY, Call, IsCut, Pause, Reply, Steps
+from ..messages import L, Leased, parse_leased
 from ..reading import Reader
 from ..settling import LeasedMessages, report_stale
 from .options import Loop
 
 
-def consume(client: Settler, reader: Reader, loop: Loop, batch: int) -> Iterator[LeasedMessage]:
-    """Yield messages as QueueClient.consume specifies."""
+class BodyLeft(BaseException):
+    """The body of a loop was left. GeneratorExit would end `yield from` before its messages are released."""
+
+
+# The steps of a loop: those of calls, and messages for the body, each answered by the body's end or BodyLeft.
+LoopSteps = Generator[Call | Pause | L, Reply, None]
+
+
+def consume(reader: Reader, loop: Loop, batch: int, make: Callable[..., L]) -> LoopSteps[L]:
+    """Yield messages, made by `make`, as QueueClient.consume specifies."""
     leased, last = reader.leased, time.monotonic()
-    done: list[LeasedMessage] = []  # worked on; acked by the request for the next messages
+    done: list[L] = []  # worked on; acked by the request for the next messages
 
     def is_ending() -> bool:
         return reader.is_closed() or loop.is_stopped()
 
     while not is_ending():
         asked = time.monotonic()
-        wait = reader.longest_wait
-        if loop.idle is not None:
-            wait = min(wait, max(0.0, last + loop.idle - asked))
+        wait = loop.wait(reader.longest_wait, last)
         try:
             if done and loop.queues is None:  # a transaction reads from one queue
-                result, documents = reader.ack_and_read(done, loop, batch, wait, loop.lease, is_cut=is_ending)
+                result, documents = yield from reader.ack_and_read(
+                    done, loop, batch, wait, loop.lease, is_cut=is_ending
+                )
                 report_stale(result)
             else:
-                _ack(leased, done)
-                documents = reader.read(loop, batch, wait, loop.lease, is_cut=is_ending)
+                yield from _ack(leased, done)
+                documents = yield from reader.read(loop, batch, wait, loop.lease, is_cut=is_ending)
         except QueueError:
             if is_ending():
                 break  # the end cut the poll off
             raise
         done = []
         if documents:
-            messages = parse_leased(documents, loop.name, client)
+            messages = parse_leased(documents, loop.name, make)
             done = yield from _work_through(leased, messages, loop, asked, is_ending)
             last = time.monotonic()
-        elif loop.idle is not None and time.monotonic() >= last + loop.idle:
+        elif loop.is_idle(last):
             return
-    _ack(leased, done)
+    yield from _ack(leased, done)
+
+
+def iterate(steps: LoopSteps[L], take: Callable[[Call | Pause], Reply]) -> Iterator[L]:
+    """Take the steps of a loop, and yield its messages."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                reply = NO_REPLY
+                if isinstance(step, Leased):
+                    yield step
+                else:
+                    reply = take(step)
+            except GeneratorExit:
+                step = steps.throw(BodyLeft())
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(reply)
+    except (StopIteration, BodyLeft):
+        return
 
 
 def _work_through(
-    leased: LeasedMessages,
-    messages: list[LeasedMessage],
-    loop: Loop,
-    asked: float,
-    is_ending: Callable[[], bool],
-) -> Generator[LeasedMessage, None, list[LeasedMessage]]:
+    leased: LeasedMessages, messages: list[L], loop: Loop, asked: float, is_ending: IsCut
+) -> Generator[Call | Pause | L, Reply, list[L]]:
     """Yield the messages and ack each when it is done; return the last one if it is still to be acked."""
     if not leased.keeper.renew(messages, loop.lease, asked):  # closed meanwhile
-        leased.release_all(messages, counted=False)
+        yield from leased.release_all(messages, counted=False)
         return []
-    in_hand: LeasedMessage | None = None
+    in_hand: L | None = None
     try:
         for message in messages:
             if is_ending():
                 break
-            if not leased.keeper.begin(message) or loop.reject_exhausted(leased, message):
+            if not leased.keeper.begin(message) or (yield from loop.reject_exhausted(leased, message)):
                 continue  # lost to another reader; in a forked child it is the parent's
             in_hand = message
             yield message
@@ -70,15 +96,15 @@ def _work_through(
             if leased.keeper.stop_renewing(message.receipt):
                 if message is messages[-1] or is_ending():
                     return [message]
-                _ack(leased, [message])
+                yield from _ack(leased, [message])
         return []
     finally:
         # A break or an exception in the body leaves some leased; a generator cannot distinguish the two.
         if in_hand is not None and leased.keeper.stop_renewing(in_hand.receipt):
-            loop.retry(leased, in_hand, "the loop that had this message ended before it was acked")
-        leased.release_unworked(messages)
+            yield from loop.retry(leased, in_hand, "the loop that had this message ended before it was acked")
+        yield from leased.release_unworked(messages)
 
 
-def _ack(leased: LeasedMessages, done: list[LeasedMessage]) -> None:
+def _ack(leased: LeasedMessages, done: list[L]) -> Steps[None]:
     if done:
-        report_stale(leased.ack_last(done))
+        report_stale((yield from leased.ack_last(done)))

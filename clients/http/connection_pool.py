@@ -9,16 +9,15 @@ from __future__ import annotations
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from .calls import Answer
 from .connection import Connection, ProtocolError
 
 MOST_HEAD = 64 * 1024  # bytes of a reply's status line and headers
 CUT_CHECKED_EVERY = 0.1  # seconds
 CUT_ANSWERED_WITHIN = 3.0  # seconds; the service checks every second that a waiting reader is still connected
-
-Answer = tuple[int, Mapping[str, str], bytes]  # status, headers by lower-case name, body
 
 
 class ConnectionPool:

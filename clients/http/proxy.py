@@ -7,16 +7,8 @@ from collections.abc import Mapping
 import requests
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from requests.utils import select_proxy
 
-from .connection_pool import Answer
-
-
-def from_environment(url: str, verify: bool | str, kept: int) -> tuple[bool | str, Proxy | None]:
-    """Return `verify` as the environment sets it for a URL, and the proxy if there is one."""
-    found = requests.Session().merge_environment_settings(url, {}, None, verify, None)
-    proxies, verify = found["proxies"], found["verify"]
-    return verify, Proxy(proxies, verify, kept) if select_proxy(url, proxies) else None
+from .calls import Answer
 
 
 class Proxy:

@@ -14,7 +14,6 @@ from functools import partial
 import pytest
 
 from clients import Closed, NotFound, QueueClient
-from clients.consuming.leases import LeaseKeeper
 from tests.clients.connect import Connect
 from tests.support.live import REPOSITORY, FaultProxy, LiveServer, await_true
 
@@ -170,7 +169,7 @@ def test_a_renewal_that_hangs_does_not_delay_the_others(
 def test_a_deleted_message_is_dropped_and_the_others_stay_leased(client: QueueClient) -> None:
     client.send_many(["a", "gone", "b"])
     messages = client.receive(limit=3, lease=2)
-    keeper = LeaseKeeper(lambda messages, lease, timeout: client.extend_many(messages, lease))
+    keeper = client._leased.keeper
     keeper.renew(messages, 2, time.monotonic())
     messages[1].ack()
     assert client.receive(lease=30, wait=3) == []

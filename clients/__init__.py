@@ -1,5 +1,8 @@
-"""The client of a queue service: QueueClient, its messages and its errors."""
+"""The clients of a queue service: QueueClient, AsyncQueueClient, their messages and their errors."""
 
+from typing import TYPE_CHECKING
+
+from .aio.messages import AsyncLeasedMessage, AsyncTransactionReply
 from .client import QueueClient
 from .column_batches import ColumnBatch
 from .consuming.options import Backoff, exponential_backoff
@@ -35,8 +38,13 @@ from .messages import (
 )
 from .queues import QueueSettings, QueueState, QueueStats, SettingsChanges
 
+if TYPE_CHECKING:
+    from .aio.client import AsyncQueueClient as AsyncQueueClient
+
 __all__ = [
     "AckResult",
+    "AsyncLeasedMessage",
+    "AsyncTransactionReply",
     "Attribute",
     "Backoff",
     "BadRequest",
@@ -71,3 +79,14 @@ __all__ = [
     "Unreachable",
     "exponential_backoff",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import AsyncQueueClient for those who use it."""
+    if name != "AsyncQueueClient":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .aio.client import AsyncQueueClient
+    except ModuleNotFoundError as error:
+        raise ImportError("AsyncQueueClient needs the extra async: pip install 'queue-service-http[async]'") from error
+    return AsyncQueueClient

@@ -1,4 +1,4 @@
-"""Clients over plain HTTP and over TLS."""
+"""Clients over plain HTTP and over TLS, and a service on each engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from clients import QueueClient
-from tests.clients.connect import Connect
+from tests.clients.connect import ClientClass, Connect
 from tests.support.live import FaultProxy, LiveServer
 from tests.support.nginx import Certificate, make_certificate, nginx
 
@@ -31,11 +31,19 @@ def tls(request: pytest.FixtureRequest) -> Certificate | None:
 
 
 @pytest.fixture
-def connect(request: pytest.FixtureRequest, server: LiveServer, tls: Certificate | None) -> Connect:
+def client_class() -> ClientClass:
+    """Return the class of the clients; the marks of connect.py select another."""
+    return QueueClient
+
+
+@pytest.fixture
+def connect(
+    request: pytest.FixtureRequest, server: LiveServer, client_class: ClientClass, tls: Certificate | None
+) -> Connect:
     """Connect to the service, or over TLS to nginx in front of it."""
     if tls is None:
-        return Connect(server.url)
-    return Connect(f"https://localhost:{request.getfixturevalue('nginx_port')}", str(tls.pem))
+        return Connect(client_class, server.url)
+    return Connect(client_class, f"https://localhost:{request.getfixturevalue('nginx_port')}", str(tls.pem))
 
 
 @pytest.fixture
@@ -61,3 +69,14 @@ def proxy(server: LiveServer, tls: Certificate | None) -> Iterator[FaultProxy]:
 def proxied(connect: Connect, proxy: FaultProxy, queue: str) -> Iterator[QueueClient]:
     with connect(proxy.url, queue=queue, retry_for=5) as client:
         yield client
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine(request: pytest.FixtureRequest, queue: str) -> Iterator[LiveServer]:
+    """Return a service on each engine."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("server")
+        return
+    url = request.getfixturevalue("postgres").create_database(queue)
+    with LiveServer({"QUEUE_DATABASE_URL": url}) as server:
+        yield server

@@ -1,4 +1,4 @@
-"""Test QueueClient on a real service: sending, reading, settling, and lost replies."""
+"""Test both clients on a real service: sending, reading, settling, and lost replies."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from clients import (
     Unreachable,
 )
 from clients.messages import Message
-from tests.clients.connect import Connect
+from tests.clients.connect import Connect, both_clients
 from tests.support.live import FaultProxy, LiveServer
 
 # Sent messages are received.
 
 
+@both_clients
 def test_a_message_comes_back_with_its_id_and_time(client: QueueClient) -> None:
     sent = client.send("hello")
     (message,) = client.receive()
@@ -39,6 +40,7 @@ def test_a_message_comes_back_with_its_id_and_time(client: QueueClient) -> None:
     assert client.receive() == []
 
 
+@both_clients
 def test_a_message_comes_back_with_its_whole_envelope(client: QueueClient) -> None:
     attributes = {"n": 1, "x": 0.5, "yes": True, "none": None, "s": "é"}
     client.send("t", key="k", priority=7, recipient="me", attributes=attributes, delay=0, ttl=60, dedup_id="d")
@@ -50,6 +52,7 @@ def test_a_message_comes_back_with_its_whole_envelope(client: QueueClient) -> No
     assert message.leased_until is not None
 
 
+@both_clients
 @pytest.mark.parametrize(
     "text", ["", "\0", "\r\n\f\x85\u2028\u2029", "\U0001f600 é \uffff", '"\\', "exit", "x" * 300_000]
 )
@@ -58,11 +61,13 @@ def test_any_text_comes_back_exactly(client: QueueClient, text: str) -> None:
     assert [message.text for message in client.receive()] == [text]
 
 
+@both_clients
 def test_a_lone_surrogate_is_refused_before_it_is_sent(client: QueueClient) -> None:
     with pytest.raises(ValueError, match="surrogates"):
         client.send("\ud800")
 
 
+@both_clients
 def test_a_batch_keeps_its_order(client: QueueClient) -> None:
     texts = [str(n) for n in range(1000)]
     ids = client.send_many(texts)
@@ -70,6 +75,7 @@ def test_a_batch_keeps_its_order(client: QueueClient) -> None:
     assert [message.text for message in client.receive(limit=1000)] == texts
 
 
+@both_clients
 def test_a_batch_with_one_bad_message_stores_none_and_names_it(client: QueueClient) -> None:
     with pytest.raises(BadRequest) as refusal:
         client.send_many(["good", {"text": "bad", "priority": 10}])
@@ -78,8 +84,9 @@ def test_a_batch_with_one_bad_message_stores_none_and_names_it(client: QueueClie
     assert client.receive() == []
 
 
-def test_an_empty_batch_sends_no_request() -> None:
-    assert QueueClient("http://127.0.0.1:1").send_many([]) == []
+@both_clients
+def test_an_empty_batch_sends_no_request(connect: Connect) -> None:
+    assert connect("http://127.0.0.1:1").send_many([]) == []
 
 
 # Ambiguous arguments are refused before any request.
@@ -98,6 +105,7 @@ def test_an_empty_batch_sends_no_request() -> None:
         ("send", {"text": "x", "prority": 5}),
     ],
 )
+@both_clients
 def test_a_misspelt_keyword_is_refused_and_takes_no_message(
     client: QueueClient, call: str, arguments: dict[str, object]
 ) -> None:
@@ -118,6 +126,7 @@ def test_a_misspelt_keyword_is_refused_and_takes_no_message(
         ("send", {"text": "x", "queue": ""}, "name is empty"),
     ],
 )
+@both_clients
 def test_an_ambiguous_queue_is_refused(
     client: QueueClient, call: str, arguments: dict[str, object], error: str
 ) -> None:
@@ -139,6 +148,7 @@ def test_an_ambiguous_queue_is_refused(
         ("receive", {"queues": "abc"}),
     ],
 )
+@both_clients
 def test_one_string_is_not_treated_as_a_list_of_its_letters(
     client: QueueClient, call: str, arguments: dict[str, object]
 ) -> None:
@@ -147,6 +157,7 @@ def test_one_string_is_not_treated_as_a_list_of_its_letters(
     assert client.peek() == []
 
 
+@both_clients
 def test_a_waiting_reader_gets_a_message_when_it_is_sent(client: QueueClient) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.receive, wait=10)
@@ -157,12 +168,14 @@ def test_a_waiting_reader_gets_a_message_when_it_is_sent(client: QueueClient) ->
         assert time.monotonic() - start < 2
 
 
+@both_clients
 def test_a_reader_waits_no_longer_than_it_said(client: QueueClient) -> None:
     start = time.monotonic()
     assert client.receive(wait=0.2) == []
     assert 0.2 <= time.monotonic() - start < 2
 
 
+@both_clients
 def test_several_queues_are_read_in_the_order_of_preference(client: QueueClient, queue: str) -> None:
     client.send("later", queue=f"{queue}.low")
     client.send("first", queue=f"{queue}.high")
@@ -173,6 +186,7 @@ def test_several_queues_are_read_in_the_order_of_preference(client: QueueClient,
     ]
 
 
+@both_clients
 def test_many_threads_can_share_a_client(client: QueueClient) -> None:
     with ThreadPoolExecutor(16) as pool:
         ids = list(pool.map(lambda n: client.send(str(n)), range(200)))
@@ -183,6 +197,7 @@ def test_many_threads_can_share_a_client(client: QueueClient) -> None:
 # Settling.
 
 
+@both_clients
 def test_an_acked_message_is_deleted_and_cannot_be_acked_again(client: QueueClient) -> None:
     client.send("once")
     (message,) = client.receive(lease=30)
@@ -192,6 +207,7 @@ def test_an_acked_message_is_deleted_and_cannot_be_acked_again(client: QueueClie
     assert client.stats()["acked"] == 1
 
 
+@both_clients
 def test_a_released_message_is_redelivered_at_once(client: QueueClient) -> None:
     client.send("again")
     client.receive(lease=30)[0].release()
@@ -199,6 +215,7 @@ def test_a_released_message_is_redelivered_at_once(client: QueueClient) -> None:
     assert message.receive_count == 2
 
 
+@both_clients
 def test_a_message_released_with_a_delay_is_redelivered_after_it(client: QueueClient) -> None:
     client.send("later")
     client.receive(lease=30)[0].release(delay=0.3)
@@ -206,6 +223,7 @@ def test_a_message_released_with_a_delay_is_redelivered_after_it(client: QueueCl
     assert [message.text for message in client.receive(lease=30, wait=5)] == ["later"]
 
 
+@both_clients
 def test_a_late_worker_cannot_ack_a_message_leased_again(client: QueueClient) -> None:
     client.send("mine")
     (late,) = client.receive(lease=1)
@@ -215,6 +233,7 @@ def test_a_late_worker_cannot_ack_a_message_leased_again(client: QueueClient) ->
     holder.ack()
 
 
+@both_clients
 def test_an_extended_lease_does_not_end_at_its_first_end(client: QueueClient) -> None:
     client.send("long")
     (message,) = client.receive(lease=1)
@@ -222,6 +241,7 @@ def test_an_extended_lease_does_not_end_at_its_first_end(client: QueueClient) ->
     assert client.receive(lease=1, wait=1.2) == []
 
 
+@both_clients
 def test_ack_many_reports_stale_and_missing_receipts(client: QueueClient) -> None:
     client.send_many(["stale", "gone", "good"])
     stale, gone, good = client.receive(limit=3, lease=30)
@@ -232,6 +252,7 @@ def test_ack_many_reports_stale_and_missing_receipts(client: QueueClient) -> Non
     assert (result.acked, result.stale, result.missing) == (1, [stale.receipt], [gone.receipt])
 
 
+@both_clients
 def test_a_message_read_without_a_lease_cannot_be_settled(client: QueueClient) -> None:
     client.send("gone")
     with pytest.raises(ValueError, match="without a lease"):
@@ -241,6 +262,7 @@ def test_a_message_read_without_a_lease_cannot_be_settled(client: QueueClient) -
 # Runs
 
 
+@both_clients
 def test_runs_are_received_and_acked_in_columns(client: QueueClient) -> None:
     sent = client.send_many([str(number) for number in range(250)])
     client.send("urgent", priority=5, attributes={"n": 1})
@@ -256,6 +278,7 @@ def test_runs_are_received_and_acked_in_columns(client: QueueClient) -> None:
     assert client.stats()["acked"] == 251
 
 
+@both_clients
 def test_a_run_has_a_receipt_for_each_of_its_messages(client: QueueClient) -> None:
     client.send_many(list("abcdefghij"))
     (run,) = client.receive_runs(lease=30)
@@ -267,6 +290,7 @@ def test_a_run_has_a_receipt_for_each_of_its_messages(client: QueueClient) -> No
     assert (result.acked, result.stale, result.missing) == (8, [run.receipts[4]], [run.receipts[2]])
 
 
+@both_clients
 def test_a_late_ack_of_a_run_is_reported_and_the_next_run_is_read(client: QueueClient) -> None:
     client.send_many(list("abcdefghij"))
     (run,) = client.receive_runs(lease=30)
@@ -277,6 +301,7 @@ def test_a_late_ack_of_a_run_is_reported_and_the_next_run_is_read(client: QueueC
     assert "".join(following.texts) == "klmnopqrst"
 
 
+@both_clients
 def test_receipts_of_many_messages_are_acked_in_requests_of_allowed_size(client: QueueClient) -> None:
     count = 25_000
     for _ in range(0, count, 5_000):
@@ -286,6 +311,7 @@ def test_receipts_of_many_messages_are_acked_in_requests_of_allowed_size(client:
     assert client.ack_many(["a~b~c~d", "no receipt", "q~1~-~2"]).acked == 0
 
 
+@both_clients
 def test_runs_of_several_queues_and_of_a_recipient(client: QueueClient) -> None:
     client.send_many([{"text": "for Ada", "recipient": "Ada"}, {"text": "x", "attributes": {"n": 1}}])
     client.send_many(["y"] * 9, queue=f"{client.queue}-2")
@@ -300,6 +326,7 @@ def test_runs_of_several_queues_and_of_a_recipient(client: QueueClient) -> None:
 # consume
 
 
+@both_clients
 def test_consume_acks_each_message_when_the_loop_asks_for_the_next(client: QueueClient) -> None:
     client.send_many(["a", "b", "c"])
     left = [(message.text, client.stats()["acked"]) for message in client.consume(lease=30, idle=0)]
@@ -307,6 +334,7 @@ def test_consume_acks_each_message_when_the_loop_asks_for_the_next(client: Queue
     assert client.stats()["acked"] == 3
 
 
+@both_clients
 def test_the_body_can_settle_a_message_itself(client: QueueClient) -> None:
     client.send_many(["release", "ack"])
     for message in client.consume(lease=30, idle=0):
@@ -315,6 +343,7 @@ def test_the_body_can_settle_a_message_itself(client: QueueClient) -> None:
     assert (counts["acked"], counts["delayed"]) == (1, 1)
 
 
+@both_clients
 def test_slow_work_keeps_its_lease(client: QueueClient) -> None:
     client.send("slow")
     for _ in client.consume(lease=1, idle=0):
@@ -322,6 +351,7 @@ def test_slow_work_keeps_its_lease(client: QueueClient) -> None:
     assert client.stats()["acked"] == 1
 
 
+@both_clients
 def test_consume_continues_after_it_lost_a_lease(client: QueueClient) -> None:
     client.send_many(["purged", "next"])
     seen = []
@@ -333,6 +363,7 @@ def test_consume_continues_after_it_lost_a_lease(client: QueueClient) -> None:
     assert seen == ["purged", "after"]
 
 
+@both_clients
 def test_the_last_message_is_acked_before_the_next_one_is_waited_for(client: QueueClient) -> None:
     client.send("only")
     with ThreadPoolExecutor(1) as pool:
@@ -345,6 +376,7 @@ def test_the_last_message_is_acked_before_the_next_one_is_waited_for(client: Que
 # Transactions.
 
 
+@both_clients
 def test_a_transaction_acks_the_input_and_sends_the_output(client: QueueClient, queue: str) -> None:
     client.send("raw")
     for message in client.consume(lease=30, idle=0):
@@ -354,6 +386,7 @@ def test_a_transaction_acks_the_input_and_sends_the_output(client: QueueClient, 
     assert [message.text for message in client.receive(queue=f"{queue}.out")] == ["raw done"]
 
 
+@both_clients
 def test_a_late_worker_sends_no_output(client: QueueClient, queue: str) -> None:
     client.send("raw")
     (late,) = client.receive(lease=30)
@@ -365,6 +398,7 @@ def test_a_late_worker_sends_no_output(client: QueueClient, queue: str) -> None:
     assert [message.text for message in client.receive(queue=f"{queue}.out", limit=10)] == ["once"]
 
 
+@both_clients
 def test_a_transaction_can_receive_the_next_messages(client: QueueClient) -> None:
     client.send_many(["first", "second"])
     (first,) = client.receive(lease=30)
@@ -376,6 +410,7 @@ def test_a_transaction_can_receive_the_next_messages(client: QueueClient) -> Non
 # Queues.
 
 
+@both_clients
 def test_peek_shows_messages_and_changes_nothing(client: QueueClient) -> None:
     client.send_many(["a", "b"])
     client.receive(lease=30)
@@ -386,6 +421,7 @@ def test_peek_shows_messages_and_changes_nothing(client: QueueClient) -> None:
     assert client.stats()["received"] == 1
 
 
+@both_clients
 def test_a_queue_is_counted_purged_and_deleted(client: QueueClient, queue: str) -> None:
     client.send_many(["a", "b"])
     assert client.stats()["ready"] == 2
@@ -397,6 +433,7 @@ def test_a_queue_is_counted_purged_and_deleted(client: QueueClient, queue: str) 
     assert (refusal.value.code, refusal.value.queue) == ("queue_not_found", queue)
 
 
+@both_clients
 def test_settings_are_kept_and_guarded_by_their_etag(client: QueueClient, connect: Connect) -> None:
     client.put_settings({"lease": 5, "max_messages": 1})
     settings, tag = client.settings()
@@ -410,6 +447,7 @@ def test_settings_are_kept_and_guarded_by_their_etag(client: QueueClient, connec
     assert refusal.value.queue == client.queue
 
 
+@both_clients
 def test_a_rejected_message_is_dead_until_it_is_redriven(client: QueueClient, queue: str) -> None:
     client.send("poison")
     client.receive(lease=30)[0].reject("does not parse")
@@ -421,6 +459,7 @@ def test_a_rejected_message_is_dead_until_it_is_redriven(client: QueueClient, qu
     assert [message.text for message in client.receive(lease=30)] == ["poison"]
 
 
+@both_clients
 def test_a_message_is_shown_moved_and_removed_by_its_id(client: QueueClient, queue: str) -> None:
     first, second, third = client.send_many([{"text": "a", "delay": 600}, {"text": "b"}, {"text": "c"}])
     assert (client.message(first).text, client.message(first).state) == ("a", "delayed")
@@ -438,6 +477,7 @@ def test_a_message_is_shown_moved_and_removed_by_its_id(client: QueueClient, que
         client.delete_message(held.receipt)
 
 
+@both_clients
 def test_a_duplicate_is_reported_with_the_first_ones_id(client: QueueClient) -> None:
     first = client.send("a", dedup_id="d")
     again = client.send("another", dedup_id="d")
@@ -447,6 +487,7 @@ def test_a_duplicate_is_reported_with_the_first_ones_id(client: QueueClient) -> 
     assert client.transact(send=[{"text": "d", "dedup_id": "d"}]).duplicates == [0]
 
 
+@both_clients
 def test_a_reader_for_any_recipient_gets_all(client: QueueClient) -> None:
     client.send_many([{"text": "a", "recipient": "Ada"}, {"text": "b"}, {"text": "c", "recipient": "Bob"}])
     with pytest.raises(ValueError, match="not both"):
@@ -457,12 +498,14 @@ def test_a_reader_for_any_recipient_gets_all(client: QueueClient) -> None:
     assert [first.text, *second.texts, *last] == ["a", "b", "c"]
 
 
+@both_clients
 def test_peek_pages_back_and_shows_one_key(client: QueueClient) -> None:
     ids = client.send_many([{"text": text, "key": text[0]} for text in ("a1", "b1", "a2", "b2")])
     assert [message.text for message in client.peek(before=ids[3], limit=2)] == ["a2", "b1"]
     assert [message.text for message in client.peek(key="b")] == ["b1", "b2"]
 
 
+@both_clients
 def test_some_dead_letters_are_redriven_by_id_or_reason(client: QueueClient, queue: str) -> None:
     ids = client.send_many(["a", "b", "c"])
     for id, reason in zip(ids, ["late", "broken", "late"], strict=True):
@@ -473,6 +516,7 @@ def test_some_dead_letters_are_redriven_by_id_or_reason(client: QueueClient, que
     assert sorted(message.text for message in client.peek()) == ["b", "c"]
 
 
+@both_clients
 def test_queues_are_listed_by_their_prefix(client: QueueClient, queue: str) -> None:
     for name in ("a", "b"):
         client.send("x", queue=f"{queue}-{name}")
@@ -482,6 +526,7 @@ def test_queues_are_listed_by_their_prefix(client: QueueClient, queue: str) -> N
 # Replies that are lost.
 
 
+@both_clients
 def test_a_send_whose_reply_was_lost_stores_once(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxy.losing = 2
     sent = proxied.send("once")
@@ -489,12 +534,14 @@ def test_a_send_whose_reply_was_lost_stores_once(proxy: FaultProxy, proxied: Que
     assert [message.id for message in proxied.peek()] == [sent]
 
 
+@both_clients
 def test_a_batch_whose_reply_was_lost_is_stored_once(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxy.losing = 1
     ids = proxied.send_many(["a", "b"])
     assert [message.id for message in proxied.peek()] == ids
 
 
+@both_clients
 def test_a_plain_read_whose_reply_was_lost_loses_no_message(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxied.send_many(["first", "second"])
     proxy.losing = 1
@@ -502,6 +549,7 @@ def test_a_plain_read_whose_reply_was_lost_loses_no_message(proxy: FaultProxy, p
     assert [message.text for message in proxied.receive()] == ["second"]
 
 
+@both_clients
 def test_an_ack_whose_reply_was_lost_is_done(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxied.send_many(["a", "b"])
     first, second = proxied.receive(limit=2, lease=30)
@@ -512,6 +560,7 @@ def test_an_ack_whose_reply_was_lost_is_done(proxy: FaultProxy, proxied: QueueCl
     assert proxied.stats()["acked"] == 2
 
 
+@both_clients
 def test_a_transaction_whose_reply_was_lost_is_done_once(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxied.send("in")
     (message,) = proxied.receive(lease=30)
@@ -520,6 +569,7 @@ def test_a_transaction_whose_reply_was_lost_is_done_once(proxy: FaultProxy, prox
     assert [left.id for left in proxied.peek()] == reply.ids
 
 
+@both_clients
 def test_consume_continues_after_a_lost_reply(proxy: FaultProxy, proxied: QueueClient) -> None:
     proxied.send_many([str(n) for n in range(4)])
     seen = set()
@@ -530,6 +580,7 @@ def test_consume_continues_after_a_lost_reply(proxy: FaultProxy, proxied: QueueC
     assert proxied.peek() == []
 
 
+@both_clients
 def test_a_call_that_is_never_answered_ends_with_unreachable(connect: Connect, proxy: FaultProxy) -> None:
     proxy.losing = 1000
     with connect(proxy.url, retry_for=0.3) as client:
@@ -540,21 +591,24 @@ def test_a_call_that_is_never_answered_ends_with_unreachable(connect: Connect, p
     assert proxy.requests > 2
 
 
-def test_a_service_that_does_not_run_is_unreachable() -> None:
-    client = QueueClient("http://127.0.0.1:1", retry_for=0.1)
-    with pytest.raises(Unreachable, match="connection refused"):
+@both_clients
+def test_a_service_that_does_not_run_is_unreachable(connect: Connect) -> None:
+    refused = pytest.raises(Unreachable, match="connection refused")
+    with connect("http://127.0.0.1:1", retry_for=0.1) as client, refused:
         client.receive()
 
 
-def test_an_unavailable_service_is_retried_for_all_of_retry_for() -> None:
+@both_clients
+def test_an_unavailable_service_is_retried_for_all_of_retry_for(connect: Connect) -> None:
     start = time.monotonic()
-    with pytest.raises(Unreachable):
-        QueueClient("http://127.0.0.1:1", retry_for=0.7).send("?")
+    with connect("http://127.0.0.1:1", retry_for=0.7) as client, pytest.raises(Unreachable):
+        client.send("?")
     assert 0.7 <= time.monotonic() - start < 2
 
 
-def test_a_send_outlives_a_restart_of_the_service() -> None:
-    with LiveServer() as server, QueueClient(server.url, retry_for=20) as client:
+@both_clients
+def test_a_send_outlives_a_restart_of_the_service(connect: Connect) -> None:
+    with LiveServer() as server, connect(server.url, retry_for=20) as client:
         client.send("before")
         server.kill()
         restarting = threading.Timer(0.5, server.start)
@@ -603,49 +657,58 @@ BUSY = (503, {"Retry-After": "0.3"}, {"title": "The service is busy", "code": "b
 FULL = (429, {"Retry-After": "30"}, {"title": "The queue is full", "detail": "no more", "code": "queue_full"})
 
 
-def test_a_call_to_a_busy_service_is_retried_after_retry_after_with_the_same_key() -> None:
-    with answering(BUSY, (200, {}, {"id": "1"})) as (url, asked), QueueClient(url) as client:
+@both_clients
+def test_a_call_to_a_busy_service_is_retried_after_retry_after_with_the_same_key(connect: Connect) -> None:
+    with answering(BUSY, (200, {}, {"id": "1"})) as (url, asked), connect(url) as client:
         assert client.send("patience") == "1"
     (first, key), (second, key_again) = asked
     assert second - first >= 0.3
     assert key == key_again is not None
 
 
-def test_queues_are_listed_to_the_last_page() -> None:
+@both_clients
+def test_queues_are_listed_to_the_last_page(connect: Connect) -> None:
     pages: list[object] = [{"queues": [{"queue": name, "stats": {}}], "next": name} for name in ("a", "b")]
     replies: list[tuple[int, dict[str, str], object]] = [(200, {}, page) for page in [*pages, {"queues": []}]]
-    with answering(*replies) as (url, asked), QueueClient(url) as client:
+    with answering(*replies) as (url, asked), connect(url) as client:
         assert list(client.queues()) == ["a", "b"]
     assert len(asked) == 3
 
 
+@both_clients
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_an_ack_with_a_lost_reply_that_finds_no_message_on_retry_is_done(status: int) -> None:
+def test_an_ack_with_a_lost_reply_that_finds_no_message_on_retry_is_done(status: int, connect: Connect) -> None:
     gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
-    with answering((status, {}, None), gone) as (url, asked), QueueClient(url) as client:
+    with answering((status, {}, None), gone) as (url, asked), connect(url) as client:
         client.ack("q~1~2")
     assert len(asked) == 2
 
 
-def test_an_ack_that_was_refused_and_finds_no_message_on_retry_was_not_done() -> None:
+@both_clients
+def test_an_ack_that_was_refused_and_finds_no_message_on_retry_was_not_done(connect: Connect) -> None:
     gone: tuple[int, dict[str, str], object] = (404, {}, {"code": "message_not_found"})
-    with answering(BUSY, gone) as (url, _), QueueClient(url) as client, pytest.raises(NotFound):
+    with answering(BUSY, gone) as (url, _), connect(url) as client, pytest.raises(NotFound):
         client.ack("q~1~2")
 
 
-def test_a_full_queue_is_an_error_when_there_is_no_time_to_wait() -> None:
-    with answering(FULL) as (url, asked), pytest.raises(QueueFull, match="no more") as refusal:
-        QueueClient(url, retry_for=5).send("too much")
+@both_clients
+def test_a_full_queue_is_an_error_when_there_is_no_time_to_wait(connect: Connect) -> None:
+    refused = pytest.raises(QueueFull, match="no more")
+    with answering(FULL) as (url, asked), connect(url, retry_for=5) as client, refused as refusal:
+        client.send("too much")
     assert (refusal.value.code, refusal.value.retry_after, len(asked)) == ("queue_full", 30, 1)
 
 
-def test_an_error_without_a_problem_document_is_quoted() -> None:
-    with answering((500, {}, None)) as (url, _), pytest.raises(Unavailable, match="HTTP 500"):
-        QueueClient(url).stats()
+@both_clients
+def test_an_error_without_a_problem_document_is_quoted(connect: Connect) -> None:
+    quoted = pytest.raises(Unavailable, match="HTTP 500")
+    with answering((500, {}, None)) as (url, _), connect(url) as client, quoted:
+        client.stats()
 
 
-def test_a_reader_that_could_not_wait_retries_after_retry_after() -> None:
+@both_clients
+def test_a_reader_that_could_not_wait_retries_after_retry_after(connect: Connect) -> None:
     no_place = (204, {"Retry-After": "0.3"}, None)
-    with answering(no_place, (200, {"Message-Id": "5"}, {"text": "hi"})) as (url, asked), QueueClient(url) as client:
+    with answering(no_place, (200, {"Message-Id": "5"}, {"text": "hi"})) as (url, asked), connect(url) as client:
         assert client.receive(wait=5) == [Message(text="hi", queue="default", id="5")]
     assert asked[1][0] - asked[0][0] >= 0.3

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from clients import Closed, NotFound, QueueClient
-from tests.clients.connect import Connect
+from tests.clients.connect import Connect, both_clients
 from tests.support.live import REPOSITORY, FaultProxy, LiveServer, await_true
 
 
@@ -25,6 +25,7 @@ def states(client: QueueClient) -> list[tuple[str, str | None, int | None]]:
 # Leaving the loop.
 
 
+@both_clients
 def test_messages_the_body_never_saw_are_released_uncounted_after_a_break__row_34(client: QueueClient) -> None:
     client.put_settings({"max_receives": 1})
     client.send_many(["seen", "in hand", "unseen", "unseen too"])
@@ -36,6 +37,7 @@ def test_messages_the_body_never_saw_are_released_uncounted_after_a_break__row_3
     assert client.stats()["acked"] == 1
 
 
+@both_clients
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_message_whose_work_failed_is_redelivered_later_and_the_ones_behind_it_at_once(
     client: QueueClient, batch: int
@@ -53,6 +55,7 @@ def test_a_message_whose_work_failed_is_redelivered_later_and_the_ones_behind_it
     assert [message.text for message in client.receive(wait=5)] == ["bad"]
 
 
+@both_clients
 def test_a_poison_message_does_not_keep_a_restarting_worker_from_the_others(client: QueueClient) -> None:
     client.send_many(["poison", "good", "better", "best"])
     met = []
@@ -68,6 +71,7 @@ def test_a_poison_message_does_not_keep_a_restarting_worker_from_the_others(clie
     assert met.count("poison") < 3
 
 
+@both_clients
 def test_each_further_failure_delays_redelivery_longer(client: QueueClient) -> None:
     client.send("poison")
     for longest in (1, 2, 4):
@@ -80,6 +84,7 @@ def test_each_further_failure_delays_redelivery_longer(client: QueueClient) -> N
     assert client.peek()[0].receive_count == 3
 
 
+@both_clients
 @pytest.mark.parametrize("closes", [False, True], ids=["break", "close"])
 def test_leases_are_renewed_until_each_messages_release__row_34(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient, closes: bool
@@ -95,6 +100,7 @@ def test_leases_are_renewed_until_each_messages_release__row_34(
     assert [state for _, *state in states(client)] == [["ready", 0]] * 59
 
 
+@both_clients
 @pytest.mark.parametrize("loop", ["consume", "work"])
 def test_a_loop_reads_several_queues_in_order_of_preference_and_acks_each_message(
     client: QueueClient, queue: str, loop: str
@@ -116,6 +122,7 @@ def test_a_loop_reads_several_queues_in_order_of_preference_and_acks_each_messag
 # Renewal of leases.
 
 
+@both_clients
 def test_leases_of_a_large_batch_outlast_a_slow_network(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
@@ -130,6 +137,7 @@ def test_leases_of_a_large_batch_outlast_a_slow_network(
             break
 
 
+@both_clients
 def test_a_lease_from_a_late_reply_is_renewed_in_time(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
@@ -141,6 +149,7 @@ def test_a_lease_from_a_late_reply_is_renewed_in_time(
         break
 
 
+@both_clients
 def test_a_failed_renewal_is_retried_before_the_lease_ends(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
@@ -152,6 +161,7 @@ def test_a_failed_renewal_is_retried_before_the_lease_ends(
         break
 
 
+@both_clients
 @pytest.mark.parametrize("seconds", [0.0, 3.0], ids=["fails", "hangs"])
 def test_a_renewal_that_hangs_does_not_delay_the_others(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient, queue: str, seconds: float

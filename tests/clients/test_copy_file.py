@@ -528,8 +528,9 @@ def test_a_source_that_changed_after_a_kill_is_copied_as_it_is_now(
     server: LiveServer, source: Path, target: Path
 ) -> None:
     source.write_bytes(lines(40_000))
+    others = server.connections()  # that other tests keep
     kill_soon(started(server, source, target), 0.6)
-    server.await_unconnected()
+    server.await_unconnected(others)
     source.write_bytes(b"another\n")
     assert copy(server, source, target) == 0
     assert target.read_bytes() == b"another\n"

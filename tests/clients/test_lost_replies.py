@@ -18,7 +18,7 @@ from clients import (
     QueueClient,
     TransactionReply,
 )
-from tests.clients.connect import Connect
+from tests.clients.connect import Connect, both_clients
 from tests.support.live import FaultProxy, LiveServer
 
 BAD_GATEWAY = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"
@@ -98,6 +98,7 @@ CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
 
 @pytest.mark.parametrize("instead", [None, BAD_GATEWAY], ids=["reset", "504"])
 @pytest.mark.parametrize("call", CALLS)
+@both_clients
 def test_a_call_whose_replies_are_lost_is_done_once__row_33(
     connect: Connect, server: LiveServer, proxy: FaultProxy, queue: str, call: str, instead: bytes | None
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from clients import QueueClient, QueueError, Unauthenticated, Unreachable
 from clients.http import paths
 from storage import validation
+from tests.clients.connect import ClientClass, both_classes
 from tests.support.live import LiveServer
 
 SECRET = "secret-secret-secret"
@@ -82,10 +83,11 @@ def test_a_url_without_a_host_or_with_a_query_is_refused(url: str) -> None:
         QueueClient(url)
 
 
-def test_https_to_a_port_without_tls_is_reported_at_once(server: LiveServer) -> None:
+@both_classes
+def test_https_to_a_port_without_tls_is_reported_at_once(server: LiveServer, client_class: ClientClass) -> None:
     start = time.monotonic()
-    client = QueueClient(server.url.replace("http:", "https:"), retry_for=20)
-    with pytest.raises(Unreachable, match=r"does not speak TLS; use http:// instead of https://"):
+    reported = pytest.raises(Unreachable, match=r"does not speak TLS; use http:// instead of https://")
+    with client_class(server.url.replace("http:", "https:"), retry_for=20) as client, reported:
         client.send("x")
     assert time.monotonic() - start < 10
 

@@ -12,10 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from clients import QueueClient
 from clients.testing import running_service
-from tests.support.live import REPOSITORY, await_true
+from tests.support.live import REPOSITORY, await_true, free_port
 from tests.support.programs import ProgramMissing
 
 DOCUMENT = (REPOSITORY / "docs/python.md").read_text()
@@ -86,6 +89,24 @@ def test_the_worker_handles_messages_until_a_signal(url: str, installed: Path) -
     assert worker.returncode == 0
 
 
+def test_the_web_application_sends_and_works_until_a_signal(url: str, installed: Path) -> None:
+    (installed / "app.py").write_text(FILES["app.py"])
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)]
+    with (
+        QueueClient(url, queue="made") as client,
+        subprocess.Popen(command, cwd=installed, env=environment(installed, url), stderr=subprocess.PIPE) as server,
+    ):
+        adapter = requests.Session()
+        adapter.mount("http://", HTTPAdapter(max_retries=Retry(connect=10, backoff_factor=0.1)))
+        sent = adapter.post(f"http://127.0.0.1:{port}/pictures/cat.png", timeout=20)
+        made = client.receive(wait=20)
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=20)
+    assert (sent.status_code, sent.json(), [message.text for message in made]) == (200, "1", ["cat.png"])
+    assert "Application shutdown complete" in log.decode()
+
+
 @pytest.mark.slow
 def test_the_fixtures_serve_the_test(installed: Path) -> None:
     for name in ("conftest.py", "test_thumbnails.py"):
@@ -102,7 +123,7 @@ def test_the_fixtures_serve_the_test(installed: Path) -> None:
 
 
 def test_no_block_is_left_out() -> None:
-    assert FILES.keys() == {"worker.py", "conftest.py", "test_thumbnails.py"}
+    assert FILES.keys() == {"worker.py", "app.py", "conftest.py", "test_thumbnails.py"}
     assert sum(map(len, map(BLOCK.findall, SECTIONS.values()))) == DOCUMENT.count("```python\n")
 
 
@@ -111,7 +132,7 @@ CHECKERS = {
     "pyright": ["--project", "pyright.json", "--pythonpath", sys.executable],
 }
 WRONG = """
-from queue_service import QueueClient
+from queue_service import AsyncQueueClient, QueueClient
 
 client = QueueClient()
 client.put_settings({"max_recieves": 3})
@@ -121,6 +142,13 @@ client.send(b"x")
 client.work(lambda: None)
 client.consume(idel=5)
 client.send_many([{"txt": "x"}])
+
+
+async def main(client: AsyncQueueClient) -> None:
+    (await client.receive())[0].ack()
+    await client.send(b"x")
+    await client.work(lambda message: None)
+    text: str = client.send("x")
 """
 
 
@@ -137,7 +165,7 @@ def test_a_type_checker_accepts_the_examples_and_finds_mistakes(installed: Path,
     (installed / "pyright.json").write_text('{"typeCheckingMode": "strict", "include": ["*.py"]}')
     assert type_errors(installed, checker, "") == []
     (installed / "wrong.py").write_text(WRONG)
-    assert type_errors(installed, checker, "wrong.py") == list(range(5, 12))
+    assert type_errors(installed, checker, "wrong.py") == [*range(5, 12), *range(15, 19)]
 
 
 def type_errors(folder: Path, checker: str, of: str) -> list[int | str]:

@@ -18,19 +18,8 @@ from functools import partial
 import pytest
 
 from clients import Forbidden, LeasedMessage, QueueClient, Unreachable, exponential_backoff
-from tests.clients.connect import Connect
+from tests.clients.connect import ClientClass, Connect, both_classes, both_clients
 from tests.support.live import REPOSITORY, FaultProxy, LiveServer, await_true
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def engine(request: pytest.FixtureRequest, queue: str) -> Iterator[LiveServer]:
-    """Return a service on each engine."""
-    if request.param == "sqlite":
-        yield request.getfixturevalue("server")
-        return
-    url = request.getfixturevalue("postgres").create_database(queue)
-    with LiveServer({"QUEUE_DATABASE_URL": url}) as server:
-        yield server
 
 
 def states(client: QueueClient) -> list[tuple[str, str | None, int | None]]:
@@ -62,6 +51,7 @@ def working(work: Callable[[], object], stop: threading.Event) -> Iterator[None]
 # Handlers.
 
 
+@both_clients
 def test_each_message_is_handled_and_acked(client: QueueClient) -> None:
     client.send_many([str(number) for number in range(100)])
     handled: list[str] = []
@@ -70,6 +60,7 @@ def test_each_message_is_handled_and_acked(client: QueueClient) -> None:
     assert (client.stats()["acked"], client.stats()["received"]) == (100, 100)
 
 
+@both_clients
 def test_as_many_handlers_run_at_once_as_asked_for_and_no_more_messages_are_leased(client: QueueClient) -> None:
     client.send_many([str(number) for number in range(8)])
     together, leased = threading.Barrier(4, timeout=10), []
@@ -84,6 +75,7 @@ def test_as_many_handlers_run_at_once_as_asked_for_and_no_more_messages_are_leas
     assert max(leased) == 4
 
 
+@both_clients
 def test_a_slow_handler_does_not_hold_up_messages_that_arrive_later(client: QueueClient) -> None:
     client.send("slow")
     others_done, stop = threading.Event(), threading.Event()
@@ -100,6 +92,7 @@ def test_a_slow_handler_does_not_hold_up_messages_that_arrive_later(client: Queu
         await_true(lambda: client.stats()["acked"] == 3)
 
 
+@both_clients
 def test_messages_that_the_handler_settled_are_left_alone(client: QueueClient) -> None:
     client.send_many(["ack", "release", "reject", "complete", "ack and raise"])
 
@@ -121,6 +114,7 @@ def test_messages_that_the_handler_settled_are_left_alone(client: QueueClient) -
     assert [message.text for message in client.peek(queue=f"{client.queue}.out")] == ["result"]
 
 
+@both_clients
 def test_a_slow_handler_keeps_its_lease_and_all_leases_are_renewed_in_one_request(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:
@@ -150,6 +144,7 @@ def test_an_async_handler_is_refused_before_a_message_is_taken(client: QueueClie
 # Failures.
 
 
+@both_clients
 def test_a_message_whose_handler_raises_is_retried_and_then_dead_lettered_with_the_reason(
     client: QueueClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +162,7 @@ def test_a_message_whose_handler_raises_is_retried_and_then_dead_lettered_with_t
     assert ["next try in 0.05 s" in caplog.text, "it was the last one" in caplog.text] == [True, True]
 
 
+@both_clients
 def test_a_reason_of_any_length_and_with_any_characters_is_kept(client: QueueClient) -> None:
     def handle(message: LeasedMessage) -> None:
         raise ValueError("\ud800" + "x" * 5_000)
@@ -177,6 +173,7 @@ def test_a_reason_of_any_length_and_with_any_characters_is_kept(client: QueueCli
     assert str(reason).startswith("ValueError: ?xxx")
 
 
+@both_clients
 def test_a_failed_message_does_not_hold_up_the_others(client: QueueClient) -> None:
     client.send_many(["bad", "good", "better"])
 
@@ -228,6 +225,7 @@ def test_a_refusal_ends_the_worker() -> None:
 # Keys.
 
 
+@both_clients
 def test_messages_of_a_key_are_handled_in_order_one_at_a_time(client: QueueClient) -> None:
     client.send_many([{"text": str(number), "key": f"key {number % 3}"} for number in range(60)])
     handled: dict[str | None, list[int]] = {}
@@ -246,6 +244,7 @@ def test_messages_of_a_key_are_handled_in_order_one_at_a_time(client: QueueClien
     assert max(most) == 1
 
 
+@both_clients
 @pytest.mark.parametrize("by_itself", [False, True], ids=["raises", "releases"])
 def test_messages_behind_one_that_is_retried_wait_for_it_and_lose_no_try(client: QueueClient, by_itself: bool) -> None:
     client.send_many([{"text": text, "key": "k"} for text in ("1", "2", "3")])
@@ -266,6 +265,7 @@ def test_messages_behind_one_that_is_retried_wait_for_it_and_lose_no_try(client:
 # Stopping.
 
 
+@both_clients
 def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(client: QueueClient) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -278,17 +278,23 @@ def test_a_stop_ends_a_waiting_worker_soon_and_leases_nothing_more(client: Queue
     assert states(client) == [("later", "ready", 0)]
 
 
+@both_classes
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["work", "consume"])
 def test_a_stop_ends_a_loop_behind_a_proxy_within_seconds(
-    server: LiveServer, plain_client: QueueClient, queue: str, monkeypatch: pytest.MonkeyPatch, loop: str
+    server: LiveServer,
+    plain_client: QueueClient,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+    loop: str,
+    client_class: ClientClass,
 ) -> None:
     with FaultProxy(server) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "")
-        stop, proxied = threading.Event(), QueueClient(server.url, queue=queue, trust_env=True)
+        stop, proxied = threading.Event(), client_class(server.url, queue=queue, trust_env=True)
         run = partial(proxied.work, print, stop=stop) if loop == "work" else lambda: list(proxied.consume(stop=stop))
-        with working(run, stop):
+        with proxied, working(run, stop):
             await_true(lambda: proxy.requests == 1)
             start = time.monotonic()
         assert time.monotonic() - start < 10  # a poll takes up to 20 s where the client can end it
@@ -296,19 +302,19 @@ def test_a_stop_ends_a_loop_behind_a_proxy_within_seconds(
     assert states(plain_client) == [("later", "ready", 0)]
 
 
+@both_clients
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_a_stop_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
     connect: Connect, client: QueueClient, queue: str, how: str
 ) -> None:
     client.send_many([{"text": text, "key": "k"} for text in ("running", "not begun", "not begun either")])
     stop, begun, finish = threading.Event(), threading.Event(), threading.Event()
-    ending = connect(queue=queue)
 
     def handle(message: LeasedMessage) -> None:
         begun.set()
         assert finish.wait(10)
 
-    with ThreadPoolExecutor(1) as pool:
+    with connect(queue=queue) as ending, ThreadPoolExecutor(1) as pool:
         done = pool.submit(ending.work, handle, stop=stop, lease=1)
         assert begun.wait(10)
         stop.set() if how == "stop" else ending.close()
@@ -320,6 +326,7 @@ def test_a_stop_finishes_what_runs_and_releases_the_rest_uncounted__row_34(
     assert client.stats()["acked"] == 1
 
 
+@both_clients
 def test_a_busy_worker_that_is_stopped_leaves_no_message_leased_unseen__row_34(client: QueueClient) -> None:
     for number in range(30):
         stop = threading.Event()
@@ -330,13 +337,14 @@ def test_a_busy_worker_that_is_stopped_leaves_no_message_leased_unseen__row_34(c
         assert {(message.state, message.receive_count) for message in client.peek(limit=1000)} <= {("ready", 0)}
 
 
+@both_classes
 @pytest.mark.parametrize("dropped", [False, True], ids=["arrives", "a proxy drops it"])
 @pytest.mark.parametrize("loop", ["work", "consume"])
 def test_a_message_whose_reply_was_on_its_way_at_the_stop_is_released_uncounted__row_34(
-    engine: LiveServer, queue: str, loop: str, dropped: bool
+    engine: LiveServer, queue: str, loop: str, dropped: bool, client_class: ClientClass
 ) -> None:
     stop, client = threading.Event(), QueueClient(engine.url, queue=queue)
-    with FaultProxy(engine) as proxy, QueueClient(proxy.url, queue=queue) as proxied:
+    with FaultProxy(engine) as proxy, client_class(proxy.url, queue=queue) as proxied:
         proxy.delay, proxy.losing = 1.0, int(dropped)
         run = partial(proxied.work, print, stop=stop) if loop == "work" else lambda: list(proxied.consume(stop=stop))
         with working(run, stop):

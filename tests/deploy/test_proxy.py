@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from clients import QueueClient
+from clients import Unreachable
 from settings import Settings
-from tests.support.live import REPOSITORY, LiveServer, _connections_to, await_true
+from tests.clients.connect import ClientClass, both_classes
+from tests.support.live import REPOSITORY, LiveServer, await_true
 from tests.support.nginx import Certificate, make_certificate, nginx
 
 
@@ -54,8 +55,14 @@ def test_nginx_closes_its_connections_before_the_service_does() -> None:
     assert int(kept[1]) < Settings().keep_alive
 
 
-def test_the_client_works_through_nginx(port: int, certificate: Certificate, queue: str) -> None:
-    with QueueClient(f"https://localhost:{port}", queue=queue, verify=str(certificate.pem)) as client:
+@both_classes
+def test_the_client_works_through_nginx(
+    port: int, certificate: Certificate, queue: str, client_class: ClientClass
+) -> None:
+    url = f"https://localhost:{port}"
+    with client_class(url, queue=queue) as untrusting, pytest.raises(Unreachable, match="not trusted"):
+        untrusting.stats()
+    with client_class(url, queue=queue, verify=str(certificate.pem)) as client:
         client.send_many([f"{number} " * 1_000 for number in range(50)])
         got = [message.text for message in client.consume(lease=60, idle=0.1)]
     assert got == [f"{number} " * 1_000 for number in range(50)]
@@ -83,7 +90,7 @@ def test_a_reader_that_hangs_up_while_it_waits_takes_nothing(
 ) -> None:
     path = f"/queues/{queue}/messages"
     proxied.request("GET", f"{path}?wait=20")
-    await_true(lambda: _connections_to(server.port) == 1)
+    await_true(lambda: server.connections() == 1)
     proxied.close()
     server.await_unconnected()  # nginx has disconnected too
     assert ask(proxied, "POST", path, b'{"text": "one"}')[0] == 200

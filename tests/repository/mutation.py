@@ -56,6 +56,7 @@ TESTS: dict[str, list[str]] = {
                     "tests/storage/sqlite/test_column_batches.py", "tests/repository/test_layers.py",
                     "tests/http/test_numbers.py", "tests/http/test_hostile_input.py", "-k", "not postgres"],
     r"clients/(copy|cli/).*": ["tests/clients/test_copy_file.py", "tests/clients/cli"],
+    r"clients/aio/.*": ["tests/clients/aio", "tests/clients/test_worker.py", "-k", "asyncio and not postgres or aio"],
     r"clients/consuming/.*": ["tests/clients/test_worker.py", "tests/clients/test_consuming.py", "-k", "not postgres"],
     r"clients/.*": ["tests/clients/test_connection_pool.py", "tests/storage/sqlite/test_column_batches.py",
                     "tests/clients/test_tls.py", "tests/clients/test_client.py", "tests/clients/test_consuming.py"],

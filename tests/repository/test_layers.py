@@ -88,8 +88,18 @@ def test_storage_imports_nothing_but_itself_and_its_databases() -> None:
     assert refused(("storage",), {"storage", "apsw", "psycopg", "psycopg_pool"}) == []
 
 
-def test_clients_import_nothing_but_themselves_requests_shtab_and_tqdm() -> None:
-    assert refused(("clients",), {"clients", "requests", "shtab", "tqdm", "urllib3"}) == []
+def test_clients_import_nothing_but_themselves_and_their_dependencies() -> None:
+    assert refused(("clients",), {"clients", "requests", "shtab", "tqdm", "urllib3", "aiohttp", "yarl"}) == []
+
+
+def test_aiohttp_is_imported_by_the_client_for_asyncio_alone() -> None:
+    strangers = [
+        str(one)
+        for one in imports("clients")
+        if one.top in ("aiohttp", "yarl") or (one.module.startswith("clients.aio.client") and one.at_import)
+        if not one.file.startswith("clients/aio/")
+    ]
+    assert strangers == []
 
 
 def test_clients_import_each_other_relatively_so_that_they_may_be_installed_under_another_name() -> None:

@@ -108,9 +108,14 @@ class LiveServer:
         self.kill()
         self.start()
 
-    def await_unconnected(self) -> None:
-        """Wait until no client is connected, so requests of killed ones are done. Raises AssertionError."""
-        await_true(lambda: not _connections_to(self.port))
+    def connections(self) -> int:
+        """Return how many connections the service has not closed (Linux: proc_net_tcp)."""
+        established, close_wait = "01", "08"
+        return sum(at[3] in (established, close_wait) for at in _sockets_of(self.port))
+
+    def await_unconnected(self, others: int = 0) -> None:
+        """Wait until only `others` are connected, so requests of killed clients are done. Raises AssertionError."""
+        await_true(lambda: self.connections() <= others)
 
     def await_read(self, *clients: socket.socket) -> None:
         """Wait until the service has read all that these clients sent. Raises AssertionError."""
@@ -252,12 +257,6 @@ def _read_message(stream: IO[bytes]) -> bytes:
         if line == b"\r\n":
             return head + stream.read(length)
     return b""
-
-
-def _connections_to(port: int) -> int:
-    """Return how many connections the service has not closed (Linux: proc_net_tcp)."""
-    established, close_wait = "01", "08"
-    return sum(at[3] in (established, close_wait) for at in _sockets_of(port))
 
 
 def _sockets_of(port: int) -> list[list[str]]:

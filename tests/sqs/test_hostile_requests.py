@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from tests.sqs.aws import ACCOUNT, ENDPOINT, Raw, xml
 from tests.support.live import REPOSITORY
 from tests.support.wsgi import Reply, a_store
 from web.sqs.actions.table import ACTIONS
+from web.sqs.protocols.query import fields_of
 
 URL = f"{ENDPOINT}/{ACCOUNT}/q"
 PATH = f"/{ACCOUNT}/q"
@@ -172,3 +174,12 @@ def test_a_request_with_changed_bytes(raw: Raw) -> None:
         for _ in range(chance.randrange(1, 4)):
             body[chance.randrange(len(body))] = chance.randrange(256)
         check(raw.json(chance.choice(sorted(set(ACTIONS) - {"ReceiveMessage"})), bytes(body)))
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "=", "&", "+", "%", "%C3", "%a9", "%F0%9F%98", "%80", "%4", "%zz", "%25", "é", "1"]))
+)
+def test_forms_are_read_as_urllib_reads_them(parts: list[str]) -> None:
+    form = "".join(parts)
+    assert fields_of(form, b"") == fields_of("", form.encode()) == dict(parse_qsl(form, keep_blank_values=True))

@@ -88,8 +88,8 @@ class MemoryBudget:
         """Continue with this request, after others have run in the same thread."""
         self._request.shares = environ[_SHARES]
 
-    def read_body(self, environ: Environ) -> bytes:
-        """Return the request's body once there is memory for it and its values.
+    def read_body(self, environ: Environ, *, is_form: bool = False) -> bytes:
+        """Return the request's body once there is memory for it and its values, JSON or the fields of a form.
 
         Raises Busy, and the errors of web.native.request.read_body.
         """
@@ -98,8 +98,9 @@ class MemoryBudget:
             return read_body(environ, self._limit)
         body = read_body(environ, self._limit, self._share(self._bodies).grow)
         if len(body) > SMALL:
-            objects = len(body) * _width(body) * COPIES + structure(body) * VALUE
-            self._share(self._objects).take(objects)
+            escapes = body.count(b"%") if is_form else 0
+            width, values = (4, escapes) if escapes else (_width(body), structure(body))
+            self._share(self._objects).take(len(body) * width * COPIES + values * VALUE)
         return body
 
     @property

@@ -77,9 +77,9 @@ class Endpoint:
         if objection is not None:
             raise objection
         if service.access is None:
-            grant, body = None, service.budget.read_body(environ)
+            grant, body = None, service.budget.read_body(environ, is_form=protocol.is_form)
         else:
-            grant, body = self._admit(service.access, environ)
+            grant, body = self._admit(service.access, environ, protocol)
         action, document = protocol.request(environ, body)
         if not action:
             return protocol.without_action()
@@ -94,11 +94,11 @@ class Endpoint:
         result = ACTIONS[action](call)
         return service.build(lambda: protocol.reply(action, result, request_id))
 
-    def _admit(self, access: Access, environ: Environ) -> tuple[Grant, bytes]:
+    def _admit(self, access: Access, environ: Environ, protocol: WireProtocol) -> tuple[Grant, bytes]:
         """Return the caller's grant, and the body. Raises SqsError, Forbidden, TooManyFailures."""
         signature = Signature.of(environ)
         grant = admit(access, environ, signature)
-        body = self._service.budget.read_body(environ)
+        body = self._service.budget.read_body(environ, is_form=protocol.is_form)
         if signature is not None:
             check_signature(access, environ, grant, signature, body)
         return grant, body

@@ -20,6 +20,8 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class JsonProtocol:
+    is_form = False
+
     def request(self, environ: Environ, body: bytes) -> tuple[str, Mapping[str, Any]]:
         try:
             document = parse_json(body) if body.strip() else {}

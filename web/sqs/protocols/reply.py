@@ -59,6 +59,8 @@ def _encoded(text: str) -> bytes:
 class WireProtocol(Protocol):
     """A way to write requests and replies. Documents are as the JSON protocol writes them."""
 
+    is_form: bool  # a request's body is a form
+
     def request(self, environ: Environ, body: bytes) -> tuple[str, Mapping[str, Any]]:
         """Return the action and the document of a request. The action is "" if there is none. Raises SqsError."""
 

@@ -160,6 +160,11 @@ def _mount_queues(app: Bottle, service: Application) -> None:
         messages = service.store.peek(check_queue_name(queue), **ask._asdict())
         return responses.peeked(messages, ask, wanted(request.environ, NDJSON))
 
+    @app.get("/queues/<queue>/reasons")
+    def reasons(queue: str) -> HTTPResponse:
+        request_parsing.nothing(request.environ)
+        return responses.reasons(service.store.reasons(queue))
+
     @app.post("/queues/<queue>/purge")
     def purge(queue: str) -> HTTPResponse:
         request_parsing.nothing(request.environ)

@@ -36,7 +36,7 @@ from .messages import (
     SentIds,
     TransactionReply,
 )
-from .queues import QueueSettings, QueueState, QueueStats, SettingsChanges
+from .queues import NodeStatus, QueueSettings, QueueState, QueueStats, Reason, Reasons, SettingsChanges
 
 if TYPE_CHECKING:
     from .aio.client import AsyncQueueClient as AsyncQueueClient
@@ -57,6 +57,7 @@ __all__ = [
     "Message",
     "MessageLeased",
     "NextMessages",
+    "NodeStatus",
     "NotAllowed",
     "NotFound",
     "Outgoing",
@@ -68,6 +69,8 @@ __all__ = [
     "QueueSettings",
     "QueueState",
     "QueueStats",
+    "Reason",
+    "Reasons",
     "SentId",
     "SentIds",
     "SettingsChanges",

@@ -1,14 +1,9 @@
-"""A queue's settings and counts, as the service returns them."""
+"""The settings and counts of queues and of the service, as it returns them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict
-from urllib.parse import urlencode
-
-from .http.calls import Call, Steps
-from .messages import drop_none
 
 
 class QueueSettings(TypedDict):
@@ -75,12 +70,21 @@ class QueueStats(TypedDict):
 
 
 class Selection(TypedDict, total=False):
-    """The messages to show: those after an id, or before one; of a state; of a key."""
+    """The messages to show: those after an id, or before one; of a state; of a key; with a text; with a reason."""
 
     after: str | None
     before: str | None
     state: Literal["ready", "leased", "delayed", "blocked", "dead"] | None
     key: str | None
+    text: str | None
+    reason: str | None
+
+
+class Chosen(TypedDict, total=False):
+    """The messages to remove or move back: those with these ids, and dead letters with this latest reason."""
+
+    ids: Iterable[str] | None
+    reason: str | None
 
 
 class QueueState(TypedDict):
@@ -91,14 +95,33 @@ class QueueState(TypedDict):
     stats: QueueStats
 
 
-def list_queues(prefix: str) -> Steps[dict[str, QueueStats]]:
-    """Return the stats of each queue whose name begins with `prefix`, by name."""
-    found: dict[str, QueueStats] = {}
-    after: str | None = ""
-    while after is not None:
-        query = urlencode(drop_none(prefix=prefix or None, after=after or None))
-        reply = yield Call("GET", f"/queues?{query}".rstrip("?"), idempotent=True)
-        page = json.loads(reply.body)
-        found |= {queue["queue"]: queue["stats"] for queue in page["queues"]}
-        after = page.get("next")
-    return found
+class Reason(TypedDict):
+    """The dead letters with one latest reason, and when the first and the last of them died (RFC 3339)."""
+
+    reason: str
+    dead_letters: int
+    oldest_at: str
+    newest_at: str
+
+
+class Reasons(TypedDict):
+    """The reasons of dead letters, most frequent first. Not `complete`: there are more of either."""
+
+    reasons: list[Reason]
+    complete: bool
+
+
+class NodeStatus(TypedDict):
+    """The state of one node of the service, with totals of all its workers since it started."""
+
+    version: str
+    engine: Literal["sqlite", "postgresql"]
+    started_at: str  # RFC 3339
+    database_bytes: int
+    log_bytes: int | None  # None: unknown
+    disk_free_bytes: int | None
+    requests: int
+    errors: int  # requests answered with a status of 500 or more
+    commits: int
+    commit_seconds: float
+    waiting_readers: int

@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, cast, overload
-from urllib.parse import urlencode
 
+from . import administration
 from .column_batches import RUNS, ColumnBatch, column_batches_of, encode_batch
 from .http.calls import DEFAULT_URL, Call, Service, Steps
 from .http.paths import check_queue_name, message_path, queue_path
@@ -35,7 +35,7 @@ from .messages import (
     require_list,
     to_document,
 )
-from .queues import QueueSettings, QueueState, QueueStats, Selection, SettingsChanges, list_queues
+from .queues import Chosen, NodeStatus, QueueSettings, QueueState, QueueStats, Reasons, Selection, SettingsChanges
 from .reading import Reader
 from .settling import LeasedMessages, path_of, reject_body, release_body
 
@@ -245,11 +245,10 @@ class Verbs(ABC):
         """Return up to `limit` messages in order of id, changing nothing; none for a queue that does not exist.
 
         `after` is the id to page on from; `before` the id to page back from, newest first. `state` is one of ready,
-        leased, delayed, blocked, dead; `key` the messages' key.
+        leased, delayed, blocked, dead; `key` the messages' key. `text` is a part of the text; `reason` the latest
+        reason of dead letters. A search takes as many requests as it needs.
         """
-        query = urlencode(drop_none(limit=limit, **selection))
-        reply = yield Call("GET", f"{self._path(queue)}/peek?{query}", idempotent=True)
-        return [parse_message(document, self._name(queue)) for document in json.loads(reply.body or b"[]")]
+        return (yield from administration.peek(self._name(queue), limit, selection))
 
     @verb
     def message(self, id: str, *, queue: str | None = None) -> Steps[Message]:
@@ -275,17 +274,17 @@ class Verbs(ABC):
     @verb
     def stats(self, queue: str | None = None) -> Steps[QueueStats]:
         """Return how many messages are ready, leased and so on, as in `client.stats()["ready"]`. Raises NotFound."""
-        return (yield from self._queue(queue))[0]["stats"]
+        return (yield from administration.describe(self._name(queue)))[0]["stats"]
 
     @verb
     def queues(self, prefix: str = "") -> Steps[dict[str, QueueStats]]:
         """Return the stats of each queue whose name begins with `prefix`, by name."""
-        return (yield from list_queues(prefix))
+        return (yield from administration.list_queues(prefix))
 
     @verb
     def settings(self, queue: str | None = None) -> Steps[tuple[QueueSettings, str | None]]:
         """Return a queue's settings, and their ETag for put_settings. Raises NotFound."""
-        state, etag = yield from self._queue(queue)
+        state, etag = yield from administration.describe(self._name(queue))
         return state["settings"], etag
 
     @verb
@@ -303,28 +302,30 @@ class Verbs(ABC):
         return cast(QueueState, json.loads(reply.body))
 
     @verb
-    def purge(self, queue: str | None = None) -> Steps[int]:
-        """Remove all messages of the queue and forget their dedup_ids; return their number."""
-        reply = yield Call("POST", f"{self._path(queue)}/purge")
-        return int(json.loads(reply.body)["purged"])
+    def purge(self, queue: str | None = None, **chosen: Unpack[Chosen]) -> Steps[int]:
+        """Remove all messages of the queue and forget their dedup_ids; return their number.
+
+        Remove only those with these `ids`, and only dead letters in this queue with this `reason`, where given.
+        """
+        return (yield from administration.change(self._name(queue), "purge", **chosen))
 
     @verb
-    def redrive(
-        self,
-        *,
-        limit: int | None = None,
-        ids: Iterable[str] | None = None,
-        reason: str | None = None,
-        queue: str | None = None,
-    ) -> Steps[int]:
+    def reasons(self, queue: str | None = None) -> Steps[Reasons]:
+        """Count the dead letters in the queue, or from it, by their latest reason. Raises NotFound."""
+        return cast(Reasons, (yield from administration.read(f"{self._path(queue)}/reasons")))
+
+    @verb
+    def status(self) -> Steps[NodeStatus]:
+        """Return the state of the node that answers: its disk, and totals since it started."""
+        return cast(NodeStatus, (yield from administration.read("/status")))
+
+    @verb
+    def redrive(self, *, limit: int | None = None, queue: str | None = None, **chosen: Unpack[Chosen]) -> Steps[int]:
         """Move dead letters back to the queues they came from, in order; return how many were moved.
 
         Move at most `limit`, only those with these `ids`, and only those with this `reason`, where given.
         """
-        chosen = None if ids is None else list(require_list(ids))
-        body = encode(drop_none(limit=limit, ids=chosen, reason=reason))
-        reply = yield Call("POST", f"{self._path(queue)}/redrive", body)
-        return int(json.loads(reply.body)["redriven"])
+        return (yield from administration.change(self._name(queue), "redrive", limit, **chosen))
 
     @verb
     def delete_queue(self, queue: str | None = None) -> Steps[None]:
@@ -344,10 +345,6 @@ class Verbs(ABC):
     def _send_batch(self, batch: bytes, kind: str, queue: str | None, key: str | None) -> Steps[SentIds]:
         reply = yield from self._send(queue, batch, key, kind)
         return SentIds(reply["ids"], reply.get("duplicates", ()))
-
-    def _queue(self, queue: str | None) -> Steps[tuple[QueueState, str | None]]:
-        reply = yield Call("GET", self._path(queue), idempotent=True)
-        return json.loads(reply.body), reply.headers.get("etag")
 
     def _transact(
         self,

@@ -26,6 +26,7 @@ from storage.validation import MAX_PAGE
 
 # The limits of one search by text or reason, and of one list of reasons; the next one continues.
 MAX_LOOKED = 10_000  # messages …
+MAX_REASONS = 100  # in one list of reasons
 MAX_LOOKED_BYTES = 16 * 1024 * 1024  # … and bytes of their texts, fields and deaths
 
 
@@ -64,6 +65,32 @@ class Peeked(list[Message]):
     def __init__(self, messages: Iterable[Message] = (), next: int | None = None) -> None:
         super().__init__(messages)
         self.next = next
+
+
+class Reason(NamedTuple):
+    """The dead letters with one latest reason. Times are RFC 3339: when the first and the last of them died."""
+
+    reason: str
+    dead_letters: int
+    oldest_at: str
+    newest_at: str
+
+
+class Reasons(NamedTuple):
+    """The reasons of dead letters, the most frequent first. Not `complete`: there are more of either."""
+
+    reasons: list[Reason]
+    complete: bool
+
+    @classmethod
+    def of(cls, deaths: Sequence[tuple[str, str]], complete: bool) -> Reasons:
+        """Count dead letters, given by the reason and the time of their deaths."""
+        times: dict[str, list[str]] = {}
+        for reason, at in deaths:
+            times.setdefault(reason, []).append(at)
+        found = [Reason(reason, len(ats), min(ats), max(ats)) for reason, ats in times.items()]
+        found.sort(key=lambda one: (-one.dead_letters, one.reason))
+        return cls(found[:MAX_REASONS], complete and len(found) <= MAX_REASONS)
 
 
 class Observer(Protocol):
@@ -191,6 +218,12 @@ class Store(Protocol):
         """Return messages in order of id, unchanged, as Peek specifies; none if the queue does not exist.
 
         With `text` or `reason`, look at MAX_LOOKED messages and MAX_LOOKED_BYTES at most; `next` says where to go on.
+        """
+
+    def reasons(self, queue: str) -> Reasons:
+        """Return why the dead letters in this queue, or from it, died last: of the newest, as many as a search may see.
+
+        Raises QueueNotFound.
         """
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:

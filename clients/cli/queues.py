@@ -7,12 +7,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..client import QueueClient
+from ..errors import Forbidden
 from ..messages import Message, drop_none
-from ..queues import QueueStats, SettingsChanges
+from ..queues import QueueStats, Reason, SettingsChanges
 from .command_line import add_service_options, client_for, within
 from .tables import age, print_json, table
 
@@ -33,7 +35,7 @@ def add_queue_commands(add_command: AddCommand) -> None:
     )  # fmt: skip
     _finish(listing, _list)
 
-    show = add_command("show", "Show a queue's settings and counts.")
+    show = add_command("show", "Show a queue's settings and counts, and why its dead letters died.")
     _add_queue(show)
     _finish(show, _show)
 
@@ -44,6 +46,8 @@ def add_queue_commands(add_command: AddCommand) -> None:
         "--state", choices=("ready", "leased", "delayed", "blocked", "dead"), help="only these (default: all)"
     )
     peek.add_argument("--key", help="only messages of this key (default: all)")
+    peek.add_argument("--text", help="only messages whose text contains it, letter for letter (default: all)")
+    peek.add_argument("--reason", help="only dead letters with this reason (default: all)")
     peek.add_argument("--after", metavar="ID", help="begin after this message (default: with the oldest)")
     peek.add_argument("--before", metavar="ID", help="show those before this message, newest first (default: off)")
     _finish(peek, _peek)
@@ -63,8 +67,10 @@ def add_queue_commands(add_command: AddCommand) -> None:
     )  # fmt: skip
     _finish(setting, _set)
 
-    purge = add_command("purge", "Delete all messages of a queue.")
+    purge = add_command("purge", "Delete all messages of a queue, or some of them.")
     _add_queue(purge)
+    purge.add_argument("--ids", metavar="ID", nargs="+", help="only the messages with these ids (default: all)")
+    purge.add_argument("--reason", help="only dead letters in this queue with this reason (default: all)")
     _finish(purge, _purge)
 
     for name, description, work in (
@@ -122,7 +128,14 @@ def _row(name: str, stats: QueueStats) -> list[object]:
 
 def _show(client: QueueClient, options: argparse.Namespace) -> None:
     settings, _ = client.settings()
-    _print_queue({"queue": options.queue, "settings": settings, "stats": client.stats()}, options)
+    queue: dict[str, Any] = {"queue": options.queue, "settings": settings, "stats": client.stats()}
+    reasons: list[Reason] = []
+    with suppress(Forbidden):  # a token that may only send can still see the counts
+        reasons = client.reasons()["reasons"]
+    _print_queue(queue | ({"reasons": reasons} if reasons else {}), options)
+    if reasons and not options.json:
+        rows = [(one["dead_letters"], one["oldest_at"], one["newest_at"], one["reason"]) for one in reasons]
+        print("", table(("DEAD", "OLDEST", "NEWEST", "REASON"), rows), sep="\n")
 
 
 def _set(client: QueueClient, options: argparse.Namespace) -> None:
@@ -141,8 +154,9 @@ def _print_queue(queue: Mapping[str, Any], options: argparse.Namespace) -> None:
 
 def _peek(client: QueueClient, options: argparse.Namespace) -> None:
     messages = client.peek(
-        limit=options.limit, after=options.after, before=options.before, state=options.state, key=options.key
-    )
+        limit=options.limit, after=options.after, before=options.before, state=options.state, key=options.key,
+        text=options.text, reason=options.reason,
+    )  # fmt: skip
     if options.json:
         for message in messages:
             print_json(_document(message))
@@ -164,7 +178,7 @@ def _document(message: Message) -> dict[str, Any]:
 
 
 def _purge(client: QueueClient, options: argparse.Namespace) -> None:
-    _print_count("purged", client.purge(), options)
+    _print_count("purged", client.purge(ids=options.ids, reason=options.reason), options)
 
 
 def _redrive(client: QueueClient, options: argparse.Namespace) -> None:

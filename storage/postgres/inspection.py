@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from storage.model import STATES, Message, Queue, QueueSettings, QueueStats, Sta
 from storage.postgres.parameters import storable
 from storage.postgres.pool import Pool, scalar
 from storage.size_budget import LargeRead
-from storage.store import MAX_LOOKED, MAX_LOOKED_BYTES, Peek, Peeked
+from storage.store import MAX_LOOKED, MAX_LOOKED_BYTES, Peek, Peeked, Reasons
 from storage.validation import MAX_READ_BYTES
 
 
@@ -117,6 +118,39 @@ def _values(queue: str, ask: Peek, clock: Clock) -> list[Any]:
     """Return the first six parameters."""
     state = None if ask.state in (None, State.DEAD) else STATES.index(ask.state)
     return [queue, ask.after, ask.before, state, None if ask.key is None else ask.key.encode(), clock.now()]
+
+
+def reasons(pool: Pool, queue: str) -> Reasons:
+    """Return the reasons of the newest dead letters in a queue, or from it. Raises QueueNotFound."""
+    newest = f"ORDER BY id DESC NULLS LAST LIMIT {MAX_LOOKED + 1}"
+    rows = pool.read(
+        f"""
+        WITH looked AS (
+            SELECT m.* FROM queue_service.graves AS g CROSS JOIN LATERAL (
+                   SELECT id, deaths FROM queue_service.messages
+                    WHERE queue_id = g.queue_id AND origin = $1::text {newest}) AS m
+             WHERE g.origin = $1::text
+               AND EXISTS (SELECT FROM queue_service.queues WHERE name = $1::text)
+               AND EXISTS (SELECT FROM queue_service.queues WHERE id = g.queue_id AND name IS NOT NULL)
+             UNION ALL
+            SELECT m.* FROM queue_service.queues AS place CROSS JOIN LATERAL (
+                   SELECT id, deaths FROM queue_service.messages
+                    WHERE queue_id = place.id AND origin IS NOT NULL {newest}) AS m
+             WHERE place.name = $1::text
+             ORDER BY id DESC LIMIT {MAX_LOOKED + 1}
+        ), summed AS (
+            SELECT *, sum(octet_length(deaths)) OVER (ORDER BY id DESC) - octet_length(deaths) AS before FROM looked
+        )
+        SELECT CASE WHEN before < {MAX_LOOKED_BYTES} THEN deaths END FROM summed ORDER BY id DESC
+        """,
+        queue,
+        sorts=False,
+    )
+    if not rows:
+        settings(pool, queue)  # raises QueueNotFound
+    latest = [json.loads(deaths)[-1] for (deaths,) in rows[:MAX_LOOKED] if deaths is not None]
+    deaths = [(death["dead_letter_reason"], death["dead_letter_at"]) for death in latest]
+    return Reasons.of(deaths, complete=len(deaths) == len(rows))
 
 
 def message(pool: Pool, clock: Clock, queue: str, id: int, reserved: int) -> Message:

@@ -36,7 +36,7 @@ from storage.postgres.upkeep import CatchUp, Hints, QueueSnapshot, Upkeep
 from storage.scheduling import Scheduler, Threads
 from storage.size_budget import read_reserved
 from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
-from storage.store import Observer, Peek, Peeked, PeekOptions
+from storage.store import Observer, Peek, Peeked, PeekOptions, Reasons
 from storage.validation import MAX_PAGE
 from storage.waiting import Subscription, Waiting, receive_after
 
@@ -220,8 +220,6 @@ class PostgresStore:
             return receive_after(self, ids, receive, once, present)._replace(duplicates=duplicates)
         return Transacted(ids, found, duplicates=duplicates)
 
-    # -- messages by their ids
-
     def message(self, queue: str, id: int) -> Message:
         self._catch_up.all([queue])
         return read_reserved(
@@ -249,6 +247,10 @@ class PostgresStore:
         self._catch_up.all([queue])
         read = partial(inspection.peek, self._pool, self._clock, queue, Peek(**options))
         return read_reserved(self._memory, read, lambda found: found)
+
+    def reasons(self, queue: str) -> Reasons:
+        self._catch_up.all([queue])
+        return inspection.reasons(self._pool, queue)
 
     # -- queues
 

@@ -18,7 +18,7 @@ from storage.size_budget import SizeBudget
 from storage.sqlite import column_batches
 from storage.sqlite.expiry import find_cutoff
 from storage.sqlite.transaction import ARRIVED, SIZE_READ, QueueRow, WriteTransaction, int_array
-from storage.store import MAX_LOOKED, MAX_LOOKED_BYTES, Peek, Peeked
+from storage.store import MAX_LOOKED, MAX_LOOKED_BYTES, Peek, Peeked, Reasons
 
 MAX_DEAD_LETTER_QUEUES = 100  # dead-letter queues that are searched for one queue's dead letters
 MAX_SCANNED = 100_000  # messages that one search for the oldest ready one reads at most
@@ -43,6 +43,36 @@ def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek, reserv
             which = f"SELECT {_MESSAGE} FROM messages WHERE id IN carray(?)"
             rows |= {row[0]: row for row in work.all(which, (int_array(ids),))}
     return Peeked((_message(clock, name, rows[id], dead=ask.state is State.DEAD) for id in ids), next)
+
+
+def reasons(connection: apsw.Connection, name: str) -> Reasons:
+    """Return the reasons of the newest dead letters in a queue, or from it. Raises QueueNotFound."""
+    with connection, ExitStack() as stack:
+        queue_id: int | None = connection.execute("SELECT id FROM queues WHERE name = ?", (name,)).get
+        if queue_id is None:
+            raise QueueNotFound(name)
+        places = [
+            (queue_id, "origin IS NOT NULL"),
+            *((id, "origin = ?2") for id in dead_letter_queues(connection, name)),
+        ]
+        columns = "id, octet_length(deaths), deaths ->> '$[#-1].dead_letter_reason', deaths ->> '$[#-1].dead_letter_at'"
+        sources: list[Any] = [
+            connection.execute(
+                f"SELECT {columns} FROM messages WHERE queue_id = ?1 AND {which} ORDER BY id DESC LIMIT ?3",
+                (number, name, MAX_LOOKED + 1),
+            )
+            for number, which in places
+        ]
+        for source in sources:
+            stack.enter_context(closing(source))
+        deaths: list[tuple[str, str]] = []
+        size = 0
+        for _, length, reason, at in merge(*sources, reverse=True):
+            if len(deaths) == MAX_LOOKED or size >= MAX_LOOKED_BYTES:
+                return Reasons.of(deaths, complete=False)
+            deaths.append((reason, at))
+            size += length
+    return Reasons.of(deaths, complete=True)
 
 
 def dead_letter_queues(connection: apsw.Connection, name: str) -> dict[int, str]:

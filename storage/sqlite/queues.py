@@ -62,7 +62,7 @@ def last_id(work: WriteTransaction) -> int:
 def purge(
     work: WriteTransaction, name: str, at: Progress, ids: Sequence[int] | None = None, reason: str | None = None
 ) -> tuple[Progress, bool]:
-    """Do a step of Store.purge, with sorted ids. Raises QueueNotFound at the first one."""
+    """Do a step of Store.purge. Raises QueueNotFound at the first one."""
     if not at:
         at = {"queue": work.queue(name).id, "last": last_id(work), "count": 0}
     queue = work.find_queue(name)
@@ -98,6 +98,7 @@ def _purge_some(
         )
         following = rows[-1][0] - 1 if len(rows) == MOVED else 0
     else:
+        ids = sorted(set(ids))
         some = _unpack_some(work, queue, ids[: bisect_right(ids, last)][-MOVED:])
         if not some:
             return 0, 0

@@ -28,13 +28,14 @@ def redrive(
     reason: str | None,
     at: Progress,
 ) -> tuple[Progress, bool]:
-    """Do a step of Store.redrive, with sorted ids. Raises QueueNotFound at the first one."""
+    """Do a step of Store.redrive. Raises QueueNotFound at the first one."""
     queue = work.queue(name) if not at else work.find_queue(name)
     at = at or {"after": 0, "last": last_id(work), "count": 0}
     left = column_batches.UNLIMITED if limit is None else limit - at["count"]
     if queue is None or left <= 0:
         return at, False
     if ids is not None:
+        ids = sorted(set(ids))
         some = ids[at["after"] : at["after"] + min(left, MOVED)]
         count, after, end = _redrive_ids(work, queue, some, reason), at["after"] + len(some), len(ids)
     else:

@@ -46,7 +46,7 @@ from storage.sqlite.snapshot import QueueSnapshot
 from storage.sqlite.transaction import NO_QUEUE, WriteTransaction
 from storage.sqlite.upkeep import Upkeep
 from storage.steps import Progress, check_queues, describe_progress, in_steps, until_done
-from storage.store import Observer, Peek, Peeked, PeekOptions
+from storage.store import Observer, Peek, Peeked, PeekOptions, Reasons
 from storage.validation import MAX_PAGE, MAX_READ_BYTES
 from storage.waiting import Subscription, Waiting, receive_after
 
@@ -259,6 +259,10 @@ class SqliteStore:
         self._bring_up_to_date([queue])
         return self._peek(queue, Peek(**options))
 
+    def reasons(self, queue: str) -> Reasons:
+        self._bring_up_to_date([queue])
+        return self._read(lambda connection: inspection.reasons(connection, queue))
+
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         names = self.names(prefix, after, limit)
         self._bring_up_to_date(names)
@@ -295,8 +299,7 @@ class SqliteStore:
         ids: Sequence[int] | None = None,
         reason: str | None = None,
     ) -> int:
-        wanted = None if ids is None else sorted(set(ids))
-        return self._in_steps(once, "purged", lambda work, at: queues.purge(work, queue, at, wanted, reason))
+        return self._in_steps(once, "purged", lambda work, at: queues.purge(work, queue, at, ids, reason))
 
     def redrive(
         self,
@@ -307,12 +310,9 @@ class SqliteStore:
         reason: str | None = None,
         once: IdempotencyKey | None = None,
     ) -> int:
-        wanted = None if ids is None else sorted(set(ids))
         dead_letters = self._read(lambda connection: inspection.dead_letter_queues(connection, queue))
         self._bring_up_to_date([queue, *dead_letters.values()])
-        return self._in_steps(
-            once, "redriven", lambda work, at: redriving.redrive(work, queue, limit, wanted, reason, at)
-        )
+        return self._in_steps(once, "redriven", lambda work, at: redriving.redrive(work, queue, limit, ids, reason, at))
 
     def start_move(self, source: str, to: str | None = None, rate: int | None = None) -> Move:
         return self._commits.run(lambda work: redriving.start_move(work, source, to, rate))

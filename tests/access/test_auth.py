@@ -150,7 +150,7 @@ def test_a_request_without_authorization_cannot_use_the_store(store: Engine) -> 
     granted = AuthorizedStore(store, None)
     store.configure("jobs", {})
     assert granted.queues() == []
-    for verb in (granted.queue, granted.purge, granted.delete_queue, granted.redrive, granted.peek):
+    for verb in (granted.queue, granted.purge, granted.delete_queue, granted.redrive, granted.peek, granted.reasons):
         with pytest.raises(authentication.Forbidden):
             verb("jobs")
 
@@ -175,6 +175,8 @@ def test_a_request_without_authorization_cannot_use_the_store(store: Engine) -> 
         ("consumer", "GET", "/messages?queue=jobs&queue=job-1", "", 204),
         ("consumer", "GET", "/messages?queue=jobs&queue=other", "", 403),
         ("consumer", "GET", "/queues/jobs/peek", "", 200),
+        ("consumer", "GET", "/queues/jobs/reasons", "", 200),
+        ("admin", "GET", "/queues/other/reasons", "", 403),
         ("consumer", "GET", "/queues/other/peek", "", 403),
         ("admin", "PUT", "/queues/jobs", "{}", 200),
         ("admin", "PUT", "/queues/other", "{}", 403),

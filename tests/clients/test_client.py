@@ -24,6 +24,7 @@ from clients import (
     Unreachable,
 )
 from clients.messages import Message
+from settings import VERSION
 from tests.clients.connect import Connect, both_clients
 from tests.support.live import FaultProxy, LiveServer
 
@@ -503,6 +504,47 @@ def test_peek_pages_back_and_shows_one_key(client: QueueClient) -> None:
     ids = client.send_many([{"text": text, "key": text[0]} for text in ("a1", "b1", "a2", "b2")])
     assert [message.text for message in client.peek(before=ids[3], limit=2)] == ["a2", "b1"]
     assert [message.text for message in client.peek(key="b")] == ["b1", "b2"]
+
+
+@both_clients
+def test_a_search_goes_on_until_it_has_found_enough(client: QueueClient) -> None:
+    client.send_many(["needle & pin", *["hay"] * 9_999])
+    client.send_many([*["hay"] * 5_000, "needle & pin 2", "needle & pin 3"])
+    found = client.peek(text="needle & pin", limit=3)
+    assert [message.text for message in found] == ["needle & pin", "needle & pin 2", "needle & pin 3"]
+    assert client.peek(text="needle & pin", limit=2) == found[:2]
+    assert client.peek(text="needle & pin", before=str(2**60), after=found[0].id) == found[:0:-1]
+    assert client.peek(text="Needle") == []
+
+
+@both_clients
+def test_reasons_are_counted_and_some_messages_purged(client: QueueClient, queue: str) -> None:
+    client.send_many(["a", "b", "c", "d"])
+    for message, reason in zip(client.receive(limit=3, lease=60), ("bad", "bad", "worse"), strict=True):
+        message.reject(reason)
+    found = client.reasons()
+    assert [(one["reason"], one["dead_letters"]) for one in found["reasons"]] == [("bad", 2), ("worse", 1)]
+    assert (found["complete"], client.reasons(f"{queue}.dead")) == (True, found)
+    first, _ = client.peek(queue=f"{queue}.dead", reason="bad")
+    assert client.purge(f"{queue}.dead", ids=[first.id or "", "999999999"]) == 1
+    assert client.purge(f"{queue}.dead", reason="bad") == 1
+    assert [message.text for message in client.peek(queue=f"{queue}.dead")] == ["c"]
+    assert client.purge() == 1
+    with pytest.raises(TypeError):
+        client.purge(ids="17")
+    with pytest.raises(NotFound):
+        client.reasons("nothing-here")
+
+
+@both_clients
+def test_the_status_counts_what_the_service_did(client: QueueClient) -> None:
+    before = client.status()
+    client.send("a")
+    after = client.status()
+    assert (before["version"], before["engine"]) == (VERSION, "sqlite")
+    assert after["requests"] > before["requests"]
+    assert after["commits"] > before["commits"]
+    assert after["started_at"] == before["started_at"]
 
 
 @both_clients

@@ -300,3 +300,16 @@ def test_a_queue_gives_its_delay_to_messages_that_name_none(client: Client) -> N
     assert client.call("PUT", "/queues/default", b'{"delay": 60, "expires": 3600}').json["settings"]["expires"] == 3600
     client.post("/messages", [{"text": "later"}, {"text": "now", "delay": 0}])
     assert texts(client.get("/messages?limit=9")) == ["now"]
+
+
+def test_the_reasons_of_dead_letters_are_counted(client: Client) -> None:
+    client.post("/messages", [{"text": text} for text in "abc"])
+    for message, reason in zip(leased(client), "xyx", strict=True):
+        patch(client, message["receipt"], f'{{"dead": true, "reason": "{reason}"}}')
+    found = client.get("/queues/default/reasons").json
+    assert [(one["reason"], one["dead_letters"]) for one in found["reasons"]] == [("x", 2), ("y", 1)]
+    assert found["complete"] is True
+    died = [one["attributes"]["dead_letter_at"] for one in client.get("/queues/default.dead/peek").json]
+    assert (found["reasons"][0]["oldest_at"], found["reasons"][0]["newest_at"]) == (died[0], died[2])
+    assert client.get("/queues/nothing/reasons").json["code"] == "queue_not_found"
+    assert_refused(client.get("/queues/default/reasons?limit=1"), "limit")

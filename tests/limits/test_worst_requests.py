@@ -179,6 +179,57 @@ def a_peek_for_a_state_of_a_key_of_a_long_queue(scene: Scene) -> Request:
     return Request("GET", path, beside=long_queue(scene))
 
 
+def a_search_for_a_text_that_none_has(scene: Scene) -> Request:
+    return Request("GET", f"/queues/{long_queue(scene)}/peek?text={'none' * 250}", beside=long_queue(scene))
+
+
+def a_search_in_large_texts_that_nearly_match(scene: Scene) -> Request:
+    queue = large_texts(scene)
+    return Request("GET", f"/queues/{queue}/peek?text={'a' * 1_000}b", beside=queue)
+
+
+def a_search_for_a_reason_that_none_died_of(scene: Scene) -> Request:
+    queue = dead_letters(scene)
+    return Request("GET", f"/queues/{queue}.dead/peek?reason=none", beside=queue)
+
+
+def a_search_for_a_reason_that_none_from_a_queue_died_of(scene: Scene) -> Request:
+    queue = dead_letters(scene)
+    return Request("GET", f"/queues/{queue}/peek?state=dead&reason=none&text=none", beside=queue)
+
+
+def the_reasons_of_many_dead_letters(scene: Scene) -> Request:
+    queue = dead_letters(scene)
+    return Request("GET", f"/queues/{queue}/reasons", beside=queue)
+
+
+def a_purge_of_all_of_many_dead_letters_of_a_reason(scene: Scene) -> Request:
+    queue = dead_letters(scene)
+    return Request("POST", f"/queues/{queue}.dead/purge", encoded({"reason": "expired"}), beside=queue)
+
+
+def a_purge_for_a_reason_that_none_died_of(scene: Scene) -> Request:
+    queue = dead_letters(scene)
+    return Request("POST", f"/queues/{queue}.dead/purge", encoded({"reason": "none"}), beside=queue)
+
+
+def a_purge_of_10_000_ids_of_a_long_queue(scene: Scene) -> Request:
+    scene.fill(queue := fresh(), key=lambda number: f"k{number % 1_000}", dedup_id=str)
+    ids = [str(message.id) for _, message in zip(range(MAX_BATCH), everything(scene, queue), strict=False)]
+    return Request("POST", f"/queues/{queue}/purge", encoded({"ids": ids}), beside=queue)
+
+
+def a_purge_of_one_id_of_each_packed_batch(scene: Scene) -> Request:
+    scene.fill(queue := fresh(), scene.size * 5, priority=None)
+    ids = [str(message.id) for message in everything(scene, queue)][::100]
+    return Request("POST", f"/queues/{queue}/purge", encoded({"ids": ids}), beside=queue)
+
+
+def the_status_beside_many_queues(scene: Scene) -> Request:
+    many_queues(scene)
+    return Request("GET", "/status")
+
+
 def a_peek_behind_all(scene: Scene) -> Request:
     path = f"/queues/{long_queue(scene)}/peek?limit=1000&before={2**63 - 1}&after={2**63 - 2}"
     return Request("GET", path, beside=long_queue(scene))
@@ -280,6 +331,11 @@ CASES: list[Case] = [
     a_purge_of_a_long_queue_of_packed_batches, a_deletion_of_a_long_queue, a_redrive_of_one_of_many_dead_letters,
     a_redrive_of_all_of_many_dead_letters, a_redrive_for_a_reason_that_none_died_of, a_redrive_of_10_000_ids,
     a_peek_for_a_state_that_none_is_in, a_peek_for_a_key_that_none_has, a_peek_for_a_state_of_a_key_of_a_long_queue,
+    a_search_for_a_text_that_none_has, a_search_in_large_texts_that_nearly_match,
+    a_search_for_a_reason_that_none_died_of, a_search_for_a_reason_that_none_from_a_queue_died_of,
+    the_reasons_of_many_dead_letters, a_purge_of_all_of_many_dead_letters_of_a_reason,
+    a_purge_for_a_reason_that_none_died_of, a_purge_of_10_000_ids_of_a_long_queue,
+    a_purge_of_one_id_of_each_packed_batch, the_status_beside_many_queues,
     a_peek_behind_all, a_listing_of_many_queues, a_listing_of_a_prefix_behind_many_queues, metrics_of_many_queues,
     readiness_beside_many_queues, a_read_of_many_queues_for_all_recipients, a_read_for_all_of_many_recipients,
     a_read_behind_a_long_key_that_is_held, a_read_of_a_thousand_large_keys, a_read_of_a_long_queue_that_has_expired,
@@ -363,6 +419,12 @@ def made_once(make: Callable[[Scene, str], object]) -> Callable[[Scene], str]:
 @made_once
 def long_queue(scene: Scene, name: str) -> None:
     scene.fill(name, key=lambda number: f"k{number % 1_000}")
+
+
+@made_once
+def large_texts(scene: Scene, name: str) -> None:
+    for _ in range(8):
+        scene.store.send(name, [NewMessage("a" * 4_000_000)])
 
 
 @made_once

@@ -51,6 +51,7 @@ NEEDS = {
     "PUT /queues/{queue}": _ADMIN,
     "DELETE /queues/{queue}": _ADMIN,
     "GET /queues/{queue}/peek": _RECEIVE | _ADMIN,
+    "GET /queues/{queue}/reasons": _RECEIVE | _ADMIN,
     "POST /queues/{queue}/purge": _ADMIN,
     "POST /queues/{queue}/redrive": _ADMIN,
     "GET /": OPEN,  # these three describe the service, not its contents

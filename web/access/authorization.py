@@ -19,7 +19,7 @@ from storage.model import (
     Sent,
     Transacted,
 )
-from storage.store import Peeked, PeekOptions, Store
+from storage.store import Peeked, PeekOptions, Reasons, Store
 from storage.validation import MAX_PAGE
 from web.access.authentication import Forbidden
 from web.access.tokens import ADMIN, RECEIVE, SEND, Grant
@@ -129,6 +129,10 @@ class AuthorizedStore(Store):
     def peek(self, queue: str, **options: Unpack[PeekOptions]) -> Peeked:
         self._need(queue, RECEIVE, ADMIN)
         return self._store.peek(queue, **options)
+
+    def reasons(self, queue: str) -> Reasons:
+        self._need(queue, RECEIVE, ADMIN)
+        return self._store.reasons(queue)
 
     def queues(self, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> list[Queue]:
         """Return the queues that the token names, whatever its rights."""

@@ -15,7 +15,7 @@ from bottle import HTTPResponse
 from storage import column_batches
 from storage.column_batches import ColumnBatch, Messages, unpack_columns
 from storage.model import ExtendResult, Message, NewMessage, Queue, Receive, Sent, Transacted, rfc3339
-from storage.store import Peek, Peeked
+from storage.store import Peek, Peeked, Reasons
 from web.native.request import JSON, NDJSON, RUNS
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # a value as JSON
@@ -95,6 +95,10 @@ def peeked(messages: Peeked, ask: Peek, kind: str) -> Response:
         next = urlencode({name: value for name, value in query.items() if value}, safe="!$'()*,/:;?@")
         headers = {"Link": f'<?{next}>; rel="next"'}
     return _in_pieces(lambda: _batch((_envelope(message, message.state) for message in messages), kind), kind, headers)
+
+
+def reasons(found: Reasons) -> Response:
+    return value({"reasons": [one._asdict() for one in found.reasons], "complete": found.complete})
 
 
 def extended(until: int) -> Response:

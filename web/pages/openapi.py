@@ -233,6 +233,14 @@ def _queues() -> dict[str, Any]:
                 f"`text` or `reason` looks at {MAX_LOOKED:,} messages at most.",
             ),
         },
+        "/queues/{queue}/reasons": {
+            "parameters": [_QUEUE],
+            "get": _operation(
+                "queues", "list_reasons", "Count the dead letters in the queue, or from it, by their latest reason", [],
+                {"200": json_of("The most frequent first.", ref("Reasons"))}, unknown,
+                more=f"The service looks at the newest {MAX_LOOKED:,} at most.",
+            ),
+        },
         "/queues/{queue}/purge": {
             "parameters": [_QUEUE],
             "post": _operation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from storage.model import QueueSettings, QueueStats, State
+from storage.store import MAX_REASONS
 from storage.validation import (
     DEDUP_SCOPES,
     KEY_LOCKS,
@@ -158,6 +159,13 @@ STATS: Schema = {
 CHOSEN = {
     "ids": or_null(listed(ID, 1, MAX_BATCH) | {"description": "Only these; null or omitted: all."}),
     "reason": or_null(REASON | {"description": "Only those whose latest reason is this."}),
+}
+
+REASONS: Schema = {
+    "reason": {"type": "string", "description": "The latest reason of these dead letters."},
+    "dead_letters": whole("How many.", 1),
+    "oldest_at": moment("When the first of them became a dead letter."),
+    "newest_at": moment("When the last of them did."),
 }
 
 STATUS: Schema = {
@@ -358,6 +366,14 @@ SCHEMAS: dict[str, Schema] = {
         "queue",
         "stats",
         "settings",
+    ),
+    "Reasons": record(
+        {
+            "reasons": listed(record(REASONS, *REASONS), 0, MAX_REASONS),
+            "complete": {"type": "boolean", "description": "false: there are more dead letters, or more reasons."},
+        },
+        "reasons",
+        "complete",
     ),
     "Purged": record({"purged": whole("How many messages were removed.")}, "purged"),
     "Purge": record(CHOSEN, description="Which messages to remove; with `reason`, only dead letters."),

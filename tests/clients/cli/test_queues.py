@@ -141,6 +141,35 @@ def test_a_queue_is_paused_and_resumed(commands: Commands) -> None:
     assert commands.output("receive") == "a\n"
 
 
+def test_messages_are_found_and_purged_by_text_reason_and_id(commands: Commands) -> None:
+    commands.client.send_many(["cat.png", "dog.png", "Cat.png", "owl.png"])
+    assert [one["text"] for one in documents(commands.output("peek", commands.queue, "--json", "--text", "at.p"))] == [
+        "cat.png", "Cat.png",
+    ]  # fmt: skip
+    for message in commands.client.receive(limit=2, lease=60):
+        message.reject(f"no {message.text}")
+    dead = f"{commands.queue}.dead"
+    (found,) = documents(commands.output("peek", dead, "--json", "--reason", "no dog.png"))
+    assert found["text"] == "dog.png"
+    assert commands.output("purge", dead, "--reason", "no dog.png") == "purged 1 message\n"
+    ids = [message.id or "" for message in commands.client.peek()]
+    assert commands.output("purge", commands.queue, "--json", "--ids", *ids) == '{"purged": 2}\n'
+    assert [message.text for message in commands.client.peek(queue=dead)] == ["cat.png"]
+
+
+def test_show_lists_why_dead_letters_died(commands: Commands) -> None:
+    commands.client.send_many(["a", "b", "c"])
+    assert "REASON" not in commands.output("show", commands.queue)
+    for message, reason in zip(commands.client.receive(limit=3, lease=60), ("x", "y", "x"), strict=True):
+        message.reject(reason)
+    for queue in (commands.queue, f"{commands.queue}.dead"):
+        *_, head, first, second = commands.output("show", queue).splitlines()
+        assert head.split() == ["DEAD", "OLDEST", "NEWEST", "REASON"]
+        assert [(line.split()[0], line.split()[3]) for line in (first, second)] == [("2", "x"), ("1", "y")]
+        (shown,) = documents(commands.output("show", queue, "--json"))
+        assert [one["reason"] for one in shown["reasons"]] == ["x", "y"]
+
+
 def test_purge_and_redrive_report_how_many(commands: Commands) -> None:
     for text in ("a", "b", "c"):
         commands.client.send(text)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from storage.errors import QueueNotFound
 from storage.model import IdempotencyKey
-from storage.store import Store
+from storage.store import Engine, Store
 from tests.conformance.queues.test_peeks import die
+from tests.conformance.test_meanwhile import AfterNextTransaction
 from tests.support.shorthand import lease, lease_one, new, peek, send, stats, take
 
 
@@ -71,6 +73,26 @@ def test_a_purge_continues_over_many_steps(store: Store, monkeypatch: pytest.Mon
     ids = [message.id for message in store.peek("packed")]
     assert store.purge("packed", ids=ids[1:50:3]) == 17
     assert [message.id for message in store.peek("packed")] == [id for id in ids if id not in ids[1:50:3]]
+
+
+def test_a_purge_of_a_reason_leaves_dead_letters_that_died_after_it_began(
+    open_again: Callable[[], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sqlite.queues.MOVED", 2)
+    store, other = open_again(), open_again()
+    die(store, "bad", "bad", "worse", "bad")
+
+    def visit() -> None:
+        die(other, "bad", "bad")
+        other.delete_message("q.dead", other.peek("q.dead", limit=1)[0].id)
+
+    meanwhile = AfterNextTransaction(visit)
+    store.observe(meanwhile)
+    purged = store.purge("q.dead", reason="bad")
+    assert meanwhile.done
+    left = peek(store, queue="q.dead")
+    assert (left[-2:], len(left) + purged) == (["bad", "bad"], 5)
+    assert stats(store, "q.dead").ready == len(left)
 
 
 def test_a_purge_of_large_messages_continues_over_many_steps(store: Store) -> None:

@@ -135,7 +135,11 @@ def test_no_verb_reads_a_whole_queue_for_each_message(
             measure("search", partial(store.peek, "queue", text="x", before=before))
             measure("search the dead", partial(store.peek, "keyed", text="x", state=State.DEAD, before=before))
             measure("search a reason", partial(store.peek, "keyed.dead", reason="x", before=before))
+        measure("reasons", partial(store.reasons, "keyed"))
+        measure("reasons here", partial(store.reasons, "keyed.dead"))
+        ids = [message.id for message in store.peek("keyed.dead", limit=500)]
         measure("purge a reason", lambda: store.purge("keyed.dead", reason="x"))
+        measure("purge ids", lambda: store.purge("keyed.dead", ids=ids), 500)
         measure("redrive", lambda: store.redrive("keyed"))
         measure("purge", lambda: store.purge("queue"), MESSAGES)
     assert {verb: figure for verb, figure in read.items() if figure > ROWS} == {}

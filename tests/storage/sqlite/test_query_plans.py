@@ -80,6 +80,13 @@ HOT_VERBS: dict[str, Callable[[SqliteStore], object]] = {
     "peek ready": lambda store: store.peek("q", state=State.READY),
     "peek dead": lambda store: store.peek("q", state=State.DEAD),
     "peek a key": lambda store: store.peek("keys", key="k"),
+    "search": lambda store: store.peek("q", text="a"),
+    "search a key": lambda store: store.peek("keys", text="a", key="k"),
+    "search the dead": lambda store: store.peek("q", reason="rejected", state=State.DEAD),
+    "search a reason": lambda store: store.peek("q.dead", reason="rejected", before=2**60),
+    "reasons": lambda store: store.reasons("q.dead"),
+    "purge a reason": lambda store: store.purge("q.dead", reason="rejected"),
+    "purge ids": lambda store: store.purge("q.dead", ids=range(1, 400)),
     "lease of any recipient": lambda store: lease(store, 10, recipient=None),
     "extend many": lambda store: store.extend_many([lease_one(store).receipt], 60),
     "reschedule": lambda store: store.reschedule("q", store.peek("q", limit=1)[0].id, 60),
@@ -88,7 +95,7 @@ HOT_VERBS: dict[str, Callable[[SqliteStore], object]] = {
     "redrive": lambda store: store.redrive("q"),
 }
 # These scan a queue by age, or sort all of a rare set.
-MAY_WALK = {"stats", "peek", "peek ready", "purge", "listing", "reschedule"}
+MAY_WALK = {"stats", "peek", "search", "peek ready", "purge", "listing", "reschedule"}
 
 
 @pytest.mark.parametrize("verb", HOT_VERBS)

@@ -123,6 +123,8 @@ WRITES = [
     ask("GET", "/queues/default/peek?limit=1000"),
     ask("GET", "/queues/default/peek?limit=3&after=5", later=1.0),
     ask("GET", "/queues/default/peek?state=delayed"),
+    ask("GET", "/queues/default/peek?text=1&limit=2"),
+    ask("GET", "/queues/default/peek?text=1&before=1000&state=ready"),
     ask("GET", "/queues/nothing/peek"),
 ]
 READS = [
@@ -257,6 +259,12 @@ STORIES = [
     ask("GET", "/queues/d1/messages?limit=5&lease=5", later=6.0),
     ask("PATCH", "/messages/{2}", {"dead": True, "reason": "worse"}),
     ask("GET", "/queues/d2/peek"),
+    ask("GET", "/queues/d2/peek?reason=worse"),
+    ask("GET", "/queues/d1/peek?state=dead&reason=worse&limit=1"),
+    ask("GET", "/queues/d2/reasons"),
+    ask("GET", "/queues/d1/reasons"),
+    ask("GET", "/queues/none/reasons"),
+    ask("POST", "/queues/d2/purge", {"reason": "bad"}),
     ask("POST", "/queues/d2/redrive", {"reason": "bad"}),
     ask("POST", "/queues/d2/redrive", {"ids": ["1", "999"]}),
     ask("POST", "/queues/d2/redrive", {"reason": "worse", "limit": 5}, Idempotency_Key="r"),

@@ -24,7 +24,7 @@ def peek(pool: Pool, clock: Clock, queue: str, ask: Peek, reserved: int) -> Peek
     rows = pool.read(
         f"""
         WITH found AS (
-            SELECT m.*, queue_service.read_size(m) AS size
+            SELECT m.*, place.name AS place, queue_service.read_size(m) AS size
               FROM queue_service.queues AS place JOIN queue_service.messages AS m ON m.queue_id = place.id
              WHERE {_places(ask)} AND m.id > $2::bigint AND ($3::bigint IS NULL OR m.id < $3::bigint)
                AND {_MATCHES} AND ($10::bigint[] IS NULL OR m.id = ANY ($10::bigint[]))
@@ -37,7 +37,7 @@ def peek(pool: Pool, clock: Clock, queue: str, ask: Peek, reserved: int) -> Peek
         )
         SELECT id, CASE WHEN bytes <= $9::bigint THEN text END, CASE WHEN bytes <= $9::bigint THEN fields END,
                CASE WHEN bytes <= $9::bigint THEN deaths END, sent_at, receive_count, due_at, state, first_received_at,
-               found, bytes
+               place, found, bytes
           FROM fitting ORDER BY id {order}
         """,
         *_values(queue, ask, clock), ask.limit, MAX_READ_BYTES, reserved, ids,
@@ -47,12 +47,12 @@ def peek(pool: Pool, clock: Clock, queue: str, ask: Peek, reserved: int) -> Peek
     wall = clock.wall
     messages = [
         Message(
-            number, queue, text.decode(), with_dead_letter_history(fields, deaths), wall(sent_at), count,
+            number, place, text.decode(), with_dead_letter_history(fields, deaths), wall(sent_at), count,
             leased_until=wall(due_at) if STATES[state_number] == State.LEASED else None,
             state=State.DEAD if ask.state is State.DEAD else State(STATES[state_number]),
             first_received_at=None if first is None else wall(first), deaths=deaths,
         )
-        for number, text, fields, deaths, sent_at, count, due_at, state_number, first, _, _ in rows
+        for number, text, fields, deaths, sent_at, count, due_at, state_number, first, place, _, _ in rows
     ]  # fmt: skip
     if rows and (len(rows) < rows[0][-2] or len(rows) == ask.limit):
         next = messages[-1].id

@@ -42,7 +42,16 @@ def peek(connection: apsw.Connection, clock: Clock, name: str, ask: Peek, reserv
         if ids:
             which = f"SELECT {_MESSAGE} FROM messages WHERE id IN carray(?)"
             rows |= {row[0]: row for row in work.all(which, (int_array(ids),))}
-    return Peeked((_message(clock, name, rows[id], dead=ask.state is State.DEAD) for id in ids), next)
+        is_dead = ask.state is State.DEAD
+        places = _places(work, name, ids) if is_dead else dict.fromkeys(ids, name)
+    return Peeked((_message(clock, places[id], rows[id], is_dead) for id in ids), next)
+
+
+def _places(work: WriteTransaction, name: str, ids: Sequence[int]) -> dict[int, str]:
+    """Return in which queue each of these dead letters lies."""
+    names = dead_letter_queues(work.connection, name)
+    rows = work.all("SELECT id, queue_id FROM messages WHERE id IN carray(?)", (int_array(ids),)) if ids else []
+    return {id: names[number] for id, number in rows}
 
 
 def reasons(connection: apsw.Connection, name: str) -> Reasons:

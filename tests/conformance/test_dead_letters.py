@@ -154,6 +154,18 @@ def test_messages_that_die_at_the_same_moment_keep_their_order(store: Store, clo
     assert peek(store, queue="q.dead") == list("abcdef")
 
 
+def test_a_peek_at_the_dead_letters_of_a_queue_names_where_each_lies(store: Store) -> None:
+    for place in ("one", "two"):
+        configure(store, max_receives=0, dead_letter_queue=place)
+        send(store, place)
+        store.reject(lease_one(store).receipt, "bad")
+    dead = store.peek("q", state=State.DEAD)
+    assert [message.queue for message in dead] == ["one", "two"]
+    for message in dead:
+        store.delete_message(message.queue, message.id)
+    assert store.peek("q", state=State.DEAD) == []
+
+
 @pytest.mark.parametrize("end", ["q", "q.dead"])
 def test_a_redrive_of_either_queue_returns_dead_letters_in_order_with_a_fresh_count(
     store: Store, clock: FakeClock, end: str

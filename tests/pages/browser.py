@@ -133,10 +133,31 @@ class Tab:
             assert time.monotonic() < deadline, f"not within {WITHIN:g} s: {script}"
             time.sleep(0.02)
 
+    def click(self, selector: str) -> None:
+        """Wait for an element that is visible and enabled, and click it."""
+        node = f"document.querySelector({json.dumps(selector)})"
+        self.await_true(f"{node}?.checkVisibility() && !{node}.disabled")
+        self.run(f"{node}.click()")
+
+    def choose(self, selector: str, value: str) -> None:
+        """Give the field this value, as a user does."""
+        node = f"document.querySelector({json.dumps(selector)})"
+        self.run(
+            f"{node}.value = {json.dumps(value)};"
+            f" for (const name of ['input', 'change']) {node}.dispatchEvent(new Event(name, {{bubbles: true}}))"
+        )
+
+    def texts(self, selector: str) -> list[str]:
+        """Return the texts of the elements."""
+        found: list[str] = self.run(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map((node) => node.textContent)"
+        )
+        return found
+
     def _is_true(self, script: str) -> bool:
         """Evaluate the expression; it is not true of a page that is just being left, as by a form that submits."""
         try:
-            return bool(self.run(script))
+            return bool(self.run(f"Boolean({script})"))  # a node itself comes as an empty object
         except RuntimeError as fault:
             if "navigated" not in str(fault):
                 raise
@@ -161,7 +182,7 @@ class Tab:
         stops = self.run("document.querySelectorAll('a, button, input, select, summary, textarea').length")
         for _ in range(stops + 1):  # other tests leave one link for each of their queues
             self.press("Tab")
-            if self.run(f"((it) => {script})(document.activeElement)"):
+            if self._is_true(f"((it) => {script})(document.activeElement)"):
                 return
         raise AssertionError(f"the keyboard does not reach {script}")
 

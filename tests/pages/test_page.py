@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -16,57 +17,19 @@ import pytest
 import handler
 from clients import QueueClient
 from settings import Settings
-from tests.pages.browser import Browser, Tab
+from tests.pages.browser import Browser
+from tests.pages.conftest import OpenTab
 from tests.support.live import LiveServer
 from tests.support.wsgi import a_store
 
 pytestmark = pytest.mark.slow
 MARKUP = "<img src=/health onerror=document.title='owned'><script>document.title='owned'</script>"
-OpenTab = Callable[..., Tab]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with Browser() as chromium:
-        yield chromium
-
-
-@pytest.fixture
-def open_tab(chromium: Browser, server: LiveServer) -> Iterator[OpenTab]:
-    """Open tabs at paths of the service; assert at the end that none logged an error or used another host."""
-    tabs: list[Tab] = []
-
-    def open_at(path: str, **how: Any) -> Tab:
-        tab = chromium.tab(**how)
-        tabs.append(tab)
-        tab.open(server.url + path)
-        if not path.startswith("/docs"):
-            tab.await_true("document.getElementById('pulse').textContent === 'live'")
-        return tab
-
-    yield open_at
-    for tab in tabs:
-        assert tab.run("document.title") != "owned"
-        assert tab.faults == []
-        assert [url for url in tab.requests if not url.startswith((f"{server.url}/", "data:"))] == []
-        tab.close()
-
-
-@pytest.fixture
-def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
-    with QueueClient(server.url, queue=queue) as client:
-        yield client
 
 
 def figure(queue: str, column: int) -> str:
     """Return the expression for a column of a queue's row in the list."""
-    return f"""[...document.querySelectorAll('#queues tbody tr')].find((row) => row.cells[0].textContent === '{queue}')
-        ?.cells[{column}].textContent"""
-
-
-def shown(tab: Tab, selector: str) -> list[str]:
-    found: list[str] = tab.run(f"[...document.querySelectorAll('{selector}')].map((node) => node.textContent)")
-    return found
+    return f"""[...document.querySelectorAll('#queues tbody a')].find((link) => link.textContent === '{queue}')
+        ?.closest('tr').cells[{column}].textContent"""
 
 
 def test_the_list_shows_depths_by_state_as_they_change(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
@@ -128,16 +91,16 @@ def test_a_purge_asks_for_confirmation_and_escape_cancels_it(
     for answer in ("Escape", "Enter"):  # Enter: the focused button keeps them too
         tab.tab_to("it.id === 'purge'")
         tab.press("Enter")
-        tab.await_true("document.getElementById('purging').open")
-        assert shown(tab, "#purging-title") == [f"Purge all 1,234 messages of {queue}?"]
+        tab.await_true("document.getElementById('confirming').open")
+        assert tab.texts("#confirming-title") == [f"Purge all 1,234 messages of {queue}?"]
         tab.press(answer)
-        tab.await_true("!document.getElementById('purging').open")
+        tab.await_true("!document.getElementById('confirming').open")
         assert client.stats()["ready"] == 1234
     tab.tab_to("it.id === 'purge'")
     tab.press("Enter")
     tab.tab_to("it.textContent === 'Purge' && it.closest('dialog')")
     tab.press("Enter")
-    tab.await_true("!document.getElementById('purging').open")
+    tab.await_true("!document.getElementById('confirming').open")
     assert client.stats()["ready"] == 0
     tab.await_true("!document.getElementById('nothing').hidden")
 
@@ -146,34 +109,24 @@ def test_messages_are_shown_page_by_page_and_by_state(open_tab: OpenTab, client:
     client.send_many([f"number {number}" for number in range(60)])
     client.receive(limit=3, lease=600)
     tab = open_tab(f"/#/{queue}")
+    tab.await_true("document.querySelector('#messages .text').textContent === 'number 59'")  # the newest first
+    tab.choose("#order", "after")
+    tab.await_true("document.querySelector('#messages .text').textContent === 'number 0'")
     seen = []
     for rows in (25, 25, 10):
         tab.await_true(f"document.querySelectorAll('#messages li').length === {rows}")
-        page = shown(tab, "#messages pre")
+        page = tab.texts("#messages .text")
         seen += page
-        tab.run("document.getElementById('after').click()")
         if rows == 25:
-            tab.await_true(f"document.querySelector('#messages pre').textContent !== '{page[0]}'")
+            tab.click("#after")
+            tab.await_true(f"document.querySelector('#messages .text').textContent !== '{page[0]}'")
     assert seen == [f"number {number}" for number in range(60)]
     assert tab.run("document.getElementById('after').disabled")
-    tab.run("document.getElementById('before').click()")
-    tab.await_true("document.querySelector('#messages pre').textContent === 'number 25'")
-    tab.run("""document.getElementById('state').value = 'leased';
-        document.getElementById('state').dispatchEvent(new Event('change'))""")
+    tab.click("#before")
+    tab.await_true("document.querySelector('#messages .text').textContent === 'number 25'")
+    tab.choose("#state", "leased")
     tab.await_true("document.querySelectorAll('#messages li').length === 3")
     assert client.stats()["received"] == 3
-
-
-def test_dead_letters_are_redriven(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
-    client.send_many(["x", "y"])
-    for message in client.receive(limit=2, lease=600):
-        message.reject()
-    tab = open_tab(f"/#/{queue}")
-    tab.tab_to("it.id === 'redrive'")
-    tab.press("Enter")
-    tab.await_true("document.getElementById('said').textContent.startsWith('Moved 2 dead letters')")
-    tab.await_true("document.querySelectorAll('#messages li').length === 2")
-    assert (client.stats()["ready"], client.stats()["dead"]) == (2, 0)
 
 
 def test_markup_in_a_message_its_attributes_and_the_address_stays_text(
@@ -182,15 +135,16 @@ def test_markup_in_a_message_its_attributes_and_the_address_stays_text(
     client.send(MARKUP, attributes={MARKUP: MARKUP}, key=MARKUP[:128], recipient=MARKUP[:128], dedup_id=MARKUP[:128])
     tab = open_tab(f"/#/{queue}")
     tab.await_true("document.querySelectorAll('#messages li').length === 1")
-    tab.run("document.querySelector('#messages summary').click()")
-    assert shown(tab, "#messages pre") == [MARKUP]
-    assert MARKUP[:128] in shown(tab, "#messages dd")
-    assert json.dumps({MARKUP: MARKUP}, separators=(",", ":")) in shown(tab, "#messages dd")
+    tab.click("#messages summary")
+    tab.await_true("document.querySelector('#messages pre')")
+    assert tab.texts("#messages pre") == [MARKUP]
+    assert MARKUP[:128] in tab.texts("#messages dd")
+    assert json.dumps({MARKUP: MARKUP}, separators=(",", ":")) in tab.texts("#messages dd")
     tab.run(f"location.hash = '#/' + encodeURIComponent({json.dumps(MARKUP)})")
     tab.await_true(f"document.getElementById('name').textContent === {json.dumps(MARKUP)}")
     assert tab.run("document.querySelectorAll('img, main script').length") == 0
-    tab.await_true("document.getElementById('said').textContent !== ''")
-    tab.faults = [fault for fault in tab.faults if " 404 " not in fault]  # not a valid queue name
+    tab.await_true("document.getElementById('fault').textContent !== ''")
+    tab.faults = [fault for fault in tab.faults if not re.search(" 40[04] ", fault)]  # no queue's name
 
 
 def test_markup_put_into_the_page_would_not_run(open_tab: OpenTab) -> None:

@@ -14,6 +14,8 @@ from web.native import responses
 from web.native.request import wants_html
 from web.pages import reference
 
+_SCRIPT = ("format", "service", "plots", "list", "queue", "messages", "dialogs", "polling")  # polling starts the page
+
 
 def mount(app: Bottle) -> None:
     @app.get("/")
@@ -46,7 +48,6 @@ def _reference() -> str:
     return reference.render(_file("reference.html"))
 
 
-@lru_cache(maxsize=4)
 def _file(name: str) -> str:
     return (Path(__file__).parent / name).read_text("utf-8")
 
@@ -55,7 +56,8 @@ def _file(name: str) -> str:
 def _index() -> str:
     """The page with its style and its script in it."""
     html = _file("page.html").replace("<style></style>", f"<style>\n{_file('page.css')}</style>")
-    return html.replace("<script></script>", f"<script>\n{_file('page.js')}</script>")
+    script = "".join(_file(f"script/{part}.js") for part in _SCRIPT)
+    return html.replace("<script></script>", f"<script>\n{script}</script>")
 
 
 def _page(html: str) -> responses.Response:

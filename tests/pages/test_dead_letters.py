@@ -1,0 +1,170 @@
+"""Test what the page shows of messages that died or are leased, and what it does with some of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from clients import QueueClient
+from tests.pages.browser import Tab
+from tests.pages.conftest import OpenTab
+
+pytestmark = pytest.mark.slow
+
+
+def kill(client: QueueClient, reasons: list[str]) -> None:
+    """Make one dead letter for each reason; its text is the reason."""
+    client.send_many(reasons)
+    for message in client.receive(limit=len(reasons), lease=600):
+        message.reject(message.text)
+
+
+def confirm(tab: Tab, title: str) -> None:
+    """Confirm a question of this title by the keyboard, whose focus is on Cancel."""
+    tab.await_true("document.getElementById('confirming').open")
+    assert tab.texts("#confirming-title") == [title]
+    tab.tab_to("it.type === 'submit' && it.closest('#confirming')")
+    tab.press("Enter")
+    tab.await_true("!document.getElementById('confirming').open")
+
+
+def await_messages(tab: Tab, number: int) -> None:
+    tab.await_true(
+        f"document.querySelectorAll('#messages li').length === {number} && !document.querySelector('[aria-busy]')"
+    )
+
+
+def test_the_list_shows_why_and_when_each_died_after_how_many_tries(
+    open_tab: OpenTab, client: QueueClient, queue: str
+) -> None:
+    client.put_settings({"max_receives": 2, "lease": 0})
+    client.send("never works")
+    for _ in range(3):
+        client.receive(lease="default")
+    tab = open_tab(f"/#/{queue}.dead")
+    await_messages(tab, 1)
+    assert tab.texts("#messages .why .dead") == ["max_receives"]
+    (died,) = tab.texts("#messages .why span:last-child")
+    assert died.startswith("died ")
+    assert died.endswith(f" s ago after 2 tries in {queue}")
+
+
+def test_earlier_deaths_are_listed(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.put_settings({"dead_letter_queue": f"{queue}.last"}, queue=f"{queue}.dead")
+    kill(client, ["first"])
+    client.receive(limit=1, lease=600, queue=f"{queue}.dead")[0].reject("second")
+    tab = open_tab(f"/#/{queue}.last")
+    tab.click("#messages summary")
+    tab.await_true("document.querySelector('#messages dl')")
+    assert any(text.endswith(f": first, after 1 try in {queue}") for text in tab.texts("#messages dd"))
+
+
+def test_the_selected_ones_are_redriven_and_deleted(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    kill(client, ["a", "b", "c", "d"])
+    tab = open_tab(f"/#/{queue}.dead")
+    await_messages(tab, 4)
+    assert not tab.run("document.getElementById('delete-selected').checkVisibility()")
+    tab.tab_to("it.ariaLabel?.startsWith('Select ')")  # the newest: d
+    tab.press(" ")
+    assert tab.run("document.getElementById('every').indeterminate")
+    tab.click("#redrive-selected")
+    confirm(tab, "Redrive 1 dead letter?")
+    await_messages(tab, 3)
+    assert [message.text for message in client.peek()] == ["d"]
+    tab.click("#every")
+    tab.run("boxes()[0].click()")  # all but c
+    tab.click("#delete-selected")
+    confirm(tab, "Delete 2 messages?")
+    await_messages(tab, 1)
+    assert [message.text for message in client.peek(queue=f"{queue}.dead")] == ["c"]
+    assert tab.run("document.activeElement.id") == "heading"  # and not lost with the button
+
+
+def test_one_is_redriven_and_one_deleted_after_a_question(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    kill(client, ["a", "b"])
+    a, b = [message.id for message in client.peek(queue=f"{queue}.dead")]
+    tab = open_tab(f"/#/{queue}.dead")
+    await_messages(tab, 2)
+    tab.click("#messages summary")
+    tab.click(".actions .danger")
+    tab.await_true("document.getElementById('confirming').open")
+    tab.press("Enter")  # on Cancel
+    tab.await_true("!document.getElementById('confirming').open")
+    tab.click(".actions .danger")
+    confirm(tab, f"Delete message {b} of {queue}.dead?")
+    await_messages(tab, 1)
+    tab.click("#messages summary")
+    tab.click(".actions button")
+    confirm(tab, f"Redrive message {a} of {queue}.dead?")
+    await_messages(tab, 0)
+    assert [message.text for message in client.peek()] == ["a"]
+
+
+def test_all_dead_letters_are_redriven(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    kill(client, ["x", "y"])
+    tab = open_tab(f"/#/{queue}")
+    tab.tab_to("it.id === 'redrive'")
+    tab.press("Enter")
+    confirm(tab, f"Redrive all dead letters of {queue}?")
+    tab.await_true("document.getElementById('said').textContent === 'Moved 2 dead letters back.'")
+    await_messages(tab, 2)
+    assert (client.stats()["ready"], client.stats()["dead"]) == (2, 0)
+
+
+def test_a_leased_message_shows_until_when(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.send("x")
+    client.receive(lease=600)
+    tab = open_tab(f"/#/{queue}")
+    await_messages(tab, 1)
+    (held,) = tab.texts("#messages .why")
+    assert held.startswith("leased until ")
+    tab.click("#messages summary")
+    tab.click(".actions .danger")
+    tab.click("#confirming [type=submit]")
+    tab.await_true("document.querySelector('#confirming .wrong').textContent.includes('Wait until its lease ends')")
+    assert client.stats()["leased"] == 1
+    tab.faults.clear()  # Chromium's own line for a 409
+
+
+def test_messages_are_found_by_text_key_and_id_the_newest_first(
+    open_tab: OpenTab, client: QueueClient, queue: str
+) -> None:
+    client.send_many([{"text": "needle 1", "key": "k"}, *["hay"] * 3_000, {"text": "needle 2"}, "hay"])
+    tab = open_tab(f"/#/{queue}")
+    await_messages(tab, 25)
+
+    def find(by: str, wanted: str) -> list[str]:
+        tab.run(f"document.getElementById('by').value = '{by}'; document.getElementById('wanted').focus()")
+        tab.run("document.getElementById('wanted').select()")
+        tab.type(wanted)
+        tab.press("Enter")
+        tab.await_true("!document.querySelector('[aria-busy]')")
+        return tab.texts("#messages summary > .text")
+
+    assert find("text", "needle") == ["needle 2", "needle 1"]
+    assert find("key", "k") == ["needle 1"]
+    assert find("text", "Needle") == []
+    assert tab.texts("#nothing") == ["No message matches."]
+    (newest,) = client.peek(limit=1, before="9223372036854775807")
+    assert newest.id is not None
+    assert find("id", newest.id) == ["hay"]
+    assert tab.texts("#messages .mono:first-child") == [newest.id]
+    assert find("id", str(int(newest.id) + 1)) == []
+    find("id", "x")
+    assert tab.texts("#fault") == ["An id is a whole number."]
+
+
+def test_next_searches_on_where_a_slow_search_stopped(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.send_many(["needle", *["hay"] * 9_999])
+    client.send_many(["hay"] * 5_000)
+    tab = open_tab(f"/#/{queue}")
+    await_messages(tab, 25)
+    tab.run("""(() => { const real = fetch; window.fetch = async (path, options) => {
+        if (path.includes("text=")) await new Promise((done) => setTimeout(done, 2 * EVERY));
+        return real(path, options);
+    }; })()""")
+    tab.choose("#wanted", "needle")
+    tab.click("#search button")
+    tab.await_true("document.getElementById('nothing').textContent === 'Nothing found so far. Next searches on.'")
+    tab.click("#after")
+    await_messages(tab, 1)
+    assert tab.texts("#messages summary > .text") == ["needle"]

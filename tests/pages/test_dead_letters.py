@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from clients import QueueClient
 from tests.pages.browser import Tab
 from tests.pages.conftest import OpenTab
+from tests.support.live import LiveServer
 
 pytestmark = pytest.mark.slow
+ARABIC = "سبب غير معروف"
 
 
 def kill(client: QueueClient, reasons: list[str]) -> None:
@@ -25,6 +29,10 @@ def confirm(tab: Tab, title: str) -> None:
     tab.tab_to("it.type === 'submit' && it.closest('#confirming')")
     tab.press("Enter")
     tab.await_true("!document.getElementById('confirming').open")
+
+
+def reasons(tab: Tab) -> list[str]:
+    return tab.texts("#reasons > li > :is(b, .text)")
 
 
 def await_messages(tab: Tab, number: int) -> None:
@@ -46,6 +54,7 @@ def test_the_list_shows_why_and_when_each_died_after_how_many_tries(
     (died,) = tab.texts("#messages .why span:last-child")
     assert died.startswith("died ")
     assert died.endswith(f" s ago after 2 tries in {queue}")
+    assert reasons(tab) == ["1", "max_receives"]
 
 
 def test_earlier_deaths_are_listed(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
@@ -56,6 +65,51 @@ def test_earlier_deaths_are_listed(open_tab: OpenTab, client: QueueClient, queue
     tab.click("#messages summary")
     tab.await_true("document.querySelector('#messages dl')")
     assert any(text.endswith(f": first, after 1 try in {queue}") for text in tab.texts("#messages dd"))
+
+
+def test_dead_letters_of_one_reason_are_shown_and_redriven(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    kill(client, ["broken", "broken", ARABIC])
+    tab = open_tab(f"/#/{queue}")
+    tab.await_true("document.querySelectorAll('#reasons li').length === 2")
+    assert reasons(tab) == ["2", "broken", "1", ARABIC]
+    tab.click("#reasons li:last-child button")
+    tab.await_true("document.querySelector('#messages .text')?.dir === 'auto'")
+    await_messages(tab, 1)
+    assert tab.texts("#messages summary > .text") == [ARABIC]
+    tab.click("#only")
+    tab.click("#reasons li:first-child button:nth-child(2)")
+    confirm(tab, "Redrive 2 dead letters?")
+    tab.await_true("document.getElementById('said').textContent === 'Moved 2 dead letters back.'")
+    tab.await_true("document.querySelectorAll('#reasons li').length === 1")
+    assert (client.stats()["ready"], client.stats()["dead"]) == (2, 1)
+
+
+@pytest.mark.parametrize("end", ["", ".dead"], ids=["origin", "dead-letter queue"])
+def test_dead_letters_of_one_reason_are_deleted_at_either_end(
+    open_tab: OpenTab, client: QueueClient, queue: str, end: str
+) -> None:
+    kill(client, ["broken", "broken", "other"])
+    tab = open_tab(f"/#/{queue}{end}")
+    tab.click("#reasons li:first-child .danger")
+    confirm(tab, "Delete 2 dead letters?")
+    tab.await_true("document.getElementById('said').textContent === 'Deleted 2 messages.'")
+    tab.await_true("document.querySelectorAll('#reasons li').length === 1")
+    assert [message.text for message in client.peek(queue=f"{queue}.dead")] == ["other"]
+
+
+def test_deleting_a_queues_dead_letters_keeps_those_of_others_in_the_same_place(
+    open_tab: OpenTab, server: LiveServer, client: QueueClient, queue: str
+) -> None:
+    client.put_settings({"dead_letter_queue": f"{queue}.all"})
+    client.put_settings({"dead_letter_queue": f"{queue}.all"}, queue=f"{queue}.other")
+    kill(client, ["broken"])
+    with QueueClient(server.url, queue=f"{queue}.other") as other:
+        kill(other, ["broken", "broken"])
+        tab = open_tab(f"/#/{queue}")
+        tab.click("#reasons .danger")
+        confirm(tab, "Delete 1 dead letter?")
+        tab.await_true("document.getElementById('said').textContent === 'Deleted 1 message.'")
+        assert (client.stats()["dead"], other.stats()["dead"]) == (0, 2)
 
 
 def test_the_selected_ones_are_redriven_and_deleted(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
@@ -116,7 +170,7 @@ def test_a_leased_message_shows_until_when(open_tab: OpenTab, client: QueueClien
     tab = open_tab(f"/#/{queue}")
     await_messages(tab, 1)
     (held,) = tab.texts("#messages .why")
-    assert held.startswith("leased until ")
+    assert re.fullmatch("leased until [0-9:]{8}", held)
     tab.click("#messages summary")
     tab.click(".actions .danger")
     tab.click("#confirming [type=submit]")

@@ -40,7 +40,7 @@ async function refresh() {
   poll();
   pollStatus();
   if (!shown) return;
-  await look();
+  await Promise.all([look(), lookAtReasons()]);
   if (document.activeElement === document.body) $("heading").focus();  // the button is no more
 }
 

@@ -1,11 +1,12 @@
 // The messages of a queue, page by page, and what can be done with them.
 
 const PAGE = 25, SHOWN = 20000, SEARCHED = 20;  // messages, characters, requests of one search
-let pages = [], looking = null;
+let pages = [], looking = null, reasonShown = "";
 
 function start() {
   const wanted = $("wanted").value, by = $("by").value, query = new URLSearchParams({limit: PAGE});
   if ($("state").value) query.set("state", $("state").value);
+  if (reasonShown) query.set("reason", reasonShown);
   if (wanted && by === "id") {
     query.set("limit", 1);
     query.set("after", BigInt(wanted) - 1n);
@@ -39,7 +40,7 @@ function showMessages(found, next) {
   if (id) [found, next] = [found.filter((message) => BigInt(message.id) === BigInt(id)), undefined];
   $("messages").replaceChildren(...found.map(showMessage));
   $("nothing").hidden = found.length > 0;
-  const searched = $("wanted").value || $("state").value;
+  const searched = $("wanted").value || reasonShown || $("state").value;
   put($("nothing"), found.length ? "" : next ? "Nothing found so far. Next searches on." : searched ? "No message matches." : "No messages here.");
   $("before").disabled = pages.length < 2;
   $("after").disabled = !next;
@@ -51,6 +52,16 @@ function showMessages(found, next) {
 function lookFrom(addresses) {
   pages = addresses;
   return look();
+}
+
+function showOnly(reason) {
+  reasonShown = reason;
+  $("only").hidden = !reason;
+  put($("only"), `Only “${reason}” ✕`);
+  $("only").setAttribute("aria-label", `Show messages of any reason, not only “${reason}”`);
+  $("state").value = reason && stats.get(shown)?.dead ? "dead" : "";
+  if (reason) $("heading").focus();
+  return lookFrom([start()]);
 }
 
 // One message.
@@ -74,14 +85,11 @@ function showMessage(message) {
   return item;
 }
 
-// Why and when it died, or who holds it: in the list, where it is needed first.
+// Why and when it died, or until when it is leased: in the list, where it is needed first.
 function whyOf(message) {
   const death = deathOf(message), why = make("span", undefined, "why");
   if (death) why.append(makeText("span", death.reason, "text dead"), make("span", `died ${since(death.time)} after ${counted(death.tries, "try", "tries")} in ${death.from}`));
-  if (message.state === "leased") {
-    const holder = message.leased_by ? `leased by ${message.leased_by}` : "leased";
-    why.append(make("span", `${holder}${message.leased_until ? ` until ${new Date(message.leased_until).toLocaleTimeString("en-GB")}` : ""}`, "leased"));
-  }
+  if (message.state === "leased") why.append(make("span", `leased until ${new Date(message.leased_until).toLocaleTimeString("en-GB")}`, "leased"));
   return why.childElementCount ? why : null;
 }
 
@@ -145,7 +153,8 @@ $("search").onsubmit = (event) => {
   if ($("by").value === "id" && !/^[0-9]*$/.test($("wanted").value)) return fail(new Error("An id is a whole number."));
   return lookFrom([start()]);
 };
-$("again").onclick = look;
+$("only").onclick = () => showOnly("");
+$("again").onclick = () => { look(); lookAtReasons(); };
 $("order").onchange = $("state").onchange = () => lookFrom([start()]);
 $("after").onclick = () => lookFrom([...pages, $("after").value]);
 $("before").onclick = () => lookFrom(pages.slice(0, -1));

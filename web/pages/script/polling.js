@@ -98,16 +98,17 @@ function go() {
   $("all").hidden = shown !== "";
   $("one").hidden = shown === "";
   document.title = shown ? `${shown} · Queues` : "Queues";
+  if (changed) dead = null;
   if (shown) showOne(); else showAll();
   if (!changed) return;
   scrollTo(0, shown ? 0 : left);
   poll();
   if (!shown) return;
   $("messages").replaceChildren();
+  $("dead").hidden = true;
   $("wanted").value = "";
   $("name").focus();
-  $("state").value = "";
-  lookFrom([start()]);
+  showOnly("");
 }
 
 $("curl").textContent = curl({path: new URL("messages", document.baseURI).href, method: "POST", body: {text: "hello"}});

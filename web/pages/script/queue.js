@@ -1,4 +1,6 @@
-// One queue: its figures, and what can be done with all of it.
+// One queue: its figures, and its dead letters by reason.
+
+let dead = null;  // dead letters when their reasons were last looked at
 
 function showOne() {
   const counts = stats.get(shown), samples = past.get(shown) || [];
@@ -13,6 +15,41 @@ function showOne() {
   const series = [{values: speeds("sent"), name: "sent"}, {values: speeds("received"), name: "read"}];
   const most = draw($("rates"), series, (fastest) => `Messages sent and read per second over the last minutes, at most ${rate(fastest)}`);
   put($("fastest"), `up to ${rate(most)}`);
+  if (counts && counts.dead !== dead) lookAtReasons();
+}
+
+async function lookAtReasons() {
+  const queue = shown;
+  if (!stats.has(queue)) return;
+  dead = stats.get(queue).dead;
+  let found = {reasons: [], complete: true};
+  try { found = await call({path: `${at(queue)}/reasons`}); } catch (fault) { if (queue === shown) fail(fault); }
+  if (queue !== shown) return;
+  $("dead").hidden = !found.reasons.length;
+  $("partly").hidden = found.complete;
+  $("reasons").replaceChildren(...found.reasons.map((group) => showReason(group, found.complete)));
+}
+
+function showReason({reason, dead_letters: count, oldest_at, newest_at}, complete) {
+  const item = make("li"), buttons = make("div", undefined, "row");
+  const letters = `${complete ? "" : "at least "}${counted(count, "dead letter")}`;
+  const times = since(newest_at) === since(oldest_at) ? `died ${since(newest_at)}` : `the last died ${since(newest_at)}, the first ${since(oldest_at)}`;
+  const button = (name, does, kind) => {
+    const made = makeButton(name, async () => { try { await does(); } catch (fault) { fail(fault); } }, kind);
+    made.setAttribute("aria-label", `${name} ${letters}: ${reason}`);
+    buttons.append(made);
+  };
+  button("Show", () => showOnly(reason));
+  button("Redrive", () => confirm({
+    title: `Redrive ${letters}?`, text: `All dead letters of ${shown} with the reason “${reason}” go back to the queue they came from. Leased ones stay.`, name: "Redrive",
+    requests: [redriving(shown, {reason})], done: redriven,
+  }));
+  button("Delete", async () => {
+    const requests = await deletingOf(reason, count);
+    confirm({title: `Delete ${letters}?`, text: `This removes the dead letters of ${shown} with the reason “${reason}” permanently, leased ones too.`, name: "Delete", requests, done: purged, danger: true});
+  }, "danger");
+  item.append(make("b", whole(count), "dead"), makeText("span", reason, "text"), make("span", times, "soft"), buttons);
+  return item;
 }
 
 const redriving = (queue, which) => ({method: "POST", path: `${at(queue)}/redrive`, body: which});
@@ -20,6 +57,19 @@ const purging = (queue, which) => ({method: "POST", path: `${at(queue)}/purge`, 
 const sum = (results, name) => results.reduce((total, result) => total + result[name], 0);
 const redriven = (results) => sum(results, "redriven") ? `Moved ${counted(sum(results, "redriven"), "dead letter")} back.` : "Nothing was moved: leased dead letters stay until their lease ends.";
 const purged = (results) => `Deleted ${counted(sum(results, "purged"), "message")}.`;
+
+// A purge by reason is for the queue where the dead letters lie. Those that lie elsewhere may share that place with
+// other queues' dead letters, so they are deleted by their ids.
+async function deletingOf(reason, count) {
+  const found = [];
+  let next = `${at(shown)}/peek?${new URLSearchParams({state: "dead", reason, limit: 1000})}`;
+  while (next) {
+    const reply = await exchange({path: next});
+    found.push(...reply.value);
+    next = reply.next;
+  }
+  return found.length < count ? [...byId(found, purging), purging(shown, {reason})] : byId(found, purging);
+}
 
 // Requests for these messages, for each queue in which some lie, of at most 10,000 ids.
 function byId(messages, request) {

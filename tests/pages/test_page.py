@@ -194,11 +194,18 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
 def test_all_text_has_enough_contrast(
     open_tab: OpenTab, client: QueueClient, queue: str, path: str, dark: bool
 ) -> None:
-    client.send_many(["x", {"text": "y", "delay": 60}])
-    client.receive(lease=600)
+    client.send_many(["w", "x", {"text": "y", "delay": 60}])
+    client.receive(limit=1, lease=600)[0].reject("bad")
+    client.receive(limit=1, lease=600)
+    client.put_settings({"paused": True})
     tab = open_tab(path.replace("QUEUE", queue), dark=dark)
     tab.run("document.querySelectorAll('details').forEach((one) => { one.open = true })")
     measured = tab.run(CONTRASTS)
+    for button, dialog in {"#settings": "setting", "#purge": "confirming"}.items() if "#" in path else ():
+        tab.click(button)
+        tab.await_true(f"document.getElementById('{dialog}').open")
+        measured += tab.run(CONTRASTS)
+        tab.press("Escape")
     assert len(measured) > 20
     assert [text for text in measured if text[1] < 4.5] == []  # WCAG 2.2, AA
     assert (sum(text[2] for text in measured) > len(measured) / 2) == dark

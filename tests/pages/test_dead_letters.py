@@ -54,6 +54,7 @@ def test_the_list_shows_why_and_when_each_died_after_how_many_tries(
     (died,) = tab.texts("#messages .why span:last-child")
     assert died.startswith("died ")
     assert died.endswith(f" s ago after 2 tries in {queue}")
+    tab.await_true("document.querySelector('#reasons li')")
     assert reasons(tab) == ["1", "max_receives"]
 
 

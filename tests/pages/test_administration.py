@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from clients import QueueClient
-from tests.deploy.test_proxy import running
 from tests.pages.browser import Browser, Tab
 from tests.pages.conftest import IS_LIVE, OpenTab
 from tests.support.live import LiveServer, free_port
+from tests.support.nginx import running
 from tests.support.programs import program
 
 pytestmark = pytest.mark.slow
@@ -248,7 +248,7 @@ def test_it_works_behind_a_proxy_that_strips_a_path(
         f" server {{ listen 127.0.0.1:{port}; location /tools/queue/ {{"
         f" proxy_pass http://127.0.0.1:{server.port}/; proxy_set_header Host $http_host; }} }} }}"
     )
-    with running([program("nginx"), "-e", f"{tmp_path}/error.log", "-c", f"{tmp_path}/nginx.conf"], port):
+    with running(tmp_path, port):
         root = f"http://127.0.0.1:{port}/tools/queue/"
         tab = chromium.tab()
         tab.open(f"{root}queues/{queue}/messages")  # redirected to the queue's page

@@ -58,11 +58,18 @@ def nginx(server: LiveServer, certificate: Certificate, folder: Path) -> Iterato
         f"daemon off; user root; pid {folder}/pid; error_log {folder}/error.log; events {{}}"
         f" http {{ access_log off; {places} include {folder}/site.conf; }}"
     )
+    with running(folder, port):
+        yield port
+
+
+@contextmanager
+def running(folder: Path, port: int) -> Iterator[None]:
+    """Run nginx with the folder's nginx.conf, which listens on the port."""
     process = subprocess.Popen([program("nginx"), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
     try:
         await_true(lambda: _listens(port) or process.poll() is not None)
         assert process.poll() is None
-        yield port
+        yield
     finally:
         process.terminate()
         process.wait(20)

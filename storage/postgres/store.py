@@ -389,10 +389,8 @@ class PostgresStore:
             at = scalar(work.run(f"SELECT queue_service.{call}", work.now, queue, state, *values))
             return at, not at["done"]
 
-        count: int = in_steps(self._transact, {}, step, lambda at: describe_progress(at.get("count"), action), once)[
-            "count"
-        ]
-        return count
+        done = in_steps(self._transact, {}, step, lambda at: describe_progress(at.get("count"), action), once)
+        return int(done["count"])
 
     def _notify_readers(self, names: Collection[str], hint: bool = True) -> None:
         """Wake the readers of these queues in this process, and with `hint` in the others, to look for messages."""

@@ -19,7 +19,7 @@ class Task(Protocol):
     """A running request."""
 
     is_driven: bool  # the turns of its scheduler commit for it, and end its wait in time
-    is_heavy: bool  # its transaction may take long
+    is_heavy: bool  # its transaction, or making its reply, may take long
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until `wake` is called, or that many seconds. Return whether it was called since the last wait."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from storage.sqlite.disk.group_commit import SLOW
 from tests.limits.bounds import Scene, new, scene_on
 from tests.support.figures import AddRow
 from tests.support.live import await_true
@@ -26,8 +27,10 @@ import gc, time
 from pathlib import Path
 from greenlet import greenlet
 from web.server import loop
+from storage.sqlite.disk import group_commit
 from storage.sqlite.disk.group_commit import GroupCommit
 
+group_commit.SLOW = {slow}
 longest = Path({longest!r})
 most = [0.0]
 
@@ -54,10 +57,11 @@ exec(Path("gunicorn.conf.py").read_text())
 """
 
 
-@pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+@pytest.fixture(params=[SLOW, -1.0], ids=["quick disk", "slow disk"])
+def scene(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """Yield a service; as on a slow disk, a thread makes each of its commits."""
     config = tmp_path / "measured.py"
-    config.write_text(MEASURED.format(longest=str(tmp_path / "longest")))
+    config.write_text(MEASURED.format(longest=str(tmp_path / "longest"), slow=request.param))
     monkeypatch.setenv("GUNICORN_CMD_ARGS", f"--config {config}")
     with scene_on(tmp_path, 30_000) as scene:
         yield scene

@@ -118,7 +118,9 @@ class MemoryBudget:
             share.take(size, wait=False)
 
     def keep(self, size: int) -> None:
-        """Reduce the request's share for its reply to `size` bytes."""
+        """Reduce the request's share for its reply to `size` bytes. A reply that keeps any takes long to make."""
+        if size:
+            self._scheduler.current().is_heavy = True
         self._share(self._replies).keep(size)
 
     def _share(self, pool: MemoryPool) -> _Share:

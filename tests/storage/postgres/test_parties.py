@@ -290,7 +290,7 @@ def test_a_purge_continues_after_messages_that_another_removed(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     _send_many(store)
-    party.execute("SELECT purge(%s::bigint, 'q', NULL)", [_now(clock)])
+    party.execute("SELECT purge(%s::bigint, 'q', NULL, NULL, NULL)", [_now(clock)])
     purging = threads.submit(store.purge, "q")
     _when_it_waits(url, purging)
     party.commit()
@@ -344,7 +344,7 @@ def test_a_purge_forgets_a_dedup_id_that_a_concurrent_sender_uses(
     url: str, store: Store, party: psycopg.Connection[Any], clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     send(store, "first", dedup_id="d")
-    party.execute("SELECT purge(%s::bigint, 'q', NULL)", [_now(clock)])
+    party.execute("SELECT purge(%s::bigint, 'q', NULL, NULL, NULL)", [_now(clock)])
     sending = threads.submit(store.send, "q", [new("again", dedup_id="d")])
     _when_it_waits(url, sending)
     party.commit()

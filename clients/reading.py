@@ -6,6 +6,8 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -61,16 +63,17 @@ class Reader:
             at_once = f"{path}?{urlencode(query)}" if query else path
             waiting = f"{path}?{urlencode([*query, ('wait', poll)])}" if poll else at_once
             key = os.urandom(16).hex()
+            late_reply = partial(_late_read, at_once, waiting, headers or {}, key)
             try:
                 # A poll without a lease is not cut: the messages that it removed are in its reply alone.
                 reply = yield Call(
                     "GET", waiting, headers=headers or {}, key=key, waits=poll,
-                    is_cut=is_cut if lease is not None else None, leases=lease is not None,
+                    is_cut=is_cut if lease is not None else None, late_reply=None if lease is None else late_reply,
                 )  # fmt: skip
             except Unreachable:
                 if lease is None or not poll or not is_cut():
                     raise
-                reply = yield from _late_reply(waiting, at_once, headers or {}, key)
+                reply = yield from late_reply()
             if reply.status != 204:
                 return documents_of(reply)
             # A 204 with a Retry-After did not wait, because too many readers were waiting.
@@ -125,28 +128,38 @@ class Reader:
         """Make a transaction and return the reply's JSON; {} if there was nothing to receive."""
         waits, is_cut = document.get("receive", {}).get("wait", 0), is_cut or self.is_closed
         is_uncut = waits and self._drops_late_replies
-        reply = yield Call(
-            "POST", "/transactions", encode(document), headers=headers or {}, key=key, waits=waits,
-            is_cut=None if is_uncut else is_cut, leases="receive" in document,
+        call = Call(
+            "POST", "/transactions", encode(document), headers=headers or {}, key=key or os.urandom(16).hex(),
+            waits=waits, is_cut=None if is_uncut else is_cut,
         )  # fmt: skip
+
+        def late_reply() -> Steps[Reply]:
+            at_once = encode({**document, "receive": {**document["receive"], "wait": 0}})
+            return (yield from _late_reply(replace(call, body=at_once), call))
+
+        reply = yield replace(call, late_reply=late_reply) if "receive" in document else call
         if reply.status == 204:  # done, and the service did not wait for messages
             yield Pause(retry_after(reply.headers) or 0, is_cut)
             return {}
         return dict(json.loads(reply.body))
 
 
-def _late_reply(waiting: str, at_once: str, headers: Mapping[str, str], key: str) -> Steps[Reply]:
-    """Return the reply of a poll that was cut and got none, or of a read without a wait. Raises QueueError.
+def _late_read(at_once: str, waiting: str, headers: Mapping[str, str], key: str) -> Steps[Reply]:
+    return (yield from _late_reply(*(Call("GET", path, headers=headers, key=key) for path in (at_once, waiting))))
+
+
+def _late_reply(at_once: Call, waiting: Call) -> Steps[Reply]:
+    """Return the reply of a poll that was cut and got none, or of the same without a wait. Raises QueueError.
 
     A proxy may drop the reply to a reader that has hung up, so the poll may have leased messages. Then the service
     refuses its key to the read without a wait, and repeats the poll's reply.
     """
     try:
-        return (yield Call("GET", at_once, headers=headers, key=key, retry_for=0, last=True))
+        return (yield replace(at_once, waits=0, is_cut=None, retry_for=0, last=True))
     except ProblemError as fault:
         if fault.code != "idempotency_mismatch":
             raise
-    return (yield Call("GET", waiting, headers=headers, key=key, retry_for=0, last=True))
+    return (yield replace(waiting, waits=0, is_cut=None, retry_for=0, last=True))
 
 
 def documents_of(reply: Reply) -> list[dict[str, Any]]:

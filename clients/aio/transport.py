@@ -6,6 +6,7 @@ import asyncio
 import io
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import aiohttp
 from yarl import URL
 
-from ..errors import Closed, QueueError
+from ..errors import Closed, QueueError, Unreachable
 from ..http.calls import NO_REPLY, Answer, Call, IsCut, Pause, Reply, Service, Steps, Tries
 from ..http.connection_pool import CUT_ANSWERED_WITHIN, CUT_CHECKED_EVERY
 from ..reading import LONGEST_UNCUT_WAIT
@@ -68,7 +69,7 @@ class AsyncTransport:
             return NO_REPLY
         if not step.last:
             self.check_open()
-        return await (self._outliving_call(step) if step.leases or step.last else self._call(step))
+        return await (self._outliving_call(step) if step.late_reply or step.last else self._call(step))
 
     def cut_polls(self) -> None:
         """End the polls whose `is_cut` returns True."""
@@ -104,7 +105,7 @@ class AsyncTransport:
 
     async def _outliving_call(self, call: Call) -> Reply:
         poll = _Poll(call.is_cut or self.is_closed, self.can_cut)
-        task = asyncio.create_task(self._poll(call, poll) if call.leases else self._call(call))
+        task = asyncio.create_task(self._poll(call, poll) if call.late_reply else self._call(call))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -113,12 +114,15 @@ class AsyncTransport:
             raise
 
     async def _finish(self, call: Call, task: asyncio.Task[Reply]) -> None:
-        try:
-            reply = await task
-        except QueueError:
-            return  # nothing was leased
-        if call.leases:
-            await self.run(self._release(reply))
+        with suppress(QueueError):  # nothing was leased
+            try:
+                reply = await task
+            except Unreachable:  # after a cut, its reply may have been dropped
+                if call.late_reply is None:
+                    return
+                reply = await self.run(call.late_reply())
+            if call.late_reply is not None:
+                await self.run(self._release(reply))
 
     async def _poll(self, call: Call, poll: _Poll) -> Reply:
         self._polls.add(poll)
@@ -228,7 +232,8 @@ def _hang_up(connection: Connection) -> None:
         asyncio.get_running_loop().call_later(SENT_WITHIN, _hang_up, connection)
         return
     connection.protocol.force_close()  # it cannot carry another call
-    connection.transport.write_eof()
+    with suppress(OSError):  # the service has just disconnected
+        connection.transport.write_eof()
 
 
 @dataclass(slots=True)

@@ -41,8 +41,8 @@ class Call:
     All tries carry one Idempotency-Key, `key` or a random one, unless the call is `idempotent`. After a lost reply
     the statuses `done_if_lost` count as success: the lost try did it. `waits` is how long the service may delay
     its reply, in seconds; that wait and retries end once `is_cut` returns True. `timeout` and `retry_for` override
-    the client's own. A `last` call is allowed after `close`. A call that `leases` has messages in its reply, which are
-    released if they come too late.
+    the client's own. A `last` call is allowed after `close`. A call with leased messages in its reply has `late_reply`:
+    steps that return the reply after it was cut and got none. So messages that come too late can be released.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Call:
     timeout: float | None = None
     retry_for: float | None = None
     last: bool = False
-    leases: bool = False
+    late_reply: Callable[[], Steps[Reply]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,8 @@ class Tries:
         """Return the reply of a try that succeeded, or when to try again. Raises ProblemError, Unreachable."""
         self._tries += 1
         fault: ProblemError | Unreachable
+        if not isinstance(outcome, Exception) and outcome[0] == 200 and not outcome[2]:
+            outcome = ConnectionError()  # a proxy lost the reply: those of the service have a body
         if isinstance(outcome, Exception):
             fault = Unreachable(f"{self._service.url} does not answer: {_reason(outcome)}")
             if _is_lasting(outcome):

@@ -18,10 +18,12 @@ from clients import (
     QueueClient,
     TransactionReply,
 )
-from tests.clients.connect import Connect, both_clients
+from tests.clients.connect import Connect
+from tests.support.awaited import awaited
 from tests.support.live import FaultProxy, LiveServer
 
 BAD_GATEWAY = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"
+EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 Held = list[LeasedMessage]
 
@@ -84,21 +86,35 @@ CALLS: dict[str, Callable[[QueueClient, Held], object]] = {
     "delete_message": lambda client, held: client.delete_message(first_id(client)),
     "reschedule": lambda client, held: client.reschedule(first_id(client), 600),
     "dead_letter": lambda client, held: client.dead_letter(first_id(client), reason="no good"),
+    "reasons": lambda client, held: [one["reason"] for one in client.reasons()["reasons"]],
     "stats": lambda client, held: client.stats()["ready"],
     "queues": lambda client, held: len(client.queues(client.queue)),
     "settings": lambda client, held: client.settings()[0],
     "put_settings": lambda client, held: client.put_settings({"delay": 5}, if_match=client.settings()[1])["settings"],
     "purge": lambda client, held: client.purge(),
+    "purge, by id": lambda client, held: client.purge(dead_letters(client), ids=[id_of_dead(client)]),
+    "purge, by reason": lambda client, held: client.purge(dead_letters(client), reason="rejected"),
     "redrive": lambda client, held: client.redrive(limit=1, queue=dead_letters(client)),
     "redrive, by id": lambda client, held: client.redrive(ids=[id_of_dead(client)], queue=dead_letters(client)),
     "delete_queue": lambda client, held: client.delete_queue(),
+    "status": lambda client, held: client.status()["version"],
     "healthy": lambda client, held: client.healthy(retry_for=5),
 }
 
 
-@pytest.mark.parametrize("instead", [None, BAD_GATEWAY], ids=["reset", "504"])
 @pytest.mark.parametrize("call", CALLS)
-@both_clients
+@pytest.mark.parametrize(
+    ("client_class", "tls", "instead"),
+    [
+        (QueueClient, "plain", None),
+        (QueueClient, "plain", BAD_GATEWAY),
+        (QueueClient, "plain", EMPTY),
+        (QueueClient, "tls", None),
+        (awaited, "plain", None),
+    ],
+    indirect=["tls"],
+    ids=["reset", "504", "empty", "reset-tls", "reset-asyncio"],
+)
 def test_a_call_whose_replies_are_lost_is_done_once__row_33(
     connect: Connect, server: LiveServer, proxy: FaultProxy, queue: str, call: str, instead: bytes | None
 ) -> None:

@@ -82,9 +82,10 @@ def test_a_poll_ends_at_once_although_the_service_does_not_answer(server: LiveSe
         asyncio.run(main())
 
 
+@pytest.mark.parametrize("dropped", [False, True], ids=["arrives", "a proxy drops it"])
 @every_poll
 def test_a_message_whose_reply_was_on_its_way_is_released_uncounted__row_34(
-    engine: LiveServer, queue: str, poll: str
+    engine: LiveServer, queue: str, poll: str, dropped: bool
 ) -> None:
     async def main() -> None:
         async with AsyncQueueClient(proxy.url, queue=queue) as cancelled:
@@ -96,7 +97,7 @@ def test_a_message_whose_reply_was_on_its_way_is_released_uncounted__row_34(
             await cancel(task)
 
     with FaultProxy(engine) as proxy, QueueClient(engine.url, queue=queue) as client:
-        proxy.delay = 1.0
+        proxy.delay, proxy.losing = 1.0, int(dropped)
         asyncio.run(main())
         assert [(state, count) for _, state, count in states(client)] == [("ready", 0)]
 

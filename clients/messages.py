@@ -61,6 +61,7 @@ class Message:
     group: str | None = None
     trace: str | None = None
     state: str | None = None  # in a peek only
+    leased_by: str | None = None  # in a peek only: the token or address that holds the lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,5 +303,5 @@ def moment(text: str) -> datetime:
 
 _PLAIN_FIELDS = (
     "text", "queue", "id", "receive_count", "receipt", "key", "priority", "recipient", "attributes",
-    "delay", "ttl", "dedup_id", "attribute_types", "group", "trace", "state",
+    "delay", "ttl", "dedup_id", "attribute_types", "group", "trace", "state", "leased_by",
 )  # fmt: skip

@@ -45,6 +45,7 @@ class MovedMessage(NamedTuple):
     fields: str | None
     text: str
     first_received_at: int | None
+    holder: str | None  # of the last lease
 
 
 class MovedDedup(NamedTuple):

@@ -88,6 +88,7 @@ class Message(NamedTuple):
     state: State = State.READY  # set by peek
     first_received_at: int | None = None  # by a leased read; set on such reads and by peek
     deaths: str | None = None  # of a dead letter: JSON, as codec.with_dead_letter_history takes it
+    leased_by: str | None = None  # in peek for a leased message: the holder in Receive, None if unknown
 
     @property
     def origin(self) -> str | None:
@@ -282,6 +283,7 @@ class Receive(NamedTuple):
     recipient: str | None = ""
     wait: float = 0.0  # seconds
     must_exist: bool = False  # raise QueueNotFound if one of the queues does not exist
+    holder: str = ""  # the name under which peek shows a lease: at most 128 characters, no U+0000; "": unknown
 
 
 class Transacted(NamedTuple):

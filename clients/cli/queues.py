@@ -19,7 +19,10 @@ from .command_line import add_service_options, client_for, within
 from .tables import age, print_json, table
 
 CLEAR = "\x1b[H\x1b[J"  # on a terminal
-MESSAGE_FIELDS = ("id", "state", "sent_at", "receive_count", "key", "priority", "recipient", "attributes", "text")
+MESSAGE_FIELDS = (
+    "id", "state", "sent_at", "receive_count", "leased_until", "leased_by", "key", "priority", "recipient",
+    "attributes", "text",
+)  # fmt: skip
 
 Work = Callable[[QueueClient, argparse.Namespace], None]
 AddCommand = Callable[[str, str], argparse.ArgumentParser]
@@ -161,19 +164,22 @@ def _peek(client: QueueClient, options: argparse.Namespace) -> None:
         for message in messages:
             print_json(_document(message))
     elif messages:
-        print(table(("ID", "STATE", "AGE", "TRIES", "KEY", "TEXT"), [_cells(message) for message in messages]))
+        head = ("ID", "STATE", "AGE", "TRIES", "HOLDER", "KEY", "TEXT")
+        print(table(head, [_cells(message) for message in messages]))
 
 
 def _cells(message: Message) -> list[object]:
     since = datetime.now(UTC) - message.sent_at if message.sent_at else timedelta(0)
     tries = message.receive_count or 0
-    return [message.id, message.state, age(since.total_seconds()), tries, message.key or "", message.text]
+    shown = [message.leased_by or "", message.key or "", message.text]
+    return [message.id, message.state, age(since.total_seconds()), tries, *shown]
 
 
 def _document(message: Message) -> dict[str, Any]:
     found = drop_none(**{name: getattr(message, name) for name in MESSAGE_FIELDS})
-    if message.sent_at is not None:
-        found["sent_at"] = message.sent_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    for name in ("sent_at", "leased_until"):
+        if name in found:
+            found[name] = found[name].isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return found
 
 

@@ -16,7 +16,7 @@ from .command_line import add_queue_option, add_service_options, client_for, wit
 
 BLOCK = 1024 * 1024  # bytes read from stdin at a time; fewer are sent at once, so a slow pipe's lines do not wait
 MOST_LINES = 1000  # in one request
-ENVELOPE = {"id", "queue", "sent_at", "receive_count", "state", "leased_until"}  # printed by `receive` and `peek`
+ENVELOPE = {"id", "queue", "sent_at", "receive_count", "state", "leased_until", "leased_by"}  # printed with a message
 
 SEND = """Send each TEXT as a message, and print its id; or, without a TEXT, send each line of stdin.
 

@@ -37,7 +37,7 @@ def peek(pool: Pool, clock: Clock, queue: str, ask: Peek, reserved: int) -> Peek
         )
         SELECT id, CASE WHEN bytes <= $9::bigint THEN text END, CASE WHEN bytes <= $9::bigint THEN fields END,
                CASE WHEN bytes <= $9::bigint THEN deaths END, sent_at, receive_count, due_at, state, first_received_at,
-               place, found, bytes
+               CASE WHEN state = 1 THEN holder END, place, found, bytes
           FROM fitting ORDER BY id {order}
         """,
         *_values(queue, ask, clock), ask.limit, MAX_READ_BYTES, reserved, ids,
@@ -50,9 +50,9 @@ def peek(pool: Pool, clock: Clock, queue: str, ask: Peek, reserved: int) -> Peek
             number, place, text.decode(), with_dead_letter_history(fields, deaths), wall(sent_at), count,
             leased_until=wall(due_at) if STATES[state_number] == State.LEASED else None,
             state=State.DEAD if ask.state is State.DEAD else State(STATES[state_number]),
-            first_received_at=None if first is None else wall(first), deaths=deaths,
+            first_received_at=None if first is None else wall(first), deaths=deaths, leased_by=holder,
         )
-        for number, text, fields, deaths, sent_at, count, due_at, state_number, first, place, _, _ in rows
+        for number, text, fields, deaths, sent_at, count, due_at, state_number, first, holder, place, _, _ in rows
     ]  # fmt: skip
     if rows and (len(rows) < rows[0][-2] or len(rows) == ask.limit):
         next = messages[-1].id

@@ -86,7 +86,7 @@ class PostgresTarget:
             self._transaction(),
             self._connection.cursor().copy(
                 "COPY messages (queue_id, id, sent_at, arrived_at, due_at, expires_at, ttl, token, receive_count, "
-                "state, priority, recipient, key, origin, deaths, fields, text, first_received_at) FROM STDIN"
+                "state, priority, recipient, key, origin, deaths, fields, text, first_received_at, holder) FROM STDIN"
             ) as copy,
         ):
             for m in messages:
@@ -95,7 +95,7 @@ class PostgresTarget:
                     None if m.ttl is None or m.deaths is not None else m.arrived_at + m.ttl, m.ttl, m.token,
                     m.receive_count, STATES.index(m.state), m.priority, m.recipient.encode(),
                     None if m.key is None else m.key.encode(), m.origin, m.deaths, m.fields, m.text.encode(),
-                    m.first_received_at,
+                    m.first_received_at, m.holder,
                 ))  # fmt: skip
 
     def add_remembered(self, remembered: Remembered) -> None:
@@ -150,13 +150,13 @@ class PostgresTarget:
         for name, queue in self._queue_ids().items():
             for row in self._rows(
                 "SELECT id, state, priority, recipient, key, due_at, token, receive_count, sent_at, arrived_at, ttl, "
-                "origin, deaths, fields, text, first_received_at FROM messages WHERE queue_id = %s AND id > %s "
+                "origin, deaths, fields, text, first_received_at, holder FROM messages WHERE queue_id = %s AND id > %s "
                 "ORDER BY id",
                 (queue, after),
             ):
-                number, state, priority, recipient, key, *rest, text, received_at = row
+                number, state, priority, recipient, key, *rest, text, received_at, holder = row
                 head = (number, name, STATES[state], priority, recipient.decode(), key and key.decode())
-                yield MovedMessage._make((*head, *rest, text.decode(), received_at))
+                yield MovedMessage._make((*head, *rest, text.decode(), received_at, holder))
 
     def dedups(self) -> Iterator[MovedDedup]:
         for name, dedup_id, key, *rest in self._rows(

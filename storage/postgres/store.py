@@ -91,10 +91,10 @@ class PostgresStore:
             # The client may have gone while this waited for a connection.
             rows = self._pool.run_late(
                 "SELECT * FROM queue_service.receive($1::bigint, $2::text, $3::text[], $4::int, $5::bytea, "
-                "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint, $11::boolean)",
+                "$6::bigint, $7::bigint, $8::text, $9::bytea, $10::bigint, $11::boolean, $12::text)",
                 lambda: [
                     *self._times(), *parameters.receive_parameters(ask), *parameters.key_parameters(once), reserved,
-                    ask.must_exist,
+                    ask.must_exist, ask.holder or None,
                 ] if present() else None,
             )  # fmt: skip
             return None if parameters.is_too_much_due(rows) else parameters.to_messages(rows, self._clock)
@@ -198,11 +198,12 @@ class PostgresStore:
             done, *rows = self._pool.run_late(
                 "SELECT * FROM queue_service.transact($1::bigint, $2::text, $3::text[], $4::bigint[], $5::bigint[], "
                 "$6::text[], $7::int[], $8::bytea[], $9::text[], $10::int[], $11::text[], $12::int, $13::bytea, "
-                "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint, $19::boolean)",
+                "$14::bigint, $15::bigint, $16::text, $17::bytea, $18::bigint, $19::boolean, $20::text)",
                 lambda: [
                     *self._times(), *parameters.columns(receipts), *batches,
                     *(parameters.receive_parameters(receive) if receive and present() else [None] * 5),
                     *parameters.key_parameters(once), reserved, receive is not None and receive.must_exist,
+                    receive.holder or None if receive else None,
                 ],
             )  # fmt: skip
             too_much_due = parameters.is_too_much_due(rows)

@@ -25,6 +25,11 @@ LARGEST = 64 * 1024  # characters of text, about
 UNLIMITED = 1 << 62
 
 
+class Lease(NamedTuple):
+    length: int  # ms
+    holder: str | None  # as Message.leased_by
+
+
 class BatchRow(NamedTuple):
     id: int
     length: int  # messages
@@ -146,14 +151,14 @@ def unpack(work: WriteTransaction, queue: QueueRow, batches: Collection[BatchRow
         for first, texts, attributes, *rest in work.all(
             # A ready one keeps since when: it comes after later rows, which the oldest one is looked for behind.
             "SELECT id, texts, attributes, queue_id, state, iif(state = 0 AND due_at = 0, sent_at, due_at), token, "
-            "receive_count, sent_at, first_received_at FROM runs WHERE id IN carray(?)",
+            "receive_count, sent_at, first_received_at, holder FROM runs WHERE id IN carray(?)",
             (ids,),
         )
         for number, text, fields in unpack_columns(first, texts, attributes)
     ]
     work.connection.executemany(
-        "INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, first_received_at, "
-        "fields, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO messages (id, queue_id, state, due_at, token, receive_count, sent_at, first_received_at, holder, "
+        "fields, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         rows,
     )
     work.execute("DELETE FROM runs WHERE id IN carray(?)", (ids,))
@@ -197,12 +202,12 @@ def peek(
     """Yield the messages in batches, in order of id, as rows of the columns that a peek selects, and their sizes.
 
     `bounds` selects ids between the first two, and messages that arrived after the third or are leased. A row has id,
-    text, fields, deaths (None), sent_at, receive_count, due_at, state, first_received_at.
+    text, fields, deaths (None), sent_at, receive_count, due_at, state, first_received_at, holder.
     """
     after, before, moment = bounds
     rows: Any = connection.execute(
         f"""
-        SELECT id, sent_at, receive_count, due_at, state, first_received_at, texts, attributes
+        SELECT id, texts, attributes, sent_at, receive_count, due_at, state, first_received_at, holder
           FROM runs
          WHERE queue_id = ?1 AND id > ?2 - {LONGEST + SHORTEST} AND id < ?3 AND id + count - 1 > ?2
            AND (?4 IS NULL OR state = ?4) AND (state = 1 OR sent_at > ?5)
@@ -211,10 +216,10 @@ def peek(
         (queue_id, after, before, state, moment),
     )
     with closing(rows):
-        for first, sent_at, count, due_at, state_number, received_at, texts, attributes in rows:
+        for first, texts, attributes, *rest in rows:
             for number, text, fields in list(unpack_columns(first, texts, attributes))[:: -1 if newest else 1]:
                 if after < number < before:
-                    row = (number, text, fields, None, sent_at, count, due_at, state_number, received_at)
+                    row = (number, text, fields, None, *rest)
                     yield row, len(text.encode()) + len((fields or "").encode())
 
 
@@ -249,14 +254,14 @@ def take(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow]) -
     }
 
 
-def lease(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow], lease: int) -> dict[int, ColumnBatch]:
+def lease(work: WriteTransaction, queue: QueueRow, batches: Sequence[BatchRow], lease: Lease) -> dict[int, ColumnBatch]:
     """Lease these batches and return them, by their first id."""
-    token, until = secrets.randbits(63) | 1, work.now + lease
+    token, until = secrets.randbits(63) | 1, work.now + lease.length
     rows = work.all(
         "UPDATE runs SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1, "
-        "first_received_at = coalesce(first_received_at, ?) WHERE id IN carray(?) "
+        "first_received_at = coalesce(first_received_at, ?), holder = ? WHERE id IN carray(?) "
         "RETURNING id, count, texts, attributes, sent_at, receive_count, first_received_at",
-        (token, until, work.now, _ids(batches)),
+        (token, until, work.now, lease.holder, _ids(batches)),
     )
     work.note_lease(queue, until)
     count = count_messages(batches)

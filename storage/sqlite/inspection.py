@@ -24,7 +24,7 @@ MAX_DEAD_LETTER_QUEUES = 100  # dead-letter queues that are searched for one que
 MAX_SCANNED = 100_000  # messages that one search for the oldest ready one reads at most
 MAX_ID = (1 << 63) - 1
 
-_MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state, first_received_at"
+_MESSAGE = "id, text, fields, deaths, sent_at, receive_count, due_at, state, first_received_at, holder"
 
 
 Looked = tuple[int, int, bool, Any]  # a message's id and size, whether it matches, and if it is packed its row
@@ -276,11 +276,12 @@ def _is_newest(ask: Peek) -> bool:
 
 
 def _message(clock: Clock, queue: str, row: Any, dead: bool) -> Message:
-    number, text, fields, deaths, sent_at, count, due_at, state_number, received_at = row
+    number, text, fields, deaths, sent_at, count, due_at, state_number, received_at, holder = row
+    is_leased = STATES[state_number] == State.LEASED
     return Message(
         number, queue, text, with_dead_letter_history(fields, deaths), clock.wall(sent_at), count,
-        leased_until=clock.wall(due_at) if STATES[state_number] == State.LEASED else None,
+        leased_until=clock.wall(due_at) if is_leased else None,
         state=State.DEAD if dead else State(STATES[state_number]),
         first_received_at=None if received_at is None else clock.wall(received_at),
-        deaths=deaths,
+        deaths=deaths, leased_by=holder if is_leased else None,
     )  # fmt: skip

@@ -60,7 +60,7 @@ class SqliteContents:
                 SELECT m.id, q.name, {_TO_NAME}, m.priority, m.recipient, m.key, iif(m.due_at, m.due_at + ?1, 0),
                        m.token, m.receive_count, m.sent_at + ?1, {ARRIVED} + ?1,
                        CAST(ceil(1000 * (fields ->> 'ttl')) AS INTEGER), m.origin, m.deaths, m.fields, m.text,
-                       m.first_received_at + ?1
+                       m.first_received_at + ?1, m.holder
                   FROM messages AS m JOIN queues AS q ON q.id = m.queue_id
                  WHERE q.name IS NOT NULL AND m.id > ?2
                  ORDER BY m.id
@@ -79,12 +79,13 @@ class SqliteContents:
             count,
             sent_at,
             received_at,
+            holder,
             texts,
             attributes,
         ) in self._connection.execute(
             f"""
             SELECT r.id, q.name, {_TO_NAME}, iif(r.due_at, r.due_at + ?1, 0), r.token, r.receive_count, r.sent_at + ?1,
-                   r.first_received_at + ?1, r.texts, r.attributes
+                   r.first_received_at + ?1, r.holder, r.texts, r.attributes
               FROM runs AS r JOIN queues AS q ON q.id = r.queue_id
              WHERE q.name IS NOT NULL AND r.id + r.count > ?2 + 1
              ORDER BY r.id
@@ -95,7 +96,7 @@ class SqliteContents:
                 if number > after:
                     yield MovedMessage(
                         number, queue, state, 0, "", None, due_at, token, count, sent_at, sent_at, None, None, None,
-                        fields, text, received_at,
+                        fields, text, received_at, holder,
                     )  # fmt: skip
 
     def dedups(self) -> Iterator[MovedDedup]:
@@ -234,9 +235,9 @@ class SqliteTarget(SqliteContents):
         with self._connection:
             self._connection.executemany(
                 "INSERT INTO messages (id, queue_id, state, priority, recipient, key, due_at, token, receive_count, "
-                "sent_at, arrived_at, expires_at, origin, deaths, fields, text, first_received_at) "
+                "sent_at, arrived_at, expires_at, origin, deaths, fields, text, first_received_at, holder) "
                 f"VALUES (?1, (SELECT id FROM queues WHERE name = ?2), {_TO_NUMBER}, ?4, ?5, ?6, ?7, ?8, ?9, "
-                "?10, nullif(?11, ?10), iif(?13 IS NULL, ?11 + ?12, NULL), ?13, ?14, ?15, ?16, ?17)",
+                "?10, nullif(?11, ?10), iif(?13 IS NULL, ?11 + ?12, NULL), ?13, ?14, ?15, ?16, ?17, ?18)",
                 messages,
             )
 

@@ -14,7 +14,7 @@ from storage.column_batches import ColumnBatch, Messages
 from storage.model import Message, QueueSettings, Receipt, Receive
 from storage.size_budget import LargeRead, SizeBudget
 from storage.sqlite import column_batches
-from storage.sqlite.column_batches import BatchRow
+from storage.sqlite.column_batches import BatchRow, Lease
 from storage.sqlite.expiry import SHARE, Cutoff, bring_up_to_date, find_cutoff, remove_undeliverable
 from storage.sqlite.transaction import LEASED, QUICK_BYTES, SIZE_READ, QueueRow, WriteTransaction, int_array
 from storage.validation import MAX_BATCH, MAX_RECIPIENTS
@@ -57,17 +57,18 @@ def take_from_queues(
             return Messages(taken) if taken else None
         remove_undeliverable(work, row, min(SHARE, work.budget))
         work.note_use(row)
-        taken += (found := take(work, row, left, ask.recipient, _lease_ms(ask, row.settings), budget))
+        taken += (found := take(work, row, left, ask, budget))
         left -= len(Messages(found))
     return Messages(taken)
 
 
 def take(
-    work: WriteTransaction, queue: QueueRow, limit: int, recipient: str | None, lease: int | None, budget: SizeBudget
+    work: WriteTransaction, queue: QueueRow, limit: int, ask: Receive, budget: SizeBudget
 ) -> list[Message | ColumnBatch]:
-    """Lease (for `lease` ms) or (None) remove the next messages of an up-to-date queue. Raises LargeRead."""
+    """Take at most `limit` of the next messages of an up-to-date queue. Raises LargeRead."""
     if queue.settings.paused:
         return []
+    recipient, lease = ask.recipient, _lease_of(ask, queue.settings)
     if limit == 1 and recipient is not None and queue.retention is None:
         receives = queue.settings.max_receives or column_batches.UNLIMITED
         values = (queue.id, receives, recipient, queue.id, QUICK_BYTES)
@@ -325,16 +326,16 @@ def _remove(
 
 
 def _lease(
-    work: WriteTransaction, queue: QueueRow, which: str, values: tuple[Any, ...], lease: int, blocked: int = 0
+    work: WriteTransaction, queue: QueueRow, which: str, values: tuple[Any, ...], lease: Lease, blocked: int = 0
 ) -> dict[int, Message]:
     """Lease the messages and return them, by id."""
     token = secrets.randbits(63) | 1
-    until = work.now + lease
+    until = work.now + lease.length
     rows = work.all(
         "UPDATE messages SET state = 1, token = ?, due_at = ?, receive_count = receive_count + 1, "
-        "first_received_at = coalesce(first_received_at, ?) "
+        "first_received_at = coalesce(first_received_at, ?), holder = ? "
         f"WHERE {which} RETURNING id, text, fields, deaths, sent_at, receive_count, first_received_at",
-        (token, until, work.now, *values),
+        (token, until, work.now, lease.holder, *values),
     )
     work.note_lease(queue, until)
     if rows:
@@ -349,8 +350,8 @@ def _lease(
     }  # fmt: skip
 
 
-def _lease_ms(ask: Receive, settings: QueueSettings) -> int | None:
-    """Return the lease in ms that a reader asks for, None for none."""
+def _lease_of(ask: Receive, settings: QueueSettings) -> Lease | None:
+    """Return the lease that a reader asks for, None for none."""
     if ask.lease is None:
         return None
-    return round(1000 * (settings.lease if isinstance(ask.lease, str) else ask.lease))
+    return Lease(round(1000 * (settings.lease if isinstance(ask.lease, str) else ask.lease)), ask.holder or None)

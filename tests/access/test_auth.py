@@ -78,6 +78,12 @@ def leased(app: Application, queue: str = "jobs") -> str:
     return str(client.get(f"/queues/{queue}/messages?lease=60").json["receipt"])
 
 
+def test_a_leased_message_shows_the_token_that_holds_it(app: Application) -> None:
+    leased(app)
+    assert bearer(app, "all").get("/queues/jobs/peek").json[0]["leased_by"] == "all"
+    assert bearer(app, "all").get("/queues/jobs/messages/1").json["leased_by"] == "all"
+
+
 # Every route.
 
 

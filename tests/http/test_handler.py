@@ -1026,11 +1026,28 @@ def test_a_peek_shows_messages_and_their_states_and_changes_nothing(client: Clie
     assert [(one["text"], one["state"]) for one in messages] == [
         ("leased", "leased"), ("ready", "ready"), ("delayed", "delayed"), ("head", "ready"), ("blocked", "blocked")
     ]  # fmt: skip
-    assert messages[0].keys() == {"id", "queue", "state", "sent_at", "receive_count", "leased_until", "text"}
+    envelope = {"id", "queue", "state", "sent_at", "receive_count", "text"}
+    assert messages[0].keys() == envelope | {"leased_until", "leased_by"}
     assert messages[0]["leased_until"] == leased["leased_until"]
-    assert messages[4].keys() == {"id", "queue", "state", "sent_at", "receive_count", "text", "key", "priority"}
+    assert messages[4].keys() == envelope | {"key", "priority"}
     after = stats(client)
     assert after | {"oldest_age": 0} == before | {"oldest_age": 0}
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", ""])
+@pytest.mark.parametrize("transacts", [False, True])
+def test_a_peek_shows_which_address_holds_a_lease(client: Client, address: str, transacts: bool) -> None:
+    client.post("/messages", [{"text": "a"}, {"text": "b"}])
+    marks = {"REMOTE_ADDR": address, "X_Forwarded_For": "203.0.113.9"}
+    if transacts:
+        client.post("/transactions", {"receive": {"lease": 60}}, **marks)
+    else:
+        assert "leased_by" not in client.get("/messages?lease=60", **marks).json
+    for other in ("192.0.2.8", "192.0.2.9"):  # the same request of another client
+        client.get("/messages?lease=60", REMOTE_ADDR=other)
+    shown = [one.get("leased_by") for one in client.get("/queues/default/peek").json]
+    assert shown == [address or None, "192.0.2.8"]
+    assert client.get("/queues/default/messages/2").json["leased_by"] == "192.0.2.8"
 
 
 def test_a_peek_continues_after_an_id_and_filters_by_state(client: Client) -> None:

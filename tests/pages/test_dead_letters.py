@@ -165,13 +165,13 @@ def test_all_dead_letters_are_redriven(open_tab: OpenTab, client: QueueClient, q
     assert (client.stats()["ready"], client.stats()["dead"]) == (2, 0)
 
 
-def test_a_leased_message_shows_until_when(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+def test_a_leased_message_shows_until_when_and_by_whom(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
     client.send("x")
     client.receive(lease=600)
     tab = open_tab(f"/#/{queue}")
     await_messages(tab, 1)
     (held,) = tab.texts("#messages .why")
-    assert re.fullmatch("leased until [0-9:]{8}", held)
+    assert re.fullmatch(r"leased until [0-9:]{8} by 127\.0\.0\.1", held)
     tab.click("#messages summary")
     tab.click(".actions .danger")
     tab.click("#confirming [type=submit]")

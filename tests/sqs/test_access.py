@@ -55,6 +55,7 @@ def test_rights_are_those_of_the_token(guarded: Application, connect: Callable[.
     producer.send_message_batch(QueueUrl=JOBS, Entries=[{"Id": "1", "MessageBody": "b"}])
     first, second = consumer.receive_message(QueueUrl=JOBS, MaxNumberOfMessages=10)["Messages"]
     consumer.change_message_visibility(QueueUrl=JOBS, ReceiptHandle=first["ReceiptHandle"], VisibilityTimeout=9)
+    assert {message.leased_by for message in guarded.unrestricted_store.peek("jobs")} == {"consumer"}
     refusals: list[tuple[Any, str, dict[str, Any]]] = [
         (producer, "receive_message", {}),
         (producer, "delete_message", {"ReceiptHandle": first["ReceiptHandle"]}),

@@ -54,6 +54,13 @@ def test_all_system_attributes(sqs: Any, make: Make, clock: FakeClock) -> None:
     assert again["Attributes"] == message["Attributes"] | {"ApproximateReceiveCount": "2"}
 
 
+def test_the_native_api_shows_which_address_holds_a_lease(raw: Raw, make: Make, native: Client) -> None:
+    url = make()
+    native.post("/queues/q/messages", {"text": "a"})
+    raw.json("ReceiveMessage", {"QueueUrl": url}, REMOTE_ADDR="192.0.2.7")
+    assert native.get("/queues/q/peek").json[0]["leased_by"] == "192.0.2.7"
+
+
 def test_message_ids_are_uuids_of_their_own_kind(sqs: Any, make: Make) -> None:
     found = {uuid.UUID(one) for name in ("q", "r") for one in send(sqs, make(name), "a", "b")}
     assert len(found) == 4

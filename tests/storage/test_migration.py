@@ -25,7 +25,7 @@ from tests.support.figures import AddRow
 from tests.support.live import REPOSITORY, LiveServer, await_true
 from tests.support.load import Load
 from tests.support.postgres import PgBouncer, Postgres
-from tests.support.shorthand import configure, lease, lease_one, new, peek, send, stats, take
+from tests.support.shorthand import configure, lease_one, new, peek, send, stats, take
 
 LONG = [pytest.mark.slow, pytest.mark.torture]
 ONCE = IdempotencyKey("a key", b"its fingerprint")
@@ -62,7 +62,7 @@ def receipts(source: str) -> dict[str, str]:
         send(store, "gone 1", "gone 2")
         take(store, 2)
         send(store, *(f"batch {number}" for number in range(300)), queue="batches")
-        lease(store, 100, queue="batches", seconds=3_600)
+        store.receive(Receive(("batches",), 100, 3_600.0, holder="192.0.2.7"))
         take(store, 50, queue="batches")
         send(store, "plain \0 ünï", "")
         send(store, "high", priority=9, attributes={"a": 1, "b": None, "ü": "\0"})
@@ -82,7 +82,8 @@ def receipts(source: str) -> dict[str, str]:
         store.start_move("other", rate=1)
         with suppress(MoveNotFound):  # it may have ended
             store.cancel_move("other", store.moves("other")[0].task)
-        return {held.text: held.receipt for held in lease(store, 4, seconds=3_600)}
+        held = store.receive(Receive(("q",), 4, 3_600.0, holder="shop"))
+        return {message.text: str(message.receipt) for message in held}
 
 
 def test_a_moved_database_behaves_like_one_that_was_not_moved(

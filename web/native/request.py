@@ -56,6 +56,13 @@ class UnknownHost(WireError):
     pass
 
 
+def holder(environ: Environ) -> str:
+    """Return the name of the request's token, else the client's address; "" if unknown."""
+    grant = environ.get(GRANT)
+    name: str = grant.name if grant else environ.get("REMOTE_ADDR", "")
+    return name
+
+
 class Query:
     """A query string. Each method removes the parameter it returns; `done` refuses the rest."""
 

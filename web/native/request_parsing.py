@@ -24,7 +24,7 @@ from storage.validation import (
     milliseconds,
 )
 from web.native.decoding import parse_json
-from web.native.request import JSON, Environ, Query, UnsupportedMediaType, media_type
+from web.native.request import JSON, Environ, Query, UnsupportedMediaType, holder, media_type
 
 ANY = "any"  # the only value of `recipients`
 
@@ -103,7 +103,10 @@ def queue_or_none(name: str | None) -> str | None:
 
 def ask(environ: Environ, queue: str | None) -> Ask:
     """Return the read of a queue's own route, or (queue None) of /messages, which accepts `queue` parameters."""
-    return _ask(environ.get("QUERY_STRING", ""), queue)
+    asked = _ask(environ.get("QUERY_STRING", ""), queue)
+    if asked.receive.lease is None:
+        return asked
+    return Ask(asked.receive._replace(holder=holder(environ)), asked.batch)
 
 
 @lru_cache(maxsize=256)  # a reader repeats its request
@@ -204,7 +207,7 @@ def transaction(environ: Environ, body: bytes) -> Transaction:
     return Transaction(
         _receipts(document, "ack", least=0),
         [_addressed(item, index) for index, item in enumerate(sends)],
-        _receive(document["receive"]) if "receive" in document else None,
+        _receive(document["receive"], holder(environ)) if "receive" in document else None,
     )
 
 
@@ -312,7 +315,7 @@ def _addressed(item: object, index: int) -> tuple[str, NewMessage]:
         raise
 
 
-def _receive(document: object) -> Receive:
+def _receive(document: object, holder: str) -> Receive:
     if not isinstance(document, dict):
         raise InvalidInput("'receive' must be an object", field="receive")
     only(document, "queue", "limit", "lease", "wait", "recipient", "recipients")
@@ -326,6 +329,7 @@ def _receive(document: object) -> Receive:
         lease=lease if lease == "default" else milliseconds(lease, "lease", least=1, most=MAX_LEASE) / 1000,
         recipient=_recipient(document.get("recipient"), document.get("recipients")),
         wait=milliseconds(document.get("wait", 0), "wait", most=MAX_WAIT) / 1000,
+        holder=holder,
     )
 
 

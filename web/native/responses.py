@@ -142,6 +142,8 @@ def _envelope(message: Message, state: str | None = None) -> Iterable[str]:
         members += f'"receipt": "{message.receipt}", '
     if message.leased_until is not None:
         members += f'"leased_until": "{rfc3339(message.leased_until)}", '
+    if message.leased_by is not None:
+        members += f'"leased_by": {_quoted(message.leased_by)}, '
     return _as_written(message, members)
 
 

@@ -85,6 +85,7 @@ ENVELOPE = {
     "receive_count": whole("How often the message was delivered."),
 }
 LEASED_UNTIL = moment("When the lease ends.")
+LEASED_BY = {"type": "string", "description": "The name of the token that holds the lease, or the client's address."}
 DUPLICATES = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": MAX_BATCH - 1},
@@ -235,11 +236,11 @@ SCHEMAS: dict[str, Schema] = {
         "covers all of them.",
     ),
     "PeekedMessage": record(
-        ENVELOPE | {"state": ref("State"), "leased_until": LEASED_UNTIL} | WRITTEN,
+        ENVELOPE | {"state": ref("State"), "leased_until": LEASED_UNTIL, "leased_by": LEASED_BY} | WRITTEN,
         *ENVELOPE,
         "state",
         "text",
-        description="A message in the queue. `leased_until` appears if it is leased.",
+        description="A message in the queue. `leased_until` and, if known, `leased_by` appear if it is leased.",
     ),
     "State": {"type": "string", "enum": [str(state) for state in State], "description": "The state of a message."},
     "LeaseChange": {

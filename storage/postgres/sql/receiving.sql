@@ -150,8 +150,9 @@ BEGIN
 END $$;
 
 -- Leases the messages until p_until, or (NULL) removes them; returns them in order of p_ids.
-CREATE FUNCTION take(p_now bigint, p_queue queues, p_rows tid[], p_ids bigint[], p_until bigint, p_token bigint)
-RETURNS SETOF delivery LANGUAGE plpgsql AS $$
+CREATE FUNCTION take(
+    p_now bigint, p_queue queues, p_rows tid[], p_ids bigint[], p_until bigint, p_token bigint, p_holder text
+) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v record;
 BEGIN
@@ -167,7 +168,7 @@ BEGIN
         SELECT ctid AS spot, state FROM messages WHERE ctid = ANY (p_rows)
     ), leased AS (
         UPDATE messages AS m SET state = 1, token = p_token, due_at = p_until, receive_count = receive_count + 1,
-                                 first_received_at = coalesce(first_received_at, p_now)
+                                 first_received_at = coalesce(first_received_at, p_now), holder = p_holder
           FROM old WHERE m.ctid = old.spot
         RETURNING old.state AS was, m.id, ROW(NULL, NULL, NULL, p_queue.name, m.id, m.text, m.fields, m.deaths,
                                               m.sent_at, m.receive_count, p_token, p_until,
@@ -185,7 +186,7 @@ END $$;
 -- call again, because too much is due for one transaction. Raises QS404 if all queues must exist and one does not.
 CREATE FUNCTION claim(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
-    p_wait boolean, p_reserved bigint, p_must_exist boolean
+    p_wait boolean, p_reserved bigint, p_must_exist boolean, p_holder text
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_queue  queues;
@@ -231,7 +232,7 @@ BEGIN
             RETURN QUERY SELECT * FROM take(
                 p_now, v_queue, v_chosen.spots, v_chosen.ids,
                 p_now + CASE p_lease WHEN -1 THEN coalesce(seconds_setting(v_queue, 'lease'), 30000) ELSE p_lease END,
-                p_token);
+                p_token, p_holder);
             v_taken := v_taken + cardinality(v_chosen.ids);
         END IF;
         EXIT WHEN v_chosen.cut OR v_taken = p_limit;

@@ -53,6 +53,7 @@ CREATE TABLE messages (
     token         bigint,                        -- of the last delivery; negative: it was released
     receive_count integer  NOT NULL DEFAULT 0,
     first_received_at bigint,
+    holder        text,                          -- of the last lease: a token's name or an address; NULL: unknown
     state         smallint NOT NULL,             -- 0 ready, 1 leased, 2 delayed, 3 blocked
     priority      smallint NOT NULL DEFAULT 0,
     recipient     bytea    NOT NULL DEFAULT '',  -- '': unaddressed

@@ -49,7 +49,7 @@ END $$;
 
 CREATE FUNCTION receive(
     p_now bigint, p_at text, p_names text[], p_limit integer, p_recipient bytea, p_lease bigint, p_token bigint,
-    p_once text, p_fingerprint bytea, p_reserved bigint DEFAULT NULL, p_must_exist boolean DEFAULT false
+    p_once text, p_fingerprint bytea, p_reserved bigint DEFAULT NULL, p_must_exist boolean DEFAULT false, p_holder text DEFAULT NULL
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_queue queues;
@@ -58,7 +58,7 @@ DECLARE
 BEGIN
     IF p_once IS NULL THEN
         RETURN QUERY SELECT * FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true,
-                                         p_reserved, p_must_exist);
+                                         p_reserved, p_must_exist, p_holder);
         RETURN;
     END IF;
     -- The store remembers a key over several queues, because the result must not depend on which of them exist now.
@@ -74,7 +74,7 @@ BEGIN
     IF v_reply IS NULL THEN
         v_found := ARRAY(SELECT one::delivery
                            FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, true, p_reserved,
-                                      p_must_exist) AS one);
+                                      p_must_exist, p_holder) AS one);
         IF cardinality(v_found) > 0 AND v_found[1].note IS NULL THEN  -- else a retry may find messages
             PERFORM remember(coalesce(v_queue.id, 0), p_once, p_fingerprint,
                              p_now + coalesce(seconds_setting(v_queue, 'dedup_window'), 300000), to_jsonb(v_found));
@@ -323,7 +323,7 @@ CREATE FUNCTION transact(
     p_now bigint, p_at text, p_ack_names text[], p_ack_ids bigint[], p_ack_tokens bigint[], p_send_names text[],
     p_counts integer[], p_texts bytea[], p_fields text[], p_places integer[], p_names text[], p_limit integer,
     p_recipient bytea, p_lease bigint, p_token bigint, p_once text, p_fingerprint bytea,
-    p_reserved bigint DEFAULT NULL, p_must_exist boolean DEFAULT false
+    p_reserved bigint DEFAULT NULL, p_must_exist boolean DEFAULT false, p_holder text DEFAULT NULL
 ) RETURNS SETOF delivery LANGUAGE plpgsql AS $$
 DECLARE
     v_reply jsonb;
@@ -364,7 +364,7 @@ BEGIN
         v_found := v_found || ARRAY(
             SELECT one::delivery
               FROM claim(p_now, p_at, p_names, p_limit, p_recipient, p_lease, p_token, false, p_reserved,
-                         p_must_exist) AS one);
+                         p_must_exist, p_holder) AS one);
     END IF;
     IF p_once IS NOT NULL THEN
         PERFORM remember(0, p_once, p_fingerprint, p_now + 300000, to_jsonb(v_found));

@@ -1,4 +1,4 @@
--- Brings a file of schema version 5 to version 6: an Idempotency-Key changes one page, not two.
+-- Brings a file of schema version 5 to version 6: an Idempotency-Key changes one page, not two; a lease names its holder.
 
 -- No index by forget_at: upkeep walks over the table, a part of it at each pass. So forget_at is before long replies.
 DROP INDEX replies_forget;
@@ -13,3 +13,7 @@ CREATE TABLE replies (
 ) STRICT, WITHOUT ROWID;
 INSERT INTO replies SELECT queue_id, key, forget_at, fingerprint, reply FROM old_replies;
 DROP TABLE old_replies;
+
+-- The holder of the last lease: a token's name or a client's address; NULL: unknown.
+ALTER TABLE messages ADD COLUMN holder TEXT;
+ALTER TABLE runs     ADD COLUMN holder TEXT;

@@ -83,7 +83,7 @@ def test_peek_shows_messages_and_changes_nothing(commands: Commands) -> None:
     first = commands.client.send("a\x1b[31m\nb", key="k", priority=2, attributes={"n": 1})
     second = commands.client.send("c", key="k")
     head, *rows = commands.output("peek", commands.queue).splitlines()
-    assert head.split() == ["ID", "STATE", "AGE", "TRIES", "KEY", "TEXT"]
+    assert head.split() == ["ID", "STATE", "AGE", "TRIES", "HOLDER", "KEY", "TEXT"]
     assert [re.sub(r" \d+s ", " ", row).split() for row in rows] == [
         [first, "ready", "0", "k", r"a\x1b[31m\nb"],
         [second, "blocked", "0", "k", "c"],
@@ -98,6 +98,11 @@ def test_peek_shows_messages_and_changes_nothing(commands: Commands) -> None:
     assert [message["id"] for message in chosen] == [second]
     (newest,) = documents(commands.output("peek", commands.queue, "--json", "--before", "999999999", "--limit", "1"))
     assert newest["id"] == second
+    commands.client.receive(lease=60)
+    leased, _ = commands.output("peek", commands.queue).splitlines()[1:]
+    assert re.sub(r" \d+s ", " ", leased).split() == [first, "leased", "1", "127.0.0.1", "k", r"a\x1b[31m\nb"]
+    document, _ = documents(commands.output("peek", commands.queue, "--json"))
+    assert (document["leased_by"], document["leased_until"][-1]) == ("127.0.0.1", "Z")
     assert commands.output("peek", commands.queue, "--key", "none") == ""
 
 

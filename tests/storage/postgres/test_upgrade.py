@@ -97,6 +97,12 @@ def test_messages_expire_by_their_own_ttl_and_by_the_retention_as_before(store: 
     assert "second" not in peek(store)
 
 
+def test_an_old_lease_has_no_holder_and_the_next_one_has(store: Store) -> None:
+    assert [message.leased_by for message in store.peek("q", state=State.LEASED)] == [None, None]
+    (message,) = store.receive(Receive(("q",), 1, 60.0, holder="shop"))
+    assert store.message("q", message.id).leased_by == "shop"
+
+
 def test_a_message_released_before_the_upgrade_can_be_leased_and_released(store: Store) -> None:
     held = lease_one(store)
     store.release(held.receipt)

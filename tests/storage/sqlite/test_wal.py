@@ -282,7 +282,7 @@ def test_a_commit_of_one_message_changes_few_pages(
         send(store, "second")
         found = {
             "send": pages(lambda: store.send("q", [new("third")], key())),
-            "lease": pages(lambda: held.extend(store.receive(Receive(("q",), lease=60), key()))),
+            "lease": pages(lambda: held.extend(store.receive(Receive(("q",), lease=60, holder="shop"), key()))),
             "pop": pages(lambda: store.receive(Receive(("q",)), key())),
             "ack": pages(lambda: store.settle(str(held[0].receipt), once=key())),
         }

@@ -89,7 +89,7 @@ function showMessage(message) {
 function whyOf(message) {
   const death = deathOf(message), why = make("span", undefined, "why");
   if (death) why.append(makeText("span", death.reason, "text dead"), make("span", `died ${since(death.time)} after ${counted(death.tries, "try", "tries")} in ${death.from}`));
-  if (message.state === "leased") why.append(make("span", `leased until ${new Date(message.leased_until).toLocaleTimeString("en-GB")}`, "leased"));
+  if (message.state === "leased") why.append(make("span", `leased until ${new Date(message.leased_until).toLocaleTimeString("en-GB")}${message.leased_by ? ` by ${message.leased_by}` : ""}`, "leased"));
   return why.childElementCount ? why : null;
 }
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from storage.errors import InvalidInput, MessageNotFound, StaleReceipt, TooManyPollers
 from storage.model import AckResult, IdempotencyKey, QueueSettings, Receipt, Receive
 from web.access.authentication import Forbidden
-from web.native.request import connection_check
+from web.native.request import connection_check, holder
 from web.sqs import messages
 from web.sqs.call import DONE, Call, Result
 from web.sqs.errors import SqsError, invalid, missing
@@ -87,6 +87,7 @@ def receive_message(call: Call) -> Result:
         lease="default" if lease is None else lease,
         wait=wait or 0.0,
         must_exist=True,
+        holder=holder(call.environ),
     )
     attempt, present = _attempt(call, queue), connection_check(call.environ)
     try:

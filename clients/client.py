@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from .consuming.leases import ThreadedLeaseKeeper
 from .consuming.loop import consume, iterate
-from .consuming.options import Consuming, Loop
+from .consuming.options import Consuming, loop_of
 from .consuming.worker import Handler, Worker
 from .http.calls import Steps
 from .http.transport import Transport
@@ -66,7 +66,7 @@ class QueueClient(Verbs, Blocking):
             for message in client.receive(limit=10, wait=20, lease=60):
                 message.ack()
         """
-        chosen = self._source(source)
+        chosen = self._source("receive", source)
         documents = self._run(self._reader.read(chosen, limit, wait, lease))
         if lease is not None:
             return parse_leased(documents, chosen.name, self._make)
@@ -89,7 +89,7 @@ class QueueClient(Verbs, Blocking):
                 make_thumbnail(message.text)
         """
         self._transport.check_open()
-        loop = Loop(default=self.queue, max_tries=max_tries, **options)
+        loop = loop_of("consume", self.queue, max_tries, options, is_async=False)
         return iterate(consume(self._reader, loop, batch, self._make), self._transport.take)
 
     def work(
@@ -107,7 +107,7 @@ class QueueClient(Verbs, Blocking):
             client.work(lambda message: make_thumbnail(message.text), concurrency=4)
         """
         self._transport.check_open()
-        loop = Loop(default=self.queue, max_tries=max_tries, **options)
+        loop = loop_of("work", self.queue, max_tries, options, is_async=False)
         Worker(self._make, self._run, self._reader, loop, handler, concurrency).run()
 
     def transact(
@@ -136,6 +136,7 @@ class QueueClient(Verbs, Blocking):
         self._run(self._leased.release_unworked(unworked))
 
     def __enter__(self) -> Self:
+        self._transport.check_open()
         return self
 
     def __exit__(self, *exception: object) -> None:

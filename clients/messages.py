@@ -254,6 +254,13 @@ def encode(document: object) -> bytes:
     return text.encode()
 
 
+def check_names(call: str, options: Mapping[str, object], known: Any) -> None:
+    """Raise TypeError, as Python does, for an option of the call that is not in the `known` TypedDict."""
+    for name in options:
+        if name not in known.__optional_keys__:
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+
+
 def drop_none(**fields: object) -> dict[str, Any]:
     """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}

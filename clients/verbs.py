@@ -28,6 +28,7 @@ from .messages import (
     SentId,
     SentIds,
     Source,
+    check_names,
     drop_none,
     encode,
     parse_leased,
@@ -76,6 +77,7 @@ def verb(steps: Callable[Concatenate[Any, P], Steps[T]]) -> Verb[P, T]:
     def call(client: Any, *arguments: Any, **options: Any) -> Any:
         return client._run(steps(client, *arguments, **options))
 
+    steps.__qualname__ = steps.__name__  # in the errors of wrong arguments
     return cast("Verb[P, T]", call)
 
 
@@ -173,7 +175,8 @@ class Verbs(ABC):
 
         Ack them as runs, by ack_many or ack_and_receive_runs, or one by one by their `receipts`.
         """
-        documents = yield from self._reader.read(self._source(source), limit, wait, lease, {"Accept": RUNS})
+        chosen = self._source("receive_runs", source)
+        documents = yield from self._reader.read(chosen, limit, wait, lease, {"Accept": RUNS})
         return column_batches_of(documents)
 
     @verb
@@ -187,7 +190,7 @@ class Verbs(ABC):
         **source: Unpack[ReadingOne],
     ) -> Steps[tuple[AckResult, list[ColumnBatch]]]:
         """Ack runs, messages or receipts like ack_many and lease the next runs, in one request."""
-        chosen, headers = self._source(source), {"Accept": RUNS}
+        chosen, headers = self._source("ack_and_receive_runs", source, ReadingOne), {"Accept": RUNS}
         result, documents = yield from self._reader.ack_and_read(messages, chosen, limit, wait, lease, headers)
         return result, column_batches_of(documents)
 
@@ -248,6 +251,7 @@ class Verbs(ABC):
         leased, delayed, blocked, dead; `key` the messages' key. `text` is a part of the text; `reason` the latest
         reason of dead letters. A search takes as many requests as it needs.
         """
+        check_names("peek", selection, Selection)
         return (yield from administration.peek(self._name(queue), limit, selection))
 
     @verb
@@ -307,6 +311,7 @@ class Verbs(ABC):
 
         Remove only those with these `ids`, and only dead letters in this queue with this `reason`, where given.
         """
+        check_names("purge", chosen, Chosen)
         return (yield from administration.change(self._name(queue), "purge", **chosen))
 
     @verb
@@ -325,6 +330,7 @@ class Verbs(ABC):
 
         Move at most `limit`, only those with these `ids`, and only those with this `reason`, where given.
         """
+        check_names("redrive", chosen, Chosen)
         return (yield from administration.change(self._name(queue), "redrive", limit, **chosen))
 
     @verb
@@ -362,7 +368,8 @@ class Verbs(ABC):
         messages = parse_leased(reply.get("messages", ()), (receive or {}).get("queue") or self.queue, make)
         return list(reply.get("ids", ())), list(reply.get("duplicates", ())), messages
 
-    def _source(self, source: ReadingOne) -> Source:
+    def _source(self, call: str, source: ReadingOne, known: type = Reading) -> Source:
+        check_names(call, source, known)
         return Source(default=self.queue, **source)
 
     def _path_to_settle(self, message: Leased | str, queue: str | None) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from functools import partial
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Self, TypeVar, Unpack, cast, overload
 
 from ..consuming.loop import consume
-from ..consuming.options import AsyncConsuming, Loop
+from ..consuming.options import AsyncConsuming, loop_of
 from ..http.calls import Steps
 from ..messages import Lease, Leased, Message, NextMessages, Outgoing, Reading, parse_leased, parse_message
 from ..reading import Reader
@@ -45,7 +45,7 @@ class AsyncQueueClient(Verbs, Awaited):
         self, *, limit: int = 1, wait: float = 0, lease: Lease | None = None, **source: Unpack[Reading]
     ) -> list[Message] | list[AsyncLeasedMessage]:
         """Return messages as QueueClient.receive. One without a lease is lost if the task is cancelled meanwhile."""
-        chosen = self._source(source)
+        chosen = self._source("receive", source)
         documents = await self._run(self._reader.read(chosen, limit, wait, lease))
         if lease is not None:
             return parse_leased(documents, chosen.name, self._make)
@@ -60,7 +60,7 @@ class AsyncQueueClient(Verbs, Awaited):
             await make_thumbnail(message.text)
         """
         self._transport.check_open()
-        loop = Loop(default=self.queue, max_tries=max_tries, **options)
+        loop = loop_of("consume", self.queue, max_tries, options, is_async=True)
         return AsyncLoop(self._transport, consume(self._reader, loop, batch, self._make), options.get("stop"))
 
     async def work(
@@ -78,8 +78,8 @@ class AsyncQueueClient(Verbs, Awaited):
 
             await client.work(make_thumbnail, concurrency=100)
         """
-        self._transport.check_open()
-        loop = Loop(default=self.queue, max_tries=max_tries, **options)
+        self._transport.check_usable()
+        loop = loop_of("work", self.queue, max_tries, options, is_async=True)
         worker = AsyncWorker(self._make, self._transport, self._reader, loop, handler, concurrency)
         await worker.run(options.get("stop") or asyncio.Event())
 
@@ -97,11 +97,13 @@ class AsyncQueueClient(Verbs, Awaited):
 
     async def close(self) -> None:
         """Close as QueueClient.close, and wait for what cancelled tasks left behind."""
+        self._transport.check_loop()
         unworked = self._leased.keeper.close()
         await self._transport.close()
         await self._run(self._leased.release_unworked(unworked))
 
     async def __aenter__(self) -> Self:
+        self._transport.check_usable()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -113,8 +115,11 @@ class AsyncQueueClient(Verbs, Awaited):
         self._leased = LeasedMessages(is_closed, partial(AsyncLeaseKeeper, self._transport.run))
         self._reader = Reader(self._leased, is_closed, can_cut=self._transport.can_cut)
 
-    async def _run(self, steps: Steps[T]) -> T:
-        return await self._transport.run(steps)
+    def _run(self, steps: Steps[T]) -> Coroutine[Any, Any, T]:
+        call: Any = self._transport.run(steps)
+        name: str = cast(Any, steps).__name__
+        call.__qualname__ = f"{type(self).__name__}.{name}"  # in the warning that it was never awaited
+        return cast("Coroutine[Any, Any, T]", call)
 
     def _make(self, **fields: Any) -> AsyncLeasedMessage:
         return AsyncLeasedMessage(**fields, _client=self)

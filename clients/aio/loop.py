@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from inspect import GEN_CLOSED, getgeneratorstate
+from typing import NoReturn
 
 from ..consuming.loop import BodyLeft, LoopSteps
 from ..http.calls import NO_REPLY, Call, Pause
@@ -30,7 +31,13 @@ class AsyncLoop(AsyncIterator[AsyncLeasedMessage]):
         self._watch: asyncio.Task[None] | None = None
         self._is_begun = False
 
+    def __await__(self) -> NoReturn:
+        raise TypeError("consume is a loop: use `async for message in client.consume()`, without await")
+
+    __iter__ = __await__
+
     async def __anext__(self) -> AsyncLeasedMessage:
+        self._transport.check_loop()
         if self._stop is not None and not self._is_begun:
             self._watch = asyncio.create_task(cut_polls_at(self._stop, self._transport))
         resume = partial(self._steps.send, NO_REPLY) if self._is_begun else partial(next, self._steps)
@@ -56,7 +63,7 @@ class AsyncLoop(AsyncIterator[AsyncLeasedMessage]):
         if getgeneratorstate(self._steps) != GEN_CLOSED:
             steps, self._steps = self._steps, _no_steps()
             try:
-                asyncio.get_running_loop()
+                self._transport.check_loop()
             except RuntimeError:
                 steps.close()
                 raise

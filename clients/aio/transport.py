@@ -43,12 +43,14 @@ class AsyncTransport:
         self._release = release
         self._closed = False
         self._session: aiohttp.ClientSession | None = None  # made by the first call, since it needs a running loop
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the first call
         self._calls = 0  # that run now
         self._polls: set[_Poll] = set()
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self, steps: Steps[T]) -> T:
         """Take the steps, and return their result. Raises ProblemError, Closed, Unreachable."""
+        self.check_loop()
         try:
             step = next(steps)
             while True:
@@ -102,6 +104,18 @@ class AsyncTransport:
         """Raise Closed after `close`."""
         if self._closed:
             raise Closed("this client was closed")
+
+    def check_loop(self) -> None:
+        """Raise RuntimeError outside the event loop of the first call: connections and locks belong to it."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop and not self._closed:
+            raise RuntimeError("this client belongs to another event loop: make one client for each")
+
+    def check_usable(self) -> None:
+        """Raise as check_open and check_loop."""
+        self.check_open()
+        self.check_loop()
 
     async def _outliving_call(self, call: Call) -> Reply:
         poll = _Poll(call.is_cut or self.is_closed, self.can_cut)

@@ -7,8 +7,9 @@ import inspect
 import signal
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
-from ..consuming.leasing import Leasing, check_work
+from ..consuming.leasing import Leasing, check_work, is_async
 from ..consuming.options import Loop
 from ..consuming.worker import SignalHandler, signals
 from ..reading import Reader
@@ -18,6 +19,8 @@ from .messages import AsyncLeasedMessage
 from .transport import AsyncTransport
 
 AsyncHandler = Callable[[AsyncLeasedMessage], Awaitable[object]]
+
+NOT_ASYNC = "the handler is not an async function; use QueueClient.work for a plain one"
 
 
 class AsyncWorker:
@@ -33,6 +36,8 @@ class AsyncWorker:
         concurrency: int,
     ) -> None:
         check_work(handler, concurrency)
+        if not _may_be_async(handler):
+            raise TypeError(NOT_ASYNC)
         self._transport = transport
         self._leased = reader.leased
         self._loop = loop
@@ -123,7 +128,7 @@ class AsyncWorker:
                 raise
             return False
         if not inspect.isawaitable(handling):
-            raise TypeError("the handler is not an async function; use QueueClient.work for a plain one")
+            raise TypeError(NOT_ASYNC)
         if not self._leased.keeper.stop_renewing(message.receipt):
             return False  # the handler settled it, and may have released it
         self._done.append(message)
@@ -135,6 +140,14 @@ class AsyncWorker:
         async with self._acking:
             if done := [self._done.popleft() for _ in range(len(self._done))]:
                 report_stale(await self._transport.run(self._leased.ack_last(done)))
+
+
+def _may_be_async(handler: Callable[..., object]) -> bool:
+    """Return whether a call may return a coroutine: that of a lambda may, and that of what wraps an async function."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    handler = inspect.unwrap(handler)
+    return is_async(handler) or getattr(handler, "__name__", None) == "<lambda>"
 
 
 def _is_of_the_program(handler: SignalHandler) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Generic
 
 from ..errors import QueueError
@@ -59,6 +61,13 @@ def check_work(handler: object, concurrency: int) -> None:
         raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
     if not callable(handler):  # else each message would fail, and be dead-lettered
         raise TypeError(f"the handler must be a function that takes a message, not {type(handler).__name__}")
+
+
+def is_async(handler: object) -> bool:
+    """Return whether it is an async function, a partial of one, or an object that is called as one."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
 def chains_of(messages: Iterable[L]) -> Iterable[list[L]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..http.calls import Steps
 from ..log import log
-from ..messages import Leased, Reading, Source
+from ..messages import Leased, Reading, Source, check_names
 from ..settling import LeasedMessages
 
 if TYPE_CHECKING:
@@ -48,6 +49,19 @@ class AsyncConsuming(LoopOptions, total=False):
     """The options of AsyncQueueClient.consume and AsyncQueueClient.work."""
 
     stop: asyncio.Event | None
+
+
+def loop_of(
+    call: str, queue: str, max_tries: int | None, options: Consuming | AsyncConsuming, *, is_async: bool
+) -> Loop:
+    """Return the options of a call, checked. Raises ValueError, TypeError."""
+    check_names(call, options, Consuming)
+    stop = options.get("stop")
+    # An event that blocks would freeze the event loop. Other classes will do, such as the event of multiprocessing.
+    if stop is not None and inspect.iscoroutinefunction(getattr(stop, "wait", None)) != is_async:
+        expected, found = "asyncio" if is_async else "threading", type(stop)
+        raise TypeError(f"stop must be {expected}.Event, not {found.__module__}.{found.__name__}")
+    return Loop(default=queue, max_tries=max_tries, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import threading
@@ -17,7 +16,7 @@ from ..http.transport import Run
 from ..messages import LeasedMessage
 from ..reading import Reader
 from ..settling import report_stale
-from .leasing import Leasing, check_work
+from .leasing import Leasing, check_work, is_async
 from .options import Loop
 
 Handler = Callable[[LeasedMessage], object]
@@ -42,7 +41,7 @@ class Worker:
         concurrency: int,
     ) -> None:
         check_work(handler, concurrency)
-        if inspect.iscoroutinefunction(handler):  # a call would only make a coroutine, and the message would be acked
+        if is_async(handler):  # a call would only make a coroutine, and the message would be acked
             raise TypeError("the handler is an async function; pass a plain one that runs it, as with asyncio.run")
         self._run_steps = run
         self._leased = reader.leased

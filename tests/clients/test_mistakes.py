@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from clients import QueueClient, QueueError, Unauthenticated, Unreachable
+from clients import Closed, LeasedMessage, QueueClient, QueueError, Unauthenticated, Unreachable
 from clients.http import paths
 from storage import validation
 from tests.clients.connect import ClientClass, both_classes
@@ -18,8 +19,9 @@ SECRET = "secret-secret-secret"
 
 
 @pytest.fixture
-def client(server: LiveServer, queue: str) -> QueueClient:
-    return QueueClient(server.url, queue=queue, retry_for=5)
+def client(server: LiveServer, queue: str) -> Iterator[QueueClient]:
+    with QueueClient(server.url, queue=queue, retry_for=5) as client:
+        yield client
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,49 @@ def test_a_handler_that_cannot_be_called_is_refused_before_a_message_is_read(cli
     with pytest.raises(TypeError, match="the handler must be a function that takes a message, not "):
         client.work(handler, idle=0)
     assert client.stats()["received"] == 0
+
+
+class Awaited:
+    async def __call__(self, message: LeasedMessage) -> None:
+        pass
+
+
+def test_an_object_that_is_awaited_is_refused_as_handler(client: QueueClient) -> None:
+    client.send("x")
+    with pytest.raises(TypeError, match="the handler is an async function"):
+        client.work(Awaited(), idle=0)
+    assert client.stats()["received"] == 0
+
+
+def test_the_event_of_asyncio_is_refused_as_stop(client: QueueClient) -> None:
+    stop: Any = asyncio.Event()
+    for call in (client.consume, lambda **options: client.work(print, **options)):
+        with pytest.raises(TypeError, match=r"^stop must be threading\.Event, not asyncio\.locks\.Event$"):
+            call(stop=stop, idle=0)
+
+
+def test_a_closed_client_cannot_be_entered(client: QueueClient) -> None:
+    client.close()
+    with pytest.raises(Closed):
+        client.__enter__()
+
+
+@both_classes
+@pytest.mark.parametrize(
+    ("name", "required"),
+    [
+        ("send", {"text": "x"}), ("receive", {}), ("receive_runs", {"lease": 1}), ("consume", {}), ("peek", {}),
+        ("ack_and_receive_runs", {"messages": [], "lease": 1}), ("purge", {}), ("redrive", {}),
+        ("work", {"handler": print}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_an_argument_that_a_call_does_not_have_is_reported_with_the_call(
+    server: LiveServer, client_class: ClientClass, name: str, required: dict[str, Any]
+) -> None:
+    with client_class(server.url, retry_for=5) as client, pytest.raises(TypeError) as refused:
+        getattr(client, name)(**required, prio=3)
+    assert str(refused.value) == f"{name}() got an unexpected keyword argument 'prio'"
 
 
 @pytest.mark.parametrize("url", ["localhost:5000", "127.0.0.1:5000", "localhost", "ftp://localhost"])

@@ -96,12 +96,12 @@ def test_a_handler_that_ends_the_program_ends_the_worker(
     assert states(client) == [("a", "delayed", 1), ("b", "ready", 0)]
 
 
-def test_a_plain_function_as_handler_ends_the_worker_and_acks_nothing(
+def test_a_handler_that_returns_nothing_to_await_ends_the_worker_and_acks_nothing(
     server: LiveServer, client: QueueClient, queue: str
 ) -> None:
     async def main() -> None:
         async with AsyncQueueClient(server.url, queue=queue) as working:
-            await working.work(print)  # type: ignore[arg-type]
+            await working.work(lambda message: print(message))  # type: ignore[arg-type, return-value]
 
     client.send("precious")
     with pytest.raises(TypeError, match="not an async function"):

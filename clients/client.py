@@ -35,11 +35,11 @@ class QueueClient(Verbs, Blocking):
     """One queue service; `queue` is used where a call names none. Threads may share a client, as may forked processes.
 
     The defaults are $QUEUE_URL, or else http://127.0.0.1:5000, and $QUEUE_TOKEN. `timeout` (s) is for connecting and
-    for one reply. `retry_for` (s) is how long a call is retried after a failed connection, a lost reply, or a 429, 502,
-    503 or 504. Retries back off, and obey Retry-After. All tries of a call that changes something carry one
-    Idempotency-Key, so the service does it once. A retried read returns what the first try took. `trust_env` uses proxy
-    and certificate settings of the environment; `verify` is as in requests. Every call raises ProblemError with the
-    service's problem document, or Unreachable.
+    for one reply. `retry_for` (s; math.inf for ever) is how long a call is retried after a failed connection, a lost
+    reply, or a 429, 502, 503 or 504. Retries back off, and obey Retry-After. All tries of a call that changes something
+    carry one Idempotency-Key, so the service does it once. A retried read returns what the first try took. `trust_env`
+    uses proxy and certificate settings of the environment; `verify` is as in requests. Every call raises ProblemError
+    with the service's problem document, or Unreachable.
     """
 
     def is_closed(self) -> bool:
@@ -78,7 +78,8 @@ class QueueClient(Verbs, Blocking):
         """Yield messages one after the other, until there was none for `idle` seconds, `stop` is set, or `close`.
 
         A message is acked when the loop asks for the next one, unless the body settled it. Its lease (s) is renewed
-        in the background while the body works. `batch` is how many are leased at once.
+        in the background while the body works. `batch` is how many are leased at once. Raises QueueError if the
+        service fails for `retry_for`.
 
         If the body breaks or raises, its message is redelivered after a second. The pause doubles at each further
         delivery, up to five minutes, or is that of `backoff`. At the last of `max_tries` it is dead-lettered instead.

@@ -6,6 +6,7 @@ tries carry one Idempotency-Key, so the service does it once.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -174,7 +175,8 @@ class Tries:
         if left <= 0 or pause > left or self._ends_early():
             raise fault
         if pause and not self._has_warned:
-            log.warning("%s; retrying for up to %g s", fault, self._retry_for)
+            limit = "until it does" if math.isinf(self._retry_for) else f"for up to {self._retry_for:g} s"
+            log.warning("%s; retrying %s", fault, limit)
             self._has_warned = True
         return Retry(pause, fault)
 

@@ -18,7 +18,7 @@ from urllib3.util import Retry
 
 from clients import QueueClient
 from clients.testing import running_service
-from tests.support.live import REPOSITORY, await_true, free_port
+from tests.support.live import REPOSITORY, LiveServer, await_true, free_port
 from tests.support.programs import ProgramMissing
 
 DOCUMENT = (REPOSITORY / "docs/python.md").read_text()
@@ -105,6 +105,26 @@ def test_the_web_application_sends_and_works_until_a_signal(url: str, installed:
         _, log = server.communicate(timeout=20)
     assert (sent.status_code, sent.json(), [message.text for message in made]) == (200, "1", ["cat.png"])
     assert "Application shutdown complete" in log.decode()
+
+
+def test_the_web_application_works_again_after_an_outage(installed: Path) -> None:
+    service, port = LiveServer(), free_port()
+    text = FILES["app.py"].replace('queue="thumbnails"', 'queue="thumbnails", retry_for=0').replace("(5)", "(0.1)")
+    (installed / "app.py").write_text(text)
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)]
+    log = installed / "log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, cwd=installed, env=environment(installed, service.url), stderr=output) as server,
+    ):
+        await_true(lambda: log.read_text().count("the worker starts again") > 1)
+        with service, QueueClient(service.url) as client:
+            client.send("cat.png", queue="thumbnails")
+            made = client.receive(queue="made", wait=20)
+            server.send_signal(signal.SIGTERM)
+            server.wait(20)
+    assert [message.text for message in made] == ["cat.png"]
+    assert "Application shutdown complete" in log.read_text()
 
 
 @pytest.mark.slow

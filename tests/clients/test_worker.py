@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -506,3 +507,18 @@ def test_an_ignored_signal_stays_ignored(client: QueueClient) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert client.stats()["acked"] == 1
+
+
+@both_classes
+def test_a_worker_may_wait_for_the_service_for_ever(
+    client_class: ClientClass, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, stop = LiveServer(), threading.Event()
+    with client_class(service.url, retry_for=math.inf) as working:
+        worker = threading.Thread(target=working.work, args=[lambda message: stop.set()], kwargs={"stop": stop})
+        worker.start()
+        await_true(lambda: any("retrying until it does" in record.getMessage() for record in caplog.records))
+        with service, QueueClient(service.url) as client:
+            client.send("after the outage")
+            worker.join(20)
+            assert client.stats()["acked"] == 1

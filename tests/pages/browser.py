@@ -155,9 +155,14 @@ class Tab:
         return found
 
     def _is_true(self, script: str) -> bool:
-        """Evaluate the expression; it is not true of a page that is just being left, as by a form that submits."""
+        """Evaluate the expression. It is not true while an element is missing.
+
+        It is not true either of a page that is just being left, as by a form that submits.
+        """
+        boolean = f"Boolean({script})"  # a node itself comes as an empty object
+        missing = "if (fault instanceof TypeError && fault.message.includes('of null')) return false; throw fault;"
         try:
-            return bool(self.run(f"Boolean({script})"))  # a node itself comes as an empty object
+            return bool(self.run(f"(() => {{ try {{ return {boolean}; }} catch (fault) {{ {missing} }} }})()"))
         except RuntimeError as fault:
             if "navigated" not in str(fault):
                 raise

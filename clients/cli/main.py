@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None, prog: str = NAME) -> int:
     parser = _parser(prog)
     if arguments and arguments[0] in (*TOOLS, "token"):  # their own modules parse the rest
         return run_service(argparse.Namespace(command=arguments[0]), arguments)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")  # with the usage of the command
     if options.version:
         add_service_path()
         print(f"{NAME} {import_module('settings').VERSION}")
@@ -50,16 +52,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog=prog, description="Run a queue_service, maintain its database, and use it over HTTP."
     )
     parser.add_argument("--version", action="store_true", help="print the version")
+    parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
 
     def add_command(name: str, description: str) -> argparse.ArgumentParser:
         first = description.partition(".\n")[0].partition(", for example")[0].partition("\n")[0].rstrip(".")
-        return commands.add_parser(
+        command = commands.add_parser(
             name,
             help=first[0].lower() + first[1:],
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        command.set_defaults(parser=command)
+        return command
 
     add_flags(add_command("serve", SERVE))
     add: Callable[[argparse.ArgumentParser], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from ..client import QueueClient
 from ..errors import Forbidden
 from ..messages import Message, drop_none
 from ..queues import QueueStats, Reason, SettingsChanges
-from .command_line import add_service_options, client_for, within
+from .command_line import NAME, add_service_options, client_for, within
 from .tables import age, print_json, table
 
 CLEAR = "\x1b[H\x1b[J"  # on a terminal
@@ -50,16 +51,19 @@ def add_queue_commands(add_command: AddCommand) -> None:
     )
     peek.add_argument("--key", help="only messages of this key (default: all)")
     peek.add_argument("--text", help="only messages whose text contains it, letter for letter (default: all)")
-    peek.add_argument("--reason", help="only dead letters with this reason (default: all)")
+    peek.add_argument(
+        "--reason", help="only dead letters in this queue with this reason, "
+        "or, with --state dead, those that came from it (default: all)",
+    )  # fmt: skip
     peek.add_argument("--after", metavar="ID", help="begin after this message (default: with the oldest)")
     peek.add_argument("--before", metavar="ID", help="show those before this message, newest first (default: off)")
     _finish(peek, _peek)
 
     redrive = add_command("redrive", "Move the dead letters of a queue back to it.")
     _add_queue(redrive)
-    redrive.add_argument("ids", metavar="ID", nargs="*", help="only the dead letters with these ids")
+    _add_ids(redrive, "dead letter")
     redrive.add_argument("--limit", type=within(int, 1), metavar="N", help="only the N oldest (default: all)")
-    redrive.add_argument("--reason", help="only dead letters with this reason (default: all)")
+    redrive.add_argument("--reason", help="only dead letters with this reason, in this queue or from it (default: all)")
     _finish(redrive, _redrive)
 
     setting = add_command("set", "Change settings of a queue. Creates it if it does not exist.")
@@ -72,7 +76,7 @@ def add_queue_commands(add_command: AddCommand) -> None:
 
     purge = add_command("purge", "Delete all messages of a queue, or some of them.")
     _add_queue(purge)
-    purge.add_argument("--ids", metavar="ID", nargs="+", help="only the messages with these ids (default: all)")
+    _add_ids(purge, "message")
     purge.add_argument("--reason", help="only dead letters in this queue with this reason (default: all)")
     _finish(purge, _purge)
 
@@ -88,6 +92,19 @@ def add_queue_commands(add_command: AddCommand) -> None:
 
 def _add_queue(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue", metavar="QUEUE", help="name of the queue")
+
+
+def _add_ids(parser: argparse.ArgumentParser, noun: str) -> None:
+    parser.add_argument(
+        "--id", type=_id, action="append", dest="ids", metavar="ID",
+        help=f"only the {noun} with this id; the option may be repeated (default: all)",
+    )  # fmt: skip
+
+
+def _id(text: str) -> str:
+    if not re.fullmatch("[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"must be the id of a message, a whole number, not {text!r}")
+    return text
 
 
 def _finish(parser: argparse.ArgumentParser, work: Work) -> None:
@@ -166,6 +183,8 @@ def _peek(client: QueueClient, options: argparse.Namespace) -> None:
     elif messages:
         head = ("ID", "STATE", "AGE", "TRIES", "HOLDER", "KEY", "TEXT")
         print(table(head, [_cells(message) for message in messages]))
+    if not messages:
+        _hint_at_dead_letters(client, options)
 
 
 def _cells(message: Message) -> list[object]:
@@ -184,11 +203,24 @@ def _document(message: Message) -> dict[str, Any]:
 
 
 def _purge(client: QueueClient, options: argparse.Namespace) -> None:
-    _print_count("purged", client.purge(ids=options.ids, reason=options.reason), options)
+    count = client.purge(ids=options.ids, reason=options.reason)
+    _print_count("purged", count, options)
+    if not count:
+        _hint_at_dead_letters(client, options)
+
+
+def _hint_at_dead_letters(client: QueueClient, options: argparse.Namespace) -> None:
+    """Print where the dead letters with this reason are that came from this queue, if there are any."""
+    if options.reason is None:
+        return
+    with suppress(Forbidden):  # the hint is not worth an error
+        for message in client.peek(limit=1, state="dead", reason=options.reason):
+            hint = f"the dead letters of {options.queue} with this reason are in {message.queue}"
+            print(f"{NAME}: {hint}: {options.command} that queue", file=sys.stderr)
 
 
 def _redrive(client: QueueClient, options: argparse.Namespace) -> None:
-    moved = client.redrive(limit=options.limit, ids=options.ids or None, reason=options.reason)
+    moved = client.redrive(limit=options.limit, ids=options.ids, reason=options.reason)
     _print_count("redriven", moved, options)
 
 

@@ -79,6 +79,13 @@ def test_the_module_that_copies_shows_how_it_was_called(capsys: pytest.CaptureFi
         (["receive", "--limit", "0"], "argument --limit: must be a whole number, 1 or more, not '0'"),
         (["receive", "--lease", "0"], "argument --lease: must be a number, 1 to 43200, not '0'"),
         (["send", "--retry-for", "nan"], "argument --retry-for: must be a number, 0 or more, not 'nan'"),
+        (
+            ["purge", "q", "--id", "7", "--id", "8,9"],
+            "argument --id: must be the id of a message, a whole number, not '8,9'",
+        ),
+        (["redrive", "q", "--id", "abc"], "argument --id: must be the id of a message, a whole number, not 'abc'"),
+        (["redrive", "q", "52"], "unrecognized arguments: 52"),
+        (["serve", "--prot", "80"], "unrecognized arguments: --prot 80"),
         (["copy", "a"], "give SRC and DST, or --produce SRC, or --consume DST"),
         (["copy", "a", "--produce", "b"], "give SRC and DST, or --produce SRC, or --consume DST"),
         (["copy", "--produce", "a", "--consume", "b"], "give SRC and DST, or --produce SRC, or --consume DST"),
@@ -89,6 +96,10 @@ def test_an_argument_that_makes_no_sense_is_named(
     arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(arguments, capsys) == f"queue-service {arguments[0]}: error: {error}"
+
+
+def test_an_unknown_option_without_a_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(["--prot"], capsys) == "queue-service: error: unrecognized arguments: --prot"
 
 
 @pytest.mark.parametrize(

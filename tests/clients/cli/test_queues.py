@@ -157,9 +157,26 @@ def test_messages_are_found_and_purged_by_text_reason_and_id(commands: Commands)
     (found,) = documents(commands.output("peek", dead, "--json", "--reason", "no dog.png"))
     assert found["text"] == "dog.png"
     assert commands.output("purge", dead, "--reason", "no dog.png") == "purged 1 message\n"
-    ids = [message.id or "" for message in commands.client.peek()]
-    assert commands.output("purge", commands.queue, "--json", "--ids", *ids) == '{"purged": 2}\n'
+    ids = [f"--id={message.id}" for message in commands.client.peek()]
+    assert commands.output("purge", *ids, commands.queue, "--json") == '{"purged": 2}\n'
     assert [message.text for message in commands.client.peek(queue=dead)] == ["cat.png"]
+
+
+@pytest.mark.parametrize(("command", "output"), [("peek", ""), ("purge", "purged 0 messages\n")])
+def test_a_reason_looked_for_in_the_queue_of_origin_names_the_queue_to_look_in(
+    commands: Commands, command: str, output: str
+) -> None:
+    commands.client.put_settings({"dead_letter_queue": f"{commands.queue}.lost"})
+    commands.client.send_many(["a", "b"])
+    for message in commands.client.receive(limit=2, lease=60):
+        message.reject("broken")
+    done = commands.run(command, commands.queue, "--reason", "broken")
+    assert (done.returncode, done.stdout.decode()) == (0, output)
+    assert done.stderr.decode() == (
+        f"queue-service: the dead letters of {commands.queue} with this reason are in {commands.queue}.lost: "
+        f"{command} that queue\n"
+    )
+    assert commands.output(command, commands.queue, "--reason", "other") == output  # there are none
 
 
 def test_show_lists_why_dead_letters_died(commands: Commands) -> None:
@@ -181,7 +198,7 @@ def test_purge_and_redrive_report_how_many(commands: Commands) -> None:
         commands.client.receive(lease=60)[0].reject(f"{text} is wrong")
     dead = [message.id for message in commands.client.peek(queue=f"{commands.queue}.dead")]
     assert commands.output("redrive", commands.queue, "--reason", "b is wrong") == "redriven 1 message\n"
-    assert commands.output("redrive", commands.queue, str(dead[0]), "--json") == '{"redriven": 1}\n'
+    assert commands.output("redrive", "--id", str(dead[0]), commands.queue, "--json") == '{"redriven": 1}\n'
     assert [message.text for message in commands.client.peek()] == ["b", "a"]
     assert commands.output("purge", commands.queue) == "purged 2 messages\n"
     assert commands.output("redrive", commands.queue, "--limit", "5") == "redriven 1 message\n"

@@ -133,6 +133,17 @@ def test_actions_and_the_view_are_copied_as_lines_that_run(open_tab: OpenTab, cl
     assert client.peek() == []
 
 
+def test_the_next_dialog_does_not_say_that_it_was_copied(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.send("x")
+    tab = open_tab(f"/#/{queue}")
+    tab.click("#pause")
+    copied(tab, "#confirming .curl")
+    tab.await_true("document.querySelector('#confirming .curl').textContent === 'Copied'")
+    tab.press("Escape")
+    tab.click("#purge")
+    assert tab.texts("#confirming .curl") == ["Copy as curl"]
+
+
 def test_where_the_browser_has_no_clipboard_the_line_is_shown_and_selected(chromium: Browser) -> None:
     with LiveServer({"QUEUE_ALLOW_ANONYMOUS": "yes"}) as live, QueueClient(live.url, queue="jobs") as client:
         client.send("x")
@@ -259,6 +270,7 @@ def test_it_works_behind_a_proxy_that_strips_a_path(
         assert json.loads(run(copied(tab, "#confirming .curl"))) == {"purged": 1}
         tab.press("Escape")
         tab.click("#back")
+        tab.choose("#find", queue)
         tab.await_true(f"[...document.querySelectorAll('#queues a')].some((node) => node.textContent === '{queue}')")
         tab.click("header > a")
         tab.await_true(f"location.href === '{root}docs'")

@@ -159,7 +159,7 @@ def test_all_dead_letters_are_redriven(open_tab: OpenTab, client: QueueClient, q
     tab = open_tab(f"/#/{queue}")
     tab.tab_to("it.id === 'redrive'")
     tab.press("Enter")
-    confirm(tab, f"Redrive all dead letters of {queue}?")
+    confirm(tab, f"Redrive 2 dead letters of {queue}?")
     tab.await_true("document.getElementById('said').textContent === 'Moved 2 dead letters back.'")
     await_messages(tab, 2)
     assert (client.stats()["ready"], client.stats()["dead"]) == (2, 0)
@@ -206,6 +206,73 @@ def test_messages_are_found_by_text_key_and_id_the_newest_first(
     assert find("id", str(int(newest.id) + 1)) == []
     find("id", "x")
     assert tab.texts("#fault") == ["An id is a whole number."]
+    assert find("key", "k") == ["needle 1"]
+    assert not tab.run("document.getElementById('failed').checkVisibility()")
+    find("id", "x")
+    tab.click("#back")
+    assert not tab.run("document.getElementById('failed').checkVisibility()")
+
+
+def test_a_search_stays_in_the_address(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    client.send_many(["a & b #1", "other", "a & b #2"])
+    tab = open_tab(f"/#/{queue}")
+    await_messages(tab, 3)
+    tab.choose("#order", "after")
+    tab.choose("#wanted", "a & b #")
+    tab.click("#search button")
+    await_messages(tab, 2)
+    address = tab.run("location.href")
+    tab.command("Page.reload")
+    tab.await_true("performance.getEntriesByType('navigation')[0].type === 'reload'")
+    await_messages(tab, 2)
+    assert tab.texts("#messages summary > .text") == ["a & b #1", "a & b #2"]
+    assert tab.run("[document.getElementById('wanted').value, document.getElementById('order').value]") == [
+        "a & b #",
+        "after",
+    ]
+    tab.run(f"location.hash = '#/{queue}?state=leased'")  # a link to another search in the same queue
+    await_messages(tab, 0)
+    assert tab.run("document.getElementById('wanted').value") == ""
+    other = open_tab("/")
+    other.open(address)
+    await_messages(other, 2)
+
+
+LONG = "the picture cannot be read, since " + "it is no picture, " * 26  # 502 characters
+
+
+def test_a_long_reason_is_folded_and_its_filter_can_be_left(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    kill(client, [LONG, "other"])
+    tab = open_tab(f"/#/{queue}.dead", width=390, height=844)
+    tab.await_true("document.querySelectorAll('#reasons li').length === 2")
+    tab.run(f"showOnly({LONG!r})")
+    await_messages(tab, 1)
+    text = f"document.querySelector('#reasons .text[title=\"{LONG}\"]')"
+    assert tab.run(f"{text}.clientHeight <= 3.1 * parseFloat(getComputedStyle({text}).lineHeight)")
+    assert tab.run("document.documentElement.scrollWidth") == 390
+    # The cross that removes the filter is in view.
+    assert tab.run("""(() => {
+        const button = document.getElementById("only"), range = document.createRange();
+        range.selectNode(button.lastChild);
+        return button.textContent.endsWith("✕") && range.getBoundingClientRect().width > 0
+            && range.getBoundingClientRect().right <= Math.min(innerWidth, button.getBoundingClientRect().right);
+    })()""")
+    # Once none has this reason any more, the others are shown.
+    tab.click("#messages input")
+    tab.click("#delete-selected")
+    confirm(tab, "Delete 1 message?")
+    tab.await_true("document.querySelector('#messages .why .dead')?.textContent === 'other'")
+    assert not tab.run("document.getElementById('only').checkVisibility()")
+
+
+def test_a_redrive_states_how_many_at_either_end(open_tab: OpenTab, client: QueueClient, queue: str) -> None:
+    kill(client, ["x", "y"])
+    tab = open_tab(f"/#/{queue}.dead")
+    tab.click("#redrive")
+    confirm(tab, f"Redrive 2 dead letters of {queue}.dead?")
+    tab.await_true("document.getElementById('said').textContent === 'Moved 2 dead letters back.'")
+    tab.click("#redrive")
+    tab.await_true("document.getElementById('said').textContent === 'This queue has no dead letters to redrive.'")
 
 
 def test_next_searches_on_where_a_slow_search_stopped(open_tab: OpenTab, client: QueueClient, queue: str) -> None:

@@ -51,7 +51,7 @@ def test_totals_marks_filters_and_order_show_where_to_look(tab: Tab, own: LiveSe
     tab.open(own.url)
     tab.await_true(f"document.querySelectorAll('{NAMES}').length === 4")
     assert tab.texts("#totals dd")[:5] == ["1,204", "3", "0", "0", "2"]
-    assert tab.texts("#totals dt")[4:] == ["dead letters", "oldest, in orders"]
+    assert tab.texts("#totals dt")[4:] == ["of these, dead letters", "oldest, in orders"]
     assert tab.texts("#filters button") == ["All 4", "Not empty 3", "With dead letters 1", "Paused 1"]
     assert tab.texts(".name") == ["empty", "mailpaused", "ordersdead letters", "orders.dead"]
     for value, names in {"full": ["mail", "orders", "orders.dead"], "dead": ["orders"], "paused": ["mail"]}.items():
@@ -67,6 +67,37 @@ def test_totals_marks_filters_and_order_show_where_to_look(tab: Tab, own: LiveSe
     assert tab.texts(NAMES) == ["empty", "orders.dead", "mail", "orders"]
     tab.choose("#sort", "dead")
     assert tab.texts(NAMES)[0] == "orders"
+
+
+# The elements of rows that reach out of their row.
+OUTSIDE = """[...document.querySelectorAll("#queues tbody tr:not(.gap)")].flatMap((row) => {
+  const {top, bottom} = row.getBoundingClientRect(), reachesOut = (box) => box.top < top || box.bottom > bottom;
+  const seen = [...row.querySelectorAll("*")].filter((node) => node.checkVisibility());
+  return seen.filter((node) => reachesOut(node.getBoundingClientRect())).map((node) => node.outerHTML);
+})"""
+
+
+@pytest.mark.parametrize("width", [360, 390])
+def test_on_a_phone_a_row_shows_all_of_a_queue(chromium: Browser, own: LiveServer, width: int) -> None:
+    with QueueClient(own.url, queue="orders.from.abroad.of.last.year") as client:
+        client.send_many(["x"] * 3_100)
+        for message in client.receive(limit=100, lease=600):
+            message.reject()
+        client.receive(limit=1_000, lease=600)
+        client.send_many([{"text": "x", "delay": 600}] * 1_000)
+        client.send_many([{"text": "x", "key": "k"}] * 1_001)
+        client.put_settings({}, queue="empty")
+        tab = chromium.tab(width=width, height=844)
+        tab.open(own.url)
+        tab.await_true(f"document.querySelectorAll('{NAMES}').length === 3")
+        assert tab.texts("#queues .blocked") == ["0", "1,000", "0"]
+        assert tab.run(OUTSIDE) == []
+        client.put_settings({"paused": True})
+        tab.await_true("document.querySelectorAll('#queues .mark').length === 2")
+        assert tab.run(OUTSIDE) == []
+        heights = "[...document.querySelectorAll('#queues tbody tr:not(.gap)')].map((row) => row.offsetHeight)"
+        assert len(set(tab.run(heights))) == 1  # as the list of those in view needs
+    tab.close()
 
 
 def test_a_row_that_moves_keeps_the_focus(tab: Tab, own: LiveServer) -> None:

@@ -12,6 +12,7 @@ function ask(dialog, plan) {
     }
   };
   wrong.textContent = "";
+  if (copied) copied.textContent = "Copy as curl";
   if (copied) copied.onclick = () => trying(({requests}) => copy(copied, requests));
   form.onsubmit = (event) => {
     event.preventDefault();
@@ -40,7 +41,8 @@ async function refresh() {
   poll();
   pollStatus();
   if (!shown) return;
-  await Promise.all([look(), lookAtReasons()]);
+  const queue = shown, [found] = await Promise.all([lookAtReasons(), look()]), reason = search.get("reason");
+  if (queue === shown && reason && found?.complete && !found.reasons.some((group) => group.reason === reason)) showOnly("");  // the last one has left
   if (document.activeElement === document.body) $("heading").focus();  // the button is no more
 }
 

@@ -96,7 +96,7 @@ function showTotals() {
     for (const name of Object.keys(FILTERS)) found[name] += FILTERS[name](counts);
     if (isWaiting(counts) && counts.oldest_age > oldest) [oldest, oldestIn] = [counts.oldest_age, queue];
   }
-  showFigures($("totals"), [...STATES.map((state) => [state === "dead" ? "dead letters" : state, whole(totals[state]), state]),
+  showFigures($("totals"), [...STATES.map((state) => [state === "dead" ? "of these, dead letters" : state, whole(totals[state]), state]),
     [oldestIn ? `oldest, in ${oldestIn}` : "oldest", oldestIn ? age(oldest) : "–", "oldest"]]);
   for (const button of $("filters").children) put(button.lastChild, whole(found[button.value]));
 }

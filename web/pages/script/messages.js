@@ -1,19 +1,37 @@
 // The messages of a queue, page by page, and what can be done with them.
 
 const PAGE = 25, SHOWN = 20000, SEARCHED = 20;  // messages, characters, requests of one search
-let pages = [], looking = null, reasonShown = "";
+let pages = [], looking = null;
+let search = new URLSearchParams();  // in the address: text, key or id; reason, state; and order=after
+
+// Search, and keep the search in the address, for a reload. Without one it shows all messages.
+function searchFor(wanted) {
+  const by = ["key", "id"].find((name) => wanted.get(name)) || "text", reason = wanted.get("reason") || "";
+  search = wanted;
+  for (const [id, value] of Object.entries({by, wanted: search.get(by), state: search.get("state"), order: search.get("order") || "before"})) $(id).value = value || "";
+  $("only").hidden = !reason;
+  put($("only").firstChild, `Only “${reason}”`);
+  $("only").setAttribute("aria-label", `Show messages of any reason, not only “${reason}”`);
+  history.replaceState(null, "", `#/${encodeURIComponent(shown)}${search.size ? `?${search}` : ""}`);
+  return lookFrom([start()]);
+}
+
+// Return the search that the fields ask for.
+function asked(reason = search.get("reason")) {
+  const order = $("order").value === "after" && "after", fields = {[$("by").value]: $("wanted").value, reason, state: $("state").value, order};
+  return new URLSearchParams(Object.entries(fields).filter(([, value]) => value));
+}
+
+const isId = (text) => /^[0-9]+$/.test(text);
 
 function start() {
-  const wanted = $("wanted").value, by = $("by").value, query = new URLSearchParams({limit: PAGE});
-  if ($("state").value) query.set("state", $("state").value);
-  if (reasonShown) query.set("reason", reasonShown);
-  if (wanted && by === "id") {
+  const query = new URLSearchParams({limit: PAGE});
+  for (const name of ["text", "key", "reason", "state"]) if (search.get(name)) query.set(name, search.get(name));
+  const id = search.get("id");
+  if (id) {
     query.set("limit", 1);
-    query.set("after", BigInt(wanted) - 1n);
-  } else {
-    if (wanted) query.set(by, wanted);
-    if ($("order").value === "before") query.set("before", "9223372036854775807");
-  }
+    query.set("after", isId(id) ? BigInt(id) - 1n : id);  // the service refuses a wrong one in the address
+  } else if (search.get("order") !== "after") query.set("before", "9223372036854775807");
   return `${at(shown)}/peek?${query}`;
 }
 
@@ -36,11 +54,11 @@ async function look() {
 }
 
 function showMessages(found, next) {
-  const id = $("by").value === "id" && $("wanted").value;
+  const id = search.get("id");
   if (id) [found, next] = [found.filter((message) => BigInt(message.id) === BigInt(id)), undefined];
   $("messages").replaceChildren(...found.map(showMessage));
   $("nothing").hidden = found.length > 0;
-  const searched = $("wanted").value || reasonShown || $("state").value;
+  const searched = ["text", "key", "id", "reason", "state"].some((name) => search.get(name));
   put($("nothing"), found.length ? "" : next ? "Nothing found so far. Next searches on." : searched ? "No message matches." : "No messages here.");
   $("before").disabled = pages.length < 2;
   $("after").disabled = !next;
@@ -50,18 +68,15 @@ function showMessages(found, next) {
 }
 
 function lookFrom(addresses) {
+  $("failed").hidden = true;
   pages = addresses;
   return look();
 }
 
 function showOnly(reason) {
-  reasonShown = reason;
-  $("only").hidden = !reason;
-  put($("only"), `Only “${reason}” ✕`);
-  $("only").setAttribute("aria-label", `Show messages of any reason, not only “${reason}”`);
   $("state").value = reason && stats.get(shown)?.dead ? "dead" : "";
   if (reason) $("heading").focus();
-  return lookFrom([start()]);
+  return searchFor(asked(reason));
 }
 
 // One message.
@@ -150,12 +165,12 @@ $("delete-selected").onclick = () => {
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
-  if ($("by").value === "id" && !/^[0-9]*$/.test($("wanted").value)) return fail(new Error("An id is a whole number."));
-  return lookFrom([start()]);
+  if ($("by").value === "id" && $("wanted").value && !isId($("wanted").value)) return fail(new Error("An id is a whole number."));
+  return searchFor(asked());
 };
 $("only").onclick = () => showOnly("");
-$("again").onclick = () => { look(); lookAtReasons(); };
-$("order").onchange = $("state").onchange = () => lookFrom([start()]);
+$("again").onclick = () => { lookFrom(pages); lookAtReasons(); };
+$("order").onchange = $("state").onchange = () => searchFor(asked());
 $("after").onclick = () => lookFrom([...pages, $("after").value]);
 $("before").onclick = () => lookFrom(pages.slice(0, -1));
 $("view").onclick = () => copy($("view"), [{path: pages.at(-1)}]);

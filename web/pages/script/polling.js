@@ -90,8 +90,9 @@ function showStatus(now, before) {
 }
 
 function go() {
+  const [name, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   let wanted = "";
-  try { wanted = decodeURIComponent(location.hash.replace(/^#\/?/, "")); } catch { /* not a link of ours */ }
+  try { wanted = decodeURIComponent(name); } catch { /* not a link of ours */ }
   const changed = wanted !== shown;
   if (!shown) left = scrollY;
   shown = wanted;
@@ -100,15 +101,15 @@ function go() {
   document.title = shown ? `${shown} · Queues` : "Queues";
   if (changed) dead = null;
   if (shown) showOne(); else showAll();
-  if (!changed) return;
+  if (!changed) return shown && searchFor(new URLSearchParams(query));
+  $("failed").hidden = true;
   scrollTo(0, shown ? 0 : left);
   poll();
   if (!shown) return;
   $("messages").replaceChildren();
   $("dead").hidden = true;
-  $("wanted").value = "";
   $("name").focus();
-  showOnly("");
+  searchFor(new URLSearchParams(query));
 }
 
 $("curl").textContent = curl({path: new URL("messages", document.baseURI).href, method: "POST", body: {text: "hello"}});

@@ -22,17 +22,18 @@ async function lookAtReasons() {
   const queue = shown;
   if (!stats.has(queue)) return;
   dead = stats.get(queue).dead;
-  let found = {reasons: [], complete: true};
+  let found = {reasons: [], complete: false};
   try { found = await call({path: `${at(queue)}/reasons`}); } catch (fault) { if (queue === shown) fail(fault); }
   if (queue !== shown) return;
   $("dead").hidden = !found.reasons.length;
   $("partly").hidden = found.complete;
   $("reasons").replaceChildren(...found.reasons.map((group) => showReason(group, found.complete)));
+  return found;
 }
 
 function showReason({reason, dead_letters: count, oldest_at, newest_at}, complete) {
   const item = make("li"), buttons = make("div", undefined, "row");
-  const letters = `${complete ? "" : "at least "}${counted(count, "dead letter")}`;
+  const letters = lettersOf(count, complete);
   const times = since(newest_at) === since(oldest_at) ? `died ${since(newest_at)}` : `the last died ${since(newest_at)}, the first ${since(oldest_at)}`;
   const button = (name, does, kind) => {
     const made = makeButton(name, async () => { try { await does(); } catch (fault) { fail(fault); } }, kind);
@@ -48,10 +49,13 @@ function showReason({reason, dead_letters: count, oldest_at, newest_at}, complet
     const requests = await deletingOf(reason, count);
     confirm({title: `Delete ${letters}?`, text: `This removes the dead letters of ${shown} with the reason “${reason}” permanently, leased ones too.`, name: "Delete", requests, done: purged, danger: true});
   }, "danger");
-  item.append(make("b", whole(count), "dead"), makeText("span", reason, "text"), make("span", times, "soft"), buttons);
+  const text = makeText("span", reason, "text");
+  text.title = reason;
+  item.append(make("b", whole(count), "dead"), text, make("span", times, "soft"), buttons);
   return item;
 }
 
+const lettersOf = (count, complete) => `${complete ? "" : "at least "}${counted(count, "dead letter")}`;
 const redriving = (queue, which) => ({method: "POST", path: `${at(queue)}/redrive`, body: which});
 const purging = (queue, which) => ({method: "POST", path: `${at(queue)}/purge`, body: which});
 const sum = (results, name) => results.reduce((total, result) => total + result[name], 0);
@@ -86,11 +90,16 @@ $("pause").onclick = () => {
     name: pause ? "Pause" : "Resume", requests: [{method: "PUT", path: at(shown), body: {paused: pause}}], done: () => pause ? "Paused." : "Resumed.",
   });
 };
-$("redrive").onclick = () => confirm({
-  title: `Redrive all dead letters of ${shown}?`, text: stats.get(shown).dead ? `${counted(stats.get(shown).dead, "message")} from this queue died. They go back to it with a fresh count. Leased ones stay.` : "All dead letters in this queue go back to the queue they came from, with a fresh count. Leased ones stay.",
-  name: "Redrive", requests: [{method: "POST", path: `${at(shown)}/redrive`}],
-  done: (results) => sum(results, "redriven") ? redriven(results) : "This queue has no dead letters to redrive.",
-});
+$("redrive").onclick = async () => {
+  try {
+    const queue = shown, {reasons, complete} = await call({path: `${at(queue)}/reasons`}), count = sum(reasons, "dead_letters");
+    if (!count) return say("This queue has no dead letters to redrive.");
+    confirm({
+      title: `Redrive ${lettersOf(count, complete)} of ${queue}?`, text: "They go back to the queue they came from, with a fresh count. Leased ones stay.",
+      name: "Redrive", requests: [{method: "POST", path: `${at(queue)}/redrive`}], done: redriven,
+    });
+  } catch (fault) { fail(fault); }
+};
 $("purge").onclick = () => {
   const count = depth(stats.get(shown));
   confirm({

@@ -273,7 +273,11 @@ def test_it_works_behind_a_proxy_that_strips_a_path(
         tab.choose("#find", queue)
         tab.await_true(f"[...document.querySelectorAll('#queues a')].some((node) => node.textContent === '{queue}')")
         tab.click("header > a")
-        tab.await_true(f"location.href === '{root}docs'")
+        tab.await_true(f"location.href === '{root}docs' && document.readyState === 'complete'")
+        line = tab.texts("#get_queue pre code")[0]
+        assert line == f"curl 127.0.0.1:{port}/tools/queue/queues/jobs"
+        run(tab.texts("#send_to_queue pre code")[0])
+        run(line)
         tab.click("nav h1 a")
         tab.await_true(f"location.href === '{root}' && {IS_LIVE}")
         assert [url for url in tab.requests if not url.startswith((root, "data:"))] == []

@@ -129,7 +129,7 @@ def test_follow_prints_new_messages_and_exits_cleanly_when_interrupted(
             assert following.stdout.readline() == text.encode() + b"\n"
         await_true(lambda: commands.client.stats()["acked"] == 2)
         following.send_signal(number)
-        assert following.wait(2) == code
+        assert following.wait(10) == code
         assert following.stderr.read() == b""
     commands.client.send("third")
     assert [message.text for message in commands.client.receive()] == ["third"]

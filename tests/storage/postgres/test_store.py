@@ -15,6 +15,7 @@ from storage import open_store
 from storage.__main__ import main as storage_tool
 from storage.errors import Busy, QueueFull, StaleReceipt, Unavailable, UnusableDatabase
 from storage.model import IdempotencyKey, NewMessage, Receive
+from storage.postgres.schema import SCHEMA_VERSION
 from storage.postgres.store import PostgresStore
 from storage.store import Engine, Store
 from tests.support.engines import postgres_database
@@ -235,7 +236,11 @@ def test_concurrent_first_starts_create_one_schema(url: str) -> None:
 @pytest.mark.parametrize(
     ("change", "back", "reason"),
     [
-        ("UPDATE queue_service.version SET version = 99", "UPDATE queue_service.version SET version = 4", "version 99"),
+        (
+            "UPDATE queue_service.version SET version = 99",
+            f"UPDATE queue_service.version SET version = {SCHEMA_VERSION}",
+            "version 99",
+        ),
         ("ALTER ROLE queue SET synchronous_commit = off", "ALTER ROLE queue RESET ALL", "synchronous_commit"),
     ],
 )

@@ -46,7 +46,7 @@ _WRITTEN_LISTS = {
     "Failed": "BatchResultErrorEntry",
     "Results": "ListMessageMoveTasksResultEntry",
 }
-_ESCAPED = re.compile("(?:%[0-9A-Fa-f]{2})++")  # possessive: it must not remember where each byte began
+_ESCAPED = re.compile(rb"(?:%[0-9A-Fa-f]{2}){1,4096}")  # not more, because it remembers where each byte began
 _ESCAPES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("\r", "&#13;"))  # in this order
 
 _NOT_AT_A_QUEUE = frozenset({"CreateQueue", "ListQueues"})
@@ -125,9 +125,12 @@ def fields_of(query: str, body: bytes) -> dict[str, str]:
 
 def _unescaped(text: str) -> str:
     """Decode a name or a value of a form, as urllib's unquote does, which makes an object of each escaped byte."""
-    return _ESCAPED.sub(
-        lambda run: bytes.fromhex(run[0].replace("%", "")).decode("utf-8", "replace"), text.replace("+", " ")
+    if "%" not in text:
+        return text.replace("+", " ")
+    decoded = _ESCAPED.sub(
+        lambda run: bytes.fromhex(run[0].replace(b"%", b"").decode()), text.replace("+", " ").encode("utf-8", "replace")
     )
+    return decoded.decode("utf-8", "replace")
 
 
 def _tree(fields: Mapping[str, str]) -> _Tree:

@@ -59,8 +59,10 @@ class Connection:
             return self._socket.recv(AT_ONCE)
         except WOULD_BLOCK:  # over TLS: it was part of a record, or no data
             return None
-        except ssl.SSLEOFError:
-            raise ProtocolError("the connection broke") from None
+        except ssl.SSLError as error:
+            if error.reason == "UNEXPECTED_EOF_WHILE_READING":
+                raise ProtocolError("the connection broke") from None
+            raise
 
     def close_sending_half(self) -> None:
         # SSLSocket.shutdown would end TLS for what is received, too.
@@ -79,12 +81,15 @@ def tls_context(verify: bool | str) -> ssl.SSLContext:
         from requests.utils import DEFAULT_CA_BUNDLE_PATH  # takes 0.1 s to import
 
         verify = DEFAULT_CA_BUNDLE_PATH
-    if not verify:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
-    is_folder = Path(verify).is_dir()
+    path = verify or None
+    is_folder = path is not None and Path(path).is_dir()
     try:
-        return ssl.create_default_context(cafile=None if is_folder else verify, capath=verify if is_folder else None)
+        context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
     except OSError as error:
         raise ValueError(f"`verify` is not a file or folder of certificates: {verify!r}") from error
+    if path is None:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.options &= (
+        ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    )  # set by Debian's Python; a reply that was cut off would seem whole
+    return context

@@ -136,12 +136,12 @@ def test_a_request_of_many_messages_keeps_its_own_request_while_its_reply_is_mad
 
 def test_a_large_read_releases_its_own_memory_and_that_of_no_other_request(service: Service) -> None:
     """A large read waits for a thread, and continues after others have run."""
-    for number in range(3):
+    for number in range(6):
         service.begin(f"send {number}", "POST", "/queues/a/messages", {"text": f"{number}" * 300_000})
-    service.finish(*(f"send {number}" for number in range(3)))
+    service.finish(*(f"send {number}" for number in range(6)))
     free = service.app.budget._replies._free
     for number in range(3):
-        service.begin(f"large-{number}", "GET", "/queues/a/messages")
+        service.begin(f"large-{number}", "GET", "/queues/a/messages?limit=2")
         service.begin(f"small-{number}", "POST", "/queues/b/messages", {"text": "x"})
         assert service.app.budget._replies._free < free
     names = [f"{size}-{number}" for number in range(3) for size in ("large", "small")]

@@ -26,8 +26,8 @@ from storage.validation import MAX_PAGE
 
 # The limits of one search by text or reason, and of one list of reasons; the next one continues.
 MAX_LOOKED = 10_000  # messages …
-MAX_REASONS = 100  # in one list of reasons
 MAX_LOOKED_BYTES = 16 * 1024 * 1024  # … and bytes of their texts, fields and deaths
+MAX_REASONS = 100  # in one list of reasons
 
 
 class Peek(NamedTuple):

@@ -15,7 +15,7 @@ import aiohttp
 from yarl import URL
 
 from ..errors import Closed, QueueError, Unreachable
-from ..http.calls import NO_REPLY, Answer, Call, IsCut, Pause, Reply, Service, Steps, Tries
+from ..http.calls import NO_REPLY, Answer, Call, IsCut, Pause, Reply, Service, Steps, Tries, never
 from ..http.connection_pool import CUT_ANSWERED_WITHIN, CUT_CHECKED_EVERY
 from ..reading import LONGEST_UNCUT_WAIT
 
@@ -147,7 +147,7 @@ class AsyncTransport:
 
     async def _call(self, call: Call, poll: _Poll | None = None) -> Reply:
         """Return the reply if it reports success. Raises ProblemError, or Unreachable after the last try."""
-        ends_early = _never if call.last else poll.is_cut if poll else self.is_closed
+        ends_early = never if call.last else poll.is_cut if poll else self.is_closed
         tries = Tries(self._service, call, ends_early)
         headers = self._service.headers(call)
         self._calls += 1
@@ -289,8 +289,4 @@ async def _sleep(seconds: float, is_cut: IsCut) -> bool:
         await asyncio.sleep(min(left, CUT_CHECKED_EVERY))
         if is_cut():
             return True
-    return False
-
-
-def _never() -> bool:
     return False

@@ -189,6 +189,11 @@ class Retry:
     fault: ProblemError | Unreachable
 
 
+def never() -> bool:
+    """Be the `ends_early` of tries that nothing ends."""
+    return False
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a Retry-After header; None without one, or for a date."""
     try:

@@ -7,9 +7,7 @@ import socket
 import ssl
 from pathlib import Path
 
-AT_ONCE = (
-    64 * 1024
-)  # bytes received at a time; for more, malloc maps new pages each time, which costs twice the receive
+AT_ONCE = 64 * 1024  # bytes received at a time; for more, malloc maps new pages each time
 LONGEST_POLL = 3600.0  # seconds; the system's poll takes no more than 24 days
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 

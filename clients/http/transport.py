@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..errors import Closed
-from .calls import NO_REPLY, Answer, Call, IsCut, Pause, Reply, Service, Steps, Tries
+from .calls import NO_REPLY, Answer, Call, IsCut, Pause, Reply, Service, Steps, Tries, never
 from .connection_pool import CUT_CHECKED_EVERY, ConnectionPool
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Transport:
         """Return the reply if it reports success. Raises ProblemError, Closed, or Unreachable after the last try."""
         if not call.last:
             self.check_open()
-        ends_early = _never if call.last else call.is_cut or self.is_closed
+        ends_early = never if call.last else call.is_cut or self.is_closed
         tries = Tries(self._service, call, ends_early)
         ask = self._direct(call) if self._proxy is None else self._proxied(self._proxy, call)
         while True:
@@ -126,8 +126,4 @@ def _sleep(seconds: float, is_cut: IsCut) -> bool:
         time.sleep(min(left, CUT_CHECKED_EVERY))
         if is_cut():
             return True
-    return False
-
-
-def _never() -> bool:
     return False

@@ -56,13 +56,6 @@ class UnknownHost(WireError):
     pass
 
 
-def holder(environ: Environ) -> str:
-    """Return the name of the request's token, else the client's address; "" if unknown."""
-    grant = environ.get(GRANT)
-    name: str = grant.name if grant else environ.get("REMOTE_ADDR", "")
-    return name
-
-
 class Query:
     """A query string. Each method removes the parameter it returns; `done` refuses the rest."""
 
@@ -155,6 +148,13 @@ def read_idempotency_key(environ: Environ, body: bytes = b"") -> IdempotencyKey 
     digest.update(body)
     grant = environ.get(GRANT)
     return IdempotencyKey(key if grant is None else f"{grant.name} {key}", digest.digest())
+
+
+def holder(environ: Environ) -> str:
+    """Return the name of the request's token, else the client's address; "" if unknown."""
+    grant = environ.get(GRANT)
+    name: str = grant.name if grant else environ.get("REMOTE_ADDR", "")
+    return name
 
 
 def connection_check(environ: Environ) -> Callable[[], bool]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, wait
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 from .cli.command_line import (
@@ -22,7 +20,7 @@ from .client import QueueClient
 from .copying.consumer import consume
 from .copying.display import Display
 from .copying.plan import CopyError, Plan, Unresumable, clear_away, delete_queue, find_begin_mark, queue_of
-from .copying.source import Flow, Stop, produce, stored_already
+from .copying.source import Flow, Producing, Stop, produce, stored_already
 from .copying.target import Target, check_target, digest_of
 from .errors import QueueError
 
@@ -74,7 +72,7 @@ def copy(
     if not stored:
         target.start_afresh()
     flow = Flow()
-    producing = _start(lambda: produce(client, plan, stored, flow.sent, stop))
+    producing = Producing(lambda: produce(client, plan, stored, flow.sent, stop))
 
     def written(size: int) -> None:
         display.moved(size)
@@ -85,7 +83,7 @@ def copy(
     except BaseException as error:
         if plan.size is None or isinstance(error, Unresumable):
             flow.stop()
-            wait([producing], ENDS_WITHIN if plan.size is None else None)
+            producing.wait(ENDS_WITHIN if plan.size is None else None)
             with suppress(QueueError):  # the next run to this target finds the .part file, and deletes the queue
                 client.healthy()  # without a service, do not wait
                 _delete_queue_of(client, plan)
@@ -194,20 +192,6 @@ def _stored(client: QueueClient, plan: Plan) -> int:
 def _is_in_place(plan: Plan, target: Target) -> bool:
     with open(plan.source, "rb") as file:
         return plan.size is not None and target.is_in_place(plan.size, digest_of(file.fileno()))
-
-
-def _start(work: Callable[[], None]) -> Future[None]:
-    result: Future[None] = Future()
-
-    def run_work() -> None:
-        try:
-            work()
-            result.set_result(None)
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run_work, name="copy-producer", daemon=True).start()
-    return result
 
 
 def add_copy(parser: argparse.ArgumentParser) -> None:

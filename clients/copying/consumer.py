@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import queue
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 from ..client import QueueClient
 from ..column_batches import ColumnBatch
-from ..fetching import Fetched, Fetcher, Runs
+from ..fetching import Fetcher, Results, Runs
 from .plan import CopyError, EndMark, Unresumable, clear_away, delete_queue, find_begin_mark, totals
+from .source import Producing
 from .target import Target
 
 WAIT = 0.5  # seconds of one poll: the longest delay before an error of the other half, or an interrupt, is seen
@@ -24,21 +24,25 @@ def consume(
     lease: float,
     written: Callable[[int], object],
     say: Callable[[str], object],
-    producing: Future[None] | None = None,
+    producing: Producing | None = None,
 ) -> None:
     """Write the target, put it in place and delete the queue. Raises CopyError, QueueError, OSError.
 
     A path as the target is opened for the copy that is in the queue. `limit` messages are leased at once, for `lease`
     seconds; if that is too short they are redelivered. Calls `written` with numbers of bytes, and `say` with the
-    reason for a wait. Raises an error of `producing` at once.
+    reason for a wait. Raises an error of `producing`.
     """
-    fetcher = Fetcher(client, lease)
+    results: Results = producing.results if producing else queue.SimpleQueue()
+    fetcher = Fetcher(client, lease, results)
     end: EndMark | None = None
-    fetched, unacked, quiet = fetcher.ask([], limit, WAIT), list[str](), 0.0
+    unacked, quiet = list[str](), 0.0
     seen = False  # whether a message arrived
     try:
+        fetcher.ask([], limit, WAIT)
         while True:
-            runs = _next_runs(fetched, producing)
+            runs = results.get()
+            if isinstance(runs, BaseException):
+                raise runs
             quiet = 0.0 if runs else quiet + WAIT
             if not runs and not unacked:  # no poll is under way that could lease a message of the queue's next copy
                 if end and _only_marks_left(client):
@@ -47,7 +51,7 @@ def consume(
                     _check_begin_mark(client, target)
                 _say_why_it_waits(client, say, end, quiet, producing)
             lines, ends = _split(runs)
-            fetched = fetcher.ask(unacked, limit, 0 if ends or (end and unacked) else WAIT)
+            fetcher.ask(unacked, limit, 0 if ends or (end and unacked) else WAIT)
             if isinstance(target, str):
                 if not runs:
                     continue
@@ -83,24 +87,13 @@ def _write(held: Runs, target: Target | str) -> list[str]:
     return [run.receipt for run in lines]
 
 
-def _next_runs(fetched: Future[Fetched], producing: Future[None] | None) -> Runs:
-    """Return the next messages. Raises an error of the producer as soon as there is one."""
-    if producing is not None and not producing.done():
-        either: list[Future[Any]] = [fetched, producing]
-        concurrent.futures.wait(either, return_when=concurrent.futures.FIRST_COMPLETED)
-    if producing is not None and producing.done():
-        producing.result()
-    _, runs = fetched.result()
-    return runs
-
-
 def _split(runs: Runs) -> tuple[Runs, Runs]:
     """Return lines and end marks."""
     return [run for run in runs if "end" not in run.attributes], [run for run in runs if "end" in run.attributes]
 
 
 def _say_why_it_waits(
-    client: QueueClient, say: Callable[[str], object], end: EndMark | None, quiet: float, producing: Future[None] | None
+    client: QueueClient, say: Callable[[str], object], end: EndMark | None, quiet: float, producing: Producing | None
 ) -> None:
     """Say why nothing arrived for `quiet` seconds while this run has no lines leased."""
     counts = totals(client)
@@ -150,9 +143,9 @@ def _check_begin_mark(client: QueueClient, target: Target) -> None:
         raise _disturbed(client)
 
 
-def _check_still_coming(client: QueueClient, producing: Future[None] | None) -> None:
+def _check_still_coming(client: QueueClient, producing: Producing | None) -> None:
     """Raise Unresumable if all was sent, no run has seen the end mark, and it is not in the queue."""
-    if producing is not None and producing.done():
+    if producing is not None and producing.has_sent_all:
         left = client.peek(limit=10)
         if len(left) < 10 and not any("end" in message.attributes for message in left):
             raise _disturbed(client)

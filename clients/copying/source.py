@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 import os
+import queue
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO, Protocol
 
 from ..client import QueueClient
 from ..column_batches import RUNS
+from ..fetching import Results
 from .plan import MARK_READER, CopyError, Plan, Unresumable, find_begin_mark, totals
 from .target import digest_of
 
@@ -40,30 +42,51 @@ Stop = Callable[[], bool]
 Special = dict[str, bool | str]  # attributes of a line that is not UTF-8, or has no newline
 
 
+class Producing:
+    """The producer of a copy whose consumer is in the same process, at work in a thread of its own."""
+
+    def __init__(self, produce: Callable[[], None]) -> None:
+        self.has_sent_all = False
+        self.results: Results = queue.SimpleQueue()  # what the consumer waits for: an error here, and what it fetches
+        self._thread = threading.Thread(target=self._run, args=(produce,), name="copy-producer", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None) -> None:
+        """Return when it has ended, or after these seconds."""
+        self._thread.join(seconds)
+
+    def _run(self, produce: Callable[[], None]) -> None:
+        try:
+            produce()
+            self.has_sent_all = True
+        except BaseException as error:
+            self.results.put(error)
+
+
 class Flow:
-    """Limits how far the producer in the same process is ahead of the consumer."""
+    """Limits how far the producer in the same process is ahead of the consumer, in bytes."""
 
     def __init__(self) -> None:
         self._ahead = 0
         self._stopped = False
-        self._changed = threading.Condition()
+        self._written: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def sent(self, size: int) -> bool:
         """Wait while the producer is too far ahead. Return False after `stop`."""
-        with self._changed:
-            self._ahead += size
-            self._changed.wait_for(lambda: self._stopped or self._ahead <= MOST_AHEAD)
-            return not self._stopped
+        self._ahead += size
+        while not self._stopped and (self._ahead > MOST_AHEAD or not self._written.empty()):
+            written = self._written.get()
+            if written is None:
+                self._stopped = True
+            else:
+                self._ahead -= written
+        return not self._stopped
 
     def written(self, size: int) -> None:
-        with self._changed:
-            self._ahead -= size
-            self._changed.notify()
+        self._written.put(size)
 
     def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
+        self._written.put(None)
 
 
 class Readable(Protocol):

@@ -123,9 +123,9 @@ class Target:
         self._release()
 
     def _release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None  # first, so that an interrupt never closes it twice
+        if file is not None:
+            os.close(file)
 
     def _write_at(self, offset: int, data: bytes) -> None:
         left = memoryview(data)

@@ -19,12 +19,13 @@ from storage.sqlite.expiry import SHARE, Cutoff, bring_up_to_date, find_cutoff, 
 from storage.sqlite.transaction import LEASED, QUICK_BYTES, SIZE_READ, QueueRow, WriteTransaction, int_array
 from storage.validation import MAX_BATCH, MAX_RECIPIENTS
 
-# SQL: the message that comes next, where it is small, and no batch may come before it.
+# SQL: the message that comes next, where it is small, and no batch comes before it. Batches have the lowest priority.
 _FIRST = f"""
     id = (SELECT id FROM messages
            WHERE queue_id = ? AND state = 0 AND receive_count < ? AND recipient = ?
-             AND NOT EXISTS (SELECT 1 FROM runs WHERE queue_id = ? AND state = 0)
            ORDER BY priority DESC, id LIMIT 1)
+    AND (priority > 0
+         OR NOT EXISTS (SELECT 1 FROM runs WHERE queue_id = ? AND state = 0 AND runs.id < messages.id))
     AND {SIZE_READ} <= ?
 """
 

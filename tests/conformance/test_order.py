@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from storage.model import Receive
 from storage.store import Store
 from storage.validation import MAX_RECIPIENTS
@@ -27,6 +29,23 @@ def test_a_batch_of_ten_thousand_keeps_its_order_and_follows_earlier_messages(st
     while found := take(store, 1_000):
         out += found
     assert out == ["first", *batch, "last"]
+
+
+@pytest.mark.parametrize("seconds", [None, 30], ids=["removed", "leased"])
+def test_reads_of_one_message_keep_the_order_of_batches_and_single_ones(store: Store, seconds: int | None) -> None:
+    def next_text() -> str:
+        return take(store)[0] if seconds is None else lease_one(store, seconds=seconds).text
+
+    first, second = ([f"{name}{number}" for number in range(60)] for name in "ab")
+    send(store, *first)
+    assert next_text() == first[0]  # the batch's other messages have rows of their own now
+    send(store, *second)
+    send(store, "last")
+    out = [next_text() for _ in range(10)]
+    send(store, "urgent", priority=1)
+    assert next_text() == "urgent"
+    out += [next_text() for _ in range(110)]
+    assert out == [*first[1:], *second, "last"]
 
 
 def test_a_batch_with_fields_keeps_its_order_too(store: Store) -> None:

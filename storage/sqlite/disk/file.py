@@ -26,6 +26,8 @@ MAX_WAL = 64 * 1024 * 1024  # bytes the write-ahead log keeps on disk once it ha
 BUSY_TIMEOUT = 5_000  # ms
 
 RESERVE = 64 * 1024 * 1024  # bytes of the disk that sends leave free, or a quarter of a small one
+AMPLE = 2 * 1024 * 1024 * 1024  # free bytes that no disk is filled with within AMPLE_FOR seconds
+AMPLE_FOR = 0.1
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ncpfs", "fuse.sshfs"}
 _PRAGMAS = f"""
@@ -48,6 +50,7 @@ class DatabaseFile:
         refuse_unsafe_sqlite(apsw.sqlite_lib_version())
         self.path = path.resolve()  # the log, the lock and the disk are at the target of a symbolic link
         self._folder = str(self.path.parent)
+        self._ample_until = 0.0  # monotonic: until then the disk has room
         _check_folder(self.path)
         try:
             # The lock is a file of its own, never the database: closing any descriptor of that file would
@@ -79,9 +82,12 @@ class DatabaseFile:
 
         Removed messages leave space inside the file, which does not shrink at once; the log needs some outside.
         """
+        if time.monotonic() < self._ample_until:
+            return False
         disk = os.statvfs(self._folder)
         free, reserve = disk.f_bavail * disk.f_frsize, min(RESERVE, disk.f_blocks * disk.f_frsize // 4)
         if free >= reserve:
+            self._ample_until = time.monotonic() + AMPLE_FOR if free >= AMPLE else 0.0
             return False
         inside: int = connection.pragma("freelist_count") * connection.pragma("page_size")
         return free < reserve // 4 or free + inside < reserve

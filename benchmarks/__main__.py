@@ -31,7 +31,7 @@ NAMES = (
     "peers",
 )
 # The benchmarks of PostgreSQL need Debian's servers (.ci/get-programs).
-ONLY_NAMED = ("deep_backlog", "nodes", "sustained")
+ONLY_NAMED = ("deep_backlog", "nodes", "sustained", "table_layouts")
 
 
 def main(arguments: list[str]) -> int:

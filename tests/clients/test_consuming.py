@@ -123,6 +123,7 @@ def test_a_loop_reads_several_queues_in_order_of_preference_and_acks_each_messag
 
 
 @both_clients
+@pytest.mark.slow
 def test_leases_of_a_large_batch_outlast_a_slow_network(
     client: QueueClient, proxy: FaultProxy, proxied: QueueClient
 ) -> None:

@@ -212,6 +212,7 @@ def test_silent_clients_hold_no_thread(server: LiveServer, clients: ExitStack) -
     assert seconds_until_answered(server) < ANSWERED_WITHIN / 2  # 40 connections of 0.1 s on 4 threads take one second
 
 
+@pytest.mark.slow
 def test_slow_bodies_of_any_rate_and_a_crowd_of_readers_delay_no_other_client__row_30(clients: ExitStack) -> None:
     """Bodies of both framings need a thread. All these clients, and the readers, share one worker."""
     bodies, readers = 300, 1_200

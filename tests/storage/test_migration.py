@@ -330,6 +330,7 @@ def _move_and_kill(source: str, target: str) -> int:
         kills += 1
 
 
+@pytest.mark.slow
 def test_a_service_is_moved_under_load_and_loses_nothing(target: str, tmp_path: Path) -> None:
     with LiveServer() as server, Load(server.port, tmp_path / "histories") as load:
         load.write(keyed=True).write(batch=10, keyed=True).read().read(lease=5.0, batch=50)

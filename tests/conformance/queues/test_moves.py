@@ -71,6 +71,7 @@ def test_a_move_whose_target_was_deleted_fails(store: Store, clock: FakeClock) -
     assert "to" not in store.names()
 
 
+@pytest.mark.slow
 def test_a_move_keeps_to_its_rate_and_is_cancelled(open_again: Callable[[], Store], clock: FakeClock) -> None:
     store, _ = open_again(), open_again()
     die(store, map(str, range(20)))

@@ -1,7 +1,7 @@
 // Polling, while the page is visible, and what the address asks for.
 
 const EVERY = 2000, SHARE = 20;  // ms; listing takes at most one part in so many of the time
-let shown = "", known = false, answered = false, due = 0, failures = 0, timer = 0, asking = null, statusTimer = 0, statusRefused = false, before = null, left = 0;
+let shown = "", known = false, answered = false, due = 0, took = EVERY / SHARE, failures = 0, timer = 0, asking = null, statusTimer = 0, statusRefused = false, before = null, left = 0;
 
 async function listQueues(signal) {
   const began = performance.now(), found = new Map();
@@ -21,7 +21,9 @@ async function listQueues(signal) {
   stats = found;
   for (const queue of past.keys()) if (!stats.has(queue)) past.delete(queue);
   known = true;
-  due = performance.now() + SHARE * (performance.now() - began);
+  const takes = performance.now() - began;
+  due = performance.now() + SHARE * Math.min(takes, took);  // one that took long alone was delayed
+  took = takes;
   showAll();
 }
 

@@ -22,6 +22,7 @@ NAMES = (
     "single_writes",
     "postgres_writes",
     "batches",
+    "table_layouts",
     "long_polls",
     "backlog",
     "features",
@@ -31,7 +32,7 @@ NAMES = (
     "peers",
 )
 # The benchmarks of PostgreSQL need Debian's servers (.ci/get-programs).
-ONLY_NAMED = ("deep_backlog", "nodes", "sustained", "table_layouts")
+ONLY_NAMED = ("deep_backlog", "nodes", "sustained")
 
 
 def main(arguments: list[str]) -> int:

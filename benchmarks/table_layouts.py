@@ -1,7 +1,7 @@
 """pages and CPU of a commit: the table of messages as it is, and one clustered by queue.
 
-SQLite alone, in turns, with the service's schema and settings: rows with a rowid and an index by queue (`in_queue`), and
-rows WITHOUT ROWID whose primary key is the queue and the id, numbered by the queues' table. A transaction sends,
+SQLite alone, in turns, with the service's schema and settings: rows with a rowid and an index by queue (`in_queue`),
+and rows WITHOUT ROWID whose primary key is the queue and the id, numbered by the queues' table. A transaction sends,
 leases, acks or removes one message and counts that.
 """
 
@@ -78,7 +78,7 @@ class _Table:
         cpu, pages = time.thread_time() - before, self.pages
         return pages / times, cpu / times
 
-    def _one(self, sql: str, *values: Any) -> list[int]:
+    def _one(self, sql: str, *values: Any) -> list[Any]:
         (row,) = self.connection.execute(sql, values).fetchall()
         return [row[0]]
 
@@ -87,10 +87,9 @@ class _Table:
 
     def _cluster(self) -> None:
         query = "SELECT sql FROM sqlite_schema WHERE tbl_name = 'messages' AND sql IS NOT NULL AND name <> 'in_queue'"
-        (table, *indexes) = [row[0] for row in self.connection.execute(f"{query} ORDER BY type DESC")]
-        table = table.replace("id            INTEGER PRIMARY KEY AUTOINCREMENT", "id INTEGER NOT NULL", 1)
-        table, found = re.subn(r"\)\s*STRICT$", ", PRIMARY KEY (queue_id, id)) STRICT, WITHOUT ROWID", table)
-        assert found and "AUTOINCREMENT" not in table
+        table, *indexes = [str(row[0]) for row in self.connection.execute(f"{query} ORDER BY type DESC")]
+        table = table.replace("INTEGER PRIMARY KEY AUTOINCREMENT", "INTEGER NOT NULL")
+        table = re.sub(r"\)\s*STRICT$", ", PRIMARY KEY (queue_id, id)) STRICT, WITHOUT ROWID", table)
         self.connection.execute("DROP TABLE messages")
         for sql in (table, *indexes):
             self.connection.execute(sql)

@@ -40,6 +40,7 @@ TINY: dict[str, dict[str, Any]] = {
     "single_writes": {"ROUNDS": 1, "SECONDS": 0.05, "CONNECTIONS": 4, "WARM_UP": 0.05},
     "postgres_writes": {"ROUNDS": 1, "SECONDS": 0.05, "CLIENTS": (1, 2)},
     "batches": {"ROUNDS": 1, "SECONDS": 0.02, "SIZES": (10,)},
+    "table_layouts": {"ROUNDS": 1, "MESSAGES": 4, "SIZES": (60,)},
     "long_polls": {
         "ROUNDS": 1,
         "SECONDS": 0.1,

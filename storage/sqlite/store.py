@@ -368,9 +368,9 @@ class SqliteStore:
         """Run an operation as one transaction and return its JSON value or None, or the first call's with this key."""
 
         def run(work: WriteTransaction) -> Any:
-            return work.once(NO_QUEUE, once, REQUEST_WINDOW, lambda: [operation(work)])[0]
+            return work.once(NO_QUEUE, once, REQUEST_WINDOW, lambda: [operation(work)])
 
-        result: T = self._commits.run(run)
+        result: T = self._commits.run(run)[0]  # no commit returns None, which asks for another turn
         return result
 
     def _in_steps(

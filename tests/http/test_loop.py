@@ -17,6 +17,7 @@ import pytest
 import handler
 from settings import Settings
 from storage.errors import Busy
+from storage.model import NewMessage, Receive
 from storage.sqlite.disk.group_commit import GroupCommit
 from storage.sqlite.disk.lock import FileLock
 from web.native.budget import REPLIES
@@ -340,3 +341,25 @@ def test_a_lock_that_is_free_after_all_operations_have_given_up_is_left_to_other
         assert (held, done) == (True, [Busy])
     mine.close()
     other.close()
+
+
+def test_a_request_of_one_message_has_its_reply_made_in_the_loop(loop: Loop, tmp_path: Path) -> None:
+    """A thread makes long replies. Those to acks once counted as long, because their transactions return nothing."""
+    store = Service(loop, tmp_path).app.unrestricted_store
+    verbs: list[Callable[[str], object]] = [
+        store.settle,
+        store.release,
+        store.reject,
+        lambda one: store.extend(one, 30),
+    ]
+    heavy: list[bool] = []
+
+    def settle_all() -> None:
+        store.send("q", [NewMessage("a")] * len(verbs))
+        for settle, message in zip(verbs, store.receive(Receive(("q",), len(verbs), lease=30)), strict=True):
+            settle(str(message.receipt))
+            heavy.append(loop.current().is_heavy)
+
+    loop.run(settle_all)
+    run_until(loop, lambda: len(heavy) == len(verbs))
+    assert heavy == [False] * len(verbs)

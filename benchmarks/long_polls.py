@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import select
-import signal
 import socket
 import statistics
 import time
@@ -27,6 +26,8 @@ from benchmarks.server import Service, service
 
 WAKES = 40  # in a round
 ROUNDS = 3
+TIMEOUT = 10.0  # seconds until each of two workers has a connection
+BURST = 32  # connections
 SETTLE = 0.01  # seconds after which a poll certainly waits
 WRITERS, READERS = 16, 32
 SECONDS = 2.0  # of mixed load, and of writers alone, in a round
@@ -67,29 +68,23 @@ def _woken(server: Service) -> Result:
 
 def _connections(server: Service) -> tuple[socket.socket, socket.socket, socket.socket | None]:
     """Return a writer, a reader at the same worker, and a reader at another (None if there is only one worker)."""
-    writer = _connection(server)
-    worker = _worker_of(writer, server)
-    same = _connection_elsewhere(server, set(server.workers) - {worker})
-    other = _connection_elsewhere(server, {worker}) if len(server.workers) > 1 else None
-    return writer, same, other
-
-
-def _connection_elsewhere(server: Service, stopped: set[int]) -> socket.socket:
-    """Return a connection to a worker that is not one of the `stopped`: they do not run meanwhile."""
-    for worker in stopped:
-        os.kill(worker, signal.SIGSTOP)
-    try:
-        return _connection(server)
-    finally:
-        for worker in stopped:
-            os.kill(worker, signal.SIGCONT)
-
-
-def _connection(server: Service) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _request(connection, READ)  # after the reply a worker has the connection
-    return connection
+    at: dict[int, list[socket.socket]] = {}
+    wanted = min(2, len(server.workers))
+    deadline = time.monotonic() + TIMEOUT
+    while len(at) < wanted or max(map(len, at.values())) < 2:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"all connections of {TIMEOUT:g} s went to one worker")
+        # Many at once: an idle worker accepts one after the other.
+        for connection in [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(BURST)]:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _request(connection, READ)  # after the reply a worker has the connection
+            at.setdefault(_worker_of(connection, server), []).append(connection)
+    busiest = max(at, key=lambda worker: len(at[worker]))
+    writer, same, *spare = at.pop(busiest)
+    others = [connection for connections in at.values() for connection in connections]
+    for connection in spare + others[1:]:
+        connection.close()
+    return writer, same, others[0] if others else None
 
 
 def _worker_of(connection: socket.socket, server: Service) -> int:

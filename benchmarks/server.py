@@ -39,20 +39,24 @@ class Service(NamedTuple):
 
 
 @contextmanager
-def service(app: str = "handler:app", database: Path | str | None = None, tree: Path = REPOSITORY) -> Iterator[Service]:
+def service(
+    app: str = "handler:app", database: Path | str | None = None, tree: Path = REPOSITORY, workers: int | None = None
+) -> Iterator[Service]:
     """One on a free port, with a database of its own or the one given; it is stopped when the block ends.
 
-    `database`: SQLite's file, or the URL of a database. `tree`: the repository whose service it is.
+    `database`: SQLite's file, or the URL of a database. `tree`: the repository whose service it is. `workers`: their
+    number, if not that of the settings.
     """
     with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         probe.close()
         log = Path(folder, "log")
-        process = _start(app, port, database or Path(folder, "queue.db"), log, tree)
+        workers = workers or Settings.from_env().workers
+        process = _start(app, port, database or Path(folder, "queue.db"), log, tree, workers)
         try:
             _await_answer(f"http://127.0.0.1:{port}/ready", process, log)
             one = Service(port, process.pid)
-            _await_workers(one, log)
+            _await_workers(one, workers, log)
             yield one
         finally:
             _stop(process)
@@ -66,13 +70,13 @@ def settings() -> str:
     )
 
 
-def _start(app: str, port: int, database: Path | str, log: Path, tree: Path) -> subprocess.Popen[bytes]:
+def _start(app: str, port: int, database: Path | str, log: Path, tree: Path, workers: int) -> subprocess.Popen[bytes]:
     url = f"sqlite:///{database}" if isinstance(database, Path) else database
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "gunicorn", app],
             cwd=tree,
-            env=os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": url},
+            env=os.environ | {"PORT": str(port), "QUEUE_DATABASE_URL": url, "WEB_CONCURRENCY": str(workers)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -91,10 +95,10 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None
     raise RuntimeError(f"the service did not start:\n{log.read_text(errors='replace')}")
 
 
-def _await_workers(one: Service, log: Path) -> None:
+def _await_workers(one: Service, workers: int, log: Path) -> None:
     """Wait for all workers, because the first accepts requests before the last is forked."""
     deadline = time.monotonic() + STARTS_WITHIN
-    while len(one.workers) < Settings.from_env().workers:
+    while len(one.workers) < workers:
         if time.monotonic() > deadline:
             raise RuntimeError(f"some workers did not start:\n{log.read_text(errors='replace')}")
         time.sleep(0.02)

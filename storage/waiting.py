@@ -24,7 +24,7 @@ from storage.store import Store
 Found = TypeVar("Found", bound=Sized)  # messages
 
 LOOK_EVERY = 0.004  # seconds between two polls for commits of other processes
-LOOK_SELDOM = 0.02  # seconds to which this grows while there are none
+LOOK_SELDOM = 0.03  # seconds to which this grows while there are none
 LOOK_AT = 500  # queues in one check after a commit of another process
 LOOK_FOR = 0.002  # seconds of a check, after which other tasks run first
 LOOK_AGAIN = 0.25  # seconds until the next check after one that failed

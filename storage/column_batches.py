@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import groupby, repeat
 from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, overload
 
-from storage.model import Message, NewMessage, Receipt, total_size
+from storage.model import Message, NewMessage, Receipt, State, total_size
 
 T = TypeVar("T")
 
@@ -158,11 +158,12 @@ class ColumnBatch(NamedTuple):
 
     def messages(self) -> Iterator[Message]:
         before, after = self.receipt_parts
+        is_leased = self.token is not None
         for number, text, fields in unpack_columns(self.id, self.texts, self.attributes):
-            yield Message(
-                number, self.queue, text, fields, self.sent_at, self.receive_count,
-                None if self.token is None else f"{before}{number}{after}", self.leased_until,
-                first_received_at=self.first_received_at,
+            receipt = f"{before}{number}{after}" if is_leased else None
+            yield Message._make(
+                (number, self.queue, text, fields, self.sent_at, self.receive_count, receipt, self.leased_until,
+                 State.READY, self.first_received_at, None, None)
             )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ CONTENT_TYPE = "application/x-amz-json-1.0"
 TARGET = "AmazonSQS."  # before the action, in the header X-Amz-Target
 
 _SMALL = 65_536  # characters of messages that are encoded together
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
 class JsonProtocol:

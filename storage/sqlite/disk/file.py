@@ -87,7 +87,8 @@ class DatabaseFile:
         disk = os.statvfs(self._folder)
         free, reserve = disk.f_bavail * disk.f_frsize, min(RESERVE, disk.f_blocks * disk.f_frsize // 4)
         if free >= reserve:
-            self._ample_until = time.monotonic() + AMPLE_FOR if free >= AMPLE else 0.0
+            if free >= AMPLE:
+                self._ample_until = time.monotonic() + AMPLE_FOR
             return False
         inside: int = connection.pragma("freelist_count") * connection.pragma("page_size")
         return free < reserve // 4 or free + inside < reserve
